@@ -1,0 +1,32 @@
+# make help lists the targets. Everything runs in the environment made by scripts/setup.
+
+PY   := $(or $(FARSTRIPE_VENV),$(CURDIR)/.venv)/bin/python
+SEED ?= 1
+RUNS ?= 100
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (system packages need root)
+	@scripts/setup
+
+check: setup ## the unit tests: under a minute
+	$(PY) -m pytest -q -n 2 tests/unit
+
+test: ## the whole suite, as continuous integration runs it (root)
+	scripts/test
+
+sim: setup ## RUNS= simulated histories from SEED= on; a failure prints its own seed
+	$(PY) -m tests.sim --seed $(SEED) --runs $(RUNS)
+
+demo: ## two nodes, a crash, a takeover and the way back (root)
+	scripts/demo
+
+bench: ## speed against nbdkit's file plugin and a QEMU mirror, as ratios
+	scripts/bench
+
+lint: setup ## ruff, mypy, shellcheck, systemd-analyze; what is not installed is named and skipped
+	scripts/lint
+
+.PHONY: help setup check test sim demo bench lint
+.DEFAULT_GOAL := help
