@@ -1,0 +1,136 @@
+"""Epochs: which history a record belongs to, and where two histories parted.
+
+An epoch begins whenever a node becomes primary and writes (takeover, switchover, or the first write after its target
+stopped uncleanly). Its number is `counter << 24 | tag`: the counter rises by one along a history, the tag is taken from
+the node's id, so two nodes that open an epoch at the same time never open the same one.
+
+A history is the list of (epoch, base); base is the last seq before that epoch. Two nodes compare lists: up to the base of
+the first entry that differs they hold the same writes, whatever each of them did later. That answers at once whether one
+is behind the other (it can follow by seq) or holds writes the other never saw (it has parted, and something of it must be
+overwritten).
+
+Invariants: the counter rises along a list, bases never fall, a node's position is at least the base of its last entry.
+This file knows no roles and decides nothing; handshake.py does. Source: seed 000 section 9.1 (common position).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+TAG_BITS = 24
+TAG_MASK = (1 << TAG_BITS) - 1
+MAX_COUNTER = (1 << 40) - 1
+
+Hist = Sequence[tuple[int, int]]
+"""[(epoch, base), ...], oldest first."""
+
+
+class Relation(enum.Enum):
+    """How the position of Y relates to that of X, from X's point of view."""
+
+    SAME = "same"  # the same list of epochs, Y's position is not beyond X's
+    BEHIND = "behind"  # X has newer epochs, and all of Y lies before them: Y can follow
+    PARTED = "parted"  # Y's epochs are all X's, but Y holds records beyond the point where X's history goes on otherwise
+    FORKED = "forked"  # both opened an epoch of their own after the common point
+    OUTDATED = "outdated"  # Y has newer epochs on top of all of X's: X's own time as primary is over
+    UNRELATED = "unrelated"  # both have a history, and no epoch in common
+    FRESH = "fresh"  # Y has no history at all
+
+
+class Comparison(NamedTuple):
+    """Result of compare()."""
+
+    relation: Relation
+    shared_upto: int  # seq up to which both histories are the same (not the position of either)
+    y_tail: int  # records of Y that X's history does not contain
+    x_tail: int  # records of X that Y's history does not contain, counted from the common point
+
+
+def make_epoch(counter: int, tag: int) -> int:
+    """Return the epoch number for `counter` (1 .. 2**40 - 1) and the 24-bit node `tag`."""
+    if not 0 < counter <= MAX_COUNTER:
+        raise ValueError(f"epoch counter {counter} out of range")
+    if not 0 <= tag <= TAG_MASK:
+        raise ValueError(f"node tag {tag:#x} out of range")
+    return counter << TAG_BITS | tag
+
+
+def counter_of(epoch: int) -> int:
+    """Return the counter part of an epoch."""
+    return epoch >> TAG_BITS
+
+
+def tag_of(epoch: int) -> int:
+    """Return the node tag part of an epoch."""
+    return epoch & TAG_MASK
+
+
+def node_tag(node_id: str) -> int:
+    """Return the 24-bit tag of a node id (32 hex digits): its first six digits."""
+    return int(node_id[:6], 16)
+
+
+def next_epoch(hist: Hist, tag: int) -> int:
+    """Return the epoch that node `tag` opens on top of `hist`."""
+    return make_epoch(counter_of(hist[-1][0]) + 1 if hist else 1, tag)
+
+
+def check_hist(hist: Hist) -> None:
+    """Raise ValueError unless counters rise and bases do not fall along `hist`."""
+    for (epoch, base), (later, later_base) in zip(hist, hist[1:], strict=False):
+        if counter_of(later) <= counter_of(epoch) or later_base < base:
+            raise ValueError(f"history out of order at epoch {later:#x}, base {later_base}")
+
+
+def compare(x_hist: Hist, x_pos: int, y_hist: Hist, y_pos: int) -> Comparison:
+    """Compare two positions; see Relation. `x_pos` and `y_pos` are the last seqs the sides hold."""
+    if not y_hist:
+        return Comparison(Relation.FRESH, 0, 0, x_pos)
+    if not x_hist:
+        return Comparison(Relation.OUTDATED, 0, y_pos, 0)
+    shared = 0
+    while shared < min(len(x_hist), len(y_hist)) and x_hist[shared] == y_hist[shared]:
+        shared += 1
+    x_more, y_more = x_hist[shared:], y_hist[shared:]
+    if shared == 0:
+        return Comparison(Relation.UNRELATED, 0, y_pos, x_pos)
+    if not x_more and not y_more:
+        tail = max(0, y_pos - x_pos)
+        relation = Relation.PARTED if tail else Relation.SAME
+        return Comparison(relation, min(x_pos, y_pos), tail, max(0, x_pos - y_pos))
+    base = min(more[0][1] for more in (x_more, y_more) if more)
+    x_tail, y_tail = max(0, x_pos - base), max(0, y_pos - base)
+    if x_more and y_more:
+        return Comparison(Relation.FORKED, base, y_tail, x_tail)
+    if y_more:
+        return Comparison(Relation.OUTDATED, base, y_tail, x_tail)
+    return Comparison(Relation.PARTED if y_tail else Relation.BEHIND, base, y_tail, x_tail)
+
+
+def common_position(x_hist: Hist, x_floor: int, y_hist: Hist, y_floor: int) -> int:
+    """Return c: up to this seq the contents of both sides are certain and the same write order.
+
+    c = min(both floors, base of the first entry that differs). Everything beyond c that either side touched must be
+    copied: the union of both sides' newest bitmap whose start is <= c + 1. An empty history gives 0.
+    """
+    if not x_hist or not y_hist:
+        return 0
+    c = min(x_floor, y_floor)
+    for index in range(max(len(x_hist), len(y_hist))):
+        x = x_hist[index] if index < len(x_hist) else None
+        y = y_hist[index] if index < len(y_hist) else None
+        if x != y:
+            return min(c, *(entry[1] for entry in (x, y) if entry is not None))
+    return c
+
+
+def epochs_of_tail(hist: Hist, pos: int, after: int) -> list[int]:
+    """Return the epochs of `hist` that hold records in (after, pos], oldest first."""
+    found = []
+    for index, (epoch, base) in enumerate(hist):
+        end = hist[index + 1][1] if index + 1 < len(hist) else pos
+        if max(base, after) < min(end, pos):
+            found.append(epoch)
+    return found
