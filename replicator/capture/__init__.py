@@ -1,0 +1,13 @@
+"""The target's side of replication: capture of writes, redo of received records, copying, roles.
+
+    state.py     what a group must remember across crashes, and how it is written
+    bitmaps.py   history bitmaps and the list of blocks still to copy: a byte a block, a bit a bitmap
+    engine.py    GroupEngine: the write path, and the parts below behind one face
+    follower.py  a secondary's redo of the journal, and a primary's after a crash
+    copier.py    initial copy and resync as records
+    roles.py     arm, attach, promote, demote, overflow: changes of role and mode, each durable before it acts
+    losspath.py  waiting for the peer, and what to do when it does not answer
+    service.py   threads around an engine, for the real target
+
+Nothing here knows RAID or nbdkit: volumes and files are injected, so the simulator runs the same code.
+"""

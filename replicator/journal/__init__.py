@@ -1,0 +1,1 @@
+"""The journal of a group: a ring of records, and the page of counters its two processes share."""

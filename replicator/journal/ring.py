@@ -1,0 +1,299 @@
+"""The journal ring: records of one group, in order, in a preallocated file or device.
+
+Reasoning. Offsets are logical: they start at 0 when the journal is made and only grow; a byte at logical offset o lies
+at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from the tail to the head
+can be walked by their lengths, and seq rises by one from each to the next.
+
+The space of a record may be overwritten only after a superblock that no longer points at it is durable; so TAIL_OFF in
+the page moves after `set_tail` has synced, never before. After a crash the chain is walked from the durable tail and
+ends at the first record that is torn, out of sequence or of an older epoch: bytes of an earlier lap have a lower seq,
+bytes of a lost branch an older epoch (whoever continues after a lost tail opens a new epoch or gets the same records
+again).
+
+On a primary the target appends; on a secondary the replicator does. Both hold a Journal of their own on the same file,
+and the page says where the journal ends. Only the target writes the superblock.
+
+Superblock (two slots of 4096 bytes at 0 and 4096; the valid one with the higher generation counts), little-endian:
+
+    offset  size  field
+         0     4  magic        "FSRJ"
+         4     2  version      1
+         6     2  file_index   0 (place of this file in the ring)
+         8     8  generation   rises by one with each write
+        16    16  group        UUID
+        32     8  capacity     bytes of the ring, which starts at byte 8192
+        40     8  tail_off     logical offset of the first record kept
+        48     8  tail_seq     its seq (the next seq when the journal is empty)
+        56     8  redo_off     logical offset of the first record that may not be in the pool
+        64     8  redo_seq     its seq
+        72     8  min_epoch    records of the chain have at least this epoch
+        80     4  crc          CRC32C of bytes 0..79
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from replicator.core.errors import IntegrityError
+from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, Header, check_payload, unpack_header
+from replicator.core.runs import parse_run
+from replicator.journal.files import Buffer, RandomFile
+from replicator.journal.page import (
+    APPLIED_OFF,
+    APPLIED_SEQ,
+    DURABLE_OFF,
+    DURABLE_SEQ,
+    EPOCH,
+    HEAD_OFF,
+    HEAD_SEQ,
+    TAIL_OFF,
+    TAIL_SEQ,
+    Page,
+)
+
+DATA_START = 8192
+MIN_CAPACITY = 1 << 20
+_SUPER = struct.Struct("<4sHHQ16sQQQQQQ")
+_CRC = struct.Struct("<I")
+_SLOT_BYTES = 4096
+_SCAN_BYTES = 4 << 20
+
+
+class Super(NamedTuple):
+    """The superblock's content; fields as in the table above."""
+
+    generation: int
+    group: bytes
+    capacity: int
+    tail_off: int
+    tail_seq: int
+    redo_off: int
+    redo_seq: int
+    min_epoch: int
+
+
+class Journal:
+    """A ring of records over one file. Not thread-safe for appends: the caller orders them."""
+
+    def __init__(self, file: RandomFile, page: Page, sup: Super) -> None:
+        """Wrap an opened journal; use `create` or `open`."""
+        self._file = file
+        self._u64 = page.u64
+        self.super = sup
+        self.capacity = sup.capacity
+        self._pwritev = file.pwritev
+
+    @classmethod
+    def create(cls, file: RandomFile, page: Page, group: bytes, capacity: int) -> Journal:
+        """Write a fresh, empty journal into `file`; `capacity` bytes of ring follow the superblocks.
+
+        Durable: the empty journal.
+        """
+        journal = cls(file, page, Super(0, group, capacity, 0, 1, 0, 1, 0))
+        file.pwrite(bytes(2 * _SLOT_BYTES), 0)
+        journal._write_super(journal.super)
+        journal._publish(0, 0, 0)
+        return journal
+
+    @classmethod
+    def open(cls, file: RandomFile, page: Page) -> Journal:
+        """Open an existing journal; does not look for its head (see `recover`). Raises IntegrityError."""
+        slots = [s for n in (0, 1) if (s := _read_slot(file, n)) is not None]
+        if not slots:
+            raise IntegrityError(
+                "no valid superblock in the journal", "split the pair, delete and recreate it with a new journal"
+            )
+        return cls(file, page, max(slots))
+
+    def recover(self, trusted_head: tuple[int, int] | None) -> None:
+        """Find the head and publish it.
+
+        trusted_head: (offset, epoch) from a page of this boot, or None to walk the chain from the tail.
+        A trusted head behind a torn or missing record is an IntegrityError: the medium lost bytes it had taken.
+        """
+        sup = self.super
+        off, seq, epoch = self._walk(sup.tail_off, sup.tail_seq, sup.min_epoch, trusted_head and trusted_head[0])
+        if trusted_head is not None and off < trusted_head[0]:
+            raise IntegrityError(
+                f"the journal ends at record {seq}, before records that were written to it",
+                "the journal's medium is failing: replace it, then resync the pair",
+            )
+        self._publish(off, seq, epoch)
+
+    def _walk(self, off: int, next_seq: int, epoch: int, stop: int | None) -> tuple[int, int, int]:
+        """Walk valid records from `off`; returns (offset behind the last, its seq, its epoch)."""
+        limit = off + self.capacity if stop is None else stop
+        seq = next_seq - 1
+        want = _SCAN_BYTES
+        while off < limit:
+            chunk = memoryview(self.read(off, min(want, limit - off)))
+            try:
+                run = parse_run(chunk, seq + 1, epoch)
+            except BadRecord:
+                run = None
+            if run is None or run.begin != 0 or run.records == 0:
+                if run is not None and run.begin == 0 and want < MAX_PAYLOAD_BYTES * 2 and want < limit - off:
+                    want *= 2
+                    continue
+                return self._walk_singly(off, seq, epoch, limit)
+            off += run.end
+            seq, epoch = run.last_seq, run.last_epoch
+        return off, seq, epoch
+
+    def _walk_singly(self, off: int, seq: int, epoch: int, limit: int) -> tuple[int, int, int]:
+        """Walk record by record, to end exactly before the first bad one."""
+        while limit - off >= HEADER_BYTES:
+            try:
+                header = unpack_header(self.read(off, HEADER_BYTES))
+                if header.seq != seq + 1 or header.epoch < epoch or off + header.total_bytes > limit:
+                    break
+                check_payload(header, self.read(off + HEADER_BYTES, header.payload_len))
+            except BadRecord:
+                break
+            off += header.total_bytes
+            seq, epoch = header.seq, header.epoch
+        return off, seq, epoch
+
+    def _publish(self, off: int, seq: int, epoch: int) -> None:
+        u64, sup = self._u64, self.super
+        u64[TAIL_OFF], u64[TAIL_SEQ] = sup.tail_off, sup.tail_seq
+        u64[APPLIED_OFF], u64[APPLIED_SEQ] = sup.redo_off, sup.redo_seq - 1
+        u64[DURABLE_OFF], u64[DURABLE_SEQ] = sup.tail_off, sup.tail_seq - 1
+        u64[EPOCH] = epoch
+        u64[HEAD_SEQ] = seq
+        u64[HEAD_OFF] = off
+
+    # -- appending ------------------------------------------------------------------------------------------------
+
+    def room_for(self, total_bytes: int) -> bool:
+        """Say whether a record or run of that many bytes fits before the tail."""
+        return self._u64[HEAD_OFF] + total_bytes - self._u64[TAIL_OFF] <= self.capacity
+
+    def append(self, header: bytes, payload: Buffer | None, seq: int, epoch: int) -> None:
+        """Append one record and publish it. Hot path; the caller holds the group lock and has seen room_for().
+
+        Durable: nothing (the bytes are with the kernel, so they survive the process, not power loss).
+        """
+        u64 = self._u64
+        off = u64[HEAD_OFF]
+        total = HEADER_BYTES if payload is None else HEADER_BYTES + len(payload)
+        at = off % self.capacity
+        if at + total <= self.capacity:
+            self._pwritev((header,) if payload is None else (header, payload), DATA_START + at)
+        else:
+            self._write_wrapped(header if payload is None else b"".join((header, payload)), at)
+        u64[EPOCH] = epoch
+        u64[HEAD_SEQ] = seq
+        u64[HEAD_OFF] = off + total
+
+    def append_run(self, run: Buffer, last_seq: int, last_epoch: int) -> None:
+        """Append records that parse_run() accepted, and publish them. Same promises as append()."""
+        u64 = self._u64
+        off = u64[HEAD_OFF]
+        at = off % self.capacity
+        if at + len(run) <= self.capacity:
+            self._pwritev((run,), DATA_START + at)
+        else:
+            self._write_wrapped(run, at)
+        u64[EPOCH] = last_epoch
+        u64[HEAD_SEQ] = last_seq
+        u64[HEAD_OFF] = off + len(run)
+
+    def _write_wrapped(self, data: Buffer, at: int) -> None:
+        view = memoryview(data)
+        first = self.capacity - at
+        self._file.pwrite(view[:first], DATA_START + at)
+        self._file.pwrite(view[first:], DATA_START)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def read(self, off: int, length: int) -> bytes:
+        """Return bytes [off, off + length) of the ring. The caller stays between tail and head."""
+        buf = bytearray(length)
+        self.read_into(memoryview(buf), off)
+        return bytes(buf)
+
+    def read_into(self, buf: memoryview, off: int) -> None:
+        """Fill `buf` from logical offset `off`. Raises OSError(EIO) when the file is shorter than its ring."""
+        at = off % self.capacity
+        first = min(len(buf), self.capacity - at)
+        got = self._file.preadinto(buf[:first], DATA_START + at)
+        if first < len(buf):
+            got += self._file.preadinto(buf[first:], DATA_START)
+        if got != len(buf):
+            raise OSError(errno.EIO, "journal file is shorter than its ring")
+
+    def header_at(self, off: int) -> Header:
+        """Decode the header of the record at `off`. Raises BadRecord."""
+        return unpack_header(self.read(off, HEADER_BYTES))
+
+    def find(self, seq: int, from_off: int | None = None, from_seq: int | None = None) -> int:
+        """Return the offset of record `seq`; head offset for the seq that comes next.
+
+        from_off, from_seq: a known record to start from (default: the tail). Raises IntegrityError when `seq` is not
+        between tail and head: the caller compares with TAIL_SEQ and HEAD_SEQ first.
+        """
+        u64 = self._u64
+        off, at_seq = (u64[TAIL_OFF], u64[TAIL_SEQ]) if from_off is None or from_seq is None else (from_off, from_seq)
+        head_seq, head_off = u64[HEAD_SEQ], u64[HEAD_OFF]
+        if seq == head_seq + 1:
+            return head_off
+        if not at_seq <= seq <= head_seq:
+            raise IntegrityError(f"record {seq} is not in the journal ({at_seq}..{head_seq})", "resync the pair")
+        while at_seq < seq:
+            off += self.header_at(off).total_bytes
+            at_seq += 1
+        return off
+
+    # -- durability -----------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Durable: every record handed to append before the call. A failure is final: the journal must be sealed."""
+        self._file.fdatasync()
+
+    def set_tail(self, tail_off: int, tail_seq: int, redo_off: int, redo_seq: int) -> None:
+        """Move the tail and the redo point forward, then free the space.
+
+        Everything before redo_off is durable in the pool; everything before tail_off is wanted by nobody.
+        Durable: the new tail, before TAIL_OFF in the page says so.
+        """
+        self._write_super(
+            self.super._replace(tail_off=tail_off, tail_seq=tail_seq, redo_off=redo_off, redo_seq=redo_seq)
+        )
+        self._u64[TAIL_SEQ] = tail_seq
+        self._u64[TAIL_OFF] = tail_off
+
+    def reset(self, seq: int, epoch: int) -> None:
+        """Empty the journal: the next record is seq + 1, of `epoch` or newer. Durable: the empty journal."""
+        off = self._u64[HEAD_OFF]
+        self._write_super(
+            self.super._replace(
+                tail_off=off, tail_seq=seq + 1, redo_off=off, redo_seq=seq + 1, min_epoch=epoch
+            )
+        )
+        self._publish(off, seq, epoch)
+
+    def _write_super(self, sup: Super) -> None:
+        sup = sup._replace(generation=sup.generation + 1)
+        body = _SUPER.pack(b"FSRJ", 1, 0, *sup)
+        self._file.pwrite(body + _CRC.pack(crc32c(body)), (sup.generation % 2) * _SLOT_BYTES)
+        self._file.fdatasync()
+        self.super = sup
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+
+def _read_slot(file: RandomFile, slot: int) -> Super | None:
+    raw = file.pread(_SUPER.size + _CRC.size, slot * _SLOT_BYTES)
+    if len(raw) < _SUPER.size + _CRC.size or _CRC.unpack_from(raw, _SUPER.size)[0] != crc32c(raw[: _SUPER.size]):
+        return None
+    magic, version, _index, *rest = _SUPER.unpack_from(raw)
+    if magic != b"FSRJ" or version != 1:
+        return None
+    return Super(*rest)
