@@ -35,7 +35,7 @@ class Relation(enum.Enum):
     PARTED = "parted"  # Y's epochs are all X's, but Y holds records beyond the point where X's history goes on otherwise
     FORKED = "forked"  # both opened an epoch of their own after the common point
     OUTDATED = "outdated"  # Y has newer epochs on top of all of X's: X's own time as primary is over
-    UNRELATED = "unrelated"  # both have a history, and no epoch in common
+    UNRELATED = "unrelated"  # Y has a history, and no epoch of it is X's
     FRESH = "fresh"  # Y has no history at all
 
 
@@ -89,7 +89,7 @@ def compare(x_hist: Hist, x_pos: int, y_hist: Hist, y_pos: int) -> Comparison:
     if not y_hist:
         return Comparison(Relation.FRESH, 0, 0, x_pos)
     if not x_hist:
-        return Comparison(Relation.OUTDATED, 0, y_pos, 0)
+        return Comparison(Relation.UNRELATED, 0, y_pos, 0)
     shared = 0
     while shared < min(len(x_hist), len(y_hist)) and x_hist[shared] == y_hist[shared]:
         shared += 1

@@ -1,0 +1,149 @@
+"""HELLO: the facts a node states about its side of a pair, first thing on every connection.
+
+Both sides send one, and both compute the same decision from the two (handshake.py). A HELLO is a snapshot: what it says
+about positions stays true until the decision is carried out, except that a primary's position may rise.
+
+Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes], ...],
+`journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from replicator.core.epochs import check_hist, node_tag
+from replicator.core.errors import ProtocolError
+
+VERSION = 1
+ROLES = ("primary", "secondary")
+STATES = ("fresh", "ok", "resync", "diverged")
+
+
+class Hello(NamedTuple):
+    """One side's facts."""
+
+    version: int
+    node: str  # 32 hex digits
+    group: str  # uuid, 32 hex digits
+    volumes: tuple[tuple[int, int], ...]  # (index, size bytes), by index
+    role: str  # "primary" | "secondary"
+    state: str  # "fresh" | "ok" | "resync" | "diverged"
+    hist: tuple[tuple[int, int], ...]  # (epoch, base), oldest first
+    pos: int  # last seq held without a gap (primary: written; secondary: received)
+    durable: int  # last seq on stable storage
+    floor: int  # up to here the contents are certain
+    last_write: int  # seq of the last host write, <= pos; pos where it is not known
+    journal: tuple[int, int] | None  # [first, last] seq that can be streamed from the journal, first > last when empty
+    starts: tuple[int, ...]  # start seqs of the history bitmaps
+    unclean: bool  # after a power loss: blocks may hold writes newer than pos
+    copy_id: str  # resync under way: id given by its source ("" when none). At the source: todo still known
+    split: bool  # the operator wants the pair split
+    discard: str  # node whose writes the operator allows to be thrown away, or ""
+    handover: str  # node this side has handed the primary role to, or ""
+
+    @property
+    def tag(self) -> int:
+        """The node's epoch tag."""
+        return node_tag(self.node)
+
+
+def from_status(
+    node: str, status: dict[str, Any], *, split: bool, discard: str = "", handover: str = "", version: int = VERSION
+) -> Hello:
+    """Build our Hello from the target's group.status and what the operator wants."""
+    journal = status["journal"]
+    streams = status.get("mode") == "journal"
+    pos = int(status["pos"])
+    return Hello(
+        version=version,
+        node=node,
+        group=str(status["uuid"]),
+        volumes=tuple(sorted((int(v["index"]), int(v["size"])) for v in status["volumes"])),
+        role=str(status["role"]),
+        state=str(status["state"]),
+        hist=tuple((int(e), int(b)) for e, b in status["hist"]),
+        pos=pos,
+        durable=int(status["durable"]),
+        floor=int(status["floor"]),
+        last_write=min(pos, int(status.get("last_write", pos))),
+        journal=(int(journal["first_seq"]), int(journal["head_seq"])) if streams else None,
+        starts=tuple(sorted(int(s) for s in status["bitmaps"])),
+        unclean=bool(status.get("unclean", False)),
+        copy_id=str(status.get("copy_id") or ""),
+        split=split,
+        discard=discard,
+        handover=handover,
+    )
+
+
+def to_frame(hello: Hello) -> dict[str, Any]:
+    """Return the control frame for a Hello."""
+    frame: dict[str, Any] = {"t": "hello", **hello._asdict()}
+    for key in ("volumes", "hist"):
+        frame[key] = [list(pair) for pair in frame[key]]
+    frame["starts"] = list(hello.starts)
+    frame["journal"] = None if hello.journal is None else list(hello.journal)
+    return frame
+
+
+def from_frame(frame: dict[str, Any]) -> Hello:
+    """Decode a peer's HELLO.
+
+    Raises ProtocolError when a field is missing or cannot be right. A newer version may carry other fields: only the
+    version is then taken from it, so that the handshake can say so.
+    """
+    try:
+        version = int(frame["version"])
+        if version != VERSION:
+            return _only_version(version, frame)
+        hello = Hello(
+            version=version,
+            node=_hex(frame["node"]),
+            group=_hex(frame["group"]),
+            volumes=tuple((_u64(i), _u64(s)) for i, s in frame["volumes"]),
+            role=_one_of(frame["role"], ROLES),
+            state=_one_of(frame["state"], STATES),
+            hist=tuple((_u64(e), _u64(b)) for e, b in frame["hist"]),
+            pos=_u64(frame["pos"]),
+            durable=_u64(frame["durable"]),
+            floor=_u64(frame["floor"]),
+            last_write=_u64(frame["last_write"]),
+            journal=None if frame["journal"] is None else (_u64(frame["journal"][0]), _u64(frame["journal"][1])),
+            starts=tuple(_u64(s) for s in frame["starts"]),
+            unclean=bool(frame["unclean"]),
+            copy_id=str(frame["copy_id"])[:64],
+            split=bool(frame["split"]),
+            discard=str(frame["discard"])[:32],
+            handover=str(frame["handover"])[:32],
+        )
+        check_hist(hello.hist)
+        if hello.hist and hello.pos < hello.hist[-1][1]:
+            raise ValueError(f"position {hello.pos} lies before base {hello.hist[-1][1]}")
+    except (KeyError, TypeError, ValueError, IndexError) as exc:
+        raise ProtocolError(f"the peer's hello is malformed: {exc}") from exc
+    return hello
+
+
+def _only_version(version: int, frame: dict[str, Any]) -> Hello:
+    node, group = _hex(frame["node"]), _hex(frame["group"])
+    return Hello(version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", False, "", "")
+
+
+def _hex(value: Any) -> str:
+    text = str(value).replace("-", "").lower()
+    if len(text) != 32:
+        raise ValueError(f"id {value!r} is not 32 hex digits")
+    int(text, 16)
+    return text
+
+
+def _u64(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is not a 64-bit number")
+    return value
+
+
+def _one_of(value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
+    return str(value)
