@@ -1,0 +1,234 @@
+"""Block files: the only door through which raidlib touches storage.
+
+A BlockFile is a fixed-size array of bytes, backed by a file or a block device. Everything above talks to the
+protocol, so the same pool runs on real files (OSFile) and on tests.testing.fakedisk, which loses unsynced writes.
+
+What a BlockFile promises:
+* a write that returned survives the death of this process, but only a sync makes it survive a power cut;
+* pwrite_durable makes just its own bytes durable (RWF_DSYNC), without flushing the whole file;
+* a failed fdatasync or pwrite_durable raises OSError and must never be retried: the kernel has dropped the dirty pages.
+
+raw_pwrite and raw_preadv are the hot path: one system call, may be short, and the caller looks at the count.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Sequence
+from ctypes import CDLL, c_int, c_long, get_errno
+from functools import partial
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+_FALLOC_KEEP_SIZE = 0x01
+_FALLOC_PUNCH_HOLE = 0x02
+_FALLOC_ZERO_RANGE = 0x10
+_ZEROES = memoryview(bytes(1 << 20))
+_libc = CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [c_int, c_int, c_long, c_long]
+
+
+class BlockFile(Protocol):
+    """A fixed-size array of bytes on storage. Offsets and lengths are bytes; every method is thread-safe."""
+
+    path: str
+    raw_pwrite: Callable[[Buffer, int], int]
+    """raw_pwrite(buf, off) -> bytes written; may be short."""
+    raw_preadv: Callable[[Sequence[bytearray | memoryview], int], int]
+    """raw_preadv([buf], off) -> bytes read; may be short."""
+    parallel_sync: bool
+    """Whether syncing several files from several threads is worth it."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+
+    def pread(self, n: int, off: int) -> bytes:
+        """Return exactly n bytes at off. Raises OSError; EIO when the file ends before."""
+
+    def preadinto(self, buf: bytearray | memoryview, off: int) -> int:
+        """Fill buf from off; return its length. Raises OSError; EIO when the file ends before."""
+
+    def pwrite(self, buf: Buffer, off: int) -> None:
+        """Write all of buf at off. Raises OSError. Durable: nothing."""
+
+    def pwritev(self, bufs: Sequence[Buffer], off: int) -> None:
+        """Write the buffers one after another at off. Raises OSError. Durable: nothing."""
+
+    def pwrite_durable(self, buf: Buffer, off: int) -> None:
+        """Write buf at off. Raises OSError, never to be retried. Durable: these bytes."""
+
+    def fdatasync(self) -> None:
+        """Raises OSError, never to be retried. Durable: every write and punch that returned before the call."""
+
+    def punch(self, off: int, length: int) -> None:
+        """Make the range read as zeroes, freeing space where the medium can. Durable: nothing."""
+
+    def zeroes_fast(self) -> bool:
+        """Whether punch() frees space instead of writing zeroes one by one."""
+
+    def close(self) -> None:
+        """Let go of the file. Durable: nothing."""
+
+
+class OSFile:
+    """A regular file or block device."""
+
+    parallel_sync = True
+
+    def __init__(self, fd: int, path: str, size: int, is_device: bool) -> None:
+        self._fd = fd
+        self.path = path
+        self._size = size
+        self._is_device = is_device
+        self._punch_mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
+        self.raw_pwrite = partial(os.pwrite, fd)
+        self.raw_preadv = partial(os.preadv, fd)
+
+    @classmethod
+    def open(cls, path: str) -> OSFile:
+        """Open an existing file or device for reading and writing, shared with whoever has it open.
+
+        Raises OSError: ENOENT, EISDIR, EACCES and the like.
+        """
+        return cls._open(path, 0)
+
+    @classmethod
+    def open_exclusive(cls, path: str) -> OSFile:
+        """Open like open(), for one user at a time: a lock on a file, O_EXCL (nobody mounts it) on a device.
+
+        Raises OSError; EBUSY when somebody else has it open exclusively.
+        """
+        try:
+            is_device = stat.S_ISBLK(os.stat(path).st_mode)
+            file = cls._open(path, os.O_EXCL if is_device else 0)
+            try:
+                fcntl.flock(file._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                raise
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path) from None
+        return file
+
+    @classmethod
+    def create(cls, path: str, size: int) -> None:
+        """Make a sparse regular file of `size` bytes. Raises FileExistsError when the path exists.
+
+        Durable: the file with its size, and its name in the directory.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    @classmethod
+    def _open(cls, path: str, extra_flags: int) -> OSFile:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | extra_flags)
+        mode = os.fstat(fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "neither a regular file nor a block device", path)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        return cls(fd, path, size, stat.S_ISBLK(mode))
+
+    @property
+    def size(self) -> int:
+        """Size in bytes when it was opened."""
+        return self._size
+
+    def fileno(self) -> int:
+        """The file descriptor, for sendfile and mmap; it stays the file's."""
+        return self._fd
+
+    def pread(self, n: int, off: int) -> bytes:
+        """See BlockFile."""
+        data = os.pread(self._fd, n, off)
+        if len(data) == n:
+            return data
+        buf = bytearray(n)
+        self.preadinto(buf, off)
+        return bytes(buf)
+
+    def preadinto(self, buf: bytearray | memoryview, off: int) -> int:
+        """See BlockFile."""
+        want = len(buf)
+        got = os.preadv(self._fd, [buf], off)
+        if got != want:
+            view = memoryview(buf)
+            while got < want:
+                step = os.preadv(self._fd, [view[got:]], off + got)
+                if step == 0:
+                    raise OSError(errno.EIO, f"file ends at byte {off + got}", self.path)
+                got += step
+        return want
+
+    def pwrite(self, buf: Buffer, off: int) -> None:
+        """See BlockFile."""
+        done = os.pwrite(self._fd, buf, off)
+        if done != len(buf):
+            view = memoryview(buf)
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], off + done)
+
+    def pwritev(self, bufs: Sequence[Buffer], off: int) -> None:
+        """See BlockFile."""
+        total = sum(map(len, bufs))
+        if len(bufs) > 512 or os.pwritev(self._fd, bufs, off) != total:
+            # Rewriting from the start is harmless: same bytes, same place.
+            for buf in bufs:
+                self.pwrite(buf, off)
+                off += len(buf)
+
+    def pwrite_durable(self, buf: Buffer, off: int) -> None:
+        """See BlockFile."""
+        view = memoryview(buf)
+        while len(view):
+            done = os.pwritev(self._fd, [view], off, os.RWF_DSYNC)
+            view = view[done:]
+            off += done
+
+    def fdatasync(self) -> None:
+        """See BlockFile."""
+        os.fdatasync(self._fd)
+
+    def punch(self, off: int, length: int) -> None:
+        """See BlockFile. Tries to punch a hole, then to zero the range in one call, then writes zeroes."""
+        if length <= 0:
+            return
+        while self._punch_mode:
+            if _libc.fallocate(self._fd, self._punch_mode, off, length) == 0:
+                return
+            code = get_errno()
+            if code == errno.EINTR:
+                continue
+            if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise OSError(code, os.strerror(code), self.path)
+            punches = bool(self._punch_mode & _FALLOC_PUNCH_HOLE)
+            self._punch_mode = _FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE if punches else 0
+        end = off + length
+        while off < end:
+            step = min(len(_ZEROES), end - off)
+            self.pwrite(_ZEROES[:step], off)
+            off += step
+
+    def zeroes_fast(self) -> bool:
+        """See BlockFile. True for files; a device may write zeroes for hours, so nobody should wait for it."""
+        return not self._is_device and bool(self._punch_mode & _FALLOC_PUNCH_HOLE)
+
+    def close(self) -> None:
+        """See BlockFile."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
