@@ -1,0 +1,78 @@
+"""Sizes and times as people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes in `4096`, `512M`, `1G`, `1.5GiB`; units are powers of 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it like 4096, 512M or 1G")
+    whole, fraction, unit = match.groups()
+    factor = _FACTORS[unit.upper()]
+    size = int(whole) * factor
+    if fraction:
+        part, rest = divmod(int(fraction) * factor, 10 ** len(fraction))
+        if rest:
+            raise ValueError(f"{text!r} is not a whole number of bytes")
+        size += part
+    return size
+
+
+class SizeType(click.ParamType[int]):
+    """A size option. `multiple_of` bytes, when given, must divide it."""
+
+    name = "size"
+
+    def __init__(self, multiple_of: int = 1, least: int = 0) -> None:
+        self.multiple_of = multiple_of
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            size = value if isinstance(value, int) else parse_size(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        if size % self.multiple_of:
+            below = size - size % self.multiple_of
+            self.fail(
+                f"{size} bytes is not a multiple of {self.multiple_of}; the nearest are {below} and "
+                f"{below + self.multiple_of}",
+                param,
+                ctx,
+            )
+        if size < self.least:
+            self.fail(f"{size} bytes is below the least of {format_size(self.least)}", param, ctx)
+        return size
+
+
+def format_size(size: int | None) -> str:
+    """Return a size for people: exact where a unit divides it, else with one decimal."""
+    if size is None:
+        return "unknown"
+    for unit in ("P", "T", "G", "M", "K"):
+        factor = _FACTORS[unit]
+        if abs(size) >= factor:
+            return f"{size // factor} {unit}iB" if size % factor == 0 else f"{size / factor:.1f} {unit}iB"
+    return f"{size} B"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return a duration for people, in the two largest units that matter."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
