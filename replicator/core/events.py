@@ -8,6 +8,8 @@ The shell's duties, beside carrying out effects:
   * Give each new connection a link number, rising, never reused while the process lives, and put it on every event of that
     connection. The session drops events of any other link, so late frames of an old connection cannot do harm.
   * Call handle(Tick(...), now) when `session.next_deadline()` has passed.
+  * When handle() raises ProtocolError (NotExpected is one) for a FrameIn: close the connection, report LinkDown.
+  * CloseLink after Send: the frames sent before are delivered if the peer reads them (half-close, linger a little).
   * Data frames and acks do not pass through the session. While a StartShipping is in force the shell reads the journal and
     sends runs; while a StartReceiving is in force it takes runs with replicator.core.runs, appends, syncs and acknowledges.
     A data frame that arrives while no StartReceiving is in force is dropped.
@@ -18,18 +20,17 @@ Control frames are msgpack maps with the key "t":
 
     t          sent by        fields
     hello      both           see hello.py
-    verdict    both           label, source, target, full, c
+    verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
-    attach     copy source    p, c, epoch, hist, masks {volume: bits}, copy_id
-    attached   copy target    copy_id
+    attach     copy source    p, c, epoch, hist, mask (as group.begin_copy returned it), link_gen (number of this copy)
+    attached   copy target    link_gen
     copied     copy target    seq (applied and durable position that includes SYNCED)
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)
     taken      new primary    epoch, base
     split      either         reason
     resync     either         discard ("" or node id) : connect again with what the operator wants
-    ping       both           seq (own journal head), role
-    pong       both           seq
-
+    ping       both           seq (own position), role, state (of the session)
+    pong       both           the same
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ class CloseLink:
 
 @dataclass(frozen=True, slots=True)
 class AskTarget:
-    """Call `op` on the target's control socket ("group" is added to `args` by the shell). Answered by Reply(token).
+    """Call `op` on the target's control socket ("group" is added to `args` by the shell). Answered by Reply(token); for
+    token 0 nobody waits, but calls are made in the order they were asked.
 
     Durable: what the target's op promises; the session continues only after the Reply, so a frame that follows it in a later
     effect list is sent after the promise holds.

@@ -1,0 +1,96 @@
+"""May this node become primary by force, and what would be lost: one labelled table.
+
+A takeover is always local: it asks nobody. So the table's business is to refuse what must not be, and to say in numbers what
+the operator gives up. Used by the session (the executor) and by `farstripe plan takeover`, so the plan cannot lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Plan(NamedTuple):
+    """The outcome of plan_takeover."""
+
+    label: str
+    allowed: bool
+    message: str  # what is lost, or why not
+    way_out: str
+
+
+class Row(NamedTuple):
+    """First row whose `when` holds for (status, facts) counts. `force`: None never allowed, True needs --force, False free."""
+
+    label: str
+    when: Callable[[dict[str, Any], dict[str, Any]], bool]
+    force: bool | None
+    message: str
+    way_out: str
+
+
+def _primary_answers(status: dict[str, Any], facts: dict[str, Any]) -> bool:
+    return bool(facts.get("linked")) and facts.get("peer_role") == "primary"
+
+
+TABLE: tuple[Row, ...] = (
+    Row("already-primary", lambda s, f: s.get("role") == "primary", None, "this node is primary already", ""),
+    Row(
+        "no-copy",
+        lambda s, f: s.get("state") == "fresh",
+        None,
+        "this node has no copy of the data yet",
+        "wait for the first copy with 'farstripe pair wait'",
+    ),
+    Row(
+        "inconsistent",
+        lambda s, f: s.get("state") == "resync",
+        None,
+        "the copy here is inconsistent: a resync is under way, its blocks are of different times",
+        "bring the primary back and let the resync finish",
+    ),
+    Row(
+        "failed",
+        lambda s, f: bool(s.get("failed")),
+        None,
+        "a disk of this node failed: {failed}",
+        "repair it first; see 'farstripe pool status'",
+    ),
+    Row(
+        "diverged",
+        lambda s, f: s.get("state") == "diverged",
+        True,
+        "this node is a former primary that was replaced; becoming primary again makes two histories",
+        "resync it from the peer, or use --force to go on with this node's data",
+    ),
+    Row(
+        "primary-alive",
+        _primary_answers,
+        True,
+        "the primary is alive and answers: its hosts are cut off from this pair, and {lost}",
+        "use 'farstripe switchover', or --force if the primary must be abandoned",
+    ),
+    Row("clean", lambda s, f: True, False, "{lost}", ""),
+)
+
+
+def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool) -> Plan:
+    """Judge a takeover on the node with this group.status and these Session.facts. `force`: the operator insists."""
+    for row in TABLE:
+        if row.when(status, facts):
+            message = row.message.format(lost=lost_text(status, facts), failed=status.get("failed", ""))
+            allowed = row.force is False or (row.force is True and force)
+            return Plan(row.label, allowed, message, "" if allowed else row.way_out)
+    raise AssertionError("the last row matches everything")
+
+
+def lost_text(status: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Say what this node knows to be missing here."""
+    missing = max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos") or 0))
+    age = facts.get("contact_age_s")
+    if age is None:
+        return "what the primary wrote since the last contact is lost; this replicator has had none since it started"
+    since = f"what it wrote in the {age:.1f} s since the last contact is lost unless the pair was synchronous"
+    if missing:
+        return f"at least {missing} records the primary had reported are lost, and {since}"
+    return f"no reported record is missing; {since}"
