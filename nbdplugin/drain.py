@@ -1,0 +1,72 @@
+"""Ending client connections from inside nbdkit, without an error answer.
+
+nbdkit on its way out waits for ever for clients that stay connected, and answers requests it has read but not begun
+with ESHUTDOWN, which a kernel client passes on to the filesystem. A client that merely loses its connection can come
+back and repeat. So before nbdkit is asked to end, its connections are: reading is shut down, requests under way are
+answered, nbdkit sees the end of the stream and closes. What does not end in time (a write that waits for a peer) loses
+its connection before its wait is given up, so the give-up is never taken for an answer.
+
+nbdkit tells plugins nothing of its sockets; they are found among the descriptors of this process by their own address.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def client_sockets(unix_path: Path, port: int | None) -> list[socket.socket]:
+    """Return duplicates of the connected sockets that were accepted on the given addresses; the caller closes them."""
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            sock = socket.socket(fileno=os.dup(int(entry)))
+        except OSError:
+            continue  # no socket, or closed meanwhile
+        if _is_client(sock, unix_path, port):
+            found.append(sock)
+        else:
+            sock.close()
+    return found
+
+
+def _is_client(sock: socket.socket, unix_path: Path, port: int | None) -> bool:
+    try:
+        name = sock.getsockname()
+        sock.getpeername()
+    except OSError:
+        return False  # a listener, or not connected any more
+    if sock.family == socket.AF_UNIX:
+        return name == str(unix_path)
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and name[1] == port
+
+
+def drain(
+    unix_path: Path, port: int | None, give_up: Callable[[], None], patience_s: float = 2.0, deadline_s: float = 10.0
+) -> bool:
+    """End all client connections; returns whether all are gone.
+
+    give_up: called once when requests are still under way after `patience_s` seconds, with their connections shut:
+    makes waiting requests fail.
+    """
+    started = time.monotonic()
+    gave_up = False
+    while sockets := client_sockets(unix_path, port):
+        waited_s = time.monotonic() - started
+        how = socket.SHUT_RD if waited_s < patience_s else socket.SHUT_RDWR
+        for sock in sockets:
+            with sock:
+                try:
+                    sock.shutdown(how)
+                except OSError:
+                    pass  # it went by itself
+        if how == socket.SHUT_RDWR and not gave_up:
+            give_up()
+            gave_up = True
+        if waited_s > deadline_s:
+            return False
+        time.sleep(0.01)
+    return True

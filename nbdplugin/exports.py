@@ -1,0 +1,115 @@
+"""The volumes of the node as NBD exports: a route for each, who has it open, what a client is told about it.
+
+A volume of a secondary group is served read-only, and its description says why. NBD names no client, so a second
+writer cannot be told from a second connection of the first: `writers` counts connections that may write, volume.list
+shows it, and `farstripe attach` refuses a volume that has one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from nbdplugin.routes import VolumeRoute, engine_slots, pool_slots
+from replicator.core.errors import NotFound, Refused
+
+
+class Exports:
+    """Routes by volume name. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, VolumeRoute] = {}
+        self._lock = threading.Lock()
+
+    def add(self, volume: Any, sync: Callable[[], object]) -> None:
+        """Serve `volume`; `sync` makes the pool durable."""
+        with self._lock:
+            self._routes[volume.name] = VolumeRoute(volume, pool_slots(volume, sync))
+
+    def remove(self, name: str) -> None:
+        """Stop serving a volume. Raises Refused while a client has it open."""
+        with self._lock:
+            route = self._routes.get(name)
+            if route is None:
+                return
+            refuse_if_open(route, "delete")
+            del self._routes[name]
+
+    def get(self, name: str) -> VolumeRoute:
+        """Return the route of `name`. Raises NotFound."""
+        route = self._routes.get(name)
+        if route is None:
+            raise NotFound(f"no volume {name!r} on this node", "farstripe volume list shows them")
+        return route
+
+    def routes(self) -> list[VolumeRoute]:
+        """All routes, by name."""
+        with self._lock:
+            return [self._routes[name] for name in sorted(self._routes)]
+
+    def open(self, name: str, readonly: bool) -> tuple[VolumeRoute, bool]:
+        """Count a connection to `name`; returns its route and whether it may only read. Raises NotFound."""
+        with self._lock:
+            route = self.get(name)
+            readonly = readonly or not writable(route)
+            if readonly:
+                route.readers += 1
+            else:
+                route.writers += 1
+            return route, readonly
+
+    def close(self, route: VolumeRoute, readonly: bool) -> None:
+        """Take back one `open`."""
+        with self._lock:
+            if readonly:
+                route.readers -= 1
+            else:
+                route.writers -= 1
+
+    def join_group(self, names: list[str], service: Any) -> None:
+        """Send the requests of these volumes, in index order, through a group's service from now on."""
+        for index, name in enumerate(names):
+            self.get(name).switch(engine_slots(service, index), service, index)
+
+    def leave_group(self, names: list[str], sync: Callable[[], object]) -> None:
+        """Send the requests of these volumes straight to the pool again."""
+        for name in names:
+            route = self.get(name)
+            route.switch(pool_slots(route.volume, sync), None, 0)
+
+
+def writable(route: VolumeRoute) -> bool:
+    """Whether a new connection may write."""
+    return route.group is None or route.group.status()["role"] == "primary"
+
+
+def describe(route: VolumeRoute) -> str:
+    """One line for the NBD client: what the export is and, when it is read-only, why."""
+    if route.group is None:
+        return f"volume {route.name}"
+    status = route.group.status()
+    text = f"volume {route.name} of group {status['name']}"
+    if status["role"] == "primary":
+        return text
+    if status["state"] == "ok":
+        return f"{text}: secondary here, read-only"
+    return f"{text}: secondary here, read-only, not consistent now ({status['state']})"
+
+
+def refuse_if_open(route: VolumeRoute, verb: str) -> None:
+    """Raise Refused when a client has the volume open."""
+    if count := route.writers + route.readers:
+        raise Refused(
+            f"volume {route.name} cannot be {verb}d: {count} NBD connection{'s' * (count > 1)} open",
+            "farstripe detach it, or end the client",
+        )
+
+
+def refuse_if_grouped(route: VolumeRoute, verb: str) -> None:
+    """Raise Refused when the volume is in a group."""
+    if route.group is not None:
+        raise Refused(
+            f"volume {route.name} cannot be {verb}d: it is in group {route.group.status()['name']}",
+            "farstripe pair delete and farstripe group delete come first",
+        )

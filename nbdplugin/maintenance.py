@@ -1,0 +1,101 @@
+"""Background work on the pool: clearing idle write-intent marks, rebuilding members, noticing failed ones.
+
+Two threads, because a rebuild step can be long. Neither holds a lock over its sleep, both end within a step at stop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from nbdplugin.events import EventLog
+from nbdplugin.poolhost import PoolHost
+
+TICK_S = 1.0
+REBUILD_SHARE = 0.5
+"""Part of the time a rebuild may use: after a step it sleeps in proportion, so hosts keep the rest."""
+
+
+class Maintenance:
+    """The threads; `start` once, `stop` once."""
+
+    def __init__(self, pools: PoolHost, events: EventLog) -> None:
+        self._pools = pools
+        self._events = events
+        self._stop = threading.Event()
+        self._rebuild = threading.Event()
+        self._states: dict[str, str] = {}
+        self._threads = [
+            threading.Thread(target=self._tick_loop, name="maintenance", daemon=True),
+            threading.Thread(target=self._rebuild_loop, name="rebuild", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start both threads; a rebuild that was under way goes on."""
+        self._rebuild.set()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both threads and wait for them."""
+        self._stop.set()
+        self._rebuild.set()
+        for thread in self._threads:
+            thread.join()
+
+    def rebuild_soon(self) -> None:
+        """A member was replaced: begin."""
+        self._rebuild.set()
+
+    def _tick_loop(self) -> None:
+        while not self._stop.wait(TICK_S):
+            pool = self._pools.pool
+            if pool is None:
+                continue
+            try:
+                pool.clear_intents()
+                self._notice(pool.status())
+            except Exception as exc:  # outermost loop: one bad tick must not end the thread
+                self._events.add("pool.maintenance_failed", f"clearing write-intent marks failed: {exc}")
+                self._stop.wait(10)
+
+    def _notice(self, status: dict[str, Any]) -> None:
+        """Add an event for every member whose state changed since the last look."""
+        for group in status["groups"]:
+            for member in group["members"]:
+                path, state = member["path"], member["state"]
+                before = self._states.get(path)
+                self._states[path] = state
+                if before is not None and before != state:
+                    self._events.add(
+                        f"member.{state}", f"member {path} of RAID group {group['name']}: {before} → {state}", path=path
+                    )
+
+    def _rebuild_loop(self) -> None:
+        while True:
+            self._rebuild.wait()
+            self._rebuild.clear()
+            if self._stop.is_set():
+                return
+            pool = self._pools.pool
+            if pool is not None:
+                try:
+                    self._run_rebuild(pool)
+                except Exception as exc:  # outermost loop: the pool stays degraded, and says so
+                    self._events.add("rebuild.failed", f"rebuild stopped: {exc}")
+
+    def _run_rebuild(self, pool: Any) -> None:
+        started, steps = time.monotonic(), 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            remaining = pool.rebuild_step()
+            if not remaining:
+                break
+            steps += 1
+            if steps == 1:
+                self._events.add("rebuild.started", "rebuild of a replaced member started")
+            took = time.monotonic() - began
+            self._stop.wait(min(took * (1 - REBUILD_SHARE) / REBUILD_SHARE, 1.0))
+        if steps and not self._stop.is_set():
+            self._events.add("rebuild.done", f"rebuild finished after {time.monotonic() - started:.1f} s")

@@ -1,0 +1,107 @@
+"""Control operations on the pool and its volumes: pool.* and volume.*."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nbdplugin import arguments
+from nbdplugin.exports import refuse_if_grouped, refuse_if_open, writable
+from replicator.core.errors import Refused
+
+if TYPE_CHECKING:
+    from nbdplugin.routes import VolumeRoute
+    from nbdplugin.target import Target
+    from replicator.control import Handler
+
+
+def pool_handlers(target: Target) -> dict[str, Handler]:
+    """The pool.* operations, by name."""
+    pools = target.pools
+
+    def create(args: dict[str, Any]) -> dict[str, Any]:
+        pools.create(
+            arguments.name(args),
+            args.get("groups"),
+            arguments.integer(args, "area_bytes", 4 << 20, low=64 << 10, high=1 << 30),
+        )
+        return pools.status()
+
+    def status(args: dict[str, Any]) -> dict[str, Any]:
+        return pools.status()
+
+    def replace(args: dict[str, Any]) -> dict[str, Any]:
+        old, new = arguments.text(args, "old"), arguments.path(args, "new")
+        pools.replace(old, new)
+        target.maintenance.rebuild_soon()
+        return pools.status()
+
+    def fail(args: dict[str, Any]) -> dict[str, Any]:
+        pools.fail(arguments.text(args, "member"))
+        return pools.status()
+
+    return {"pool.create": create, "pool.status": status, "pool.replace": replace, "pool.fail": fail}
+
+
+def volume_handlers(target: Target) -> dict[str, Handler]:
+    """The volume.* operations, by name."""
+    pools, exports = target.pools, target.exports
+
+    def create(args: dict[str, Any]) -> dict[str, Any]:
+        name = arguments.name(args)
+        raid_group = args.get("raid_group") and arguments.text(args, "raid_group")
+        thin = arguments.flag(args, "thin", True)
+        pools.create_volume(name, arguments.size(args), raid_group, thin)
+        return _facts(exports.get(name))
+
+    def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
+        return [_facts(route) for route in exports.routes()]
+
+    def delete(args: dict[str, Any]) -> None:
+        with pools.changing:
+            route = exports.get(arguments.text(args, "name"))
+            refuse_if_grouped(route, "delete")
+            pools.delete_volume(route)
+
+    def resize(args: dict[str, Any]) -> dict[str, Any]:
+        size, force = arguments.size(args), arguments.flag(args, "force")
+        with pools.changing:
+            route = exports.get(arguments.text(args, "name"))
+            refuse_if_grouped(route, "resize")
+            if size < route.volume.size:
+                refuse_if_open(route, "resize")
+                if not force:
+                    raise Refused(
+                        f"volume {route.name} would lose its last {route.volume.size - size} bytes",
+                        "shrink the filesystem first, then repeat with --force",
+                    )
+            pools.resize_volume(route, size)
+            return _facts(route)
+
+    return {
+        "volume.create": create,
+        "volume.list": listing,
+        "volume.delete": delete,
+        "volume.resize": resize,
+    }
+
+
+def _facts(route: VolumeRoute) -> dict[str, Any]:
+    volume = route.volume
+    facts: dict[str, Any] = {
+        "name": route.name,
+        "uuid": volume.uuid,
+        "size": volume.size,
+        "raid_group": getattr(volume, "raid_group", None),
+        "allocated": getattr(volume, "allocated_bytes", None),
+        "group": None,
+        "role": None,
+        "writable": writable(route),
+        "writers": route.writers,
+        "readers": route.readers,
+    }
+    if route.group is not None:
+        status = route.group.status()
+        facts.update(group=status["name"], role=status["role"], index=route.index)
+    return facts
+
+

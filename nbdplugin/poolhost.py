@@ -1,0 +1,154 @@
+"""The node's pool as the target holds it: opening, creating, its volumes, and the list of where its members are.
+
+STATE/pool.json holds {"name": …, "members": [paths]}: hints only. What a member is, its own superblock says; a hint that
+is wrong costs a clear error, never data.
+
+`changing` serialises everything that changes the pool's shape; requests of clients never take it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from nbdplugin import arguments
+from nbdplugin.events import EventLog
+from nbdplugin.exports import Exports, refuse_if_open
+from nbdplugin.routes import VolumeRoute
+from raidlib.pool import GroupSpec, Pool
+from replicator.core.errors import AlreadyExists, BadInput, NotFound
+
+
+class PoolHost:
+    """The pool, when there is one. Errors are raidlib's or FarstripeErrors."""
+
+    def __init__(self, state_dir: Path, exports: Exports, events: EventLog) -> None:
+        self._hints = state_dir / "pool.json"
+        self._exports = exports
+        self._events = events
+        self.pool: Pool | None = None
+        self.changing = threading.RLock()
+
+    def open(self) -> None:
+        """Open the pool that pool.json names and serve its volumes; without the file there is no pool yet."""
+        try:
+            hints = json.loads(self._hints.read_text(encoding="utf-8"))
+            members = [str(path) for path in hints["members"]]
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BadInput(f"{self._hints} cannot be read", 'write {"members": [paths of all members]}') from exc
+        self.pool = pool = Pool.open(members)
+        for group in pool.status()["groups"]:
+            if group["state"] != "ok":
+                self._events.add("pool.degraded", f"RAID group {group['name']} opened {group['state']}")
+        self._serve_volumes(pool)
+
+    def _serve_volumes(self, pool: Pool) -> None:
+        for name in pool.volumes:
+            self._exports.add(pool.volume(name), pool.sync)
+
+    def require(self) -> Pool:
+        """The pool. Raises NotFound when there is none."""
+        if self.pool is None:
+            raise NotFound("this node has no pool", "farstripe pool create makes one")
+        return self.pool
+
+    def create(self, name: str, groups: Any, area_bytes: int) -> None:
+        """Make the pool of this node. Durable: pool and hints, on return. Raises AlreadyExists when there is one."""
+        specs = group_specs(groups)
+        with self.changing:
+            if self.pool is not None:
+                raise AlreadyExists(f"this node has a pool: {self.pool.name}", "a node has one pool")
+            self.pool = Pool.create(name, specs, area_bytes)
+            self._save_hints(self.pool)
+            self._serve_volumes(self.pool)
+        self._events.add("pool.created", f"pool {name} created", groups=[spec.name for spec in specs])
+
+    def _save_hints(self, pool: Pool) -> None:
+        members = [member["path"] for group in pool.status()["groups"] for member in group["members"]]
+        fresh = self._hints.with_suffix(".new")
+        with fresh.open("w", encoding="utf-8") as f:
+            json.dump({"name": pool.name, "members": members}, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        fresh.replace(self._hints)
+        directory = os.open(self._hints.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def status(self) -> dict[str, Any]:
+        """The pool's status map (raidlib)."""
+        return self.require().status()
+
+    def sync(self) -> None:
+        """Durable: everything written to the pool before the call."""
+        self.require().sync()
+
+    def replace(self, old: str, new: str) -> None:
+        """Put `new` in the place of member `old`; the rebuild then runs in the background."""
+        with self.changing:
+            pool = self.require()
+            pool.replace_member(old, new)
+            self._save_hints(pool)
+        self._events.add("member.replaced", f"member {old} is replaced by {new}", old=old, new=new)
+
+    def fail(self, member: str) -> None:
+        """Treat a member as lost from now on."""
+        with self.changing:
+            self.require().fail_member(member)
+        self._events.add("member.failed", f"member {member} was declared failed", path=member)
+
+    def create_volume(self, name: str, size: int, raid_group: str | None = None, thin: bool = True) -> None:
+        """Make a volume and serve it. Durable: the volume."""
+        with self.changing:
+            pool = self.require()
+            pool.create_volume(name, size, raid_group, thin)
+            self._exports.add(pool.volume(name), pool.sync)
+        self._events.add("volume.created", f"volume {name} created, {size} bytes", name=name, size=size)
+
+    def delete_volume(self, route: VolumeRoute) -> None:
+        """Stop serving a volume and free its space. Raises Refused while a client has it open."""
+        with self.changing:
+            refuse_if_open(route, "delete")
+            self._exports.remove(route.name)
+            try:
+                self.require().delete_volume(route.name)
+            except BaseException:
+                self._exports.add(route.volume, self.require().sync)
+                raise
+        self._events.add("volume.deleted", f"volume {route.name} deleted", name=route.name)
+
+    def resize_volume(self, route: VolumeRoute, size: int) -> None:
+        """Change a volume's size in bytes. Connections see the size they were opened with."""
+        with self.changing:
+            before = route.volume.size
+            self.require().resize_volume(route.name, size)
+        self._events.add(
+            "volume.resized", f"volume {route.name}: {before} → {size} bytes", name=route.name, before=before, size=size
+        )
+
+    def close(self) -> None:
+        """Durable: everything, and the pool is marked clean."""
+        if self.pool is not None:
+            self.pool.close()
+
+
+def group_specs(groups: Any) -> list[GroupSpec]:
+    """Check the `groups` argument of pool.create. Raises BadInput."""
+    if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
+        raise BadInput("the argument 'groups' must be a list of {name, level, members, chunk}")
+    return [
+        GroupSpec(
+            arguments.name(group),
+            arguments.integer(group, "level", high=10),
+            [arguments.absolute(member) for member in arguments.names(group, "members")],
+            arguments.integer(group, "chunk", 64 << 10, low=1, high=1 << 30),
+        )
+        for group in groups
+    ]

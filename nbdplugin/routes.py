@@ -1,0 +1,187 @@
+"""Where the requests of one volume go: straight to the pool, or through its group's engine.
+
+All connections to a volume share one VolumeRoute. Its slots are functions that nbdplugin.plugin calls with nothing in
+between; joining or leaving a group replaces them while clients stay connected.
+
+The hard part is that replacement. A write that took the old slot may still be running when the new one is in place;
+a copy that starts then could miss it. So `switch` first puts parking functions into the slots, then waits until no
+thread is inside an older request, then installs the new functions and lets the parked ones go on. The hot path pays
+nothing for this: who is inside is read from the interpreter's stacks, which only `switch` does.
+
+Invariant: after `switch` returns, no request that was made through the old slots is still running.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import CodeType
+from typing import Any, NamedTuple, Protocol
+
+from replicator.core.errors import TimedOut
+
+Buffer = memoryview | bytes | bytearray
+
+
+class Volume(Protocol):
+    """What a route needs of raidlib's volume. Offsets and lengths are bytes."""
+
+    name: str
+    size: int
+
+    def pread_into(self, buf: Any, off: int) -> Any: ...
+    def pwrite(self, buf: Any, off: int) -> Any: ...
+    def zero(self, off: int, length: int, punch: bool) -> Any: ...
+    def extents(self, off: int, length: int) -> list[tuple[int, bool]]: ...
+
+
+class Slots(NamedTuple):
+    """The functions that change a volume; each returns when the client may be answered, or raises."""
+
+    write: Callable[[Buffer, int], object]
+    write_fua: Callable[[Buffer, int], object]
+    zero: Callable[[int, int, bool, bool], object]  # offset, length, may punch, FUA
+    trim: Callable[[int, int, bool], object]  # offset, length, FUA
+    flush: Callable[[], object]
+
+
+class VolumeRoute:
+    """One volume as its clients see it."""
+
+    __slots__ = (
+        "_codes", "_switching", "extents", "flush", "group", "index", "name", "read", "readers", "trim", "volume",
+        "write", "write_fua", "writers", "zero",
+    )  # fmt: skip
+
+    def __init__(self, volume: Volume, slots: Slots) -> None:
+        self.name = volume.name
+        self.volume = volume
+        self.group: Any = None
+        """The engine of the group the volume is in, or None."""
+        self.index = 0
+        """The volume's index in its group."""
+        self.writers = 0
+        """Open connections that may write. NBD names no client, so several connections of one host count each."""
+        self.readers = 0
+        """Open connections that may only read."""
+        self._switching = threading.Lock()
+        self.read = volume.pread_into
+        self.extents = volume.extents
+        self._install(slots)
+
+    def _install(self, slots: Slots) -> None:
+        self.write, self.write_fua, self.zero, self.trim, self.flush = slots
+
+    def switch(self, slots: Slots, group: Any, index: int, timeout_s: float = 30.0) -> None:
+        """Send all further requests through `slots`, after those under way have ended.
+
+        Raises TimedOut, with the old functions in place, when a request does not end within `timeout_s` seconds.
+        """
+        with self._switching:
+            before = Slots(self.write, self.write_fua, self.zero, self.trim, self.flush)
+            gate = threading.Event()
+            parked, codes = self._parking(gate)
+            self._install(parked)
+            try:
+                self._wait_until_idle(codes, time.monotonic() + timeout_s)
+            except TimedOut:
+                self._install(before)
+                raise
+            else:
+                self._install(slots)
+                self.group, self.index = group, index
+            finally:
+                gate.set()
+
+    def _parking(self, gate: threading.Event) -> tuple[Slots, frozenset[CodeType]]:
+        def write(buf: Buffer, off: int) -> object:
+            gate.wait()
+            return self.write(buf, off)
+
+        def write_fua(buf: Buffer, off: int) -> object:
+            gate.wait()
+            return self.write_fua(buf, off)
+
+        def zero(off: int, length: int, punch: bool, fua: bool) -> object:
+            gate.wait()
+            return self.zero(off, length, punch, fua)
+
+        def trim(off: int, length: int, fua: bool) -> object:
+            gate.wait()
+            return self.trim(off, length, fua)
+
+        def flush() -> object:
+            gate.wait()
+            return self.flush()
+
+        functions = (write, write_fua, zero, trim, flush)
+        return Slots(*functions), frozenset(f.__code__ for f in functions)
+
+    def _wait_until_idle(self, parked: frozenset[CodeType], deadline: float) -> None:
+        pause_s = 0.0005
+        while self._someone_inside(parked):
+            if time.monotonic() > deadline:
+                raise TimedOut(f"a request to volume {self.name} does not end", "see 'farstripe status'")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+
+    def _someone_inside(self, parked: frozenset[CodeType]) -> bool:
+        """Whether a thread is in a changing request of this volume, parked ones apart."""
+        for frame in sys._current_frames().values():
+            is_parked = False
+            at = frame
+            while at is not None:
+                if at.f_code in parked:
+                    is_parked = True
+                elif at.f_code in watched_codes and not is_parked:
+                    handle = at.f_locals.get("h")
+                    if handle is not None and handle.route is self:
+                        return True
+                at = at.f_back  # type: ignore[assignment]
+        return False
+
+
+watched_codes: set[CodeType] = set()
+"""Code of the plugin callbacks that call slots; nbdplugin.plugin registers them. Each names its handle `h`."""
+
+
+def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:
+    """Slots of a volume in no group: the pool's own functions, and `sync` where durability is asked for."""
+    pwrite, zero_range = volume.pwrite, volume.zero
+
+    def write_fua(buf: Buffer, off: int) -> None:
+        pwrite(buf, off)
+        sync()
+
+    def zero(off: int, length: int, punch: bool, fua: bool) -> None:
+        zero_range(off, length, punch)
+        if fua:
+            sync()
+
+    def trim(off: int, length: int, fua: bool) -> None:
+        zero_range(off, length, True)
+        if fua:
+            sync()
+
+    return Slots(pwrite, write_fua, zero, trim, sync)
+
+
+def engine_slots(engine: Any, index: int) -> Slots:
+    """Slots of volume `index` of a group: everything passes the group's engine."""
+    engine_write, engine_zero, engine_trim = engine.write, engine.zero, engine.trim
+
+    def write(buf: Buffer, off: int) -> None:
+        engine_write(index, off, buf, False)
+
+    def write_fua(buf: Buffer, off: int) -> None:
+        engine_write(index, off, buf, True)
+
+    def zero(off: int, length: int, punch: bool, fua: bool) -> None:
+        engine_zero(index, off, length, punch, fua)
+
+    def trim(off: int, length: int, fua: bool) -> None:
+        engine_trim(index, off, length, fua)
+
+    return Slots(write, write_fua, zero, trim, engine.flush)

@@ -1,0 +1,162 @@
+"""The target process: puts pool, volumes, groups and the control socket together, and takes them apart in order.
+
+Order of a start: configuration, events, pool, volumes, groups, maintenance, control socket, READY. Order of a stop:
+connections end (nbdplugin.drain), nbdkit leaves its loop, then the control socket, maintenance, groups (checkpoint), pool
+(marked clean). A kill at any point of either is an unclean stop, which
+the next start recovers from.
+
+What this does not do: requests (routes), decisions (engine), RAID (raidlib).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from nbdplugin import exports, launch, nodeconfig, ops_group, ops_node, ops_pool
+from nbdplugin.drain import drain
+from nbdplugin.events import EventLog
+from nbdplugin.exports import Exports
+from nbdplugin.grouphost import GroupHost
+from nbdplugin.maintenance import Maintenance
+from nbdplugin.notify import notify
+from nbdplugin.poolhost import PoolHost
+from nbdplugin.routes import VolumeRoute
+from replicator.control import ControlServer
+from replicator.core.errors import Refused
+
+
+class Target:
+    """Everything one target process owns."""
+
+    def __init__(self, state_dir: str, run_dir: str, shutdown: Callable[[], None]) -> None:
+        """`shutdown` asks nbdkit to drain its connections and end."""
+        self.state_dir = Path(state_dir)
+        self.run_dir = Path(run_dir)
+        self._shutdown = shutdown
+        self._stopping = threading.Event()
+        self._closed = False
+
+    def start(self) -> None:
+        """Open everything and serve. A failure is recorded for whoever started us, then raised."""
+        try:
+            self._open()
+        except BaseException as exc:  # whoever waits for the start learns why, whatever it was
+            launch.record_failure(self.run_dir, exc)
+            raise
+        self._catch_signals()
+        (self.run_dir / "target.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
+        self.events.add("node.started", f"target of node {self.config.name} started", pid=os.getpid())
+        notify(f"READY=1\nSTATUS=serving {len(self.exports.routes())} volumes")
+        self._tell_starter()
+
+    def _open(self) -> None:
+        self.started_at = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.config = nodeconfig.load(self.state_dir)
+        self.events = EventLog(self.state_dir)
+        self.exports = Exports()
+        self.pools = PoolHost(self.state_dir, self.exports, self.events)
+        self.pools.open()
+        self.groups = GroupHost(self.state_dir, self.run_dir, self.config, self.pools, self.exports, self.events)
+        self.groups.open()
+        self.maintenance = Maintenance(self.pools, self.events)
+        self.maintenance.start()
+        self.control = ControlServer(
+            self.run_dir / "target.sock",
+            {
+                **ops_node.handlers(self),
+                **ops_pool.pool_handlers(self),
+                **ops_pool.volume_handlers(self),
+                **ops_group.handlers(self),
+            },
+        )
+        self.control.start()
+
+    def _tell_starter(self) -> None:
+        """End the wait of launch.start_in_background."""
+        if number := os.environ.pop("FARSTRIPE_READY_FD", ""):
+            os.write(int(number), b"ready")
+            os.close(int(number))
+
+    # -- exports --------------------------------------------------------------------------------------------------
+
+    def list_exports(self) -> list[tuple[str, str]]:
+        """(name, description) of every volume."""
+        return [(route.name, exports.describe(route)) for route in self.exports.routes()]
+
+    def admit_client(self) -> None:
+        """Raise Refused when no new connection may begin, because the target stops."""
+        if self._stopping.is_set():
+            raise Refused("the target is stopping", "connect again when it has restarted", errno=errno.ESHUTDOWN)
+
+    def open_volume(self, name: str, readonly: bool) -> tuple[VolumeRoute, bool]:
+        """See Exports.open."""
+        return self.exports.open(name, readonly)
+
+    def close_volume(self, route: VolumeRoute, readonly: bool) -> None:
+        """See Exports.close."""
+        self.exports.close(route, readonly)
+
+    # -- stop -----------------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        """Turn SIGTERM and SIGINT into request_stop, in a thread.
+
+        nbdkit's own handler would drain connections without telling us, and wait for ever for a write that waits for
+        a peer. Python runs signal handlers only between bytecodes of the main thread, which sleeps in nbdkit: the
+        wake-up descriptor is written by the C handler itself.
+        """
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+
+        def wait_for_signals() -> None:
+            while number := reader.recv(1):
+                self.request_stop(f"signal {signal.Signals(number[0]).name}")
+
+        self._wakeup = writer  # open as long as the process: the C handler writes to its number
+        threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
+
+    def request_stop(self, why: str) -> None:
+        """Begin an orderly stop; returns at once. Later calls change nothing."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        notify("STOPPING=1")
+        self.events.add("node.stopping", f"target of node {self.config.name} stops: {why}")
+        threading.Thread(target=self._end_connections, name="drain", daemon=True).start()
+
+    def _end_connections(self) -> None:
+        gone = drain(self.run_dir / "nbd.sock", self.config.nbd_port, self.groups.release_waiters)
+        if not gone:
+            self.events.add("node.stop_slow", "NBD requests are still under way; waiting for them")
+        self.groups.release_waiters()
+        self._shutdown()
+
+    def close(self) -> None:
+        """Close everything, after the last connection ended.
+
+        Durable: pool and groups are marked clean, so the next start recovers nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self.control.stop()
+        self.maintenance.stop()
+        self.groups.close()
+        self.pools.close()
+        self.events.add("node.stopped", f"target of node {self.config.name} stopped")
+        self.events.close()
+        with contextlib.suppress(FileNotFoundError):
+            (self.run_dir / "target.pid").unlink()
+        print("farstripe-target: stopped, everything marked clean", file=sys.stderr, flush=True)
