@@ -84,17 +84,31 @@ def check_hist(hist: Hist) -> None:
             raise ValueError(f"history out of order at epoch {later:#x}, base {later_base}")
 
 
+def _part(x_hist: Hist, y_hist: Hist) -> tuple[bool, Hist, Hist]:
+    """Return (they share an epoch, what only x has after that, what only y has after that).
+
+    Either list may have lost its oldest entries: they are aligned at the first entry of the one that begins later.
+    """
+    x_list, y_list = list(x_hist), list(y_hist)
+    if x_list and y_list and x_list[0] != y_list[0]:
+        if x_list[0] in y_list:
+            del y_list[: y_list.index(x_list[0])]
+        elif y_list[0] in x_list:
+            del x_list[: x_list.index(y_list[0])]
+    shared = 0
+    while shared < min(len(x_list), len(y_list)) and x_list[shared] == y_list[shared]:
+        shared += 1
+    return shared > 0, x_list[shared:], y_list[shared:]
+
+
 def compare(x_hist: Hist, x_pos: int, y_hist: Hist, y_pos: int) -> Comparison:
     """Compare two positions; see Relation. `x_pos` and `y_pos` are the last seqs the sides hold."""
     if not y_hist:
         return Comparison(Relation.FRESH, 0, 0, x_pos)
     if not x_hist:
         return Comparison(Relation.UNRELATED, 0, y_pos, 0)
-    shared = 0
-    while shared < min(len(x_hist), len(y_hist)) and x_hist[shared] == y_hist[shared]:
-        shared += 1
-    x_more, y_more = x_hist[shared:], y_hist[shared:]
-    if shared == 0:
+    shared, x_more, y_more = _part(x_hist, y_hist)
+    if not shared:
         return Comparison(Relation.UNRELATED, 0, y_pos, x_pos)
     if not x_more and not y_more:
         tail = max(0, y_pos - x_pos)
@@ -117,13 +131,8 @@ def common_position(x_hist: Hist, x_floor: int, y_hist: Hist, y_floor: int) -> i
     """
     if not x_hist or not y_hist:
         return 0
-    c = min(x_floor, y_floor)
-    for index in range(max(len(x_hist), len(y_hist))):
-        x = x_hist[index] if index < len(x_hist) else None
-        y = y_hist[index] if index < len(y_hist) else None
-        if x != y:
-            return min(c, *(entry[1] for entry in (x, y) if entry is not None))
-    return c
+    shared, x_more, y_more = _part(x_hist, y_hist)
+    return min([x_floor, y_floor] + [more[0][1] for more in (x_more, y_more) if more]) if shared else 0
 
 
 def epochs_of_tail(hist: Hist, pos: int, after: int) -> list[int]:

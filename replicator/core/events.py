@@ -22,8 +22,8 @@ Control frames are msgpack maps with the key "t":
     hello      both           see hello.py
     verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
-    attach     copy source    p, c, epoch, hist, mask (as group.begin_copy returned it), link_gen (number of this copy)
-    attached   copy target    link_gen
+    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full (as group.begin_copy returned them), copy_id
+    attached   copy target    copy_id
     copied     copy target    seq (applied and durable position that includes SYNCED)
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)
     taken      new primary    epoch, base

@@ -415,7 +415,7 @@ class Session:
     def _act_step_down(self, decision: Decision, now: float) -> tuple[State, list[Effect]]:
         if decision.acts != self.node:
             return State.WAITING, []
-        return State.STEPPING_DOWN, [self._ask("group.demote")]
+        return State.STEPPING_DOWN, [self._ask("group.demote", diverged=decision.lost_records > 0)]
 
     def _act_promote(self, decision: Decision, now: float) -> tuple[State, list[Effect]]:
         if decision.acts != self.node:
@@ -491,14 +491,14 @@ class Session:
             raise ProtocolError("the peer sent bitmaps of some volumes only")
         self._bitmaps = bitmaps
         unknown = self.decision.full or any(b is None for b in bitmaps.values())
-        link_gen = self._rng.getrandbits(62) | 1
+        copy_id = f"{self._rng.getrandbits(64):016x}"
         ask = self._ask(
             "group.begin_copy",
             c=None if self.decision.full else self.decision.c,
             peer_bitmaps=None if unknown else bitmaps,
-            link_gen=link_gen,
+            copy_id=copy_id,
         )
-        self._copy = {"link_gen": link_gen}
+        self._copy = {"copy_id": copy_id}
         return State.PLANNING, [ask]
 
     def _offer(self, event: Reply, now: float) -> tuple[State, list[Effect]]:
@@ -506,27 +506,32 @@ class Session:
         result = event.result
         self._copy = {
             "t": "attach",
-            "link_gen": self._copy["link_gen"],
-            "p": int(result["P"]),
+            "copy_id": self._copy["copy_id"],
+            "p": int(result["p"]),
             "c": self.decision.c,
             "epoch": int(result["epoch"]),
             "hist": [list(entry) for entry in result["hist"]],
-            "mask": result["mask"],
+            "masks": result["masks"],
+            "full": bool(result["full"]),
         }
         return State.OFFERED, [Send(self._copy)]
 
     def _adopt(self, event: FrameIn, now: float) -> tuple[State, list[Effect]]:
-        frame = event.frame
-        try:
-            p, link_gen, epoch = int(frame["p"]), int(frame["link_gen"]), int(frame["epoch"])
-            hist = [[int(e), int(b)] for e, b in frame["hist"]]
-            mask = frame["mask"]
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc
         assert self.decision is not None
-        self._copy = {"p": p, "hist": hist, "link_gen": link_gen}
-        args = {"P": p, "hist": hist, "c": self.decision.c, "mask": mask, "epoch": epoch, "link_gen": link_gen}
-        return State.ADOPTING, [self._ask("group.attach", **args)]
+        try:
+            copy = {
+                "p": int(event.frame["p"]),
+                "c": self.decision.c,
+                "epoch": int(event.frame["epoch"]),
+                "hist": [[int(e), int(b)] for e, b in event.frame["hist"]],
+                "masks": {int(volume): bytes(bits) for volume, bits in event.frame["masks"].items()},
+                "copy_id": str(event.frame["copy_id"]),
+                "full": bool(event.frame["full"]),
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc
+        self._copy = copy
+        return State.ADOPTING, [self._ask("group.attach", **copy)]
 
     def _adopted(self, event: Reply, now: float) -> tuple[State, list[Effect]]:
         offer = self._copy
@@ -534,12 +539,12 @@ class Session:
         self._next_poll = now + POLL_S
         return State.COPY_TARGET, [
             self._receive(offer["p"] + 1, offer["hist"]),
-            Send({"t": "attached", "link_gen": offer["link_gen"]}),
+            Send({"t": "attached", "copy_id": offer["copy_id"]}),
             Log("copy-begun", {"from": self.peer, "p": offer["p"]}),
         ]
 
     def _start_copy(self, event: FrameIn, now: float) -> tuple[State, list[Effect]]:
-        if event.frame.get("link_gen") != self._copy["link_gen"]:
+        if event.frame.get("copy_id") != self._copy["copy_id"]:
             raise ProtocolError("the peer attached to another copy")
         self.discard, self._ask_peer_resync = "", False
         self._next_poll = now + POLL_S
@@ -639,7 +644,7 @@ class Session:
         return State.YIELDING, [
             StopShipping(),
             Persist({"handover": self.peer}),
-            self._ask("group.demote"),
+            self._ask("group.demote", diverged=False),
         ]
 
     def _hold_failed(self, event: Reply, now: float) -> tuple[State, list[Effect]]:
