@@ -1,0 +1,174 @@
+"""Where requests go, and changing that under load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from nbdplugin import routes
+from nbdplugin.routes import Slots, VolumeRoute, pool_slots
+from replicator.core.errors import TimedOut
+
+
+class MemoryVolume:
+    """A volume that notes calls and can hold writes back."""
+
+    name, uuid = "v", "0" * 32
+
+    def __init__(self, size: int = 1 << 20) -> None:
+        self.size = size
+        self.data = bytearray(size)
+        self.calls: list[str] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.entered = threading.Event()
+
+    def pread_into(self, buf: Any, off: int) -> None:
+        buf[:] = self.data[off : off + len(buf)]
+
+    def pwrite(self, buf: Any, off: int) -> None:
+        self.entered.set()
+        self.go_on.wait(10)
+        self.data[off : off + len(buf)] = buf
+        self.calls.append("write")
+
+    def zero(self, off: int, length: int, punch: bool) -> None:
+        self.data[off : off + length] = bytes(length)
+        self.calls.append("punch" if punch else "zero")
+
+    def extents(self, off: int, length: int) -> list[tuple[int, bool]]:
+        return [(length, True)]
+
+
+class Connection:
+    """Stands in for the plugin's handle."""
+
+    def __init__(self, route: VolumeRoute) -> None:
+        self.route = route
+
+
+def request(h: Connection, buf: bytes, off: int) -> None:
+    """Stands in for the plugin's pwrite callback."""
+    h.route.write(buf, off)
+
+
+routes.watched_codes.add(request.__code__)
+
+
+def _other_slots(calls: list[str]) -> Slots:
+    def note(*_args: object) -> None:
+        calls.append("engine")
+
+    return Slots(note, note, note, note, note)
+
+
+def _route(volume: MemoryVolume) -> VolumeRoute:
+    return VolumeRoute(volume, pool_slots(volume, lambda: volume.calls.append("sync")))
+
+
+def test_fua_writes_and_zeroes_are_synced_before_they_return() -> None:
+    volume = MemoryVolume()
+    route = _route(volume)
+    route.write_fua(b"abc", 5)
+    route.zero(0, 4, False, True)
+    route.trim(4096, 4096, True)
+    assert volume.calls == ["write", "sync", "zero", "sync", "punch", "sync"]
+
+
+def test_plain_requests_do_not_sync() -> None:
+    volume = MemoryVolume()
+    route = _route(volume)
+    route.write(b"abc", 5)
+    route.zero(0, 4, True, False)
+    route.trim(4096, 4096, False)
+    assert volume.calls == ["write", "punch", "punch"]
+
+
+def test_switch_waits_for_a_request_under_way_and_parks_new_ones() -> None:
+    volume = MemoryVolume()
+    route = _route(volume)
+    handle, calls = Connection(route), volume.calls
+    volume.go_on.clear()
+    old = threading.Thread(target=request, args=(handle, b"old", 0))
+    old.start()
+    volume.entered.wait(5)
+    switcher = threading.Thread(target=route.switch, args=(_other_slots(calls), "group", 3))
+    switcher.start()
+    time.sleep(0.05)
+    new = threading.Thread(target=request, args=(handle, b"new", 0))
+    new.start()
+    time.sleep(0.05)
+    assert calls == [] and switcher.is_alive() and new.is_alive()
+    volume.go_on.set()
+    for thread in (old, switcher, new):
+        thread.join(5)
+    assert calls == ["write", "engine"]
+    assert (route.group, route.index) == ("group", 3)
+
+
+def test_switch_gives_up_on_a_stuck_request_and_leaves_the_old_way_in_place() -> None:
+    volume = MemoryVolume()
+    route = _route(volume)
+    volume.go_on.clear()
+    stuck = threading.Thread(target=request, args=(Connection(route), b"x", 0))
+    stuck.start()
+    volume.entered.wait(5)
+    with pytest.raises(TimedOut):
+        route.switch(_other_slots([]), "group", 0, timeout_s=0.05)
+    volume.go_on.set()
+    stuck.join(5)
+    route.write(b"y", 0)
+    assert volume.calls == ["write", "write"]
+    assert route.group is None
+
+
+def test_switch_does_not_wait_for_requests_to_other_volumes() -> None:
+    volume, other = MemoryVolume(), MemoryVolume()
+    other.go_on.clear()
+    busy = threading.Thread(target=request, args=(Connection(_route(other)), b"x", 0))
+    busy.start()
+    other.entered.wait(5)
+    _route(volume).switch(_other_slots([]), "group", 0, timeout_s=1)
+    other.go_on.set()
+    busy.join(5)
+
+
+def test_no_write_is_lost_or_seen_by_the_old_way_while_switching_under_load() -> None:
+    volume = MemoryVolume()
+    route = _route(volume)
+    handle = Connection(route)
+    switched = threading.Event()
+    late: list[str] = []
+    plain = volume.pwrite
+
+    def checked(buf: Any, off: int) -> None:
+        if switched.is_set():
+            late.append("write through the old way after the switch")
+        plain(buf, off)
+
+    volume.pwrite = checked  # type: ignore[method-assign]
+    route = handle.route = _route(volume)
+    stop = threading.Event()
+    done = [0] * 4
+
+    def load(n: int) -> None:
+        while not stop.is_set():
+            request(handle, b"z" * 8, n * 8)
+            done[n] += 1
+
+    threads = [threading.Thread(target=load, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    calls: list[str] = []
+    route.switch(_other_slots(calls), "group", 0)
+    switched.set()
+    time.sleep(0.05)
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert not late
+    assert sum(done) == volume.calls.count("write") + calls.count("engine")
