@@ -65,7 +65,9 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
     "follow": ("ok", "resumable", "resync"),  # copy complete; copy under way and still known to lead; under way, unknown
     "journal": ("covers", "lost"),  # lead's journal holds every record after follow's position
-    "image": ("exact", "unclean"),  # unclean: a power loss left blocks newer than the position on either side
+    # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or lead
+    # began a copy that follow never adopted)
+    "image": ("exact", "unclean"),
 }
 
 
@@ -112,7 +114,7 @@ TABLE: tuple[Row, ...] = (
     _row("full-fresh", Action.COPY, "follow", "follow is new and holds nothing", **_ONE, relation="fresh"),
     _row("stream", Action.STREAM, "follow", "the link was away, and the journal kept what was written meanwhile", **_ONE, relation="same|behind", follow="ok", journal="covers", image="exact"),
     _row("diff-journal-lost", Action.COPY, "follow", "follow was away longer than the journal reaches back; bitmaps know the blocks", **_ONE, relation="same|behind", follow="ok", journal="lost", image="exact"),
-    _row("diff-unclean", Action.COPY, "follow", "a power loss may have left blocks on disk whose records are gone from the journal", **_ONE, relation="same|behind", follow="ok", image="unclean"),
+    _row("diff-unclean", Action.COPY, "follow", "a power loss left blocks on disk whose records are gone, or a copy was begun that follow never took up", **_ONE, relation="same|behind", follow="ok", image="unclean"),
     _row("resume-resync", Action.RESUME, "follow", "the link was cut during a copy; the source still knows what is left to copy", **_ONE, relation="same|behind", follow="resumable", journal="covers", image="exact"),
     _row("redo-resync-journal-lost", Action.COPY, "follow", "a copy was under way and the journal no longer reaches back to where it stopped", **_ONE, relation="same|behind", follow="resumable", journal="lost", image="exact"),
     _row("redo-resync-unclean", Action.COPY, "follow", "a copy was under way when a side lost power", **_ONE, relation="same|behind", follow="resumable", image="unclean"),
@@ -235,8 +237,13 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison) -> Facts:
         consent="yes" if named == {follow.node} else "no",
         follow=copy,
         journal="covers" if _journal_covers(lead, follow) else "lost",
-        image="unclean" if lead.unclean or follow.unclean else "exact",
+        image="unclean" if lead.unclean or follow.unclean or _copy_not_adopted(lead, follow) else "exact",
     )
+
+
+def _copy_not_adopted(lead: Hello, follow: Hello) -> bool:
+    """Lead began a copy, and the link broke before follow knew: lead's list still holds what follow needs."""
+    return bool(lead.copy_id) and follow.copy_id != lead.copy_id and follow.pos < lead.synced
 
 
 def _compat(a: Hello, b: Hello) -> str:

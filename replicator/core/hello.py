@@ -15,6 +15,7 @@ from replicator.core.epochs import check_hist, node_tag
 from replicator.core.errors import ProtocolError
 
 VERSION = 1
+NOT_YET = (1 << 64) - 1
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
 
@@ -36,7 +37,8 @@ class Hello(NamedTuple):
     journal: tuple[int, int] | None  # [first, last] seq that can be streamed from the journal, first > last when empty
     starts: tuple[int, ...]  # start seqs of the history bitmaps
     unclean: bool  # after a power loss: blocks may hold writes newer than pos
-    copy_id: str  # resync under way: id given by its source ("" when none). At the source: todo still known
+    copy_id: str  # at a copy's source: the last copy whose list of blocks it still knows; at its target: the one under way
+    synced: int  # at a copy's source: seq of the SYNCED record of that copy, NOT_YET while blocks are left
     split: bool  # the operator wants the pair split
     discard: str  # node whose writes the operator allows to be thrown away, or ""
     handover: str  # node this side has handed the primary role to, or ""
@@ -70,6 +72,7 @@ def from_status(
         starts=tuple(sorted(int(s) for s in status["bitmaps"])),
         unclean=bool(status.get("unclean", False)),
         copy_id=str(status.get("copy_id") or ""),
+        synced=NOT_YET if status.get("copying") else int(status.get("synced_seq", 0)),
         split=split,
         discard=discard,
         handover=handover,
@@ -112,6 +115,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             starts=tuple(_u64(s) for s in frame["starts"]),
             unclean=bool(frame["unclean"]),
             copy_id=str(frame["copy_id"])[:64],
+            synced=_u64(frame["synced"]),
             split=bool(frame["split"]),
             discard=str(frame["discard"])[:32],
             handover=str(frame["handover"])[:32],
@@ -126,7 +130,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
 
 def _only_version(version: int, frame: dict[str, Any]) -> Hello:
     node, group = _hex(frame["node"]), _hex(frame["group"])
-    return Hello(version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", False, "", "")
+    return Hello(version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, "", "")
 
 
 def _hex(value: Any) -> str:

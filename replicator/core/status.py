@@ -1,0 +1,142 @@
+"""The state of a pair in one word, and the explanation of it.
+
+One function from facts to a row; `farstripe status` shows the word, `farstripe explain` the whole row, alerts go by `level`.
+The facts are the target's group.status and Session.facts(); either may be empty when its process does not run.
+A word is never better than the truth: what is not known to hold is not claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Facts = dict[str, Any]
+
+
+class Word(NamedTuple):
+    """One row. Texts may use {group}, {peer}, {lag}, {todo}, {reason}, {cause}, {lost}, {follow}."""
+
+    word: str
+    level: str  # "ok" | "busy" | "warn" | "bad"
+    when: Callable[[Facts, Facts], bool]
+    why: str
+    means: str
+    then: str
+    commands: tuple[str, ...] = ()
+
+
+def _label(facts: Facts) -> str:
+    return str((facts.get("decision") or {}).get("label", "")) if facts.get("linked") else ""
+
+
+def _in(*states: str) -> Callable[[Facts, Facts], bool]:
+    return lambda s, f: f.get("session") in states
+
+
+def _wants_sync(status: Facts) -> bool:
+    return bool((status.get("policy") or {}).get("mode") == "sync")
+
+
+def _refused(*labels: str) -> Callable[[Facts, Facts], bool]:
+    return lambda s, f: f.get("session") == "refused" and _label(f) in labels
+
+
+TABLE: tuple[Word, ...] = (
+    Word("TARGET-DOWN", "bad", lambda s, f: not s, "the target process of this node does not answer",
+         "no volume of this node is served, and a copy here is not applied", "start it; the journal carries on from where it was",
+         ("farstripe node start", "farstripe events")),
+    Word("FAILED", "bad", lambda s, f: bool(s.get("failed") or s.get("apply_error")), "a disk of this node failed: {reason}",
+         "this side takes no more writes; what the peer holds is not touched", "take over on the peer, or repair the disk and restart this node",
+         ("farstripe pool status", "farstripe takeover {group}  (on {peer})")),
+    Word("STOPPED", "bad", _in("stopped"), "the journal of this node failed: {reason}", "nothing is received any more; no failed sync is ever retried",
+         "replace the journal's medium, restart the node, then resync", ("farstripe pair resync {group}",)),
+    Word("UNPAIRED", "ok", lambda s, f: s.get("mode") == "none" and not f, "the group has no pair", "writes are stored on this node only",
+         "create a pair if the data must be elsewhere too", ("farstripe pair create {group} --peer NAME",)),
+    Word("REPLICATOR-DOWN", "bad", lambda s, f: not f, "the replicator process of this node does not answer",
+         "nothing is shipped or received; a primary goes on and journals as its policy says", "start it; it goes on from the journal",
+         ("farstripe node start", "farstripe events")),
+    Word("SPLIT-BRAIN", "bad", _refused("split-brain", "dual-primary"), "{cause}",
+         "both sides hold acknowledged writes the other lacks; nothing is merged or overwritten by itself",
+         "look at both, decide which side's {lost} records are given up, then resync with that node's name",
+         ("farstripe pair show {group}", "farstripe pair resync {group} --discard NODE")),
+    Word("SUPERSEDED", "bad", _refused("former-primary"), "{cause}",
+         "{follow} holds {lost} records its successor never received; they are kept until you say they may go",
+         "save what you need from it, then give them up", ("farstripe pair resync {group} --discard {follow}",)),
+    Word("REFUSED", "bad", _in("refused"), "{cause}", "nothing is shipped; neither side was changed", "remove the cause; the pair looks again by itself",
+         ("farstripe pair show {group}", "farstripe pair resync {group}")),
+    Word("SWITCHING", "busy", _in("holding", "draining", "yielding", "handed", "promoting", "stepping-down"), "roles are being exchanged",
+         "writers are parked for a moment", "wait; it ends by itself", ("farstripe pair wait {group}",)),
+    Word("SPLIT", "warn", lambda s, f: bool(f.get("split_wanted")) or _label(f) == "split-wanted", "an operator split the pair",
+         "the primary keeps track of what changes; the copy stays as it was", "resync when the copy should follow again (by difference)",
+         ("farstripe pair resync {group}",)),
+    Word("NO-PRIMARY", "bad", lambda s, f: _label(f) == "no-primary" and f.get("session") == "waiting", "{cause}",
+         "no host can write to the group", "take over on the node that is to be primary", ("farstripe takeover {group}",)),
+    Word("COPY", "busy", _in("collecting", "planning", "offered", "mapping", "awaiting", "adopting", "copy-source", "copy-target"),
+         "blocks are being copied: {cause}", "the copy is not consistent until it is complete ({todo} bytes left); hosts are served meanwhile",
+         "wait", ("farstripe pair wait {group}",)),
+    Word("RECOVERING", "busy", lambda s, f: s.get("state") == "resync", "a copy was interrupted ({reason})",
+         "the copy here is a mixture of two instants and cannot take over; it goes on when the primary is back", "bring the primary back",
+         ("farstripe events",)),
+    Word("TRACKING", "warn", lambda s, f: s.get("mode") == "bitmap", "the journal was full: {reason}",
+         "changed blocks are counted, not journaled; the copy stays at its last consistent instant", "when the link is back the difference is copied",
+         ("farstripe status",)),
+    Word("DEGRADED", "bad", lambda s, f: bool(s.get("degraded")), "the peer did not answer in time ({reason})",
+         "hosts get answers without the peer: what is written now exists once", "repair the link or the peer; synchronous writing comes back by itself",
+         ("farstripe status", "farstripe events")),
+    Word("SYNC", "ok", lambda s, f: f.get("session") == "sync-source" and bool(s.get("sync_on")), "every write waits for {peer}",
+         "nothing acknowledged is lost with this node", "nothing"),
+    Word("CATCH-UP", "busy", lambda s, f: f.get("session") == "source" and _wants_sync(s), "the peer is {lag} records behind",
+         "writes are answered without it until it has caught up", "wait", ("farstripe pair wait {group}",)),
+    Word("PAIR", "ok", _in("source", "target", "sync-source"), "records flow in write order", "the copy is consistent, {lag} records behind", "nothing"),
+    Word("STALLED", "bad", lambda s, f: s.get("role") == "primary" and bool(s.get("sync_on")), "the peer does not answer ({reason})",
+         "writers wait, as the policy says", "repair the link or the peer, or change the policy",
+         ("farstripe group policy {group} --on-loss degrade",)),
+    Word("CONNECTING", "busy", _in("asking", "hello", "verdict"), "the two sides compare their histories", "nothing flows yet", "wait"),
+    Word("DISCONNECTED", "warn", lambda s, f: True, "no link to {peer}: {reason}",
+         "the primary journals what it writes; the copy stays at its last consistent instant", "repair the link or the peer; the pair resumes by itself",
+         ("farstripe peer list", "farstripe events")),
+)  # fmt: skip
+
+
+def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
+    """Return {"word", "level", "why", "means", "then", "commands"} for a pair; plain values.
+
+    status: group.status of this node's target, None when it does not answer.
+    facts: Session.facts, None when there is no session.
+    """
+    s, f = status or {}, facts or {}
+    row = next(row for row in TABLE if row.when(s, f))
+    texts = _texts(s, f)
+    return {
+        "word": row.word,
+        "level": row.level,
+        "why": row.why.format(**texts),
+        "means": row.means.format(**texts),
+        "then": row.then.format(**texts),
+        "commands": [command.format(**texts) for command in row.commands],
+    }
+
+
+def lag_records(status: Facts, facts: Facts) -> int | None:
+    """How many records the copy is behind as this node knows it, None when it does not."""
+    if not facts.get("linked"):
+        return None
+    if status.get("role") == "primary":
+        return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
+    return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
+
+
+def _texts(status: Facts, facts: Facts) -> dict[str, str]:
+    decision = facts.get("decision") or {}
+    lag = lag_records(status, facts)
+    reason = status.get("failed") or status.get("apply_error") or facts.get("link_reason") or "no reason known"
+    return {
+        "group": str(status.get("name") or "GROUP"),
+        "peer": str(facts.get("peer_name") or facts.get("peer") or "the peer"),
+        "lag": "an unknown number of" if lag is None else str(lag),
+        "todo": str(status.get("todo_bytes", "an unknown number of")),
+        "reason": str(reason),
+        "cause": str(decision.get("cause") or "no cause known"),
+        "lost": str(decision.get("lost_records", "an unknown number of")),
+        "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
+    }
