@@ -34,7 +34,7 @@ SECONDARY = "secondary"
 FRESH = "fresh"  # a copy that never was complete and has no history
 OK = "ok"  # contents are a prefix of the history
 RESYNC = "resync"  # being copied to: inconsistent until SYNCED is applied
-DIVERGED = "diverged"  # a former primary whose writes the new history lacks, or whose unflushed writes were lost
+DIVERGED = "diverged"  # a former primary that gave way to a history which lacks some of its writes
 
 UNTRACKED = "none"  # no pair: writes go straight to the pool
 JOURNAL = "journal"  # every write is a record
@@ -87,15 +87,19 @@ class GroupState:
     copy: str = OK
     mode: str = UNTRACKED
     hist: list[list[int]] = field(default_factory=list)  # [epoch, base], oldest first
+    epoch_counter: int = 0  # highest epoch counter ever used or seen; outlives the history, so no epoch is made twice
     floor: int = 0  # position up to which contents are certain, while copy is not OK
     bitmaps: dict[int, int] = field(default_factory=dict)  # slot -> start seq
     link_gen: int = 0
     policy: Policy = field(default_factory=Policy)
     degraded: bool = False  # a synchronous group that goes on without its peer
     sync_on: bool = False  # the peer had caught up: writes wait for it
-    copying: bool = False  # a resync from here is under way
-    todo_lost: bool = False  # the list of blocks to copy cannot be trusted: start the resync over
-    copy_from_seq: int = 0  # first record of the resync under way
+    copying: bool = False  # on the source: blocks of the copy list are still to be copied
+    copy_id: str = ""  # names the copy under way; "" on a source that no longer knows what is left to copy
+    copy_from_seq: int = 0  # on the copy: position at which the copy under way began
+    synced_seq: int = 0  # on the source: seq of the last SYNCED record
+    unclean: bool = False  # power was lost as primary: blocks may hold writes whose records are gone
+    attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
     clean: bool = True  # stopped in order

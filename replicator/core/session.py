@@ -272,7 +272,7 @@ class Session:
         self.mine = self.theirs = None
         self._their_verdict = None
         self.acked = (0, 0, 0)
-        return State.ASKING, [Log("link-up", {"link": event.link}), self._ask("group.status")]
+        return State.ASKING, [Log("link-up", {"link": event.link}), self._ask("group.status", settle=True)]
 
     def _turn_away(self, event: LinkUp, now: float) -> tuple[State, list[Effect]]:
         """The peer may call again when we know our role."""

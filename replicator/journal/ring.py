@@ -124,6 +124,13 @@ class Journal:
             )
         self._publish(off, seq, epoch)
 
+    def start_empty(self, seq: int, epoch: int) -> None:
+        """Publish an empty journal at position `seq`: nothing is journaled now."""
+        off = self.super.tail_off
+        self._publish(off, seq, epoch)
+        u64 = self._u64
+        u64[TAIL_SEQ], u64[DURABLE_SEQ], u64[APPLIED_SEQ] = seq + 1, seq, seq
+
     def _walk(self, off: int, next_seq: int, epoch: int, stop: int | None) -> tuple[int, int, int]:
         """Walk valid records from `off`; returns (offset behind the last, its seq, its epoch)."""
         limit = off + self.capacity if stop is None else stop

@@ -1,0 +1,129 @@
+"""Initial copy and resync: blocks of the copy list, read under the range lock and appended as COPY records.
+
+A copy has its place in the sequence like any write, so it can never overwrite newer data anywhere. A block leaves the
+list only after its record is in the journal, from where it reaches the peer by the same exact resume as every record.
+When the list is empty a SYNCED record follows: whoever has applied it durably holds a consistent image.
+
+The list itself survives the process (mapped file) but may lose or keep any change at power loss, and then the records
+it relied on may be gone too. Then the source forgets the copy's id and the handshake starts the resync over.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replicator.capture.bitmaps import BLOCK_BYTES
+from replicator.capture.engine import GroupEngine, NoRoom
+from replicator.capture.state import JOURNAL, PRIMARY
+from replicator.core.records import Kind
+from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, PEER_DURABLE_SEQ, TAIL_OFF
+
+COPY_BLOCKS = 16  # 1 MiB a data record
+ZERO_BLOCKS = 1024  # 64 MiB a record for ranges that were never written
+PACE_FRACTION = 0.5  # copying stops while the journal is fuller than this
+
+
+def may_copy(engine: GroupEngine) -> bool:
+    """Say whether the copier has work and the journal room for it."""
+    state, u64 = engine.state, engine.page.u64
+    if not state.copying or state.role != PRIMARY or state.mode != JOURNAL or engine.failed or engine.parked_for:
+        return False
+    return u64[HEAD_OFF] - u64[TAIL_OFF] < engine.journal.capacity * PACE_FRACTION
+
+
+def copy_some(engine: GroupEngine, limit_bytes: int = 8 << 20) -> int:
+    """Append copies of the next blocks; returns the bytes of volume they cover, 0 when done or paused.
+
+    After the last block it appends SYNCED and opens a new history bitmap. Raises MediumError or OSError when the pool
+    cannot be read: the copy stays incomplete and its list whole.
+    """
+    done = 0
+    while done < limit_bytes and may_copy(engine):
+        run = next(engine.bitmaps.todo_runs(ZERO_BLOCKS), None)
+        if run is None:
+            _finish(engine)
+            break
+        copied = _copy_run(engine, *run)
+        if not copied:
+            break
+        done += copied
+    return done
+
+
+def _copy_run(engine: GroupEngine, volume: int, first: int, count: int) -> int:
+    """Copy the first piece of a run of blocks. Returns the bytes covered, 0 when the journal has no room."""
+    vol = engine.volumes[volume]
+    offset = first * BLOCK_BYTES
+    end = min(vol.size, (first + count) * BLOCK_BYTES)
+    with engine.span(volume, offset, end - offset):
+        hole = _leading_hole(vol.extents(offset, end - offset))
+        if hole == end - offset or hole >= COPY_BLOCKS * BLOCK_BYTES:
+            length = hole if hole == end - offset else hole // BLOCK_BYTES * BLOCK_BYTES
+            return length if engine.append_copy(volume, offset, length, None) else 0
+        length = min(end - offset, COPY_BLOCKS * BLOCK_BYTES)
+        data = memoryview(bytearray(length))
+        vol.pread_into(data, offset)
+        zero = not np.frombuffer(data, dtype=np.uint8).any()
+        return length if engine.append_copy(volume, offset, length, None if zero else data) else 0
+
+
+def _leading_hole(extents: object) -> int:
+    """Bytes at the start of the range that were never written."""
+    hole = 0
+    for length, allocated in extents:  # type: ignore[attr-defined]  # any sequence of pairs
+        if allocated:
+            break
+        hole += length
+    return hole
+
+
+def _finish(engine: GroupEngine) -> None:
+    """Say in the sequence that the copy is complete, once no block is left."""
+    with engine.lock:
+        state = engine.state
+        if not state.copying or state.role != PRIMARY or state.mode != JOURNAL or engine.bitmaps.todo_blocks():
+            return
+        try:
+            state.synced_seq = engine.append_control(Kind.SYNCED)
+        except NoRoom:
+            return
+        state.copying = False
+        engine.save()
+
+
+def rotate_bitmaps(engine: GroupEngine) -> None:
+    """Open a new history bitmap in the sequence when the newest is well filled; drop the old ones once both sides can.
+
+    Rule of the drop (J2): every site holds the new bitmap durably, and no copy is incomplete anywhere.
+    """
+    state = engine.state
+    with engine.lock:
+        if state.role != PRIMARY or state.mode != JOURNAL or engine.failed or state.copying or not state.bitmaps:
+            return
+        newest = max(state.bitmaps.values())
+        try:
+            if len(state.bitmaps) > 1:
+                _drop_old(engine, newest)
+            elif _well_filled(engine, newest):
+                seq = engine.append_control(Kind.BITMAP_OPEN)
+                engine.bitmaps.open(seq)
+                engine.save()
+        except NoRoom:
+            return
+
+
+def _drop_old(engine: GroupEngine, newest: int) -> None:
+    u64, state = engine.page.u64, engine.state
+    if not engine.link_up:
+        return
+    if u64[PEER_DURABLE_SEQ] >= max(newest, state.synced_seq) and u64[DURABLE_SEQ] >= newest:
+        engine.append_control(Kind.BITMAP_CLEAR, offset=newest)
+        engine.bitmaps.drop_older(newest)
+        engine.save()
+
+
+def _well_filled(engine: GroupEngine, start: int) -> bool:
+    """A bitmap is due for a successor when it marks more than 1/64 of the group (and at least 64 blocks)."""
+    slot = next(s for s, v in engine.state.bitmaps.items() if v == start)
+    dirty = sum(m.count(1 << slot) for m in engine.bitmaps.maps)
+    return dirty > max(64, sum(m.blocks for m in engine.bitmaps.maps) // 64)

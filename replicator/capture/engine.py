@@ -1,0 +1,515 @@
+"""GroupEngine: the write order of one group, and what is made durable before what.
+
+The path of a host write (`write`): range lock; group lock: next seq and write time, bits of every live bitmap, record
+into the journal, publish; then the pool; then release. Waiting for a synchronous peer comes after that, in losspath.py.
+The order of two overlapping writes is therefore the same in the journal, in the pool and on every copy.
+
+The journal is the redo log of the pool: a flush syncs the journal alone; the pool is synced at checkpoints, and after a
+crash everything behind the last checkpoint is redone. So nothing acknowledged after a flush depends on an unsynced
+pool, and nothing is ever in the pool of a restarted node that is not in its journal, except after power loss, when the
+pool may have kept bytes whose record was lost: then a new epoch begins and the regions that the intent log marks are
+copied to the peer again (roles.py).
+
+A write that the pool refuses after its record was published (no space, a dead medium) is followed, under the same range
+lock, by a COPY record of what the range really holds, so the copy follows this node and not the failed write.
+
+One lock orders everything of a group (`lock`); it is held over the journal's page-cache write, which keeps publication
+in order without a queue. Hot path: `write` and `_record`; keep them short.
+
+What it does not do: wait, sleep or start threads (service.py), decide over the peer (replicator.core).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from crc32c import crc32c
+
+from replicator.capture.bitmaps import TODO, Bitmaps
+from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, GroupState, StateFile
+from replicator.core.errors import FarstripeError, MediumError, Refused
+from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Kind, pack_header
+from replicator.journal.files import Buffer
+from replicator.journal.page import (
+    APPLIED_OFF,
+    APPLIED_SEQ,
+    DURABLE_OFF,
+    DURABLE_SEQ,
+    HEAD_OFF,
+    HEAD_SEQ,
+    PEER_APPLIED_SEQ,
+    PEER_DURABLE_OFF,
+    PEER_DURABLE_SEQ,
+    PEER_RECEIVED_SEQ,
+    SYNC_ON,
+    TAIL_OFF,
+    TAIL_SEQ,
+    Page,
+)
+from replicator.journal.ring import Journal
+
+RANGE_SHIFT = 20  # a range lock covers 1 MiB
+RANGE_LOCKS = 256
+RESERVE_BYTES = 64 << 10  # journal room that only control records may use
+SEQ_RESERVE = 1 << 20  # numbers reserved at a time in bitmap mode
+HIST_ENTRIES = 128
+
+_REFUSE, _PLAIN, _JOURNALING, _BITMAPPING, _PARK = range(5)
+
+
+class Volume(Protocol):
+    """A volume as the engine sees it. Offsets and lengths are bytes; errors are OSError or a FarstripeError."""
+
+    size: int
+
+    def pread_into(self, buf: memoryview, offset: int) -> None:
+        """Fill `buf`."""
+
+    def pwrite(self, buf: Buffer, offset: int) -> None:
+        """Write all of `buf`."""
+
+    def zero(self, offset: int, length: int, punch: bool) -> None:
+        """Make the range read as zeroes; free its space when `punch`."""
+
+    def extents(self, offset: int, length: int) -> Sequence[tuple[int, bool]]:
+        """(length, allocated) pieces that cover the range."""
+
+
+class Parked(Exception):
+    """The group is held, or its journal is full: try again when it has been opened."""
+
+
+class NoRoom(Refused):
+    """The journal cannot take the record now."""
+
+    def __init__(self) -> None:
+        super().__init__("the journal is full just now", "try again in a moment")
+
+
+class GroupEngine:
+    """One group on this node. Public methods are thread-safe; none waits for the network."""
+
+    def __init__(
+        self,
+        state: GroupState,
+        state_file: StateFile,
+        journal: Journal,
+        page: Page,
+        bitmaps: Bitmaps,
+        volumes: Sequence[Volume],
+        pool_sync: Callable[[], None],
+        clock_ns: Callable[[], int],
+        boot: int,
+    ) -> None:
+        """Put the parts together; call `recovery.open_engine` rather than this.
+
+        volumes: in index order. pool_sync: makes everything written to the volumes durable, or raises.
+        clock_ns: wall clock, nanoseconds since 1970. boot: a number that names this boot of the machine.
+        """
+        self.state = state
+        self.state_file = state_file
+        self.journal = journal
+        self.page = page
+        self.bitmaps = bitmaps
+        self.volumes = list(volumes)
+        self.pool_sync = pool_sync
+        self.clock_ns = clock_ns
+        self.boot = boot
+        self.lock = threading.Lock()
+        self.apply_lock = threading.RLock()
+        self.checkpoint_lock = threading.Lock()
+        self.opened = threading.Condition(self.lock)
+        """Notified when parked writers should try again."""
+        self.failed = ""
+        self.apply_error = ""
+        self.parked_for = ""  # "" | "hold" | "full"
+        self._u64 = page.u64
+        self._maps = bitmaps.maps
+        self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
+        self._inflight: set[int] = set()
+        self._ticket = 0
+        self._last_time = 0
+        self._admit = _REFUSE
+        self.link_up = False
+        self.last_host_seq = 0
+        """No host write has a higher seq; a bound, not a count."""
+        self.applied_time_ns = 0
+        """Write time of the last record applied from the journal, 0 before the first."""
+        self.refresh()
+
+    # -- admission ------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Work out anew what happens to host writes. Call it after any change of state; takes no lock."""
+        state = self.state
+        if self.failed or state.role != PRIMARY:
+            self._admit = _REFUSE
+        elif self.parked_for:
+            self._admit = _PARK
+        else:
+            self._admit = {UNTRACKED: _PLAIN, JOURNAL: _JOURNALING, BITMAP: _BITMAPPING}[state.mode]
+        self._u64[SYNC_ON] = int(state.sync_on)
+
+    def _refusal(self) -> FarstripeError:
+        name = self.state.name
+        if self.failed:
+            return MediumError(f"group {name} has failed: {self.failed}", "take over on the peer, or restart this node")
+        return Refused(
+            f"group {name} is secondary here, its volumes are read-only",
+            "write on the primary, or make this side primary with 'switchover' or 'takeover'",
+        )
+
+    def fail(self, reason: str) -> None:
+        """Stop the group: every further write and flush is an error until the target restarts."""
+        self.failed = self.failed or reason
+        self.refresh()
+        with self.opened:
+            self.opened.notify_all()
+
+    def save(self) -> None:
+        """Write the state. Durable: the state. A failure fails the group and is raised."""
+        try:
+            self.state_file.save(self.state)
+        except OSError as e:
+            self.failed = self.failed or f"its state cannot be written: {e}"
+            self._admit = _REFUSE
+            raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
+
+    @property
+    def pos(self) -> int:
+        """The last seq given out or received."""
+        return self._u64[HEAD_SEQ]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch new records belong to, 0 before there is one."""
+        return self.state.hist[-1][0] if self.state.hist else 0
+
+    # -- host requests --------------------------------------------------------------------------------------------
+
+    def write(self, volume: int, offset: int, buf: Buffer, fua: bool = False) -> int:
+        """Store a host write. Returns the seq a synchronous group waits for, 0 or less when there is nothing to wait for.
+
+        buf: borrowed until return. Raises Parked or NoRoom (try again later; nothing happened), Refused (wrong role),
+        MediumError or OSError.
+        Durable: with `fua` the write, otherwise nothing. After a kill of the process the write is there.
+        """
+        n = len(buf)
+        crc = crc32c(buf)
+        first = offset >> RANGE_SHIFT
+        if (offset + n - 1) >> RANGE_SHIFT == first:
+            with self._ranges[(first + volume * 97) & 255]:
+                seq = self._record(Kind.WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
+                try:
+                    self.volumes[volume].pwrite(buf, offset)
+                except BaseException as e:
+                    self._compensate(volume, offset, n, e)
+                    raise
+                finally:
+                    self._inflight.discard(seq)
+        else:
+            with self._span(volume, offset, n):
+                seq = self._record(Kind.WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
+                try:
+                    self.volumes[volume].pwrite(buf, offset)
+                except BaseException as e:
+                    self._compensate(volume, offset, n, e)
+                    raise
+                finally:
+                    self._inflight.discard(seq)
+        if fua:
+            self._make_durable()
+        return seq
+
+    def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> int:
+        """Store a host write-zeroes (or, with `trim`, a discard, which zeroes here too). Otherwise like `write`."""
+        kind = Kind.TRIM if trim else Kind.ZERO
+        flags = (FLAG_FUA if fua else 0) | (0 if punch else FLAG_NO_PUNCH)
+        with self._span(volume, offset, length):
+            seq = self._record(kind, flags, volume, offset, length, None, 0, 0)
+            try:
+                self.volumes[volume].zero(offset, length, punch)
+            except BaseException as e:
+                self._compensate(volume, offset, length, e)
+                raise
+            finally:
+                self._inflight.discard(seq)
+        if fua:
+            self._make_durable()
+        return seq
+
+    def flush(self) -> int:
+        """Make every write answered before the call durable here.
+
+        Returns the seq of a barrier that a synchronous peer must hold durably, 0 when there is none to wait for.
+        """
+        barrier = 0
+        with self.lock:
+            if self.failed:
+                raise self._refusal()
+            if self._admit == _JOURNALING and self.state.sync_on and self.journal.room_for(HEADER_BYTES):
+                barrier = self._append_control(Kind.BARRIER)
+        self._make_durable()
+        return barrier
+
+    def _make_durable(self) -> None:
+        if self.state.mode == JOURNAL:
+            self.sync_journal()
+            return
+        try:
+            if self.state.mode == BITMAP:
+                self.bitmaps.sync()
+            self.pool_sync()
+        except OSError as e:
+            self.fail(f"its pool cannot be synced: {e}")
+            raise self._refusal() from e
+
+    def sync_journal(self) -> None:
+        """Durable: every record published before the call. A failure seals the group."""
+        u64 = self._u64
+        seq, off = u64[HEAD_SEQ], u64[HEAD_OFF]
+        if self.failed:
+            raise self._refusal()
+        try:
+            self.journal.sync()
+        except OSError as e:
+            self.fail(f"its journal cannot be synced: {e}")
+            raise self._refusal() from e
+        with self.lock:
+            if u64[DURABLE_SEQ] < seq and seq <= u64[HEAD_SEQ]:
+                u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
+
+    # -- the sequence ---------------------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        kind: int,
+        flags: int,
+        volume: int,
+        offset: int,
+        length: int,
+        payload: Buffer | None,
+        payload_len: int,
+        crc: int,
+    ) -> int:
+        """Give the change its place in the sequence. The caller holds its range locks and then changes the pool."""
+        with self.lock:
+            if self._admit != _JOURNALING:
+                return self._record_other(volume, offset, length)
+            u64 = self._u64
+            if u64[HEAD_OFF] + payload_len - u64[TAIL_OFF] > self.journal.capacity - RESERVE_BYTES:
+                raise NoRoom
+            if self.state.new_epoch_wanted:
+                self.open_epoch()
+            seq = u64[HEAD_SEQ] + 1
+            now = self.clock_ns()
+            if now <= self._last_time:
+                now = self._last_time + 1
+            self._last_time = now
+            self._maps[volume].mark(self.bitmaps.live, offset, length)
+            header = pack_header(
+                kind, flags, self.state.hist[-1][0], seq, now, volume, payload_len, offset, length, crc
+            )
+            self.journal.append(header, payload, seq, self.state.hist[-1][0])
+            self._inflight.add(seq)
+            self.last_host_seq = seq
+            return seq
+
+    def _record_other(self, volume: int, offset: int, length: int) -> int:
+        """Admit a change that makes no record: no pair, or the journal has overflowed."""
+        admit = self._admit
+        if admit == _PARK:
+            raise Parked
+        if admit == _REFUSE:
+            raise self._refusal()
+        if admit == _PLAIN:
+            self._ticket -= 1
+            self._inflight.add(self._ticket)
+            return self._ticket
+        state = self.state
+        if state.new_epoch_wanted:
+            self.new_history_entry()
+        seq = self._u64[HEAD_SEQ] + 1
+        if seq >= state.seq_limit:
+            state.seq_limit = seq + SEQ_RESERVE
+            self.save()
+        self._maps[volume].mark(self.bitmaps.live, offset, length)
+        self._u64[HEAD_SEQ] = self.last_host_seq = seq
+        self._last_time = max(self.clock_ns(), self._last_time + 1)
+        self._inflight.add(seq)
+        return seq
+
+    def _append_control(
+        self, kind: int, *, volume: int = 0, offset: int = 0, length: int = 0, payload: bytes | None = None
+    ) -> int:
+        """Append a record that is no host write. The caller holds the group lock and has checked for room."""
+        seq = self._u64[HEAD_SEQ] + 1
+        self._last_time = max(self.clock_ns(), self._last_time + 1)
+        size = len(payload) if payload is not None else 0
+        crc = crc32c(payload) if payload is not None else 0
+        epoch = self.state.hist[-1][0]
+        header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
+        self.journal.append(header, payload, seq, epoch)
+        return seq
+
+    def append_control(self, kind: int, *, offset: int = 0, payload: bytes | None = None) -> int:
+        """Append a control record (`kind` as in records.Kind) and return its seq. The caller holds the group lock.
+
+        Raises NoRoom when even the reserve is used up.
+        """
+        if not self.journal.room_for(HEADER_BYTES + (len(payload) if payload else 0)):
+            raise NoRoom
+        return self._append_control(kind, offset=offset, payload=payload)
+
+    def new_history_entry(self) -> None:
+        """Begin a new epoch after the current position. Durable: the history entry. Caller holds the group lock."""
+        state = self.state
+        seen = state.hist[-1][0] >> 24 if state.hist else 0
+        state.epoch_counter = max(state.epoch_counter, seen) + 1
+        state.hist.append([state.epoch_counter << 24 | state.node_tag, self.pos])
+        del state.hist[:-HIST_ENTRIES]
+        state.new_epoch_wanted = False
+        self.save()
+
+    def open_epoch(self) -> None:
+        """Begin a new epoch and say so in the sequence. Durable: the history entry, not yet its record."""
+        if not self.journal.room_for(HEADER_BYTES):
+            raise NoRoom
+        self.new_history_entry()
+        self._append_control(Kind.EPOCH)
+
+    def append_copy(self, volume: int, offset: int, length: int, data: Buffer | None) -> bool:
+        """Append what a range holds (None: zeroes) as a COPY record and take its blocks off the copy list.
+
+        The caller holds the range locks under which it read. Returns False when there is no room or the group no
+        longer journals; nothing changed then.
+        """
+        size = len(data) if data is not None else 0
+        crc = crc32c(data) if data is not None else 0
+        kind = Kind.COPY_ZERO if data is None else Kind.COPY
+        u64 = self._u64
+        with self.lock:
+            if self.state.role != PRIMARY or self.state.mode != JOURNAL or self.failed:
+                return False
+            if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self.journal.capacity - RESERVE_BYTES:
+                return False
+            if self.state.new_epoch_wanted:
+                self.open_epoch()
+            seq = u64[HEAD_SEQ] + 1
+            self._last_time = max(self.clock_ns(), self._last_time + 1)
+            self._maps[volume].mark(self.bitmaps.live, offset, length)
+            epoch = self.state.hist[-1][0]
+            self.journal.append(
+                pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc), data, seq, epoch
+            )
+            first = offset >> 16
+            self._maps[volume].clear_blocks(TODO, first, ((offset + length - 1) >> 16) - first + 1)
+            return True
+
+    def _compensate(self, volume: int, offset: int, length: int, error: BaseException) -> None:
+        """After the pool refused a published change: record what the range really holds. Fails the group if it cannot."""
+        if self.state.mode != JOURNAL:
+            return
+        try:
+            data = memoryview(bytearray(length))
+            self.volumes[volume].pread_into(data, offset)
+            if not self.append_copy(volume, offset, length, data):
+                self.fail(f"a write failed ({error}) and the journal has no room to say so")
+        except (OSError, FarstripeError) as e:
+            self.fail(f"a write failed ({error}) and its range cannot be read back: {e}")
+
+    # -- ranges and draining --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _span(self, volume: int, offset: int, length: int) -> Iterator[None]:
+        """Hold the range locks of [offset, offset + length), taken in one order by everybody."""
+        first = offset >> RANGE_SHIFT
+        last = (offset + max(length, 1) - 1) >> RANGE_SHIFT
+        if last - first >= RANGE_LOCKS:
+            indices: Iterable[int] = range(RANGE_LOCKS)
+        else:
+            indices = sorted({(r + volume * 97) & 255 for r in range(first, last + 1)})
+        taken = []
+        try:
+            for i in indices:
+                self._ranges[i].acquire()
+                taken.append(self._ranges[i])
+            yield
+        finally:
+            for held in taken:
+                held.release()
+
+    def span(self, volume: int, offset: int, length: int) -> Any:
+        """Context manager: no host write to the range happens while it is held."""
+        return self._span(volume, offset, length)
+
+    def in_flight(self) -> set[int]:
+        """Snapshot of admitted changes whose pool write has not returned. The caller holds the group lock."""
+        return set(self._inflight)
+
+    def still_in_flight(self, before: set[int]) -> bool:
+        """Say whether any of a former snapshot has not returned yet."""
+        return not before.isdisjoint(self._inflight)
+
+    # -- status ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return all facts about the group; positions are seqs, sizes bytes. Read without stopping anything."""
+        state, u64 = self.state, self._u64
+        todo = self.bitmaps.todo_blocks() if state.copying else 0
+        capacity = self.journal.capacity
+        return {
+            "uuid": state.uuid,
+            "name": state.name,
+            "role": state.role,
+            "state": state.copy,
+            "mode": state.mode,
+            "pos": u64[HEAD_SEQ],
+            "durable": u64[DURABLE_SEQ],
+            "applied": u64[APPLIED_SEQ] if state.role != PRIMARY else u64[HEAD_SEQ],
+            "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
+            "epoch": self.epoch,
+            "hist": [list(h) for h in state.hist],
+            "link_gen": state.link_gen,
+            "journal": {
+                "capacity": capacity,
+                "used": u64[HEAD_OFF] - u64[TAIL_OFF],
+                "first_seq": u64[TAIL_SEQ] if state.mode == JOURNAL else u64[HEAD_SEQ] + 1,
+                "head_seq": u64[HEAD_SEQ],
+                "head_off": u64[HEAD_OFF],
+                "tail_off": u64[TAIL_OFF],
+                "applied_off": u64[APPLIED_OFF],
+                "peer_durable_off": u64[PEER_DURABLE_OFF],
+            },
+            "bitmaps": {
+                start: sum(m.count(1 << slot) for m in self._maps) for slot, start in sorted(state.bitmaps.items())
+            },
+            "copying": state.copying,
+            "synced_seq": state.synced_seq,
+            "todo_blocks": todo,
+            "todo_bytes": todo << 16,
+            "copy_id": state.copy_id,
+            "unclean": state.unclean,
+            "last_write": min(self.last_host_seq, u64[HEAD_SEQ]),
+            "last_write_time_ns": self._last_time,
+            "applied_time_ns": self.applied_time_ns,
+            "peer": {
+                "received": u64[PEER_RECEIVED_SEQ],
+                "durable": u64[PEER_DURABLE_SEQ],
+                "applied": u64[PEER_APPLIED_SEQ],
+            },
+            "degraded": state.degraded,
+            "sync_on": state.sync_on,
+            "policy": dict(vars(state.policy)),
+            "held": self.parked_for == "hold",
+            "journal_full": self.parked_for == "full",
+            "failed": self.failed,
+            "apply_error": self.apply_error,
+            "link_up": self.link_up,
+            "incarnation": self.page[2],
+            "volumes": [dict(v) for v in state.volumes],
+            "size": sum(v["size"] for v in state.volumes),
+        }

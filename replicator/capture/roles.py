@@ -1,0 +1,362 @@
+"""Changes of role and mode. Each is on stable storage before anything acts on it, and whole after a crash at any point.
+
+    arm        untracked -> journal     a pair exists from now on
+    disarm     any -> untracked         the pair is gone
+    overflow   journal -> bitmap        the journal is full and the policy says to go on
+    begin_copy source of a copy: fix the copy list and the position from which records follow
+    attach     target of a copy: give up the old position, inconsistent until SYNCED
+    promote    secondary -> primary     opens an epoch
+    demote     primary -> secondary     host writes are refused from then on
+
+Two locks are taken in one order: apply_lock, checkpoint_lock, then the group lock.
+Source: seed 000 section 9.3 (ATTACH, LOSS of the top, RETURN), DESIGN 6, 7 and 11.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replicator.capture.bitmaps import TODO
+from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom
+from replicator.capture.follower import apply_all
+from replicator.capture.state import (
+    BITMAP,
+    DIVERGED,
+    FRESH,
+    JOURNAL,
+    OK,
+    PRIMARY,
+    RESYNC,
+    SECONDARY,
+    UNTRACKED,
+)
+from replicator.core.errors import BadInput, InternalError, Refused
+from replicator.core.records import Kind
+from replicator.journal.page import (
+    APPLIED_OFF,
+    APPLIED_SEQ,
+    DURABLE_SEQ,
+    HEAD_OFF,
+    HEAD_SEQ,
+    INCARNATION,
+    PEER_APPLIED_SEQ,
+    PEER_DURABLE_OFF,
+    PEER_DURABLE_SEQ,
+    PEER_RECEIVED_SEQ,
+)
+
+
+def arm(engine: GroupEngine) -> dict[str, Any]:
+    """Start journaling and tracking on a primary. Does nothing when it is on already. Durable: the mode."""
+    with engine.checkpoint_lock, engine.lock:
+        state = engine.state
+        if state.role != PRIMARY:
+            raise Refused(f"group {state.name} is secondary here", "create the pair on the primary")
+        if state.mode == UNTRACKED:
+            engine.journal.reset(engine.pos, engine.epoch)
+            state.mode = JOURNAL
+            state.bitmaps.clear()
+            engine.bitmaps.open(engine.pos + 1)
+            engine.new_history_entry()
+            engine.append_control(Kind.EPOCH)
+            _new_incarnation(engine)
+        engine.refresh()
+        return {"epoch": engine.epoch, "pos": engine.pos}
+
+
+def disarm(engine: GroupEngine) -> None:
+    """Forget the pair: this side keeps its contents and serves them read-write. Durable: the mode.
+
+    Raises Refused when the copy here is not consistent.
+    """
+    if engine.state.role == SECONDARY:
+        apply_all(engine)
+    with engine.apply_lock, engine.checkpoint_lock, engine.lock:
+        state = engine.state
+        if state.role == SECONDARY and state.copy != OK:
+            raise Refused(
+                f"the copy of group {state.name} is {state.copy}: its volumes are not consistent",
+                "delete the group with its volumes, or finish the resync first",
+            )
+        state.role, state.mode, state.copy = PRIMARY, UNTRACKED, OK
+        state.hist.clear()
+        state.bitmaps.clear()
+        state.copying = state.sync_on = state.degraded = state.unclean = state.new_epoch_wanted = False
+        state.copy_id = ""
+        engine.bitmaps.refresh()
+        engine.pool_sync()
+        engine.save()
+        for m in engine.bitmaps.maps:
+            m.clear_all(0xFF)
+        engine.journal.reset(0, 0)
+        _new_incarnation(engine)
+        engine.refresh()
+        engine.opened.notify_all()
+
+
+def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
+    """Return the newest bitmap that reaches back to common position c: {"start", "volumes": {index: packed bits}}.
+
+    Both are None when there is none (then every block may differ).
+    """
+    with engine.lock:
+        bit = None if c is None else engine.bitmaps.newest_for(c)
+        if bit is None:
+            return {"start": None, "volumes": None}
+        start = next(v for s, v in engine.state.bitmaps.items() if 1 << s == bit)
+        return {"start": start, "volumes": {i: m.packed(bit) for i, m in enumerate(engine.bitmaps.maps)}}
+
+
+def begin_copy(
+    engine: GroupEngine, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str
+) -> dict[str, Any]:
+    """Fix the copy list: the union of both sides' bitmaps that reach back to c, or every block.
+
+    c: common position, None when there is none. peer_bitmaps: packed, by volume; None when the peer has none.
+    Returns {p, epoch, hist, masks, full, todo_blocks}: records after seq p belong to the stream.
+    Durable: the list, and that this group journals again.
+    """
+    with engine.checkpoint_lock, engine.lock:
+        state = engine.state
+        if state.role != PRIMARY:
+            raise Refused(f"group {state.name} is secondary here", "resync runs from the primary")
+        own = None if c is None else engine.bitmaps.newest_for(c)
+        full = own is None or peer_bitmaps is None
+        for index, m in enumerate(engine.bitmaps.maps):
+            m.clear_all(TODO)
+            if full or own is None or peer_bitmaps is None:
+                m.set_all(TODO)
+                continue
+            m.copy_bits(own, TODO)
+            try:
+                m.merge_packed(TODO, peer_bitmaps[index])
+            except (KeyError, ValueError) as e:
+                raise BadInput(f"the peer's bitmap of volume {index} does not fit: {e}", "compare the volumes' sizes") from e
+        engine.bitmaps.sync()
+        if state.mode != JOURNAL:
+            engine.journal.reset(engine.pos, engine.epoch)
+            state.mode = JOURNAL
+        elif state.new_epoch_wanted:
+            engine.open_epoch()
+        if not state.hist or state.new_epoch_wanted:
+            engine.open_epoch()
+        _forget_peer(engine)
+        engine.page[PEER_DURABLE_OFF] = engine.page[HEAD_OFF]
+        state.copying, state.copy_id, state.unclean = True, copy_id, False
+        state.sync_on = False
+        engine.save()
+        _new_incarnation(engine)
+        engine.refresh()
+        engine.opened.notify_all()
+        return {
+            "p": engine.pos,
+            "epoch": engine.epoch,
+            "hist": [list(h) for h in state.hist],
+            "masks": {} if full else {i: m.packed(TODO) for i, m in enumerate(engine.bitmaps.maps)},
+            "full": full,
+            "todo_blocks": engine.bitmaps.todo_blocks(),
+        }
+
+
+def attach(
+    engine: GroupEngine,
+    p: int,
+    c: int | None,
+    epoch: int,
+    hist: list[list[int]],
+    masks: dict[int, bytes],
+    copy_id: str,
+    full: bool,
+) -> dict[str, Any]:
+    """Become the target of a copy: what was received and not applied is dropped, the next record is p + 1.
+
+    Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position.
+    """
+    with engine.apply_lock, engine.checkpoint_lock, engine.lock:
+        state = engine.state
+        if state.role != SECONDARY:
+            raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
+        if full or c is None:
+            for slot in list(state.bitmaps):
+                del state.bitmaps[slot]
+        if not state.bitmaps:
+            engine.bitmaps.open(p + 1)
+        engine.bitmaps.refresh()
+        if not (full or c is None):
+            for index, m in enumerate(engine.bitmaps.maps):
+                try:
+                    m.merge_packed(engine.bitmaps.live, masks[index])
+                except (KeyError, ValueError) as e:
+                    raise BadInput(f"the copy list of volume {index} does not fit: {e}", "compare the volumes' sizes") from e
+        engine.bitmaps.sync()
+        state.copy = RESYNC
+        state.floor = 0 if full or c is None else c
+        state.mode = JOURNAL
+        state.copy_id = ""
+        state.attaching = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
+        engine.save()
+        finish_attach(engine)
+        return {"p": p}
+
+
+def finish_attach(engine: GroupEngine) -> None:
+    """Second step of an attach, also done at start-up when a crash came between. Durable: the new position."""
+    state = engine.state
+    if state.attaching is None:
+        raise InternalError("no attach is under way")
+    step = state.attaching
+    engine.journal.reset(step["p"], step["epoch"])
+    state.hist = [list(h) for h in step["hist"]]
+    state.copy_id = step["copy_id"]
+    state.copy_from_seq = step["p"]
+    state.unclean = False
+    state.attaching = None
+    engine.save()
+    _new_incarnation(engine)
+
+
+def set_sync(engine: GroupEngine, on: bool) -> dict[str, Any]:
+    """From now on each write waits for the peer (or no longer). Durable: the switch. Returns {seq}: the position then."""
+    with engine.lock:
+        state = engine.state
+        wanted = on and state.policy.mode == "sync" and state.role == PRIMARY and state.mode == JOURNAL
+        if (state.sync_on, state.degraded) != (wanted, False if wanted else state.degraded):
+            state.sync_on = wanted
+            if wanted:
+                state.degraded = False
+            engine.save()
+        engine.refresh()
+        return {"seq": engine.pos, "sync_on": state.sync_on}
+
+
+def degrade(engine: GroupEngine) -> None:
+    """Go on without the peer. Durable: that the group is degraded, before any write is answered unreplicated."""
+    with engine.lock:
+        if engine.state.sync_on:
+            engine.state.sync_on, engine.state.degraded = False, True
+            engine.save()
+            engine.refresh()
+
+
+def park(engine: GroupEngine, why: str) -> set[int]:
+    """Stop admitting host writes (`why`: "hold" or "full"); returns the changes still under way, to be waited for."""
+    with engine.lock:
+        if engine.parked_for != "hold":
+            engine.parked_for = why
+        engine.refresh()
+        return engine.in_flight()
+
+
+def unpark(engine: GroupEngine, why: str) -> None:
+    """Admit host writes again if they were parked for `why`."""
+    with engine.lock:
+        if engine.parked_for == why:
+            engine.parked_for = ""
+        engine.refresh()
+        engine.opened.notify_all()
+
+
+def overflow(engine: GroupEngine) -> None:
+    """Give up the journal and count differences from now on. The caller has parked writers and drained them.
+
+    Durable on return: the pool up to here, and the mode; only then may the writers go on.
+    """
+    with engine.checkpoint_lock, engine.lock:
+        state = engine.state
+        if state.role != PRIMARY or state.mode != JOURNAL:
+            return
+        engine.bitmaps.sync()
+        engine.pool_sync()
+        state.mode = BITMAP
+        state.copying, state.copy_id = False, ""
+        state.seq_limit = engine.pos + SEQ_RESERVE
+        if state.sync_on:
+            state.sync_on, state.degraded = False, True
+        engine.save()
+        engine.journal.reset(engine.pos, engine.epoch)
+        _new_incarnation(engine)
+        engine.refresh()
+
+
+def promote(engine: GroupEngine, accept_inconsistent: bool = False) -> dict[str, Any]:
+    """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
+
+    Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
+    """
+    with engine.apply_lock:
+        if engine.state.role == PRIMARY:
+            return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        apply_all(engine)
+        with engine.checkpoint_lock, engine.lock:
+            state = engine.state
+            if state.copy != OK and not accept_inconsistent:
+                why = {
+                    FRESH: "its first copy was never completed",
+                    RESYNC: "a resync is not complete, so its contents are a mixture of two instants",
+                    DIVERGED: "it holds writes that the group has given up",
+                }.get(state.copy, state.copy)
+                raise Refused(
+                    f"group {state.name} cannot become primary here: {why}",
+                    "bring the primary back and let the resync finish, or restore from a backup",
+                )
+            base = engine.pos
+            state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
+            state.sync_on = state.copying = False
+            state.copy_id = ""
+            state.degraded = state.policy.mode == "sync"
+            _forget_peer(engine)
+            engine.new_history_entry()
+            try:
+                engine.append_control(Kind.EPOCH)
+            except NoRoom:
+                pass  # a checkpoint makes room, and start-up adds a missing epoch record; see ensure_epoch_record
+            _new_incarnation(engine)
+            engine.refresh()
+            return {"epoch": engine.epoch, "base": base}
+
+
+def ensure_epoch_record(engine: GroupEngine) -> None:
+    """Add the record of the newest epoch when a crash came between its history entry and the record."""
+    state = engine.state
+    if state.role == PRIMARY and state.mode == JOURNAL and state.hist and engine.pos == state.hist[-1][1]:
+        engine.append_control(Kind.EPOCH)
+
+
+def demote(engine: GroupEngine, diverged: bool = False) -> dict[str, Any]:
+    """Make a primary secondary. Writers are parked and drained by the caller; they are refused from here on.
+
+    diverged: the new history lacks some of this side's writes, so its contents are no prefix of it.
+    Durable on return: the role. Returns {seq, epoch}.
+    """
+    with engine.apply_lock, engine.checkpoint_lock, engine.lock:
+        state, page = engine.state, engine.page
+        if state.role == PRIMARY:
+            engine.bitmaps.sync()
+            engine.pool_sync()
+            if state.mode != JOURNAL:
+                engine.journal.reset(engine.pos, engine.epoch)
+                state.mode = JOURNAL
+            page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
+            state.role = SECONDARY
+            state.copy = DIVERGED if diverged else OK
+            state.floor = engine.pos
+            state.sync_on = state.degraded = state.copying = False
+            state.copy_id = ""
+            engine.save()
+            _new_incarnation(engine)
+        engine.parked_for = ""
+        engine.refresh()
+        engine.opened.notify_all()
+        return {"seq": engine.pos, "epoch": engine.epoch}
+
+
+def _forget_peer(engine: GroupEngine) -> None:
+    """Drop what a former peer position said; the replicator states it anew."""
+    page = engine.page
+    page[PEER_RECEIVED_SEQ] = page[PEER_DURABLE_SEQ] = page[PEER_APPLIED_SEQ] = page[PEER_DURABLE_OFF] = 0
+
+
+def _new_incarnation(engine: GroupEngine) -> None:
+    engine.page[INCARNATION] += 1
+    if engine.page[DURABLE_SEQ] > engine.page[HEAD_SEQ]:
+        raise InternalError("durable position beyond the head of the journal")

@@ -1,0 +1,387 @@
+"""GroupService: a group's engine with threads, as the target runs it.
+
+    host threads    write, zero, flush: call the engine, then wait where the policy says so
+    follower        a secondary's redo, woken by the doorbell
+    copier          initial copy and resync, paced by the journal's room
+    keeper          checkpoints, bitmap rotation, the deadline of holds
+
+Public methods are what the plugin and the control ops call. Waiting happens here, deciding in replicator.core.losspolicy,
+everything durable in engine.py, follower.py and roles.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from replicator.capture import copier, follower, recovery, roles
+from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.capture.waiters import Waiters
+from replicator.core.errors import FarstripeError, MediumError, Refused, TimedOut
+from replicator.core.losspolicy import Verdict, on_full, on_unanswered
+from replicator.journal.files import Buffer
+from replicator.journal.page import (
+    HEAD_OFF,
+    HEAD_SEQ,
+    PEER_DURABLE_SEQ,
+    PEER_RECEIVED_SEQ,
+    REPLICATOR_ASLEEP,
+    TAIL_OFF,
+    TARGET_ASLEEP,
+    Doorbell,
+)
+
+T = TypeVar("T")
+Events = Callable[..., None]
+
+KEEPER_S = 0.25
+CHECKPOINT_S = 5.0
+CHECKPOINT_FRACTION = 0.25
+DRAIN_S = 30.0
+RETRY_APPLY_S = 1.0
+
+
+class GroupService:
+    """One group of this node, served."""
+
+    def __init__(self, engine: GroupEngine, own_bell: Doorbell, peer_bell: Doorbell, events: Events) -> None:
+        """own_bell wakes the target, peer_bell the replicator. events(name, **detail) records what happened."""
+        self.engine = engine
+        self._own_bell = own_bell
+        self._bell = peer_bell
+        self._events = events
+        self._u64 = engine.page.u64
+        self._waiters = Waiters(engine.page, own_bell)
+        self._stop = threading.Event()
+        self._kick_keeper = threading.Event()
+        self._kick_copier = threading.Event()
+        self._checkpointing = threading.Lock()
+        self._overflowing = threading.Lock()
+        self._hold_until = 0.0
+        self._role_changed = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._last_checkpoint = time.monotonic()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self, *, wait_for_peer: bool = False) -> None:
+        """Start the threads. With `wait_for_peer` a primary holds writes until it is released or startup_wait_s passed:
+        its replicator may find that the peer has taken over meanwhile."""
+        state = self.engine.state
+        if wait_for_peer and state.role == PRIMARY and state.mode == JOURNAL and state.policy.startup_wait_s:
+            roles.park(self.engine, "hold")
+            self._hold_until = time.monotonic() + state.policy.startup_wait_s
+        for name, loop in (("follower", self._follow), ("copier", self._copy), ("keeper", self._keep)):
+            thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Stop the threads, then the group in order. Durable: everything."""
+        roles.park(self.engine, "hold")
+        self._hold_until = 0.0
+        self._stop.set()
+        for event in (self._kick_keeper, self._kick_copier, self._role_changed):
+            event.set()
+        self._own_bell.ring()
+        for thread in self._threads:
+            thread.join(timeout=DRAIN_S)
+        self._drain(roles.park(self.engine, "hold"))
+        recovery.close_engine(self.engine)
+
+    # -- host requests --------------------------------------------------------------------------------------------
+
+    def write(self, volume: int, offset: int, buf: Buffer, fua: bool = False) -> None:
+        """Write; returns when the host may be answered. Hot path. Errors as GroupEngine.write, and MediumError when a
+        synchronous group that stalls had no answer from its peer in time."""
+        engine = self.engine
+        try:
+            seq = engine.write(volume, offset, buf, fua)
+        except (Parked, NoRoom):
+            seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
+        if self._u64[REPLICATOR_ASLEEP]:
+            self._bell.ring()
+        if seq > 0 and engine.state.sync_on:
+            self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
+
+    def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> None:
+        """Write zeroes or discard; as `write`."""
+        engine = self.engine
+        seq = self._patiently(lambda: engine.zero(volume, offset, length, punch, fua, trim))
+        if self._u64[REPLICATOR_ASLEEP]:
+            self._bell.ring()
+        if seq > 0 and engine.state.sync_on:
+            self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
+
+    def flush(self) -> None:
+        """Make every answered write durable, here and, in a synchronous group, on the peer."""
+        barrier = self.engine.flush()
+        if barrier:
+            self._bell.ring()
+            self._wait_peer(barrier, True)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Run `action`, waiting while the group is held or its journal is full."""
+        began = time.monotonic()
+        while True:
+            try:
+                return action()
+            except Parked:
+                with self.engine.opened:
+                    if self.engine.parked_for:
+                        self.engine.opened.wait(0.1)
+            except NoRoom:
+                self._make_room(began)
+
+    def _make_room(self, began: float) -> None:
+        engine, u64 = self.engine, self._u64
+        before = u64[TAIL_OFF]
+        self.checkpoint()
+        if u64[TAIL_OFF] != before:
+            return
+        policy = engine.state.policy
+        waited = time.monotonic() - began
+        verdict = on_full(policy.on_full, engine.link_up, waited, policy.full_timeout_s)
+        if verdict is Verdict.WAIT:
+            self._bell.ring()
+            with engine.opened:
+                engine.opened.wait(0.05)
+        elif verdict is Verdict.OVERFLOW:
+            self.overflow()
+        else:
+            raise MediumError(
+                f"the journal of group {engine.state.name} is full and its policy is on_full={policy.on_full}",
+                "reconnect the peer, or choose on_full=bitmap",
+            )
+
+    def overflow(self) -> None:
+        """Give up the journal, with writers parked meanwhile. Durable before any writer goes on."""
+        with self._overflowing:
+            engine = self.engine
+            if engine.state.mode != JOURNAL or engine.journal.room_for(engine.journal.capacity // 2):
+                return
+            try:
+                self._drain(roles.park(engine, "full"))
+                roles.overflow(engine)
+                self._events("journal-overflow", group=engine.state.name, pos=engine.pos)
+            finally:
+                roles.unpark(engine, "full")
+            self._waiters.wake_all()
+            self._bell.ring()
+
+    def _wait_peer(self, seq: int, durable: bool) -> None:
+        """Wait for the peer to hold `seq`, as long as the policy allows."""
+        engine = self.engine
+        began = time.monotonic()
+
+        def give_up() -> bool:
+            if not engine.state.sync_on:
+                return True
+            policy = engine.state.policy
+            verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
+            if verdict is Verdict.DEGRADE:
+                roles.degrade(engine)
+                self._events("degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s)
+                self._waiters.wake_all()
+                return True
+            if verdict is Verdict.FAIL or engine.failed:
+                raise MediumError(
+                    f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s",
+                    "restore the link, or choose on_loss=degrade to go on alone",
+                )
+            return False
+
+        if not self._waiters.wait(seq, PEER_DURABLE_SEQ if durable else PEER_RECEIVED_SEQ, give_up):
+            self._check_still_primary(seq)
+
+    def _check_still_primary(self, seq: int) -> None:
+        """A write whose waiting ended with the primary role is answered only if the handover included it."""
+        engine = self.engine
+        if engine.state.role != PRIMARY and engine.state.copy != "ok":
+            raise Refused(f"group {engine.state.name} gave up the primary role before write {seq} was copied")
+
+    # -- threads --------------------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        page, engine = self.engine.page, self.engine
+        while not self._stop.is_set():
+            if engine.state.role != SECONDARY or engine.failed:
+                self._role_changed.wait(0.5)
+                self._role_changed.clear()
+                continue
+            try:
+                busy = follower.apply_some(engine)
+                if engine.apply_error:
+                    engine.apply_error = ""
+                    self._events("apply-resumed", group=engine.state.name)
+            except (OSError, FarstripeError) as e:
+                if str(e) != engine.apply_error:
+                    engine.apply_error = str(e)
+                    self._events("apply-stopped", group=engine.state.name, reason=str(e))
+                self._stop.wait(RETRY_APPLY_S)
+                continue
+            if busy:
+                if page[REPLICATOR_ASLEEP]:
+                    self._bell.ring()
+                if self._journal_used() > CHECKPOINT_FRACTION:
+                    self._kick_keeper.set()
+                continue
+            page[TARGET_ASLEEP] = 1
+            self._own_bell.wait(0.05)
+            page[TARGET_ASLEEP] = 0
+
+    def _copy(self) -> None:
+        engine = self.engine
+        while not self._stop.is_set():
+            done = 0
+            if copier.may_copy(engine):
+                try:
+                    done = copier.copy_some(engine)
+                except (OSError, FarstripeError) as e:
+                    self._events("copy-stopped", group=engine.state.name, reason=str(e))
+                    self._stop.wait(RETRY_APPLY_S)
+            if done:
+                if self._u64[REPLICATOR_ASLEEP]:
+                    self._bell.ring()
+                if self._journal_used() > CHECKPOINT_FRACTION:
+                    self._kick_keeper.set()
+                continue
+            self._kick_copier.wait(0.01 if engine.state.copying else 0.5)
+            self._kick_copier.clear()
+
+    def _keep(self) -> None:
+        engine = self.engine
+        while not self._stop.is_set():
+            self._kick_keeper.wait(KEEPER_S)
+            self._kick_keeper.clear()
+            now = time.monotonic()
+            if self._hold_until and now >= self._hold_until:
+                self.release("its deadline passed")
+            try:
+                if engine.failed or engine.state.mode != JOURNAL:
+                    continue
+                if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
+                    self.checkpoint()
+                copier.rotate_bitmaps(engine)
+            except (OSError, FarstripeError) as e:
+                self._events("group-failed", group=engine.state.name, reason=str(e))
+
+    def _journal_used(self) -> float:
+        u64 = self._u64
+        return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
+
+    def checkpoint(self) -> bool:
+        """Sync the pool and free journal space; waits for host writes under way. Durable: see follower.finish_checkpoint."""
+        with self._checkpointing:
+            begun = follower.begin_checkpoint(self.engine)
+            self._last_checkpoint = time.monotonic()
+            if begun is None:
+                return False
+            self._drain(begun[2])
+            return follower.finish_checkpoint(self.engine, begun)
+
+    def _drain(self, pending: set[int]) -> None:
+        """Wait until the changes in `pending` have reached the pool."""
+        deadline = time.monotonic() + DRAIN_S
+        while self.engine.still_in_flight(pending):
+            if time.monotonic() > deadline:
+                raise TimedOut(f"writes of group {self.engine.state.name} hang in the pool", "see 'pool status'")
+            time.sleep(0.0002)
+
+    # -- control --------------------------------------------------------------------------------------------------
+
+    def status(self, settle: bool = False) -> dict[str, Any]:
+        """All facts about the group. With `settle` a secondary first applies everything it has received, so that
+        history and position belong together; the replicator asks so before it shakes hands."""
+        if settle and self.engine.state.role == SECONDARY:
+            follower.apply_all(self.engine)
+        return self.engine.status()
+
+    def set_link(self, up: bool) -> None:
+        """The replicator says whether records flow to the peer."""
+        self.engine.link_up = up
+        if up:
+            self.release("the peer was reached")
+        self._waiters.wake_all()
+
+    def hold(self, deadline_s: float) -> dict[str, Any]:
+        """Park new host writes for at most `deadline_s` seconds and wait for those under way. Returns {seq}."""
+        pending = roles.park(self.engine, "hold")
+        self._hold_until = time.monotonic() + deadline_s
+        self._drain(pending)
+        self._bell.ring()
+        return {"seq": self.engine.pos}
+
+    def release(self, why: str = "") -> None:
+        """Let parked writers go on."""
+        self._hold_until = 0.0
+        if self.engine.parked_for == "hold":
+            roles.unpark(self.engine, "hold")
+            self._events("hold-released", group=self.engine.state.name, reason=why)
+
+    def set_sync(self, on: bool) -> dict[str, Any]:
+        """See roles.set_sync."""
+        return roles.set_sync(self.engine, on)
+
+    def set_policy(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change the policy. Durable: the new one."""
+        engine = self.engine
+        with engine.lock:
+            engine.state.policy = engine.state.policy.changed(changes)
+            if engine.state.policy.mode != "sync":
+                engine.state.sync_on = engine.state.degraded = False
+            engine.save()
+            engine.refresh()
+        self._waiters.wake_all()
+        return dict(vars(engine.state.policy))
+
+    def arm(self) -> dict[str, Any]:
+        """See roles.arm."""
+        return roles.arm(self.engine)
+
+    def disarm(self) -> None:
+        """See roles.disarm."""
+        roles.disarm(self.engine)
+        self._waiters.wake_all()
+
+    def common_bitmap(self, c: int | None) -> dict[str, Any]:
+        """See roles.common_bitmap."""
+        return roles.common_bitmap(self.engine, c)
+
+    def begin_copy(self, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str) -> dict[str, Any]:
+        """See roles.begin_copy. The copier starts with resume_copy, when the peer is attached."""
+        return roles.begin_copy(self.engine, c, peer_bitmaps, copy_id)
+
+    def resume_copy(self) -> None:
+        """Let the copier look for work now."""
+        self._kick_copier.set()
+
+    def attach(self, **step: Any) -> dict[str, Any]:
+        """See roles.attach."""
+        return roles.attach(self.engine, **step)
+
+    def promote(self, force: bool = False) -> dict[str, Any]:
+        """See roles.promote. The replicator has stopped appending to the journal. `force` does not make an
+        inconsistent copy acceptable: nothing does."""
+        result = roles.promote(self.engine)
+        self._events("promoted", group=self.engine.state.name, **result)
+        return result
+
+    def demote(self, diverged: bool = False) -> dict[str, Any]:
+        """Park and drain writers, then roles.demote. Parked writers are refused afterwards."""
+        if self.engine.state.role == PRIMARY:
+            self._drain(roles.park(self.engine, "hold"))
+        self._hold_until = 0.0
+        result = roles.demote(self.engine, diverged)
+        self._role_changed.set()
+        self._waiters.wake_all()
+        self._events("demoted", group=self.engine.state.name, **result)
+        return result
+
+    @property
+    def seq(self) -> int:
+        """The last seq given out or received."""
+        return self._u64[HEAD_SEQ]
