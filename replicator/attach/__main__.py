@@ -105,9 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         elif options.detach:
             print(f"{spawn.detach(options.detach, options.run, options.force).device} detached")
         elif options.foreground:
-            _run(_wanted(options, parser), options.run, log, lambda at: print(at.device, flush=True))
+            wanted, adopt = spawn.plan(_wanted(options, parser), options.run)
+            _run(wanted, options.run, log, lambda at: print(at.device, flush=True), adopt)
         else:
-            print(spawn.attach(_wanted(options, parser), options.run).device)
+            wanted, adopt = spawn.plan(_wanted(options, parser), options.run)
+            print(spawn.attach(wanted, options.run, adopt).device)
     except FarstripeError as exc:
         print(f"farstripe: {exc.message}", file=sys.stderr)
         if exc.way_out:

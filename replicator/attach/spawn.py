@@ -30,13 +30,11 @@ def package_env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": root + (os.pathsep + rest if rest else "")}
 
 
-def attach(wanted: Attachment, run_dir: str) -> Attachment:
-    """Attach and leave a supervisor behind; returns what became of it.
+def plan(wanted: Attachment, run_dir: str) -> tuple[Attachment, bool]:
+    """Return what to supervise, and whether it is attached already and only lost its supervisor (`adopt`).
 
-    A device of the same volume that is attached but has lost its supervisor gets a new one instead.
-    Raises AlreadyExists when the volume is attached on this host already.
+    Raises AlreadyExists when the volume is attached on this host and looked after.
     """
-    adopt = False
     for known in records.load_all(run_dir):
         if known.export != wanted.export or known.endpoint != wanted.endpoint or not device.is_attached(known.index):
             continue
@@ -46,11 +44,12 @@ def attach(wanted: Attachment, run_dir: str) -> Attachment:
             raise AlreadyExists(
                 f"volume {known.export!r} is attached as {known.device}", f"farstripe detach {known.export}"
             )
-        wanted, adopt = known, True
-    return _spawn(wanted, run_dir, adopt)
+        return known, True
+    return wanted, False
 
 
-def _spawn(wanted: Attachment, run_dir: str, adopt: bool) -> Attachment:
+def attach(wanted: Attachment, run_dir: str, adopt: bool) -> Attachment:
+    """Attach (or adopt, see `plan`) in a process of its own; returns the attachment once it is usable."""
     records.directory(run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     read_end, write_end = os.pipe()
     log_path = records.directory(run_dir) / "supervisor.log"

@@ -153,6 +153,15 @@ def stop(here: Node, timeout_s: float, force: bool, as_json: bool) -> None:
 
 
 @node.command()
+@click.argument("process", type=click.Choice(processes.PROCESSES))
+@pass_node
+def run(here: Node, process: str) -> None:
+    """Become one of the node's processes, in the foreground: what the systemd units call."""
+    here.config()
+    processes.become(process, here)
+
+
+@node.command()
 @json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:

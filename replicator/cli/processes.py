@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from replicator.attach.records import process_started
 from replicator.attach.spawn import package_env
@@ -23,6 +23,7 @@ from replicator.cli.access import Node
 from replicator.core.errors import DaemonNotRunning, FarstripeError, Refused, TimedOut, from_map
 
 PROCESSES = ("target", "replicator")
+_MODULES = {"target": "nbdplugin.launch", "replicator": "replicator.daemon"}
 _MARKS = {"target": "farstripe-target", "replicator": "replicator.daemon"}
 PROBES = {"target": "node.info", "replicator": "node.info"}
 STOPS = {"target": "node.stop", "replicator": "node.stop"}
@@ -114,7 +115,7 @@ def start(process: str, node: Node) -> str:
 
 
 def _start_target(node: Node) -> None:
-    argv = [sys.executable, "-m", "nbdplugin.launch", *_directories(node), "--background"]
+    argv = [sys.executable, "-m", _MODULES["target"], *_directories(node), "--background"]
     done = subprocess.run(argv, capture_output=True, text=True, env=package_env(), check=False)
     if done.returncode == 0:
         return
@@ -127,7 +128,7 @@ def _start_target(node: Node) -> None:
 
 
 def _start_replicator(node: Node) -> None:
-    argv = [sys.executable, "-m", "replicator.daemon", *_directories(node)]
+    argv = [sys.executable, "-m", _MODULES["replicator"], *_directories(node)]
     path = log_of("replicator", node)
     before = path.stat().st_size if path.exists() else 0
     with open(path, "ab") as log:
@@ -143,6 +144,12 @@ def _start_replicator(node: Node) -> None:
             raise TimedOut(f"the replicator does not answer after {START_TIMEOUT_S:g} s", f"see {path}")
         time.sleep(0.05)
     child.returncode = 0  # it lives on; this object must not complain about that
+
+
+def become(process: str, node: Node) -> NoReturn:
+    """Replace this program by the process."""
+    argv = [sys.executable, "-m", _MODULES[process], *_directories(node)]
+    os.execve(sys.executable, argv, package_env())
 
 
 def stop(process: str, node: Node, timeout_s: float, force: bool) -> str:

@@ -1,0 +1,256 @@
+"""farstripe pool: the RAID-striped pool of this node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from replicator.cli import progress
+from replicator.cli.access import Node, pass_node
+from replicator.cli.output import UNKNOWN, confirm, emit, json_option, table, yes_option
+from replicator.cli.units import SizeType, format_size, parse_size
+from replicator.core.errors import AlreadyExists, BadInput, MediumError
+
+_GROUP = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=)?raid(?P<level>0|1|5|6|10)(?:@(?P<chunk>\w+))?")
+LEAST_MEMBERS = {0: 1, 1: 2, 5: 3, 6: 4, 10: 4}
+
+
+@click.group()
+def pool() -> None:
+    """The RAID-striped pool that this node's volumes lie on.
+
+    A node has one pool; a pool has one or more RAID groups; a group has members, which are files or disks.
+    """
+
+
+def parse_layout(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the RAID groups that the words describe, members as absolute paths. Raises BadInput.
+
+    A word like `raid6`, `data=raid6` or `data=raid6@128K` begins a group; the words after it are its members.
+    """
+    groups: list[dict[str, Any]] = []
+    for word in words:
+        match = _GROUP.fullmatch(word)
+        if match and not os.path.exists(word):
+            groups.append(_new_group(match, groups))
+        elif not groups:
+            raise BadInput(f"{word!r} comes before any RAID level", "begin with raid0, raid1, raid5, raid6 or raid10")
+        else:
+            groups[-1]["members"].append(os.path.abspath(word))
+    if not groups:
+        raise BadInput("a pool needs at least one RAID group", "say for example: raid6 /disks/{0..5}")
+    seen: dict[str, str] = {}
+    for group in groups:
+        least = LEAST_MEMBERS[group["level"]]
+        if len(group["members"]) < least:
+            raise BadInput(
+                f"RAID group {group['name']} has {len(group['members'])} members; RAID-{group['level']} needs {least}"
+            )
+        for member in group["members"]:
+            real = os.path.realpath(member)
+            if real in seen:
+                raise BadInput(f"{member} is named twice (RAID groups {seen[real]} and {group['name']})")
+            seen[real] = group["name"]
+    return groups
+
+
+def _new_group(match: re.Match[str], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    level = int(match["level"])
+    names = [group["name"] for group in groups]
+    name = match["name"] or f"raid{level}"
+    number = 2
+    while not match["name"] and name in names:
+        name = f"raid{level}-{number}"
+        number += 1
+    if name in names:
+        raise BadInput(f"two RAID groups are named {name!r}")
+    group: dict[str, Any] = {"name": name, "level": level, "members": []}
+    if match["chunk"]:
+        try:
+            group["chunk"] = parse_size(match["chunk"])
+        except ValueError as exc:
+            raise BadInput(f"the chunk of RAID group {name}: {exc}") from exc
+    return group
+
+
+@pool.command()
+@click.argument("name")
+@click.argument("layout", nargs=-1, required=True, metavar="LEVEL MEMBER... [LEVEL MEMBER...]...")
+@click.option("--make-files", type=SizeType(4096, 1 << 20), metavar="SIZE",
+              help="Make every member first, as a sparse file of this size.")  # fmt: skip
+@click.option("--area", "area_bytes", type=SizeType(4096), default=4 << 20, show_default="4M",
+              help="Unit in which volumes take space.")  # fmt: skip
+@json_option
+@pass_node
+def create(
+    here: Node, name: str, layout: tuple[str, ...], make_files: int | None, area_bytes: int, as_json: bool
+) -> None:
+    """Make the pool NAME.
+
+    LEVEL is raid0, raid1, raid5 or raid6, optionally with a name for the RAID group and a chunk size.
+
+    \b
+      farstripe pool create main raid6 /disks/{0..5} raid0 /scratch/{0..1}
+      farstripe pool create main safe=raid6@128K /dev/sd{b..g}
+      farstripe pool create lab raid6 /tmp/lab/{0..5} --make-files 1G
+
+    Members that hold a pool already are refused. Members are opened by the target and by nobody else.
+    """
+    groups = parse_layout(layout)
+    members = [member for group in groups for member in group["members"]]
+    made = _make_files(members, make_files) if make_files else []
+    try:
+        status = here.target("pool.create", name=name, groups=groups, area_bytes=area_bytes, wait_s=300)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+    emit(as_json, status, f"pool {name} made: {len(groups)} RAID group(s), {len(members)} members")
+
+
+def _make_files(paths: Sequence[str], size: int) -> list[str]:
+    made: list[str] = []
+    try:
+        for path in paths:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            made.append(path)
+            try:
+                os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+    except OSError as exc:
+        for done in made:
+            os.unlink(done)
+        if isinstance(exc, FileExistsError):
+            raise AlreadyExists(
+                f"{exc.filename} exists already", "leave --make-files out to use it as it is"
+            ) from None
+        raise MediumError(f"cannot make {exc.filename or 'a member file'}: {exc.strerror}") from exc
+    return made
+
+
+@pool.command()
+@json_option
+@pass_node
+def status(here: Node, as_json: bool) -> None:
+    """Show RAID groups, members, space, and a rebuild that is under way."""
+    found = here.target("pool.status")
+    groups = found.get("groups", [])
+    if as_json:
+        emit(True, found)
+        return
+    click.echo(f"pool {found.get('name', UNKNOWN)}, parity by {found.get('parity', UNKNOWN)}")
+    rows = [
+        (
+            group["name"],
+            f"RAID-{group['level']}",
+            group.get("state", UNKNOWN),
+            f"{sum(member['state'] == 'ok' for member in group['members'])}/{len(group['members'])} ok",
+            format_size(group.get("chunk_bytes")),
+            format_size(free_bytes(found, group)),
+            _rebuild_text(group),
+        )
+        for group in groups
+    ]
+    table(False, None, ("raid group", "level", "state", "members", "chunk", "free", "rebuild"), rows, "no RAID groups")
+    bad = [(m["path"], g["name"], m["state"]) for g in groups for m in g["members"] if m["state"] != "ok"]
+    if bad:
+        click.echo()
+        table(False, None, ("member", "raid group", "state"), bad, "")
+
+
+def free_bytes(pool_status: dict[str, Any], group: dict[str, Any]) -> int | None:
+    """Return the unallocated bytes of a RAID group, None when the target did not say."""
+    if "free_bytes" in group:
+        return int(group["free_bytes"])
+    if "free_areas" in group and pool_status.get("area_bytes"):
+        return int(group["free_areas"]) * int(pool_status["area_bytes"])
+    return None
+
+
+def _rebuild_text(group: dict[str, Any]) -> str:
+    left, total = rebuild_left([group])
+    if left is None:
+        return "-"
+    done = f" ({100 * (total - left) // total} %)" if total else ""
+    return f"{format_size(left)} left{done}"
+
+
+def rebuild_left(groups: Sequence[dict[str, Any]]) -> tuple[int | None, int]:
+    """Return (bytes left to rebuild or None when nothing is being rebuilt, bytes in all) over RAID groups."""
+    rebuilds = [group["rebuild"] for group in groups if group.get("rebuild")]
+    if not rebuilds:
+        return None, 0
+    left = sum(int(one.get("remaining_bytes", 0)) for one in rebuilds)
+    return left, max(left, sum(int(one.get("total_bytes", 0)) for one in rebuilds))
+
+
+@pool.command()
+@click.argument("old")
+@click.argument("new")
+@click.option("--make-file", type=SizeType(4096, 1 << 20), metavar="SIZE", help="Make NEW first, as a sparse file.")
+@click.option("--wait", "wait_for_it", is_flag=True, help="Wait for the rebuild, with a progress bar.")
+@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@json_option
+@pass_node
+def replace(
+    here: Node, old: str, new: str, make_file: int | None, wait_for_it: bool, timeout_s: float | None, as_json: bool
+) -> None:
+    """Put the member NEW in the place of OLD, which may be lost or still there, and rebuild it.
+
+    I/O goes on meanwhile, on a lost member with the redundancy that is left.
+    """
+    old, new = os.path.abspath(old), os.path.abspath(new)
+    made = _make_files([new], make_file) if make_file else []
+    try:
+        status = here.target("pool.replace", old=old, new=new, wait_s=300)
+    except BaseException:
+        for path in made:
+            os.unlink(path)
+        raise
+    if wait_for_it:
+        status = wait_for_rebuild(here, new, timeout_s, show=not as_json)
+    emit(as_json, status, f"{new} {'is rebuilt' if wait_for_it else 'is being rebuilt'} in the place of {old}")
+
+
+def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: bool) -> dict[str, Any]:
+    """Wait until `member` is whole; returns the pool's status. Raises MediumError when it fails meanwhile."""
+    latest: dict[str, Any] = {}
+
+    def look() -> progress.Look:
+        nonlocal latest
+        latest = here.target("pool.status")
+        for group in latest["groups"]:
+            for one in group["members"]:
+                if one["path"] != member:
+                    continue
+                if one["state"] in ("failed", "missing"):
+                    raise MediumError(f"{member} is {one['state']} now", "farstripe events tells why")
+                left, total = rebuild_left([group])
+                return progress.Look(one["state"] == "ok", left, total)
+        raise MediumError(f"{member} is not a member any more", "farstripe events tells why")
+
+    progress.wait(look, f"rebuild of {member}", timeout_s, show)
+    return latest
+
+
+@pool.command()
+@click.argument("member")
+@yes_option
+@json_option
+@pass_node
+def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
+    """Declare MEMBER lost: it is not read or written any more, also after a restart.
+
+    Refused when the RAID group has no redundancy left to do without it.
+    """
+    member = os.path.abspath(member)
+    confirm(f"Declare {member} lost? Its RAID group loses redundancy until it is replaced.", yes, as_json)
+    emit(as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace")
