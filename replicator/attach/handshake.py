@@ -35,8 +35,6 @@ REP_ACK = 1
 REP_INFO = 3
 REP_ERROR = 1 << 31
 INFO_EXPORT = 0
-INFO_NAME = 1
-INFO_DESCRIPTION = 2
 INFO_BLOCK_SIZE = 3
 
 FLAG_READ_ONLY = 1 << 1
@@ -70,7 +68,6 @@ _REFUSALS = {
     REP_ERROR | 8: "the server insists on block size negotiation",
     REP_ERROR | 9: "the request is too big for the server",
 }
-_TRANSIENT = {REP_ERROR | 7}
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,6 @@ class Export:
 
     size: int
     flags: int
-    description: str = ""
     min_block: int = 1
     preferred_block: int = 4096
     max_block: int = 32 << 20
@@ -171,11 +167,9 @@ def _handshake(sock: socket.socket, endpoint: Endpoint, name: bytes) -> Export:
     if magic != NBDMAGIC or option_magic != IHAVEOPT or not handshake_flags & FLAG_FIXED_NEWSTYLE:
         raise ProtocolError(f"{endpoint} does not speak fixed newstyle NBD", "check the port")
     sock.sendall(struct.pack(">I", handshake_flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)))
-    wanted = (INFO_DESCRIPTION, INFO_BLOCK_SIZE)
-    data = struct.pack(">I", len(name)) + name + struct.pack(f">H{len(wanted)}H", len(wanted), *wanted)
+    data = struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, INFO_BLOCK_SIZE)
     sock.sendall(_OPTION.pack(IHAVEOPT, OPT_GO, len(data)) + data)
     size = flags = None
-    description = ""
     blocks = (1, 4096, 32 << 20)
     while True:
         magic, option, kind, length = _REPLY.unpack(_read(sock, _REPLY.size, endpoint))
@@ -191,13 +185,11 @@ def _handshake(sock: socket.socket, endpoint: Endpoint, name: bytes) -> Export:
         what = int.from_bytes(body[:2], "big")
         if what == INFO_EXPORT and length == 12:
             size, flags = struct.unpack(">QH", body[2:])
-        elif what == INFO_DESCRIPTION:
-            description = body[2:].decode(errors="replace")
         elif what == INFO_BLOCK_SIZE and length == 14:
             blocks = struct.unpack(">III", body[2:])
     if size is None or flags is None:
         raise ProtocolError(f"{endpoint} accepted the export without telling its size")
-    return Export(size, flags, description, *blocks)
+    return Export(size, flags, *blocks)
 
 
 def _refusal(kind: int, endpoint: Endpoint, name: str, body: bytes) -> Exception:
@@ -206,7 +198,7 @@ def _refusal(kind: int, endpoint: Endpoint, name: str, body: bytes) -> Exception
     detail = f"{reason}: {said}" if said else reason
     if kind == REP_ERROR | 6:
         return NotFound(f"{endpoint} has no export {name!r}", "farstripe volume list shows what the node serves")
-    if kind in _TRANSIENT:
+    if kind == REP_ERROR | 7:  # shutting down: it may be back soon
         return PeerError(f"{endpoint} does not serve {name!r} now: {detail}")
     return Refused(f"{endpoint} refuses {name!r}: {detail}")
 

@@ -173,11 +173,17 @@ class NbdKernel:
             raise MediumError("the kernel connected a device but did not say which", "see /sys/block/nbd*/pid")
         return index
 
-    def reconfigure(self, index: int, sockets: Sequence[socket.socket], *, size: int, identifier: str) -> None:
-        """Offer fresh sockets in the place of dead ones, and tell the kernel the size (it resizes if that changed)."""
+    def reconfigure(
+        self, index: int, sockets: Sequence[socket.socket], *, size: int, identifier: str, timeout_s: int
+    ) -> None:
+        """Offer fresh sockets in the place of dead ones, and tell the kernel the size (it resizes if that changed).
+
+        The request timeout is in force before the sockets are.
+        """
         attrs: list[tuple[str, Any]] = [
             ("NBD_ATTR_INDEX", index),
             ("NBD_ATTR_SIZE_BYTES", size),
+            ("NBD_ATTR_TIMEOUT", timeout_s),
             ("NBD_ATTR_BACKEND_IDENTIFIER", identifier),
         ]
         if sockets:

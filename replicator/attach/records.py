@@ -31,7 +31,6 @@ class Attachment:
     block_size: int = 0
     read_only: bool = False
     size: int = 0
-    description: str = ""
     pid: int = 0
     pid_started: str = ""
 

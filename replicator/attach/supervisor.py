@@ -7,8 +7,7 @@ restart of the target costs the writer a pause, not an error.
 Invariants
 * It subscribes to the events before it connects, so no death is missed; when the kernel says that events were
   dropped, it heals as if one had come.
-* It never gives the kernel a connection to something else: another volume of the same name (told by its
-  description, see `_same_volume`), or one that turned read-only (a secondary) under a writer. It waits instead, until
+* It never gives the kernel a connection that turned read-only (a secondary) under a writer. It waits instead, until
   the kernel's own deadline.
 * It ends when the device is disconnected, by whomever; ended by a signal it leaves the device as it is.
 
@@ -20,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import select
 import signal
 import socket
@@ -38,7 +36,6 @@ from replicator.core.errors import BadInput, FarstripeError, Refused
 BACK_OFF_S = (0.05, 0.1, 0.2, 0.3, 0.5)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 POLL_S = 1.0
-_UUID = re.compile(r"\b[0-9a-f]{32}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 Log = Callable[[str], None]
 Dial = Callable[[Endpoint, str], tuple[socket.socket, Export]]
@@ -60,7 +57,9 @@ class Kernel(Protocol):
         identifier: str,
     ) -> int: ...
 
-    def reconfigure(self, index: int, sockets: list[socket.socket], *, size: int, identifier: str) -> None: ...
+    def reconfigure(
+        self, index: int, sockets: list[socket.socket], *, size: int, identifier: str, timeout_s: int
+    ) -> None: ...
 
 
 def choose_block_size(export: Export, wanted: int) -> int:
@@ -137,17 +136,39 @@ class Supervisor:
             index=index,
             block_size=block_size,
             size=export.size,
-            description=export.description,
             read_only=at.read_only or export.read_only,
         )
         self._tune()
         return self.at
 
+    @property
+    def _own_timer(self) -> bool:
+        """Whether the request timer is ours to set.
+
+        Several connections: the kernel takes a timer that fires for a dead connection, however slow the server is, so
+        the timer must stay long. A timeout of the user's is left as it is.
+        """
+        return self.at.connections == 1 and self.at.timeout_s == 0
+
     def _tune(self) -> None:
-        # Several connections: the kernel takes a timer that fires for a dead connection, however slow the server is,
-        # so the timer must stay long. With a timeout of the user's, the kernel has set it.
-        if self.at.connections == 1 and self.at.timeout_s == 0:
+        if self._own_timer:
             device.set_request_timer(self.at.index)
+
+    def _reconfigure(self, sockets: list[socket.socket], size: int, timeout_s: int) -> None:
+        at = self.at
+        self.kernel.reconfigure(at.index, sockets, size=size, identifier=at.identifier, timeout_s=timeout_s)
+
+    def _release_in_flight(self) -> None:
+        """Let requests that were sent on the dead connection wait like new ones, for a new connection or the deadline.
+
+        Without a request timeout the kernel holds them for ever. With one, short while nothing is connected, it takes
+        them back within a second; the next connection sets it to "any time" again.
+        """
+        if self._own_timer:
+            try:
+                self._reconfigure([], self.at.size, timeout_s=1)
+            except FarstripeError as exc:
+                self._say(f"{self.at.device}: {exc}")
 
     # -- keeping ------------------------------------------------------------------------------------------------
 
@@ -157,6 +178,7 @@ class Supervisor:
         began = time.monotonic()
         while alive():
             if self._offer():
+                self._tune()
                 waited = time.monotonic() - began
                 self._say(f"{self.at.device}: connected again to {self.at.endpoint} after {waited:.1f} s")
                 self._said = ""
@@ -166,6 +188,8 @@ class Supervisor:
                         "so requests have failed; if I/O still fails, detach it and attach it again"
                     )
                 return True
+            if tries == 0:
+                self._release_in_flight()
             pause(BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)])
             tries += 1
         return False
@@ -178,7 +202,7 @@ class Supervisor:
                 sockets.append(sock)
                 if not self._acceptable(export):
                     return False
-            self.kernel.reconfigure(self.at.index, sockets, size=export.size, identifier=self.at.identifier)
+            self._reconfigure(sockets, export.size, self.at.timeout_s)
         except FarstripeError as exc:
             self._say(f"{self.at.device}: {exc}")
             return False
@@ -192,9 +216,6 @@ class Supervisor:
         if export.read_only and not self.at.read_only:
             self._say(f"{self.at.device}: {self.at.export!r} is read-only there now (a secondary?); waiting")
             return False
-        if not _same_volume(self.at.description, export.description):
-            self._say(f"{self.at.device}: {self.at.endpoint} serves another volume by the name {self.at.export!r}")
-            return False
         return True
 
     def refresh(self) -> None:
@@ -203,7 +224,8 @@ class Supervisor:
             sock, export = self._dial(self.at.endpoint, self.at.export)
             hang_up(sock)
             if self._acceptable(export):
-                self.kernel.reconfigure(self.at.index, [], size=export.size, identifier=self.at.identifier)
+                self._reconfigure([], export.size, self.at.timeout_s)
+                self._tune()
                 self._resized(export)
         except FarstripeError as exc:
             self._say(f"{self.at.device}: size not refreshed: {exc}")
@@ -217,12 +239,6 @@ class Supervisor:
         if line != self._said:  # a server that is away for an hour is one line, not thousands
             self._said = line
             self._log(line)
-
-
-def _same_volume(before: str, now: str) -> bool:
-    """Compare the UUIDs in two export descriptions; without one on either side there is nothing to tell."""
-    a, b = _UUID.search(before.lower()), _UUID.search(now.lower())
-    return a is None or b is None or a.group() == b.group()
 
 
 def run(wanted: Attachment, run_dir: str, log: Log, ready: Callable[[Attachment], None], adopt: bool = False) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from replicator.cli import policy
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -60,6 +63,21 @@ def list_(here: Node, as_json: bool) -> None:
         for one in found
     ]
     table(as_json, found, ("group", "volumes", "role", "state", "journal"), rows, "no groups; make one: farstripe group create")
+
+
+@group.command("policy")
+@click.argument("name")
+@policy.policy_options
+@json_option
+@pass_node
+def policy_(here: Node, name: str, as_json: bool, **options: Any) -> None:
+    """Show how the group NAME treats its peer, or change what is given."""
+    changes = policy.given(options)
+    if changes:
+        here.target("group.policy", group=name, **changes)
+    found = here.target("group.status", group=name).get("policy") or {}
+    rows = [(key, found.get(key)) for key in policy.KEYS]
+    table(as_json, found, ("policy", "value"), rows, "")
 
 
 @group.command()

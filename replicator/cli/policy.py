@@ -1,0 +1,49 @@
+"""The options that set how a group treats its peer; shared by `pair create` and `group policy`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_OPTIONS = (
+    click.option("--mode", type=click.Choice(["async", "sync"]),
+                 help="sync: a write is answered once the peer has it too. async: at once, in exact order behind."),
+    click.option("--ack", type=click.Choice(["receive", "durable"]),
+                 help="What sync waits for: the peer holds the write in memory, or on stable storage."),
+    click.option("--on-loss", type=click.Choice(["stall", "degrade"]),
+                 help="sync, and the peer is silent for --loss-timeout. stall: writes fail, nothing exists once only. "
+                 "degrade: writes go on here alone, visibly."),
+    click.option("--loss-timeout", "loss_timeout_s", type=click.FloatRange(0), metavar="SECONDS",
+                 help="How long a write waits for a silent peer; 0: for ever."),
+    click.option("--on-full", type=click.Choice(["stall", "bitmap", "fail"]),
+                 help="The journal is full. bitmap: give up order, count differences; the copy keeps its last consistent "
+                 "moment until the resync. stall, fail: writes fail, after --full-timeout or sooner."),
+    click.option("--full-timeout", "full_timeout_s", type=click.FloatRange(0), metavar="SECONDS",
+                 help="How long a write waits for room in the journal; 0: for ever."),
+)  # fmt: skip
+
+KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
+
+
+def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the policy options; the command gets them by the names in KEYS, None where not given."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what the user set."""
+    return {key: values[key] for key in KEYS if values.get(key) is not None}
+
+
+def text(policy: dict[str, Any] | None) -> str:
+    """Return a policy in words."""
+    if not policy:
+        return "unknown"
+    mode = str(policy.get("mode", "unknown"))
+    if mode == "sync":
+        mode += f" ({policy.get('ack', 'unknown')}, {policy.get('on_loss', 'unknown')} on loss)"
+    return mode
