@@ -1,0 +1,161 @@
+"""The decision table: total, unambiguous, symmetric, and never careless with acknowledged writes."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from replicator.core.epochs import make_epoch
+from replicator.core.handshake import DOMAIN, TABLE, Action, Facts, all_facts, decide, look_up, matches
+from replicator.core.hello import NOT_YET, VERSION, Hello
+
+A, B = "aa" * 16, "bb" * 16
+GROUP = "cd" * 16
+TAG = {A: 0xAAAAAA, B: 0xBBBBBB}
+E1A, E2A, E2B, E3A = make_epoch(1, TAG[A]), make_epoch(2, TAG[A]), make_epoch(2, TAG[B]), make_epoch(3, TAG[A])
+
+
+def side(node: str = A, role: str = "primary", pos: int = 10, hist: tuple = ((E1A, 0),), **changes: object) -> Hello:
+    """A healthy side with its whole journal."""
+    base = Hello(
+        version=VERSION, node=node, group=GROUP, volumes=((0, 4096),), role=role, state="ok", hist=hist, pos=pos,
+        durable=pos, floor=pos, last_write=pos, journal=(1, pos), starts=(1,), unclean=False, copy_id="", synced=0,
+        split=False, discard="", handover="",
+    )  # fmt: skip
+    return base._replace(**changes)
+
+
+def follower(**changes: object) -> Hello:
+    return side(**{"node": B, "role": "secondary", "pos": 8, **changes})
+
+
+def test_every_combination_of_facts_matches_exactly_one_row():
+    hits: Counter[str] = Counter()
+    for facts in all_facts():
+        labels = [row.label for row in TABLE if matches(row, facts)]
+        assert len(labels) == 1, (facts, labels)
+        hits[labels[0]] += 1
+    assert set(hits) == {row.label for row in TABLE}
+
+
+def test_rows_name_only_known_facts_and_values():
+    for row in TABLE:
+        for name, value in zip(Facts._fields, row.when, strict=True):
+            assert value == "*" or set(value.split("|")) <= set(DOMAIN[name]), (row.label, name)
+    assert len({row.label for row in TABLE}) == len(TABLE)
+
+
+def test_acknowledged_writes_are_overwritten_only_with_the_operators_consent():
+    for facts in all_facts():
+        row = look_up(facts)
+        loses = facts.tail == "acknowledged" and facts.relation in ("parted", "forked", "unrelated", "outdated")
+        if loses and facts.consent == "no":
+            assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
+
+
+def test_nothing_is_shipped_between_two_primaries_or_none():
+    for facts in all_facts():
+        if facts.primaries != "one":
+            assert look_up(facts).action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
+
+
+def test_streaming_needs_the_journal_an_exact_image_and_one_history():
+    for facts in all_facts():
+        if look_up(facts).action in (Action.STREAM, Action.RESUME):
+            assert (facts.journal, facts.image, facts.split, facts.compat) == ("covers", "exact", "no", "ok")
+            assert facts.relation in ("same", "behind")
+
+
+FORK_A = {"hist": ((E1A, 0), (E3A, 9)), "pos": 12}
+FORK_B = {"hist": ((E1A, 0), (E2B, 5)), "pos": 8}
+TOOK_OVER = {"hist": ((E1A, 0), (E2B, 8)), "pos": 11}
+
+STORIES = [
+    ("version", side(), follower(version=VERSION + 1)),
+    ("wrong-group", side(), follower(group="ee" * 16)),
+    ("size-mismatch", side(), follower(volumes=((0, 8192),))),
+    ("split-wanted", side(split=True), follower()),
+    ("finish-handover", side(role="secondary", handover=B), follower(pos=10)),
+    ("no-primary", side(role="secondary", handover=B), follower(pos=9)),
+    ("no-primary", side(role="secondary"), follower()),
+    ("dual-primary", side(), side(B)),
+    ("stale-primary", side(pos=8), side(B, **TOOK_OVER)),
+    ("superseded", side(pos=10), side(B, **TOOK_OVER)),
+    ("split-brain", side(**FORK_A), side(B, **FORK_B)),
+    ("split-brain-resolved", side(**FORK_A, discard=B), side(B, **FORK_B)),
+    ("split-brain-empty", side(**FORK_A), side(B, **FORK_B, last_write=5)),
+    ("unrelated", side(), follower(hist=((E2B, 0),))),
+    ("unrelated-step-down", side(discard=B), side(B, hist=((E2B, 0),))),
+    ("unrelated-discard", side(discard=B), follower(hist=((E2B, 0),))),
+    ("superseded-chosen", side(pos=10, discard=B), side(B, **TOOK_OVER)),
+    ("full-fresh", side(), follower(hist=(), pos=0, state="fresh")),
+    ("stream", side(), follower()),
+    ("diff-journal-lost", side(journal=(10, 10)), follower()),
+    ("diff-journal-lost", side(journal=None), follower()),
+    ("diff-unclean", side(unclean=True), follower()),
+    ("diff-unclean", side(copy_id="c1", synced=NOT_YET), follower()),
+    ("stream", side(copy_id="c1", synced=7), follower()),
+    ("resume-resync", side(copy_id="c1", synced=NOT_YET), follower(state="resync", copy_id="c1", floor=2)),
+    ("redo-resync-journal-lost", side(copy_id="c1", journal=None), follower(state="resync", copy_id="c1", floor=2)),
+    ("redo-resync-unclean", side(copy_id="c1", unclean=True), follower(state="resync", copy_id="c1", floor=2)),
+    ("redo-resync", side(), follower(state="resync", copy_id="c1", floor=2)),
+    ("diff-source-lost-power", side(pos=7), follower(pos=9)),
+    ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7))), follower(pos=9)),
+    ("diff-diverged-tail", side(B, **TOOK_OVER), side(A, "secondary", pos=10, last_write=8)),
+    ("diff-discard", side(B, **TOOK_OVER, discard=A), side(A, "secondary", pos=10, state="diverged")),
+    ("former-primary", side(B, **TOOK_OVER), side(A, "secondary", pos=10, state="diverged")),
+    ("outdated-primary", side(pos=8), follower(**TOOK_OVER)),
+    ("outdated-discard", side(pos=8, discard=B), follower(**TOOK_OVER)),
+]
+
+
+@pytest.mark.parametrize(("label", "one", "other"), STORIES, ids=[f"{n}-{s[0]}" for n, s in enumerate(STORIES)])
+def test_each_cause_finds_its_row_from_either_side(label: str, one: Hello, other: Hello):
+    assert decide(one, other).label == label
+    assert decide(other, one) == decide(one, other)
+
+
+def test_every_row_is_reached_by_a_story_except_the_defensive_one():
+    told = {label for label, _, _ in STORIES}
+    assert {row.label for row in TABLE} - told == {"outdated-both"}
+
+
+def test_the_common_position_is_the_base_of_the_parting():
+    decision = decide(side(B, **TOOK_OVER, discard=A), side(A, "secondary", pos=10, state="diverged"))
+    assert (decision.c, decision.lead, decision.follow, decision.lost_records) == (8, B, A, 2)
+
+
+def test_streaming_starts_after_the_follow_sides_position():
+    assert decide(side(), follower()).from_seq == 9
+
+
+def test_a_copy_is_full_only_when_a_bitmap_does_not_reach_back():
+    assert not decide(side(journal=None, starts=(1, 9)), follower()).full
+    assert decide(side(journal=None, starts=(10,)), follower()).full
+    assert decide(side(), follower(hist=(), pos=0, floor=0, state="fresh")).full
+
+
+def test_a_stopped_resync_never_counts_its_position_as_certain():
+    decision = decide(side(), follower(state="resync", floor=3, copy_id="old"))
+    assert (decision.action, decision.c) == (Action.COPY, 3)
+
+
+def _random_side(rng: random.Random, node: str) -> Hello:
+    hist = [(E1A, 0)] + ([(rng.choice((E2A, E2B)), rng.randint(2, 8))] if rng.random() < 0.6 else [])
+    if rng.random() < 0.1:
+        hist = []
+    pos = (hist[-1][1] + rng.randint(1, 6)) if hist else 0
+    return side(
+        node, rng.choice(("primary", "secondary")), pos, tuple(hist),
+        state=rng.choice(("ok", "resync", "diverged")), floor=rng.randint(0, pos), last_write=rng.randint(0, pos),
+        journal=rng.choice((None, (rng.randint(1, pos + 1), pos))), starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
+        unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
+        discard=rng.choice(("", "", A, B)), handover=rng.choice(("", "", A, B)),
+    )  # fmt: skip
+
+
+def test_both_sides_decide_the_same_for_any_two_hellos():
+    for seed in range(5000):
+        rng = random.Random(seed)
+        one, other = _random_side(rng, A), _random_side(rng, B)
+        assert decide(one, other) == decide(other, one), seed
