@@ -1,0 +1,13 @@
+"""The benchmark: one table, every row a comparison with an established tool doing the same work in the same run.
+
+    table.py      the rows: what is compared with what, and the bar each row is held to
+    measure.py    alternating runs, medians, ratios
+    load.py       fio and nbdcopy as load generators
+    peers.py      nbdkit's file plugin, QEMU's mirror job
+    nodes.py      our nodes, started through the real command line
+    shipping.py   the replicator's data path alone: read, compress, send, receive, check, append
+    workspace.py  one directory and the processes of a run, and their end
+
+The load goes over NBD on unix sockets, directly to the servers; replication goes over loopback. Nothing of a run is
+left behind. See docs/BENCHMARKS.md.
+"""

@@ -1,0 +1,75 @@
+"""Two of our nodes on loopback with one volume paired from A to B."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from benchmarks.nodes import Node
+from benchmarks.workspace import BenchmarkError, Workspace, wait_for
+from replicator.journal.page import HEAD_SEQ, LINK, LINK_STREAMING, PEER_APPLIED_SEQ, PEER_RECEIVED_SEQ, Page
+
+GROUP, VOLUME = "group", "vol"
+JOURNAL_BYTES = 1 << 30
+
+
+class Pair:
+    """Nodes `a` (primary) and `b`, their link running, the copy equal."""
+
+    def __init__(
+        self,
+        space: Workspace,
+        size_bytes: int,
+        mode: str,
+        compress: str | None = None,
+        journal_bytes: int = JOURNAL_BYTES,
+    ) -> None:
+        """Make both nodes with a RAID-0 of four files each, a volume of `size_bytes`, and pair it in `mode`."""
+        self.a, self.b = Node(space, "a"), Node(space, "b")
+        for node in (self.a, self.b):
+            node.make_pool("raid0", 4, size_bytes // 4 + (64 << 20))
+        self.a.make_volume(VOLUME, size_bytes)
+        self.a.run("group", "create", GROUP, VOLUME, "--journal", str(journal_bytes))
+        token = self.b.run("peer", "token")["token"]
+        self.a.run("peer", "join", token)
+        options = ["--mode", mode]
+        if compress:
+            options += ["--compress", compress]
+        self.a.run("pair", "create", GROUP, "b", *options)
+        self.wait_paired()
+        uuid = self.group_status()["uuid"]
+        self.page = Page.map(self.a.run_dir / f"{uuid}.page")
+        self.uri = self.a.uri(VOLUME)
+
+    def group_status(self) -> dict[str, Any]:
+        """What node A says of the group."""
+        for group in self.a.run("group", "list"):
+            if group["name"] == GROUP:
+                return dict(group)
+        raise BenchmarkError("the group is gone")
+
+    def wait_paired(self, timeout_s: float = 300) -> None:
+        """Wait until the copy on B is complete and follows."""
+        self.a.run("pair", "wait", GROUP, "--timeout", str(timeout_s), timeout_s=timeout_s + 10)
+
+    def backlog(self) -> int:
+        """Records that B has not applied yet."""
+        return self.page[HEAD_SEQ] - self.page[PEER_APPLIED_SEQ]
+
+    def drain(self, timeout_s: float = 120) -> None:
+        """Wait until B has applied everything, so that the next run does not inherit this one's backlog."""
+        wait_for(lambda: self.backlog() <= 0, "node B applies what it was sent", timeout_s)
+
+    def seconds_until_received(self, timeout_s: float = 300) -> float:
+        """Seconds from the link's start of streaming until B has received everything."""
+        page = self.page
+        end = time.monotonic() + timeout_s
+        begin = 0.0
+        first = page[PEER_RECEIVED_SEQ]
+        while page[PEER_RECEIVED_SEQ] < page[HEAD_SEQ]:
+            if not begin and (page[LINK] == LINK_STREAMING or page[PEER_RECEIVED_SEQ] > first):
+                begin = time.monotonic()
+            if time.monotonic() > end:
+                raise BenchmarkError(f"node B has not received everything within {timeout_s:g} s")
+            time.sleep(0.001)
+        return time.monotonic() - (begin or end - timeout_s)
