@@ -45,7 +45,7 @@ def _is_client(sock: socket.socket, unix_path: Path, port: int | None) -> bool:
 
 
 def drain(
-    unix_path: Path, port: int | None, give_up: Callable[[], None], patience_s: float = 2.0, deadline_s: float = 10.0
+    unix_path: Path, port: int | None, give_up: Callable[[], None], patience_s: float = 4.0, deadline_s: float = 20.0
 ) -> bool:
     """End all client connections; returns whether all are gone.
 

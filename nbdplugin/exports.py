@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nbdplugin.routes import VolumeRoute, engine_slots, pool_slots
+from nbdplugin.routes import VolumeRoute, group_slots, pool_slots, refusing_slots
+from replicator.capture.service import GroupService
+from replicator.capture.state import OK, PRIMARY
 from replicator.core.errors import NotFound, Refused
 
 
@@ -67,10 +69,16 @@ class Exports:
             else:
                 route.writers -= 1
 
-    def join_group(self, names: list[str], service: Any) -> None:
+    def join_group(self, names: list[str], service: GroupService) -> None:
         """Send the requests of these volumes, in index order, through a group's service from now on."""
         for index, name in enumerate(names):
-            self.get(name).switch(engine_slots(service, index), service, index)
+            self.get(name).switch(group_slots(service, index), service, index)
+
+    def block(self, names: list[str], reason: Callable[[], Exception]) -> None:
+        """Let nothing change these volumes: their group could not be opened."""
+        for name in names:
+            if name in self._routes:
+                self._routes[name].switch(refusing_slots(reason), None, 0)
 
     def leave_group(self, names: list[str], sync: Callable[[], object]) -> None:
         """Send the requests of these volumes straight to the pool again."""
@@ -81,20 +89,20 @@ class Exports:
 
 def writable(route: VolumeRoute) -> bool:
     """Whether a new connection may write."""
-    return route.group is None or route.group.status()["role"] == "primary"
+    return route.group is None or route.group.engine.state.role == PRIMARY
 
 
 def describe(route: VolumeRoute) -> str:
     """One line for the NBD client: what the export is and, when it is read-only, why."""
     if route.group is None:
         return f"volume {route.name}"
-    status = route.group.status()
-    text = f"volume {route.name} of group {status['name']}"
-    if status["role"] == "primary":
+    state = route.group.engine.state
+    text = f"volume {route.name} of group {state.name}"
+    if state.role == PRIMARY:
         return text
-    if status["state"] == "ok":
+    if state.copy == OK:
         return f"{text}: secondary here, read-only"
-    return f"{text}: secondary here, read-only, not consistent now ({status['state']})"
+    return f"{text}: secondary here, read-only, not consistent now ({state.copy})"
 
 
 def refuse_if_open(route: VolumeRoute, verb: str) -> None:
@@ -110,6 +118,6 @@ def refuse_if_grouped(route: VolumeRoute, verb: str) -> None:
     """Raise Refused when the volume is in a group."""
     if route.group is not None:
         raise Refused(
-            f"volume {route.name} cannot be {verb}d: it is in group {route.group.status()['name']}",
+            f"volume {route.name} cannot be {verb}d: it is in group {route.group.engine.state.name}",
             "farstripe pair delete and farstripe group delete come first",
         )

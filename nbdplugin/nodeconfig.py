@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from replicator.core.epochs import node_tag
 from replicator.core.errors import BadInput, NotFound
 
 DEFAULT_THREADS = 16
@@ -32,8 +33,8 @@ class NodeConfig:
 
     @property
     def tag(self) -> int:
-        """The 24 bits of the node id that mark the epochs this node opens."""
-        return int(self.node_id[:6], 16)
+        """The 24 bits that mark the epochs this node opens."""
+        return node_tag(self.node_id)
 
 
 def load(state_dir: Path) -> NodeConfig:

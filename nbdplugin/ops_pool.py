@@ -100,8 +100,8 @@ def _facts(route: VolumeRoute) -> dict[str, Any]:
         "readers": route.readers,
     }
     if route.group is not None:
-        status = route.group.status()
-        facts.update(group=status["name"], role=status["role"], index=route.index)
+        state = route.group.engine.state
+        facts.update(group=state.name, role=state.role, index=route.index)
     return facts
 
 

@@ -168,20 +168,42 @@ def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:
     return Slots(pwrite, write_fua, zero, trim, sync)
 
 
-def engine_slots(engine: Any, index: int) -> Slots:
-    """Slots of volume `index` of a group: everything passes the group's engine."""
-    engine_write, engine_zero, engine_trim = engine.write, engine.zero, engine.trim
+GROUP_WRITE_MAX_BYTES = 1 << 20
+"""Longest record that a client's write makes; longer writes become several. NBD promises no atomicity of its own, and a
+journal need not have room for 32 MiB at once."""
+
+
+def group_slots(service: Any, index: int) -> Slots:
+    """Slots of volume `index` of a group: everything passes the group's service."""
+    service_write, service_zero = service.write, service.zero
 
     def write(buf: Buffer, off: int) -> None:
-        engine_write(index, off, buf, False)
+        if len(buf) <= GROUP_WRITE_MAX_BYTES:
+            service_write(index, off, buf)
+        else:
+            for at in range(0, len(buf), GROUP_WRITE_MAX_BYTES):
+                service_write(index, off + at, buf[at : at + GROUP_WRITE_MAX_BYTES])
 
     def write_fua(buf: Buffer, off: int) -> None:
-        engine_write(index, off, buf, True)
+        if len(buf) <= GROUP_WRITE_MAX_BYTES:
+            service_write(index, off, buf, True)
+        else:
+            write(buf, off)
+            service.flush()
 
     def zero(off: int, length: int, punch: bool, fua: bool) -> None:
-        engine_zero(index, off, length, punch, fua)
+        service_zero(index, off, length, punch, fua)
 
     def trim(off: int, length: int, fua: bool) -> None:
-        engine_trim(index, off, length, fua)
+        service_zero(index, off, length, True, fua, True)
 
-    return Slots(write, write_fua, zero, trim, engine.flush)
+    return Slots(write, write_fua, zero, trim, service.flush)
+
+
+def refusing_slots(reason: Callable[[], Exception]) -> Slots:
+    """Slots that raise `reason()`: nothing may change the volume now."""
+
+    def refuse(*_args: object) -> None:
+        raise reason()
+
+    return Slots(refuse, refuse, refuse, refuse, refuse)

@@ -140,7 +140,6 @@ class Target:
         gone = drain(self.run_dir / "nbd.sock", self.config.nbd_port, self.groups.release_waiters)
         if not gone:
             self.events.add("node.stop_slow", "NBD requests are still under way; waiting for them")
-        self.groups.release_waiters()
         self._shutdown()
 
     def close(self) -> None:

@@ -1,0 +1,28 @@
+"""What a group's service reports, as events that people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SENTENCES = {
+    "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
+    "degraded": "the peer did not answer: writes go on without it from now on",
+    "apply-stopped": "received writes cannot be applied: {reason}",
+    "apply-resumed": "received writes are applied again",
+    "copy-stopped": "the copy to the peer stopped: {reason}",
+    "group-failed": "the group has failed: {reason}",
+    "hold-released": "parked writes go on: {reason}",
+    "promoted": "primary here from now on, epoch {epoch}",
+    "demoted": "secondary here from now on, at write {seq}",
+}
+
+
+class _Known(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "unknown"
+
+
+def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
+    """Return (kind, sentence) for what a GroupService reports with `detail`."""
+    sentence = _SENTENCES.get(what, what.replace("-", " ")).format_map(_Known(detail))
+    return f"group.{what}", f"group {detail.get('group', '?')}: {sentence}"

@@ -1,0 +1,334 @@
+"""The node's consistency groups as the target holds them: their files, their services, who their volumes are.
+
+    STATE/groups/<uuid>/group.json   name and volumes, for a group whose state cannot be read
+    STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
+    STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is
+    STATE/groups/<uuid>/bitmap.<n>   block map of volume n
+    RUN/<uuid>.page .t .r            counters and doorbells
+
+A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none; what
+is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the others:
+its volumes can be read, and refuse every change with the reason, since an unrecorded write could never be made good.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import time
+import uuid as uuids
+from pathlib import Path
+from typing import Any
+
+from nbdplugin.events import EventLog
+from nbdplugin.exports import Exports
+from nbdplugin.groupevents import describe_event
+from nbdplugin.nodeconfig import NodeConfig
+from nbdplugin.poolhost import PoolHost
+from replicator.capture.bitmaps import blocks_of
+from replicator.capture.recovery import Parts, create_engine, open_engine
+from replicator.capture.service import GroupService
+from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
+from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
+from replicator.journal.files import MappedFile, PlainFile, sync_directory
+from replicator.journal.page import Doorbell, Page, boot_number
+
+MIN_JOURNAL_BYTES = 16 << 20
+
+
+class GroupHost:
+    """All groups of the node. What changes the set of groups holds PoolHost.changing."""
+
+    def __init__(
+        self, state_dir: Path, run_dir: Path, config: NodeConfig, pools: PoolHost, exports: Exports, events: EventLog
+    ) -> None:
+        self._dir = state_dir / "groups"
+        self._pairs = state_dir / "pairs"
+        self._run = run_dir
+        self._tag = config.tag
+        self._pools = pools
+        self._exports = exports
+        self._events = events
+        self._services: dict[str, GroupService] = {}
+        self._broken: dict[str, dict[str, Any]] = {}
+        self._boot = boot_number()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open every group. Durable: what its recovery made durable."""
+        self._dir.mkdir(mode=0o700, exist_ok=True)
+        for entry in sorted(self._dir.iterdir()):
+            if entry.name.startswith("."):
+                shutil.rmtree(entry, ignore_errors=True)
+                continue
+            try:
+                service = self._open_one(entry.name)
+            except Exception as exc:  # outermost: one broken group must not keep the others from being served
+                self._set_broken(entry.name, exc)
+                continue
+            self._services[entry.name] = service
+            service.start(wait_for_peer=True)
+
+    def _open_one(self, uuid: str) -> GroupService:
+        listed = self._listed(uuid)
+        unclean = self._pools.require().unclean_ranges
+        parts = self._parts(self._dir / uuid, uuid, listed["volumes"])
+        marked = [
+            (volume["index"], offset, length)
+            for volume in listed["volumes"]
+            for offset, length in unclean.get(volume["name"], ())
+        ]
+        engine = open_engine(parts, marked)
+        service = self._service(engine, uuid)
+        self._exports.join_group([v["name"] for v in listed["volumes"]], service)
+        return service
+
+    def _listed(self, uuid: str) -> dict[str, Any]:
+        path = self._dir / uuid / "group.json"
+        try:
+            listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return {"uuid": uuid, "name": str(listed["name"]), "volumes": list(listed["volumes"])}
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise MediumError(f"{path} cannot be read: {exc}", "restore it, or delete the directory of the group") from exc
+
+    def _set_broken(self, uuid: str, exc: Exception) -> None:
+        """Keep every change away from the volumes of a group that could not be opened."""
+        listed = self._listed(uuid)  # when even this fails nobody knows which volumes to protect: the start fails
+        reason = str(exc)
+        self._broken[uuid] = {**listed, "failed": reason}
+        self._exports.block(
+            [v["name"] for v in listed["volumes"]],
+            lambda: MediumError(f"group {listed['name']} could not be opened: {reason}", "see 'farstripe events'"),
+        )
+        self._events.add("group.broken", f"group {listed['name']} could not be opened: {reason}", group=listed["name"])
+
+    def release_waiters(self) -> None:
+        """End every wait of a host request, with an error: the process stops and the connections are shut."""
+        for service in self._services.values():
+            service.engine.fail("the target is stopping")
+
+    def close(self) -> None:
+        """Stop every group. Durable: everything of them."""
+        for service in self._services.values():
+            try:
+                service.stop()
+            except Exception as exc:  # outermost: the other groups are stopped in order all the same
+                name = service.engine.state.name
+                self._events.add("group.unclean", f"group {name} was not stopped in order: {exc}", group=name)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def _parts(self, directory: Path, uuid: str, volumes: list[dict[str, Any]]) -> Parts:
+        pool = self._pools.require()
+        return Parts(
+            state=PlainFile(directory / "state"),
+            journal=PlainFile(directory / "journal"),
+            page=Page.map(self._run / f"{uuid}.page"),
+            maps=[MappedFile(directory / f"bitmap.{v['index']}", max(1, blocks_of(v["size"]))) for v in volumes],
+            volumes=[pool.volume(v["name"]) for v in volumes],
+            pool_sync=pool.sync,
+            clock_ns=time.time_ns,
+            boot=self._boot,
+        )
+
+    def _service(self, engine: Any, uuid: str) -> GroupService:
+        own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
+
+        def note(what: str, **detail: Any) -> None:
+            kind, text = describe_event(what, detail)
+            self._events.add(kind, text, **detail)
+
+        return GroupService(engine, own, peer, note)
+
+    def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
+        """Make the files of a new group; returns the size of the journal in bytes."""
+        directory.mkdir(mode=0o700)
+        PlainFile(directory / "state", create_bytes=STATE_FILE_BYTES).close()
+        (directory / "group.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
+        if journal_path is None:
+            PlainFile(directory / "journal", create_bytes=journal_bytes).close()
+            return journal_bytes
+        if _is_block_device(journal_path):
+            device = PlainFile(journal_path)
+            journal_bytes = device.size
+            device.close()
+            if journal_bytes < MIN_JOURNAL_BYTES:
+                raise too_small(journal_bytes)
+        else:
+            try:
+                PlainFile(journal_path, create_bytes=journal_bytes).close()
+            except FileExistsError:
+                raise AlreadyExists(f"the journal {journal_path} exists", "name a new file or a block device") from None
+        (directory / "journal").symlink_to(journal_path)
+        return journal_bytes
+
+    # -- groups ---------------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Names of all groups, broken ones included."""
+        broken = [b["name"] for b in self._broken.values()]
+        return sorted([s.engine.state.name for s in self._services.values()] + broken)
+
+    def get(self, which: str) -> GroupService:
+        """The group with this name or uuid. Raises NotFound, MediumError when it could not be opened."""
+        if which in self._services:
+            return self._services[which]
+        for service in self._services.values():
+            if service.engine.state.name == which:
+                return service
+        for broken in self._broken.values():
+            if which in (broken["name"], broken["uuid"]):
+                raise MediumError(f"group {broken['name']} could not be opened: {broken['failed']}", "see 'events'")
+        raise NotFound(f"no group {which!r} on this node", "farstripe group list shows them")
+
+    def list(self) -> list[dict[str, Any]]:
+        """Status of every group."""
+        return [s.status() for s in self._services.values()] + [dict(b) for b in self._broken.values()]
+
+    def create(self, name: str, names: list[str], journal_bytes: int, journal_path: str | None) -> GroupService:
+        """Make a group of existing volumes; clients may go on. Durable: the group."""
+        with self._pools.changing:
+            self._check_new(name, journal_bytes)
+            for volume in names:
+                self._check_free(volume)
+            service = self._make(uuids.uuid4().hex, name, names, journal_bytes, journal_path, PRIMARY)
+        self._events.add("group.created", f"group {name} created", group=name, volumes=names)
+        return service
+
+    def adopt(self, uuid: str, name: str, volumes: list[dict[str, Any]], journal_bytes: int) -> GroupService:
+        """Make the secondary copy of a peer's group, with volumes of the same names and sizes where they are missing.
+
+        volumes: {name, size} in index order. Adopting what is adopted already returns it. Durable: the group.
+        Raises Refused when a volume of that name has another size, is in another group, or is in use.
+        """
+        names = [v["name"] for v in volumes]
+        with self._pools.changing:
+            if uuid in self._services:
+                return self._adopted_already(self._services[uuid], volumes)
+            self._check_new(name, journal_bytes)
+            have = {route.name for route in self._exports.routes()}
+            for volume in volumes:
+                if volume["name"] in have:
+                    self._check_adoptable(volume)
+            made: list[str] = []
+            try:
+                for volume in volumes:
+                    if volume["name"] not in have:
+                        self._pools.create_volume(volume["name"], volume["size"], volume.get("raid_group"))
+                        made.append(volume["name"])
+                service = self._make(uuid, name, names, journal_bytes, None, SECONDARY)
+            except BaseException:
+                for name_made in made:
+                    self._pools.delete_volume(self._exports.get(name_made))
+                raise
+        self._events.add("group.adopted", f"group {name} is a copy of a peer's group from now on", group=name)
+        return service
+
+    def _adopted_already(self, service: GroupService, volumes: list[dict[str, Any]]) -> GroupService:
+        mine = [(v["name"], v["size"]) for v in service.engine.state.volumes]
+        if mine != [(v["name"], v["size"]) for v in volumes]:
+            raise Refused(f"group {service.engine.state.name} is here with other volumes: {mine}", "delete it first")
+        return service
+
+    def _check_new(self, name: str, journal_bytes: int) -> None:
+        self._pools.require()
+        if name in self.names():
+            raise AlreadyExists(f"group {name} exists", "choose another name")
+        if journal_bytes < MIN_JOURNAL_BYTES:
+            raise too_small(journal_bytes)
+
+    def _check_free(self, volume: str) -> None:
+        route = self._exports.get(volume)
+        if route.group is not None:
+            raise Refused(f"volume {volume} is in group {route.group.engine.state.name}", "a volume is in one group only")
+
+    def _check_adoptable(self, volume: dict[str, Any]) -> None:
+        name = volume["name"]
+        self._check_free(name)
+        route = self._exports.get(name)
+        if route.volume.size != volume["size"]:
+            raise BadInput(
+                f"volume {name} has {route.volume.size} bytes here and {volume['size']} on the peer",
+                "make the sizes equal, or delete the volume here and let pairing make it",
+            )
+        if route.writers:
+            raise Refused(f"volume {name} is open for writing here and would be overwritten", "detach it first")
+
+    def _make(
+        self, uuid: str, name: str, names: list[str], journal_bytes: int, journal_path: str | None, role: str
+    ) -> GroupService:
+        routes = [self._exports.get(n) for n in names]
+        volumes = [
+            {"index": i, "name": r.name, "uuid": r.volume.uuid, "size": r.volume.size} for i, r in enumerate(routes)
+        ]
+        new, final = self._dir / f".{uuid}", self._dir / uuid
+        service = None
+        try:
+            listed = {"name": name, "volumes": volumes}
+            journal_bytes = self._make_files(new, listed, journal_bytes, journal_path)
+            state = GroupState(uuid, name, self._tag, volumes, role=role, copy=OK if role == PRIMARY else FRESH)
+            engine = create_engine(self._parts(new, uuid, volumes), state, journal_bytes)
+            service = self._service(engine, uuid)
+            self._exports.join_group(names, service)
+            sync_directory(new)
+            new.rename(final)
+            sync_directory(self._dir)
+        except BaseException:
+            if service is not None:
+                self._exports.leave_group([n for n in names if self._exports.get(n).group is service], self._pools.sync)
+            shutil.rmtree(new, ignore_errors=True)
+            if journal_path is not None and not _is_block_device(journal_path):
+                Path(journal_path).unlink(missing_ok=True)
+            raise
+        self._services[uuid] = service
+        service.start()
+        return service
+
+    def delete(self, which: str, force: bool) -> None:
+        """Forget a group; its volumes stay and are served without it. Raises Refused while it is paired, unless forced."""
+        with self._pools.changing:
+            service = self.get(which)
+            state = service.engine.state
+            paired = (self._pairs / f"{state.uuid}.json").exists()
+            if not force and (paired or (state.role == PRIMARY and state.mode != UNTRACKED)):
+                raise Refused(f"group {state.name} is paired", "farstripe pair delete comes first")
+            names = [v["name"] for v in state.volumes]
+            if state.role == SECONDARY and state.copy != OK and not force:
+                raise Refused(
+                    f"the copy of group {state.name} is {state.copy}: its volumes hold no consistent image",
+                    "finish the resync, or force it and delete the volumes too",
+                )
+            self._exports.leave_group(names, self._pools.require().sync)
+            del self._services[state.uuid]
+            try:
+                service.stop()
+            finally:
+                self._remove_files(state.uuid)
+        self._events.add("group.deleted", f"group {state.name} deleted", group=state.name)
+
+    def _remove_files(self, uuid: str) -> None:
+        directory, gone = self._dir / uuid, self._dir / f".{uuid}"
+        journal = directory / "journal"
+        elsewhere = journal.resolve() if journal.is_symlink() else None
+        directory.rename(gone)
+        sync_directory(self._dir)
+        if elsewhere is not None and not _is_block_device(str(elsewhere)):
+            elsewhere.unlink(missing_ok=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        for suffix in ("page", "t", "r"):
+            (self._run / f"{uuid}.{suffix}").unlink(missing_ok=True)
+
+
+def too_small(journal_bytes: int) -> BadInput:
+    """The error for a journal that could not hold a second of writes."""
+    return BadInput(f"a journal of {journal_bytes} bytes is too small", f"use at least {MIN_JOURNAL_BYTES} bytes")
+
+
+def _is_block_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,114 @@
+"""Control operations on consistency groups: group.*. Used by the command line and by the replicator.
+
+`group` names a group by name or uuid. What an operation means and makes durable, GroupService says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nbdplugin import arguments
+from replicator.capture.service import GroupService
+from replicator.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from nbdplugin.target import Target
+    from replicator.control import Handler
+
+DEFAULT_JOURNAL_BYTES = 256 << 20
+
+
+def handlers(target: Target) -> dict[str, Handler]:
+    """The operations, by name."""
+    groups = target.groups
+
+    def create(args: dict[str, Any]) -> dict[str, Any]:
+        journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
+        service = groups.create(
+            arguments.name(args), arguments.names(args, "volumes"), _journal_bytes(args), journal_path
+        )
+        return service.status()
+
+    def adopt(args: dict[str, Any]) -> dict[str, Any]:
+        uuid = arguments.text(args, "uuid")
+        if len(uuid) != 32 or set(uuid) - set("0123456789abcdef"):
+            raise BadInput(f"{uuid!r} is not a group's uuid")
+        service = groups.adopt(uuid, arguments.name(args), _volumes(args), _journal_bytes(args))
+        return service.status()
+
+    def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
+        return groups.list()
+
+    def delete(args: dict[str, Any]) -> None:
+        groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"))
+
+    def on(run: Callable[[GroupService, dict[str, Any]], object]) -> Handler:
+        """An operation of one group; `run` gets the arguments without `group`."""
+
+        def handler(args: dict[str, Any]) -> object:
+            rest = type(args)(args)
+            service = groups.get(arguments.text(rest, "group"))
+            del rest["group"]
+            return run(service, rest)
+
+        return handler
+
+    return {
+        "group.create": create,
+        "group.adopt": adopt,
+        "group.list": listing,
+        "group.delete": delete,
+        "group.status": on(lambda g, a: g.status(settle=arguments.flag(a, "settle"))),
+        "group.policy": on(lambda g, a: g.set_policy(dict(a))),
+        "group.arm": on(lambda g, a: g.arm()),
+        "group.disarm": on(lambda g, a: g.disarm()),
+        "group.bitmap": on(lambda g, a: g.common_bitmap(_position(a, "c"))),
+        "group.begin_copy": on(
+            lambda g, a: g.begin_copy(_position(a, "c"), a["peer_bitmaps"], arguments.text(a, "copy_id"))
+        ),
+        "group.resume_copy": on(lambda g, a: g.resume_copy()),
+        "group.attach": on(lambda g, a: g.attach(**_known(a, "p", "c", "epoch", "hist", "masks", "copy_id", "full"))),
+        "group.link": on(lambda g, a: g.set_link(arguments.flag(a, "up"))),
+        "group.sync_on": on(lambda g, a: g.set_sync(arguments.flag(a, "on", True))),
+        "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
+        "group.release": on(lambda g, a: g.release("asked for")),
+        "group.promote": on(lambda g, a: g.promote(arguments.flag(a, "force"))),
+        "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"))),
+    }
+
+
+def _journal_bytes(args: dict[str, Any]) -> int:
+    return arguments.integer(args, "journal_bytes", DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
+
+
+def _position(args: dict[str, Any], key: str) -> int | None:
+    return None if args.get(key) is None else arguments.integer(args, key)
+
+
+def _seconds(args: dict[str, Any], key: str) -> float:
+    value = args[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
+        raise BadInput(f"the argument {key!r} must be seconds, more than 0 and at most 3600, not {value!r}")
+    return float(value)
+
+
+def _known(args: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The arguments `keys`, all of which must be there; others are left out."""
+    return {key: args[key] for key in keys}
+
+
+def _volumes(args: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `volumes` of group.adopt: {name, size} in index order."""
+    given = args["volumes"]
+    if not isinstance(given, list) or not given or not all(isinstance(v, dict) for v in given):
+        raise BadInput("the argument 'volumes' must be a list of {name, size}")
+    volumes = []
+    for one in given:
+        volume: dict[str, Any] = {"name": arguments.name(one), "size": arguments.size(one)}
+        if one.get("raid_group"):
+            volume["raid_group"] = arguments.text(one, "raid_group")
+        volumes.append(volume)
+    if len({v["name"] for v in volumes}) != len(volumes):
+        raise BadInput("a volume is named twice")
+    return volumes

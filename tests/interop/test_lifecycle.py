@@ -1,0 +1,104 @@
+"""Starting, stopping, being killed, coming back: real processes."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import nbd
+import pytest
+
+from replicator.core.errors import AlreadyExists, DaemonNotRunning
+from tests.testing.stamped import StampedLoad, check_nothing_lost, read_generations
+from tests.testing.targetproc import MIB, TargetProcess
+
+
+def test_a_stop_in_order_ends_within_a_moment_though_a_client_is_idle(target: TargetProcess) -> None:
+    handle = target.connect("v")
+    handle.pwrite(b"kept", 0)
+    began = time.monotonic()
+    target.terminate(10)
+    assert time.monotonic() - began < 5
+    assert "everything marked clean" in target.log()
+    target.start()
+    assert target.connect("v").pread(4, 0) == b"kept"
+    assert [e["kind"] for e in target.call("events.list")][-3:] == ["node.stopping", "node.stopped", "node.started"]
+
+
+def test_node_stop_does_the_same(target: TargetProcess) -> None:
+    target.call("node.stop")
+    assert os.waitstatus_to_exitcode(target.wait(10)) == 0
+    assert not (target.run / "target.pid").exists()
+    with pytest.raises(DaemonNotRunning):
+        target.call("node.info")
+
+
+def test_a_second_target_on_the_same_state_is_refused(target: TargetProcess) -> None:
+    second = TargetProcess()
+    second.state = target.state
+    with second, pytest.raises(AlreadyExists, match="a target runs on"):
+        second.start()
+    assert target.call("node.info")["pid"] == target.pid
+
+
+def test_a_killed_target_leaves_nothing_that_hinders_the_next(target: TargetProcess) -> None:
+    target.kill()
+    assert (target.run / "nbd.sock").exists()
+    target.start()
+    assert target.connect("v").get_size() == 64 * MIB
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("level", [0, 5])
+def test_every_acknowledged_write_survives_kill_9_under_load(bare: TargetProcess, level: int) -> None:
+    bare.make_pool(level=level)
+    bare.call("volume.create", name="v", size=32 * MIB)
+    blocks = 2048
+    load = StampedLoad(lambda: bare.connect("v"), blocks, seed=level).start()
+    try:
+        for _ in range(5):
+            load.wait_acked(400)
+            bare.kill()
+            bare.start()
+    finally:
+        load.stop()
+    check_nothing_lost(load.ledger, read_generations(bare.connect("v"), blocks))
+
+
+@pytest.mark.kill
+def test_a_stop_under_load_answers_or_drops_but_never_fails_a_request(target: TargetProcess) -> None:
+    load = StampedLoad(lambda: target.connect("v"), 1024, seed=7).start()
+    try:
+        for _ in range(3):
+            load.wait_acked(200)
+            target.terminate()
+            target.start()
+        load.wait_acked(50)
+    finally:
+        load.stop()
+    assert not [text for text in load.refused if "errno" in text and "108" in text]  # 108: ESHUTDOWN
+    check_nothing_lost(load.ledger, read_generations(target.connect("v"), 1024))
+
+
+def test_a_volume_made_before_a_kill_is_there_after_it(target: TargetProcess) -> None:
+    target.call("volume.create", name="late", size=8 * MIB)
+    target.connect("late").pwrite(b"x" * 4096, 0)
+    target.kill()
+    target.start()
+    assert target.connect("late").pread(4096, 0) == b"x" * 4096
+
+
+def test_a_target_whose_pool_is_gone_says_so_at_start(target: TargetProcess) -> None:
+    target.terminate()
+    for disk in target.disks.iterdir():
+        disk.unlink()
+    with pytest.raises(Exception, match="d0|member|pool") as caught:
+        target.start()
+    target.pid = 0
+    assert getattr(caught.value, "exit_code", 0) in (3, 5, 9)
+
+
+def test_a_connection_during_the_stop_is_turned_away(target: TargetProcess) -> None:
+    target.terminate()
+    with pytest.raises(nbd.Error):
+        target.connect("v")
