@@ -64,7 +64,7 @@ def choose(names: str | None, parser: argparse.ArgumentParser) -> list[Row]:
 
 def line(result: Result, bar: float) -> str:
     """One row as text."""
-    spread = f"{min(result.ratios):.2f}–{max(result.ratios):.2f}" if result.ratios else ""
+    spread = f"{min(result.ratios):.2f}-{max(result.ratios):.2f}" if result.ratios else ""
     verdict = "" if result.ratio >= bar else f"below the bar {bar:g}"
     remark = ", ".join(part for part in (result.note, verdict) if part)
     return (

@@ -48,7 +48,8 @@ def fio(uri: str, load: Load, seconds: float, size_bytes: int, seed: int = 1) ->
     argv = [
         "fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--rw={load.rw}", f"--bs={load.block_bytes}",
         f"--iodepth={load.depth}", f"--size={size_bytes}", "--time_based", f"--runtime={int(seconds * 1000)}ms",
-        f"--ramp_time={int(RAMP_S * 1000)}ms", f"--randseed={seed}", "--norandommap", "--randrepeat=0", "--output-format=json",
+        f"--ramp_time={int(RAMP_S * 1000)}ms", f"--randseed={seed}", "--norandommap", "--randrepeat=0",
+        "--output-format=json",
     ]  # fmt: skip
     try:
         done = subprocess.run(argv, capture_output=True, timeout=seconds + 60)

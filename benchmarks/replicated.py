@@ -131,7 +131,10 @@ def shipping(compress: str | None) -> Callable[[Settings], Result]:
 def write_compressible(path: Path, size_bytes: int) -> None:
     """Create a file of `size_bytes` that looks like a log: zstd makes about a third of it."""
     rng = random.Random(1)
-    lines = [f"{rng.getrandbits(48):012x} request {rng.randrange(10**6)} served in {rng.random():.6f} s\n" for _ in range(40000)]
+    lines = [
+        f"{rng.getrandbits(48):012x} request {rng.randrange(10**6)} served in {rng.random():.6f} s\n"
+        for _ in range(40000)
+    ]
     block = "".join(lines).encode()
     with path.open("wb") as f:
         left = size_bytes

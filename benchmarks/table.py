@@ -32,7 +32,9 @@ class Row:
     run: Callable[[Settings], Result]
 
 
-def _unreplicated(name: str, level: str, members: int, data_members: int, load: Load, unit: str) -> Callable[[Settings], Result]:
+def _unreplicated(
+    name: str, level: str, members: int, data_members: int, load: Load, unit: str
+) -> Callable[[Settings], Result]:
     def run(settings: Settings) -> Result:
         size = settings.size_bytes
         with Workspace(settings.directory) as space:
