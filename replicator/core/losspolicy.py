@@ -1,65 +1,53 @@
-"""What a group does when its peer does not answer, and when its journal is full. Two small literal tables.
+"""What a group does when its peer does not answer, and when its journal is full. Two small tables.
 
-A waiting write asks again and again; the answer depends only on the policy, on what is durable, and on how long it has
-waited. "Degrade" comes in two steps so that the order is visible here: MAKE_DEGRADED first, and only after the group is
-durably degraded does a write pass without its peer.
+A waiting write asks again and again; the answer depends only on the policy and on how long it has waited. The order that
+matters is the caller's: DEGRADE and OVERFLOW are carried out, durably, before any write is answered because of them.
 
-Times are seconds. A timeout of 0 means no limit.
+Waiting times are seconds. A timeout of 0 means no limit.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
 
 
 class Verdict(enum.Enum):
     """What a waiting write does next."""
 
-    PASS = "pass"  # answer the host
     WAIT = "wait"  # ask again later
-    MAKE_DEGRADED = "make-degraded"  # make the degraded state durable, then ask again
-    MAKE_BITMAP = "make-bitmap"  # stop journaling (durably), count differences, then ask again
+    DEGRADE = "degrade"  # make it durable that the group goes on without its peer, then answer
+    OVERFLOW = "overflow"  # stop journaling durably and count differences, then go on
     FAIL = "fail"  # answer the host with an error
 
 
-class LossFacts(NamedTuple):
-    """Facts of one write that waits for its peer."""
-
-    acked: bool  # the peer has acknowledged it, as far as the policy asks
-    sync_on: bool  # the group waits for its peer at present (durable; off once degraded)
-    on_loss: str  # "stall" | "degrade"
-    expired: bool  # the write has waited loss_timeout_s (never true when that is 0)
-
-
-def when_peer_silent(facts: LossFacts) -> Verdict:
-    """Return the verdict for a write of a synchronous group. Rows in order, the first that fits counts."""
-    if facts.acked:
-        return Verdict.PASS
-    if not facts.sync_on:
-        return Verdict.PASS  # degraded durably (or switched to async) while this write waited
-    if not facts.expired:
-        return Verdict.WAIT
-    return Verdict.MAKE_DEGRADED if facts.on_loss == "degrade" else Verdict.FAIL
+_UNANSWERED = {"degrade": Verdict.DEGRADE, "stall": Verdict.FAIL}
+_FULL = {
+    # policy: (peer connected, peer away). With a connected peer room comes back by itself, so the wait is backpressure.
+    "stall": (Verdict.WAIT, Verdict.FAIL),
+    "bitmap": (Verdict.OVERFLOW, Verdict.OVERFLOW),
+    "fail": (Verdict.FAIL, Verdict.FAIL),
+}
 
 
-class FullFacts(NamedTuple):
-    """Facts of one write that finds no room in the journal."""
-
-    room: bool  # there is room now, or the group does not journal any more
-    on_full: str  # "stall" | "bitmap" | "fail"
-    expired: bool  # it has waited full_timeout_s (never true when that is 0)
-
-
-def when_journal_full(facts: FullFacts) -> Verdict:
-    """Return the verdict for a write that finds the journal full: backpressure first, then the group's policy."""
-    if facts.room:
-        return Verdict.PASS
-    if not facts.expired:
-        return Verdict.WAIT
-    return {"stall": Verdict.FAIL, "bitmap": Verdict.MAKE_BITMAP, "fail": Verdict.FAIL}[facts.on_full]
-
-
-def expired(waited_s: float, timeout_s: float) -> bool:
-    """True when a wait has reached its limit; a limit of 0 is none."""
+def _expired(waited_s: float, timeout_s: float) -> bool:
     return timeout_s > 0 and waited_s >= timeout_s
+
+
+def on_unanswered(on_loss: str, waited_s: float, timeout_s: float) -> Verdict:
+    """Verdict for a write of a synchronous group whose peer has not answered for `waited_s`.
+
+    on_loss: "stall" (the host waits, and gets an error at the deadline) | "degrade"
+    """
+    return _UNANSWERED[on_loss] if _expired(waited_s, timeout_s) else Verdict.WAIT
+
+
+def on_full(policy: str, link_up: bool, waited_s: float, timeout_s: float) -> Verdict:
+    """Verdict for a write that has found no room in the journal for `waited_s`, checkpoints having been tried.
+
+    policy: "stall" | "bitmap" | "fail". "fail" does not wait. "bitmap" with the peer away does not wait either: nothing
+    could make room.
+    """
+    verdict = _FULL[policy][0 if link_up else 1]
+    if policy == "fail" or (policy == "bitmap" and not link_up):
+        return verdict
+    return verdict if _expired(waited_s, timeout_s) else Verdict.WAIT

@@ -407,6 +407,8 @@ class Session:
 
     def _act_wait(self, decision: Decision, now: float) -> tuple[State, list[Effect]]:
         effects: list[Effect] = [self._tell("group.link", up=False)]
+        if decision.label == "split-wanted" and self.status.get("sync_on"):
+            effects.append(self._tell("group.sync_on", on=False))
         if self._ask_peer_resync and not self.split_wanted and decision.label == "split-wanted":
             effects.append(Send({"t": "resync", "discard": self.discard}))
         self._ask_peer_resync = False
@@ -594,7 +596,7 @@ class Session:
         if self.state is State.SOURCE and wants_sync and not self._sync_seq:
             lag = int(event.result.get("pos", 0)) - self.acked[0]
             if lag <= SYNC_LAG_RECORDS:
-                return self.state, [self._ask("group.sync_on")]
+                return self.state, [self._ask("group.sync_on", on=True)]
         return self.state, []
 
     def _target_progress(self, event: Reply, now: float) -> tuple[State, list[Effect]]:
@@ -702,6 +704,8 @@ class Session:
         self.split_wanted = True
         self._ask_peer_resync = False
         effects: list[Effect] = [Persist({"split": True})]
+        if self.status.get("role") == "primary":
+            effects.append(self._tell("group.sync_on", on=False))
         if self.link:
             effects.append(Send({"t": "split", "reason": "operator"}))
         state, more = self._go_down(now, "split by the operator", close=True, soon=True)

@@ -91,9 +91,11 @@ UNLINKED = (S.DOWN, S.DIALLING, S.STOPPED)
 Row = tuple[str, tuple[State, ...]]
 
 
-def _rows(states: tuple[State, ...], what: Input, handler: str, *to: State) -> dict[tuple[State, Input], Row]:
-    """The same row for several states; with no `to` the state stays."""
-    return {(state, what): (handler, to or (state,)) for state in states}
+def _rows(
+    states: tuple[State, ...], what: Input, handler: str, *to: State, stays: bool = False
+) -> dict[tuple[State, Input], Row]:
+    """The same row for several states. The state may stay as it is when there is no `to`, or with `stays`."""
+    return {(state, what): (handler, (state, *to) if stays or not to else to) for state in states}
 
 
 TRANSITIONS: dict[tuple[State, Input], Row] = {
@@ -106,14 +108,14 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     **_rows((S.YIELDING,), I.LINK_DOWN, "link_lost_while_busy"),
     **_rows((S.HANDED,), I.LINK_DOWN, "link_lost", S.DOWN),
     # Time.
-    **_rows((S.DOWN,), I.TICK, "dial", S.DOWN, S.DIALLING),
+    **_rows((S.DOWN,), I.TICK, "dial", S.DIALLING, stays=True),
     **_rows((S.DIALLING,), I.TICK, "nothing"),
-    **_rows((S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.OFFERED, S.AWAITING), I.TICK, "watch_handshake", S.DOWN),
-    **_rows((S.PLANNING, S.MAPPING, S.ADOPTING, S.YIELDING, *BUSY, S.STOPPED), I.TICK, "watch_link_only", S.DOWN),
-    **_rows((S.WAITING, S.REFUSED), I.TICK, "watch_idle", S.DOWN),
-    **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.TICK, "watch_flow", S.DOWN),
-    **_rows((S.HOLDING, S.DRAINING), I.TICK, "watch_switchover", S.DOWN, S.SOURCE),
-    **_rows((S.HANDED,), I.TICK, "watch_handed", S.DOWN),
+    **_rows((S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.OFFERED, S.AWAITING), I.TICK, "watch_handshake", S.DOWN, stays=True),
+    **_rows((S.PLANNING, S.MAPPING, S.ADOPTING, S.YIELDING, *BUSY, S.STOPPED), I.TICK, "watch_link_only", S.DOWN, stays=True),
+    **_rows((S.WAITING, S.REFUSED), I.TICK, "watch_idle", S.DOWN, stays=True),
+    **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.TICK, "watch_flow", S.DOWN, stays=True),
+    **_rows((S.HOLDING, S.DRAINING), I.TICK, "watch_switchover", S.DOWN, S.SOURCE, stays=True),
+    **_rows((S.HANDED,), I.TICK, "watch_handed", S.DOWN, stays=True),
     # The handshake.
     **_rows((S.ASKING,), I.HELLO, "keep_hello"),
     **_rows((S.ASKING,), I.REPLY, "say_hello", S.HELLO, S.VERDICT),
@@ -128,17 +130,20 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     **_rows((S.ASKING, S.PLANNING, S.MAPPING, S.ADOPTING), I.FAILED, "target_failed", S.DOWN),
     # A copy by difference.
     **_rows((S.MAPPING,), I.REPLY, "send_bitmaps", S.AWAITING),
-    **_rows((S.COLLECTING,), I.BITMAP, "collect_bitmap", S.COLLECTING, S.PLANNING),
+    **_rows((S.COLLECTING,), I.BITMAP, "collect_bitmap", S.PLANNING, stays=True),
     **_rows((S.PLANNING,), I.REPLY, "offer", S.OFFERED),
     **_rows((S.AWAITING,), I.ATTACH, "adopt", S.ADOPTING),
     **_rows((S.ADOPTING,), I.REPLY, "adopted", S.COPY_TARGET),
     **_rows((S.OFFERED,), I.ATTACHED, "start_copy", S.COPY_SOURCE),
-    **_rows((S.COPY_TARGET,), I.REPLY, "copy_progress", S.COPY_TARGET, S.TARGET),
+    **_rows((S.COPY_TARGET,), I.REPLY, "copy_progress", S.TARGET, stays=True),
     **_rows((S.COPY_SOURCE,), I.COPIED, "copy_complete", S.SOURCE),
     # Records flow.
-    **_rows((S.COPY_SOURCE, S.SOURCE, S.SYNC_SOURCE, S.HOLDING, S.DRAINING), I.ACKED, "acked", S.COPY_SOURCE, S.SOURCE,
-            S.SYNC_SOURCE, S.HOLDING, S.DRAINING, S.YIELDING),
-    **_rows((S.SOURCE, S.SYNC_SOURCE, S.COPY_SOURCE), I.REPLY, "source_progress", S.COPY_SOURCE, S.SOURCE, S.SYNC_SOURCE),
+    **_rows((S.COPY_SOURCE, S.SYNC_SOURCE, S.HOLDING), I.ACKED, "acked"),
+    **_rows((S.SOURCE,), I.ACKED, "acked", S.SYNC_SOURCE, stays=True),
+    **_rows((S.DRAINING,), I.ACKED, "acked", S.YIELDING, stays=True),
+    **_rows((S.COPY_SOURCE,), I.REPLY, "source_progress"),
+    **_rows((S.SOURCE,), I.REPLY, "source_progress", S.SYNC_SOURCE, stays=True),
+    **_rows((S.SYNC_SOURCE,), I.REPLY, "source_progress", S.SOURCE, stays=True),
     **_rows((S.TARGET,), I.REPLY, "target_progress"),
     **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.FAILED, "poll_failed"),
     **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.DATA_STOPPED, "data_stopped", S.DOWN, S.STOPPED),
@@ -158,7 +163,7 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     **_rows((*LINKED, S.DOWN, S.DIALLING), I.CMD_SPLIT, "split", S.DOWN),
     **_rows((S.STOPPED,), I.CMD_SPLIT, "split_stopped"),
     **_rows((*LINKED, S.DOWN, S.DIALLING, S.STOPPED), I.CMD_RESYNC, "resync", S.DOWN),
-    **_rows((*LINKED, S.DOWN, S.DIALLING, S.STOPPED), I.CMD_TAKEOVER, "takeover", *LINKED, S.DOWN, S.DIALLING, S.STOPPED, S.PROMOTING),
+    **_rows((*LINKED, S.DOWN, S.DIALLING, S.STOPPED), I.CMD_TAKEOVER, "takeover", S.PROMOTING, stays=True),
     **_rows((*SWITCHING, *BUSY), I.CMD_SPLIT, "busy_refused"),
     **_rows((*SWITCHING, *BUSY), I.CMD_RESYNC, "busy_refused"),
     **_rows((*SWITCHING, *BUSY), I.CMD_TAKEOVER, "busy_refused"),

@@ -1,0 +1,458 @@
+"""Stories of one pair: two sessions joined back to back, each with a scripted target."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from replicator.core import transitions
+from replicator.core.epochs import make_epoch
+from replicator.core.errors import ProtocolError
+from replicator.core.events import (
+    Acked,
+    Answer,
+    AskTarget,
+    CloseLink,
+    Command,
+    DataStopped,
+    Dial,
+    Effect,
+    Event,
+    FrameIn,
+    LinkDown,
+    LinkUp,
+    Log,
+    Persist,
+    Reply,
+    Send,
+    StartReceiving,
+    StartShipping,
+    StopReceiving,
+    StopShipping,
+    Tick,
+)
+from replicator.core.session import COMMANDS, DEAD_S, HANDSHAKE_S, NotExpected, Session
+from replicator.core.transitions import TRANSITIONS, Input, State
+
+A, B = "aa" * 16, "bb" * 16
+GROUP = "cd" * 16
+E1A = make_epoch(1, 0xAAAAAA)
+
+
+class FakeTarget:
+    """Answers control ops from a status map that the story sets."""
+
+    def __init__(self, tag: int, role: str, pos: int) -> None:
+        self.tag = tag
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.refuse: set[str] = set()
+        self.status: dict[str, Any] = {
+            "uuid": GROUP, "role": role, "state": "ok", "mode": "journal", "pos": pos, "durable": pos, "floor": pos,
+            "hist": [[E1A, 0]], "journal": {"first_seq": 1, "head_seq": pos}, "bitmaps": {1: 0}, "copying": False,
+            "volumes": [{"index": 0, "size": 65536}], "policy": {"mode": "async"}, "sync_on": False, "copy_id": "",
+        }  # fmt: skip
+
+    def call(self, op: str, args: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        self.asked.append((op, args))
+        name = op.removeprefix("group.")
+        if name in self.refuse:
+            return {}, "told to refuse"
+        return getattr(self, "_" + name)(**args), None
+
+    def _status(self, settle: bool = False) -> dict[str, Any]:
+        return {**self.status}
+
+    def _link(self, up: bool) -> dict[str, Any]:
+        return {}
+
+    def _resume_copy(self) -> dict[str, Any]:
+        return {}
+
+    def _release(self) -> dict[str, Any]:
+        return {}
+
+    def _bitmap(self, c: int | None) -> dict[str, Any]:
+        return {"start": None, "volumes": None} if c is None else {"start": 1, "volumes": {0: b"\x01"}}
+
+    def _begin_copy(self, c: int | None, peer_bitmaps: Any, copy_id: str) -> dict[str, Any]:
+        self.status.update(copying=True, copy_id=copy_id)
+        full = peer_bitmaps is None
+        masks = {} if full else {0: b"\x01"}
+        return {"p": self.status["pos"], "epoch": E1A, "hist": self.status["hist"], "masks": masks, "full": full}
+
+    def _attach(self, **args: Any) -> dict[str, Any]:
+        self.status.update(state="resync", pos=args["p"], copy_id=args["copy_id"], floor=args["c"])
+        return {"p": args["p"]}
+
+    def _sync_on(self, on: bool) -> dict[str, Any]:
+        self.status["sync_on"] = on
+        return {"seq": self.status["pos"], "sync_on": on}
+
+    def _hold(self, deadline_s: float) -> dict[str, Any]:
+        return {"seq": self.status["pos"]}
+
+    def _demote(self, diverged: bool) -> dict[str, Any]:
+        self.status.update(role="secondary", state="diverged" if diverged else "ok")
+        return {"seq": self.status["pos"], "epoch": E1A}
+
+    def _promote(self, force: bool) -> dict[str, Any]:
+        epoch = make_epoch((self.status["hist"][-1][0] >> 24) + 1, self.tag)
+        self.status["hist"] = [*self.status["hist"], [epoch, self.status["pos"]]]
+        self.status["pos"] += 1
+        self.status.update(role="primary", durable=self.status["pos"], floor=self.status["pos"])
+        self.status["journal"] = {"first_seq": 1, "head_seq": self.status["pos"]}
+        return {"epoch": epoch, "base": self.status["pos"] - 1}
+
+
+class Side:
+    """A session, its target, and what came out."""
+
+    def __init__(self, name: str, node: str, peer: str, dials: bool, target: FakeTarget) -> None:
+        self.session = Session(node, peer, dials=dials, rng=random.Random(node))
+        self.name = name
+        self.target = target
+        self.effects: list[Effect] = []
+        self.answers: list[Answer] = []
+        self.persisted: dict[str, Any] = {}
+        self.ships = self.receives = False
+
+
+class Couple:
+    """Two sides and a wire that delivers at once, in order."""
+
+    def __init__(self, a: FakeTarget | None = None, b: FakeTarget | None = None) -> None:
+        self.now = 100.0
+        self.a = Side("a", A, B, True, a or FakeTarget(0xAAAAAA, "primary", 10))
+        self.b = Side("b", B, A, False, b or FakeTarget(0xBBBBBB, "secondary", 8))
+        self.link = 0
+        self.queue: list[tuple[Side, Event]] = []
+
+    def peer_of(self, side: Side) -> Side:
+        return self.b if side is self.a else self.a
+
+    def give(self, side: Side, event: Event) -> None:
+        self.queue.append((side, event))
+        while self.queue:
+            who, what = self.queue.pop(0)
+            for effect in who.session.handle(what, self.now):
+                who.effects.append(effect)
+                self.carry_out(who, effect)
+            # What was begun and not ended is what the state says, after every single event.
+            assert (who.ships, who.receives) == (who.session.ships, who.session.receives), (who.name, what)
+
+    def carry_out(self, side: Side, effect: Effect) -> None:
+        if isinstance(effect, StartShipping | StopShipping):
+            side.ships = isinstance(effect, StartShipping)
+        elif isinstance(effect, StartReceiving | StopReceiving):
+            side.receives = isinstance(effect, StartReceiving)
+        elif isinstance(effect, Dial):
+            self.link += 1
+            self.queue += [(side, LinkUp(self.link)), (self.peer_of(side), LinkUp(self.link))]
+        elif isinstance(effect, Send):
+            self.queue.append((self.peer_of(side), FrameIn(self.link, effect.frame)))
+        elif isinstance(effect, CloseLink):
+            self.queue.append((self.peer_of(side), LinkDown(self.link, "closed by the peer")))
+        elif isinstance(effect, AskTarget):
+            result, error = side.target.call(effect.op, effect.args)
+            self.queue.append((side, Reply(effect.token, result, error)))
+        elif isinstance(effect, Answer):
+            side.answers.append(effect)
+        elif isinstance(effect, Persist):
+            side.persisted.update(effect.changes)
+
+    def tick(self, seconds: float = 1.0) -> None:
+        """Let time pass in small steps, both sides ticking as they ask to."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.25
+            for side in (self.a, self.b):
+                due = side.session.next_deadline()
+                if due is not None and due <= self.now:
+                    self.give(side, Tick(last_rx=self.now))
+
+    def connect(self) -> tuple[State, State]:
+        self.give(self.a, Tick())
+        return self.states()
+
+    def states(self) -> tuple[State, State]:
+        return self.a.session.state, self.b.session.state
+
+    def cut(self) -> None:
+        for side in (self.a, self.b):
+            self.give(side, LinkDown(self.link, "cut"))
+
+
+def logs(side: Side) -> list[str]:
+    return [effect.name for effect in side.effects if isinstance(effect, Log)]
+
+
+def test_a_pair_that_was_apart_resumes_exactly_after_what_the_follower_holds():
+    couple = Couple()
+    assert couple.connect() == (State.SOURCE, State.TARGET)
+    assert StartShipping(9) in couple.a.effects
+    assert StartReceiving(9, E1A) in couple.b.effects
+
+
+def test_shipping_starts_only_after_both_verdicts():
+    couple = Couple()
+    couple.connect()
+    kinds = [type(e) if not isinstance(e, Send) else e.frame["t"] for e in couple.a.effects]
+    assert kinds.index("hello") < kinds.index("verdict") < kinds.index(StartShipping)
+
+
+def test_verdicts_that_differ_are_a_protocol_error():
+    couple = Couple()
+    couple.connect()
+    session = Session(A, B, dials=True, rng=random.Random(1))
+    session.handle(Tick(), 0.0)
+    ask = next(e for e in session.handle(LinkUp(1), 0.0) if isinstance(e, AskTarget))
+    session.handle(Reply(ask.token, couple.a.target.status), 0.0)
+    theirs = next(e.frame for e in couple.b.effects if isinstance(e, Send) and e.frame["t"] == "hello")
+    session.handle(FrameIn(1, theirs), 0.0)
+    with pytest.raises(ProtocolError, match="the peer decided"):
+        session.handle(FrameIn(1, {"t": "verdict", "label": "full-fresh"}), 0.0)
+    assert session.state is State.VERDICT
+
+
+def lost_journal() -> FakeTarget:
+    target = FakeTarget(0xAAAAAA, "primary", 10)
+    target.status["journal"] = {"first_seq": 10, "head_seq": 10}
+    return target
+
+
+def test_a_copy_by_difference_asks_attaches_and_only_then_ships():
+    couple = Couple(a=lost_journal())
+    assert couple.connect() == (State.COPY_SOURCE, State.COPY_TARGET)
+    assert [op for op, _ in couple.b.target.asked if op != "group.link"][:3] == ["group.status", "group.bitmap", "group.attach"]
+    begin = dict(couple.a.target.asked)["group.begin_copy"]
+    assert (begin["c"], begin["peer_bitmaps"]) == (8, {0: b"\x01"})
+    assert StartShipping(11) in couple.a.effects
+    attached = next(i for i, e in enumerate(couple.b.effects) if isinstance(e, Send) and e.frame["t"] == "attached")
+    assert any(isinstance(e, StartReceiving) for e in couple.b.effects[:attached])
+
+
+def test_the_copy_is_complete_when_the_followers_target_says_so():
+    couple = Couple(a=lost_journal())
+    couple.connect()
+    couple.tick(1.0)
+    assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
+    couple.b.target.status["state"] = "ok"
+    couple.tick(1.0)
+    assert couple.states() == (State.SOURCE, State.TARGET)
+
+
+def test_a_cut_copy_goes_on_where_it_was():
+    couple = Couple(a=lost_journal())
+    couple.connect()
+    couple.b.target.status["pos"] = 12
+    couple.a.target.status.update(pos=14, journal={"first_seq": 10, "head_seq": 14})
+    couple.cut()
+    couple.tick(1.0)
+    assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
+    assert couple.a.effects.count(StartShipping(13)) == 1
+    assert [op for op, _ in couple.a.target.asked].count("group.begin_copy") == 1
+
+
+def test_a_synchronous_group_waits_for_its_peer_once_that_has_caught_up():
+    couple = Couple()
+    couple.a.target.status["policy"] = {"mode": "sync"}
+    couple.connect()
+    couple.tick(1.0)
+    assert couple.states()[0] is State.SOURCE
+    assert couple.a.target.status["sync_on"]
+    couple.give(couple.a, Acked(couple.link, 10, 10, 10))
+    assert couple.states()[0] is State.SYNC_SOURCE
+    couple.a.target.status.update(sync_on=False, degraded=True)
+    couple.tick(3.0)
+    assert "out-of-sync" in logs(couple.a)
+
+
+def test_split_stays_split_over_reconnects_until_a_resync():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.b, Command(1, "split"))
+    couple.tick(1.0)
+    assert couple.states() == (State.WAITING, State.WAITING)
+    assert couple.b.persisted == {"split": True}
+    couple.give(couple.a, Command(2, "resync"))
+    couple.tick(2.0)
+    assert couple.b.persisted == {"split": False}
+    assert couple.states() == (State.SOURCE, State.TARGET)
+
+
+def test_switchover_drains_demotes_durably_and_only_then_hands_over():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.a, Command(7, "switchover"))
+    assert couple.states()[0] is State.DRAINING
+    assert "group.demote" not in dict(couple.a.target.asked)
+    couple.b.target.status.update(pos=10, durable=10)
+    couple.give(couple.a, Acked(couple.link, 10, 9, 9))
+    assert couple.states()[0] is State.DRAINING
+    couple.give(couple.a, Acked(couple.link, 10, 10, 9))
+    couple.tick(1.0)
+    assert couple.b.target.status["role"] == "primary"
+    assert couple.states() == (State.TARGET, State.SOURCE)
+    assert [a.error for a in couple.a.answers] == [None]
+    assert couple.a.persisted == {"handover": ""}
+
+
+def test_a_switchover_cut_after_the_demotion_is_finished_by_the_handshake():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.a, Command(7, "switchover"))
+    couple.b.target.status.update(pos=10, durable=10)
+    couple.give(couple.b, LinkDown(couple.link, "cut"))
+    couple.link += 100  # frames of the old link do not arrive
+    couple.give(couple.a, Acked(couple.a.session.link, 10, 10, 10))
+    assert couple.a.target.status["role"] == couple.b.target.status["role"] == "secondary"
+    couple.give(couple.a, LinkDown(couple.a.session.link, "cut"))
+    couple.tick(2.0)
+    assert couple.b.target.status["role"] == "primary"
+    assert couple.states() == (State.TARGET, State.SOURCE)
+    assert [a.error for a in couple.a.answers] == [None]
+
+
+def test_a_switchover_that_does_not_drain_in_time_leaves_everything_as_it_was():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.a, Command(7, "switchover", {"deadline_s": 2.0}))
+    couple.tick(3.0)
+    assert couple.states()[0] is State.SOURCE
+    assert couple.a.answers[0].error["name"] == "TimedOut"
+    assert ("group.release", {}) in couple.a.target.asked
+
+
+def test_takeover_with_the_primary_alive_needs_force_and_says_so():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.b, Command(3, "takeover", {"status": couple.b.target.status}))
+    assert "alive" in couple.b.answers[0].error["message"]
+    assert couple.states() == (State.SOURCE, State.TARGET)
+
+
+def test_takeover_by_force_supersedes_the_primary_which_steps_down():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.b, Command(3, "takeover", {"status": couple.b.target.status, "force": True}))
+    couple.tick(2.0)
+    assert couple.b.target.status["role"] == "primary"
+    assert couple.a.target.status["role"] == "secondary"
+    assert couple.a.target.status["state"] == "diverged"  # records 9 and 10 never reached b
+    assert couple.states() == (State.REFUSED, State.REFUSED)
+    couple.give(couple.a, Command(4, "resync", {"discard": A}))
+    couple.tick(2.0)
+    assert couple.states() == (State.COPY_TARGET, State.COPY_SOURCE)
+
+
+def test_takeover_of_an_inconsistent_copy_is_refused_even_by_force():
+    couple = Couple()
+    couple.b.target.status["state"] = "resync"
+    couple.give(couple.b, Command(3, "takeover", {"status": couple.b.target.status, "force": True}))
+    assert "inconsistent" in couple.b.answers[0].error["message"]
+
+
+def test_a_silent_peer_is_given_up_and_called_again_with_back_off():
+    couple = Couple()
+    couple.connect()
+    start = couple.now
+    couple.now += DEAD_S
+    couple.give(couple.a, Tick(last_rx=start))
+    assert couple.a.session.state is State.DOWN
+    assert StopShipping() in couple.a.effects
+    assert couple.a.session.next_deadline() > couple.now
+
+
+def test_a_handshake_that_stalls_is_given_up():
+    session = Session(A, B, dials=True, rng=random.Random(1))
+    session.handle(Tick(), 0.0)
+    session.handle(LinkUp(1), 0.0)
+    session.handle(Tick(last_rx=HANDSHAKE_S), HANDSHAKE_S)
+    assert session.state is State.DOWN
+
+
+def test_back_off_grows_with_jitter_and_is_bounded():
+    session = Session(A, B, dials=True, rng=random.Random(5))
+    now, waits = 0.0, []
+    for _ in range(12):
+        session.handle(Tick(), now)
+        session.handle(LinkDown(0, "refused"), now)
+        waits.append(session.next_deadline() - now)
+        now = session.next_deadline()
+    assert waits[0] <= 0.1 < waits[4] and max(waits) <= 10.0
+    assert len(set(waits)) == len(waits)
+
+
+def test_events_of_a_former_link_and_stale_replies_change_nothing():
+    couple = Couple()
+    couple.connect()
+    session = couple.a.session
+    for event in (
+        FrameIn(couple.link - 1, {"t": "split"}), Acked(couple.link - 1, 99, 99, 99), LinkDown(couple.link - 1, "late"),
+        Reply(12345, {"role": "secondary"}), DataStopped(couple.link + 1, "peer", "late"),
+    ):  # fmt: skip
+        assert session.handle(event, couple.now) == []
+    assert session.state is State.SOURCE and session.acked == (0, 0, 0)
+
+
+def test_an_input_the_table_does_not_know_raises_and_changes_nothing():
+    couple = Couple()
+    couple.connect()
+    before = dict(vars(couple.a.session))
+    for frame in ({"t": "attach"}, {"t": "handover"}, {"t": "nonsense"}, {}):
+        with pytest.raises(ProtocolError):
+            couple.a.session.handle(FrameIn(couple.link, frame), couple.now)
+    assert vars(couple.a.session) == before
+
+
+def test_a_journal_that_lost_its_records_is_answered_by_a_new_comparison():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.status["journal"] = {"first_seq": 10, "head_seq": 10}
+    couple.give(couple.a, DataStopped(couple.link, "journal", "record 9 was dropped"))
+    couple.tick(1.0)
+    assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
+
+
+def test_a_failed_journal_stops_the_pair_until_the_operator_acts():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.b, DataStopped(couple.link, "medium", "fdatasync: EIO"))
+    couple.tick(3.0)
+    assert couple.b.session.state is State.STOPPED
+    couple.give(couple.b, Command(1, "resync"))
+    assert couple.b.session.state is State.DOWN
+
+
+def test_a_target_that_refuses_is_tried_again_later():
+    couple = Couple(a=lost_journal())
+    couple.b.target.refuse = {"attach"}
+    couple.connect()
+    assert couple.b.session.state is State.DOWN
+    couple.b.target.refuse = set()
+    couple.tick(3.0)
+    assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
+
+
+def test_every_row_names_a_handler_and_every_state_can_be_reached():
+    session = Session(A, B, dials=True, rng=random.Random(1))
+    for (state, what), (name, to) in TRANSITIONS.items():
+        assert callable(getattr(session, "_" + name)), (state, what)
+        assert to
+    reached = {State.DOWN} | {state for _, to in TRANSITIONS.values() for state in to}
+    assert reached == set(State)
+
+
+def test_every_state_takes_time_and_every_command():
+    commands = [item for item in Input if item.name.startswith("CMD")]
+    assert {item.value.removeprefix("command ") for item in commands} == COMMANDS
+    for state in State:
+        for what in (Input.TICK, *commands):
+            assert (state, what) in TRANSITIONS, (state, what)
+
+
+def test_not_expected_is_a_protocol_error_for_the_shell():
+    assert issubclass(NotExpected, ProtocolError)
+    assert transitions.S is State

@@ -1,0 +1,97 @@
+"""One word for every situation, and never a better one than the truth."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from replicator.core.status import TABLE, describe
+from replicator.core.takeover import plan_takeover
+from replicator.core.transitions import State
+
+STATUS: dict[str, Any] = {
+    "name": "g", "role": "primary", "state": "ok", "mode": "journal", "pos": 20, "failed": "", "apply_error": "",
+    "policy": {"mode": "async"}, "sync_on": False, "degraded": False, "todo_bytes": 0,
+}  # fmt: skip
+FACTS: dict[str, Any] = {
+    "session": "source", "linked": True, "link_reason": "", "split_wanted": False, "peer": "bb" * 16, "peer_role": "secondary",
+    "peer_pos": 18, "acked": {"received": 18}, "contact_age_s": 0.5,
+    "decision": {"label": "stream", "cause": "the link was away", "follow": "bb" * 16, "lost_records": 0},
+}  # fmt: skip
+SYNC = {"policy": {"mode": "sync"}}
+
+
+def refused(label: str) -> dict[str, Any]:
+    return {"session": "refused", "decision": {**FACTS["decision"], "label": label}}
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "facts"),
+    [
+        ("TARGET-DOWN", None, FACTS),
+        ("REPLICATOR-DOWN", STATUS, None),
+        ("UNPAIRED", {**STATUS, "mode": "none"}, None),
+        ("FAILED", {**STATUS, "failed": "disk x"}, FACTS),
+        ("STOPPED", STATUS, {**FACTS, "session": "stopped"}),
+        ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
+        ("SUPERSEDED", STATUS, {**FACTS, **refused("former-primary")}),
+        ("REFUSED", STATUS, {**FACTS, **refused("size-mismatch")}),
+        ("SWITCHING", STATUS, {**FACTS, "session": "draining"}),
+        ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
+        ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
+        ("COPY", STATUS, {**FACTS, "session": "copy-source"}),
+        ("RECOVERING", {**STATUS, "role": "secondary", "state": "resync"}, {**FACTS, "session": "down", "linked": False}),
+        ("TRACKING", {**STATUS, "mode": "bitmap"}, {**FACTS, "session": "down", "linked": False}),
+        ("DEGRADED", {**STATUS, **SYNC, "degraded": True}, FACTS),
+        ("SYNC", {**STATUS, **SYNC, "sync_on": True}, {**FACTS, "session": "sync-source"}),
+        ("CATCH-UP", {**STATUS, **SYNC}, FACTS),
+        ("PAIR", STATUS, FACTS),
+        ("PAIR", {**STATUS, "role": "secondary"}, {**FACTS, "session": "target"}),
+        ("STALLED", {**STATUS, **SYNC, "sync_on": True}, {**FACTS, "session": "down", "linked": False}),
+        ("CONNECTING", STATUS, {**FACTS, "session": "hello"}),
+        ("DISCONNECTED", STATUS, {**FACTS, "session": "down", "linked": False, "link_reason": "refused"}),
+    ],
+)
+def test_the_word_for(word: str, status: dict | None, facts: dict | None):
+    assert describe(status, facts)["word"] == word
+
+
+def test_every_word_has_a_story_above():
+    mark = test_the_word_for.pytestmark[0]
+    assert {case[0] for case in mark.args[1]} == {row.word for row in TABLE}
+
+
+def test_every_combination_gets_a_whole_explanation():
+    roles, copies, modes, flags = ("primary", "secondary"), ("fresh", "ok", "resync", "diverged"), ("none", "journal", "bitmap"), (False, True)
+    for session, role, copy, mode, sync_on, degraded, linked in product(State, roles, copies, modes, flags, flags, flags):
+        status = {**STATUS, "role": role, "state": copy, "mode": mode, "sync_on": sync_on, "degraded": degraded, **SYNC}
+        shown = describe(status, {**FACTS, "session": session.value, "linked": linked})
+        assert "{" not in "".join([shown["why"], shown["means"], shown["then"], *shown["commands"]])
+        if shown["word"] == "SYNC":
+            assert sync_on and not degraded or session is State.SYNC_SOURCE
+        if shown["level"] == "ok":
+            assert session in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
+            assert not degraded and copy != "resync" and mode != "bitmap"
+
+
+@pytest.mark.parametrize(
+    ("label", "allowed", "forced", "status", "facts"),
+    [
+        ("already-primary", False, False, {"role": "primary"}, {}),
+        ("no-copy", False, False, {"role": "secondary", "state": "fresh"}, {}),
+        ("inconsistent", False, False, {"role": "secondary", "state": "resync"}, {}),
+        ("failed", False, False, {"role": "secondary", "state": "ok", "failed": "disk"}, {}),
+        ("diverged", False, True, {"role": "secondary", "state": "diverged"}, {}),
+        ("primary-alive", False, True, {"role": "secondary", "state": "ok"}, {"linked": True, "peer_role": "primary"}),
+        ("clean", True, True, {"role": "secondary", "state": "ok"}, {"linked": False, "peer_role": "primary"}),
+    ],
+)
+def test_takeover(label: str, allowed: bool, forced: bool, status: dict, facts: dict):
+    plan = plan_takeover(status, facts, force=False)
+    assert (plan.label, plan.allowed, plan_takeover(status, facts, force=True).allowed) == (label, allowed, forced)
+    assert plan.message and (plan.allowed or plan.way_out or label == "already-primary")
+
+
+def test_a_takeover_says_how_many_records_are_missing():
+    plan = plan_takeover({"role": "secondary", "state": "ok", "pos": 7}, {"peer_pos": 12, "contact_age_s": 3.2}, force=False)
+    assert "at least 5 records" in plan.message and "3.2 s" in plan.message
