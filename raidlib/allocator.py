@@ -1,0 +1,104 @@
+"""Free areas of one group.
+
+A free area is clean (it reads as zeroes, durably), dirty (it may hold old data), or in limbo (freed, but a call that
+saw it mapped may still be in flight). Only clean areas are given out, so a new area reads as zeroes where nothing was
+written, and no crash can show what it held before.
+
+    allocated --FREE logged, unmapped--> limbo --gate waited, punched--> dirty --sync after the punch--> clean
+
+The same sync makes the FREE durable, so an area never has two owners after any crash. After an unclean stop the free
+areas of marked regions are dirty: an allocation, and with it the way to the data written there, may have been lost.
+
+All methods are called under the ledger's lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from raidlib.errors import OutOfSpace
+from raidlib.ledger import Ledger
+from raidlib.raidgroup import RaidGroup
+
+CLEAN_BATCH_AREAS = 64
+
+
+class Allocator:
+    """Gives out and takes back the areas of one group."""
+
+    def __init__(self, group: RaidGroup, ledger: Ledger, allocated: set[int]) -> None:
+        self._group = group
+        self._ledger = ledger
+        self._dirty = group.info.dirty
+        self.allocated = allocated
+        """Areas that belong to a volume."""
+        self._limbo: set[int] = set()
+        self._punched: set[int] = set()
+        self._clean = [area for area in range(group.info.areas) if area not in allocated and area not in self._dirty]
+
+    @property
+    def free_areas(self) -> int:
+        """Areas that can be had, now or after cleaning."""
+        return len(self._clean) + len(self._dirty)
+
+    def take(self) -> int:
+        """Return a clean area, the lowest there is; clean some first when there is none. Raises OutOfSpace, MediumError.
+
+        Durable: nothing; the caller logs the allocation.
+        """
+        if not self._clean:
+            self._make_clean()
+        area = heapq.heappop(self._clean)
+        self.allocated.add(area)
+        return area
+
+    def require(self, areas: int) -> None:
+        """Raise OutOfSpace unless so many areas are free."""
+        if areas > self.free_areas:
+            info = self._group.info
+            raise OutOfSpace(
+                f"group {info.name} has {self.free_areas} free areas, {areas} are needed",
+                "delete or trim volumes, or use another group",
+            )
+
+    def give_back(self, area: int) -> None:
+        """Put back a clean area that was taken and never mapped."""
+        self.allocated.discard(area)
+        heapq.heappush(self._clean, area)
+
+    def freed(self, areas: list[int]) -> None:
+        """Areas whose FREE is logged, and which the state has in `dirty`: calls in flight may still use them."""
+        self.allocated.difference_update(areas)
+        self._limbo.update(areas)
+
+    def punched(self, areas: list[int]) -> None:
+        """Areas that nobody can use any more and that have been punched."""
+        self._limbo.difference_update(areas)
+        self._punched.update(areas)
+
+    def unsettled(self) -> list[int]:
+        """The areas that a sync which starts now will make clean; give them to settle() after it."""
+        return list(self._punched)
+
+    def settle(self, areas: list[int]) -> None:
+        """A sync of all members began after unsettled() returned these areas, and succeeded."""
+        for area in areas:
+            if area in self._punched:
+                self._punched.discard(area)
+                self._dirty.discard(area)
+                heapq.heappush(self._clean, area)
+
+    def _make_clean(self) -> None:
+        usable = self._dirty - self._limbo
+        if not usable:
+            raise OutOfSpace(
+                f"group {self._group.info.name} has no free area left", "delete or trim volumes, or use another group"
+            )
+        batch = heapq.nsmallest(CLEAN_BATCH_AREAS, usable)
+        for area in batch:
+            if area not in self._punched:
+                self._group.punch_area(area)
+                self._punched.add(area)
+        ready = self.unsettled()
+        self._ledger.sync_members()
+        self.settle(ready)

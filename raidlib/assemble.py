@@ -1,0 +1,233 @@
+"""Finding a pool's members and deciding which of them to believe.
+
+Paths are hints; superblocks decide. The newest metadata (generation, then log length) among the members found is the
+pool's. Two rules keep a stale member from passing for the pool:
+
+* A member is used only when its generation is the newest, or one behind a generation that never reached everybody (no
+  COMMIT record seen): then nothing was ever done under the newer one. So a disk that failed, was swapped back in or
+  restored from a backup is left out.
+* More than half of the members that the metadata calls in sync must be there. Any change of members is durable on all
+  that stay before it takes effect, so a set of members that missed such a change is never more than half of what it
+  believes to be the pool. Force overrides it.
+
+A member that is left out is recorded as failed at the next generation, which opening writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from raidlib.blockfile import BlockFile
+from raidlib.create import OpenFile, open_member
+from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, NotFound, RaidError, Refused
+from raidlib.geometry import Geometry
+from raidlib.member import Member
+from raidlib.metastore import Found, MetaStore
+from raidlib.state import MemberState, PoolState
+from raidlib.superblock import Layout, Superblock, read_superblock
+
+
+@dataclass
+class Assembly:
+    """What open() works on."""
+
+    state: PoolState
+    members: list[list[Member]]
+    geometries: list[Geometry]
+    layouts: list[Layout]
+    remarks: list[str]
+    """One line for each thing an operator should know: who is missing, stale, foreign, and why."""
+
+
+@dataclass
+class _Candidate:
+    file: BlockFile
+    superblock: Superblock
+    found: Found | None
+
+
+@dataclass
+class _Search:
+    """The members found so far."""
+
+    open_file: OpenFile
+    pool_uuid: str = ""
+    pool_path: str = ""
+    candidates: dict[str, _Candidate] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+    remarks: list[str] = field(default_factory=list)
+
+    def try_path(self, path: str, given: bool) -> None:
+        """Look at one path; `given` by the caller, or else known from metadata."""
+        if path in self.tried:
+            return
+        self.tried.add(path)
+        try:
+            file = open_member(path, self.open_file)
+        except MemberInUse:
+            raise
+        except RaidError as exc:
+            self.remarks.append(exc.message)
+            return
+        if not self._take(path, file, given):
+            file.close()
+
+    def _take(self, path: str, file: BlockFile, given: bool) -> bool:
+        try:
+            superblock = read_superblock(file)
+        except IntegrityError as exc:
+            self.remarks.append(exc.message)
+            return False
+        if superblock is None:
+            self.remarks.append(f"{path} has no superblock: it is not a pool member")
+            return False
+        if self.pool_uuid and superblock.pool_uuid != self.pool_uuid:
+            message = f"{path} belongs to pool {superblock.pool_uuid}, not to {self.pool_uuid}"
+            if given:
+                file.close()
+                raise BadInput(f"{message} as {self.pool_path} does", "open one pool at a time; correct the paths")
+            self.remarks.append(message)
+            return False
+        other = self.candidates.get(superblock.member_uuid)
+        if other is not None:
+            file.close()
+            raise BadInput(
+                f"{path} and {other.file.path} both claim to be member {superblock.member_uuid}",
+                "one is a copy of the other: take the copy away",
+            )
+        if superblock.size > file.size:
+            self.remarks.append(f"{path} has shrunk from {superblock.size} to {file.size} bytes")
+            return False
+        found: Found | None = None
+        try:
+            found = MetaStore(file, superblock.layout).read()
+        except OSError as exc:
+            self.remarks.append(f"{path}: metadata cannot be read: {exc.strerror}")
+        self.pool_uuid, self.pool_path = superblock.pool_uuid, self.pool_path or path
+        self.candidates[superblock.member_uuid] = _Candidate(file, superblock, found)
+        return True
+
+    def best(self) -> Found:
+        """The newest metadata. Raises NotFound, IntegrityError."""
+        if not self.candidates:
+            raise NotFound("no pool member was found: " + "; ".join(self.remarks), "give the paths of its members")
+        found = [candidate.found for candidate in self.candidates.values() if candidate.found is not None]
+        if not found:
+            raise IntegrityError(
+                f"no member of pool {self.pool_uuid} has valid metadata", "restore from a replica"
+            )
+        newest = max(found, key=lambda one: one.rank)
+        newest.committed = any(one.committed for one in found if one.state.generation == newest.state.generation)
+        return newest
+
+    def close(self) -> None:
+        """Let go of every file."""
+        for candidate in self.candidates.values():
+            candidate.file.close()
+
+
+def assemble(paths: Sequence[str], open_file: OpenFile, force: bool) -> Assembly:
+    """Find the members, the newest state, and who takes part. Changes nothing on any member.
+
+    Raises NotFound, MemberInUse, BadInput (two pools, two copies of a member), IntegrityError, Refused (fewer than
+    half of the members, yields to force), MediumError (a group has lost too many members, yields to force: then members
+    that failed before are taken back as they are, and what cannot be read stays unreadable).
+    """
+    search = _Search(open_file)
+    try:
+        for path in paths:
+            search.try_path(path, True)
+        while True:
+            best = search.best()
+            known = {member.path for group in best.state.groups for member in group.members}
+            if known <= search.tried:
+                break
+            for path in sorted(known - search.tried):
+                search.try_path(path, False)
+        return _decide(search, best, force)
+    except BaseException:
+        search.close()
+        raise
+
+
+def _decide(search: _Search, best: Found, force: bool) -> Assembly:
+    state = best.state
+    layout_of: list[Layout] = []
+    members: list[list[Member]] = []
+    geometries = [Geometry(g.level, len(g.members), g.chunk_bytes, state.area_bytes) for g in state.groups]
+    believed = present = 0
+    used: set[str] = set()
+    for group_index, group in enumerate(state.groups):
+        layout = next(
+            (search.candidates[m.uuid].superblock.layout for m in group.members if m.uuid in search.candidates), None
+        )
+        if layout is None:
+            raise MediumError(
+                f"pool {state.name}: no member of group {group.name} was found: {'; '.join(search.remarks)}",
+                "attach its disks",
+            )
+        layout_of.append(layout)
+        members.append([])
+        for index, info in enumerate(group.members):
+            candidate = search.candidates.get(info.uuid)
+            trouble = _trouble(candidate, best)
+            in_sync = info.state is MemberState.IN_SYNC
+            believed += in_sync
+            file = None
+            if candidate is not None and info.state is not MemberState.FAILED and not trouble:
+                file = candidate.file
+                info.path = file.path
+                used.add(info.uuid)
+                present += in_sync
+            elif info.state is not MemberState.FAILED:
+                search.remarks.append(f"{info.path}: {trouble}")
+                info.state, info.reason, info.rebuilt_areas = MemberState.FAILED, trouble, 0
+                group.journaled = False
+            member = Member(group_index, index, info, layout, file)
+            member.rebuilt_rows = info.rebuilt_areas * geometries[group_index].rows_per_area
+            members[-1].append(member)
+    if present * 2 <= believed and not force:
+        raise Refused(
+            f"pool {state.name}: only {present} of {believed} members that were in sync are there"
+            f" ({'; '.join(search.remarks)})",
+            "attach the others; or open with force, when they are lost for good and these are the newest",
+        )
+    for group, geometry, its_members in zip(state.groups, geometries, members, strict=True):
+        lost = {m.index for m in its_members if m.info.state is not MemberState.IN_SYNC}
+        if geometry.survives(lost):
+            continue
+        if not force:
+            raise MediumError(
+                f"pool {state.name}: group {group.name} (RAID {group.level}) has lost {len(lost)} of"
+                f" {len(its_members)} members: {'; '.join(its_members[i].path for i in sorted(lost))}"
+                f" ({'; '.join(search.remarks)})",
+                "attach them; or take over on the replica; or open with force to take failed members back as they are",
+            )
+        for member in its_members:
+            candidate = search.candidates.get(member.info.uuid)
+            if member.file is None and candidate is not None:
+                search.remarks.append(f"{member.path}: taken back by force, its data may be old")
+                used.add(member.info.uuid)
+                its_members[member.index] = back = Member(
+                    member.group, member.index, member.info, member.layout, candidate.file
+                )
+                back.info.state, back.info.reason = MemberState.IN_SYNC, ""
+    for uuid, candidate in search.candidates.items():
+        if uuid not in used:
+            if not any(uuid == m.uuid for g in state.groups for m in g.members):
+                search.remarks.append(f"{candidate.file.path} was replaced and is no longer part of pool {state.name}")
+            candidate.file.close()
+    return Assembly(state, members, geometries, layout_of, search.remarks)
+
+
+def _trouble(candidate: _Candidate | None, best: Found) -> str:
+    """Why a member cannot be used; empty when it can."""
+    if candidate is None:
+        return "missing"
+    if candidate.found is None:
+        return "its metadata is damaged"
+    generation, newest = candidate.found.state.generation, best.state.generation
+    if generation == newest or (generation == newest - 1 and not best.committed):
+        return ""
+    return f"stale: it is at generation {generation}, the pool is at {newest}"

@@ -1,0 +1,226 @@
+"""The pool's durable state, kept the same on every member.
+
+Two ways to change it:
+* record(): append log records (area allocations and the like). Cheap: one plain write a member.
+* commit(): a new checkpoint with the next generation. For everything else: members failing, volumes made, open, close.
+
+Invariants:
+* a commit is on stable storage of every member that takes part before anything acts on it. A member that cannot take
+  it is failed by the very next generation, in the same call;
+* generation g + 1 never overwrites the slot of g, and a slot's log belongs to its generation alone;
+* the COMMIT record says that a generation reached everybody; assemble.py refuses a member that lacks such a one;
+* a member that failed never gets metadata again: its generation stays behind, for ever.
+
+Lock order: stripe locks, then IntentMap.lock, then Ledger.lock. It is reentrant, because writing a record may fail a
+member, which commits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from raidlib.errors import MediumError
+from raidlib.geometry import Geometry
+from raidlib.member import Member
+from raidlib.metastore import check_fits
+from raidlib.state import RECORD_BYTES, Kind, MemberState, PoolState, Record, pack_record
+from raidlib.superblock import Layout
+
+
+class Ledger:
+    """Writes the state of one open pool to its members."""
+
+    def __init__(
+        self, state: PoolState, members: list[list[Member]], geometries: list[Geometry], layouts: list[Layout]
+    ) -> None:
+        self.lock = threading.RLock()
+        self.state = state
+        self.members = members
+        self.on_change: Callable[[int], None] = lambda group: None
+        """Called under the lock with the index of a group whose members changed."""
+        self._geometries = geometries
+        self._layouts = layouts
+        self._capacity = min(layout.log_bytes for layout in layouts) // RECORD_BYTES
+        self._used = self._capacity
+        self._stable = 0
+        self._tail = bytearray()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def carriers(self) -> list[Member]:
+        """Every member that takes part."""
+        return [member for group in self.members for member in group if member.carries]
+
+    # Changing the state
+
+    def record(self, records: Sequence[Record], *, durable: bool = False) -> None:
+        """Apply log records and append them on every member. Raises MediumError when members are lost beyond redundancy.
+
+        Durable: with durable=True these and all earlier records; else they survive the death of the process alone.
+        """
+        with self.lock:
+            state = self.state
+            for record in records:
+                state.apply(record)
+            if self._used + len(records) > self._capacity:
+                self._commit()
+                return
+            self._tail += b"".join(
+                pack_record(record, state.generation, self._used + i) for i, record in enumerate(records)
+            )
+            first = self._stable if durable else self._used
+            data = bytes(self._tail[(first - self._stable) * RECORD_BYTES :])
+            self._used += len(records)
+            if durable:
+                self._stable = self._used
+                self._tail.clear()
+            failures: list[tuple[Member, OSError]] = []
+            for member in self.carriers():
+                assert member.store is not None
+                at = member.store.log_offset(state.generation) + first * RECORD_BYTES
+                try:
+                    if durable:
+                        member.live_file().pwrite_durable(data, at)
+                    else:
+                        member.live_file().pwrite(data, at)
+                except OSError as exc:
+                    failures.append((member, exc))
+            for member, exc in failures:
+                self.fail(member, f"metadata write: {exc.strerror}", even_if_lost=True)
+
+    def commit(self) -> None:
+        """Write the state as the next generation. Raises MediumError when no member can take it.
+
+        Durable: the state, on every member that takes part on return; members that could not take it are failed in it.
+        """
+        with self.lock:
+            self._commit()
+
+    def check_room(self) -> None:
+        """Raise OutOfSpace when the state has outgrown the members' metadata slots."""
+        payload = self.state.encode()
+        for layout in self._layouts:
+            check_fits(payload, layout)
+
+    def fail(self, member: Member, reason: str, *, even_if_lost: bool = False) -> None:
+        """Take a member out for good.
+
+        When its group cannot do without it: raises MediumError and changes nothing, or with even_if_lost (after a
+        failed sync its data cannot be trusted) fails it and raises MediumError.
+        Durable: that it failed, on every other member, with a higher generation.
+        """
+        with self.lock:
+            if member.info.state is MemberState.FAILED:
+                self._raise_if_lost(member.group)
+                return
+            geometry = self._geometries[member.group]
+            lost = self._lost(member.group) | {member.index}
+            survives = geometry.survives(lost) or member.info.state is MemberState.REBUILDING
+            if not survives and not even_if_lost:
+                raise MediumError(
+                    f"{member.path}: {reason}; group {self.state.groups[member.group].name} cannot do without it",
+                    "check the disk; restore from a replica if it is gone",
+                )
+            self._mark_failed(member, reason)
+            self._commit()
+            self._raise_if_lost(member.group)
+
+    def sync_members(self) -> None:
+        """Sync every member once; fail those whose sync fails, and never sync them again.
+
+        Raises MediumError when that loses a group. Durable: everything written before, as far as redundancy allows.
+        """
+        with self.lock:
+            point = self.state.generation, self._used
+        carriers = self.carriers()
+        failures: list[tuple[Member, str]] = []
+        for member, error in zip(carriers, self._sync_each(carriers), strict=True):
+            if error is not None:
+                failures.append((member, f"sync: {error.strerror or error}"))
+        trouble: MediumError | None = None
+        for member, reason in failures:
+            try:
+                self.fail(member, reason, even_if_lost=True)
+            except MediumError as exc:
+                trouble = exc
+        if trouble is not None:
+            raise trouble
+        with self.lock:
+            generation, used = point
+            if generation == self.state.generation and used > self._stable:
+                del self._tail[: (used - self._stable) * RECORD_BYTES]
+                self._stable = used
+
+    def close(self) -> None:
+        """Stop the sync threads and let go of the files. Durable: nothing."""
+        if self._executor is not None:
+            self._executor.shutdown()
+        for group in self.members:
+            for member in group:
+                if member.file is not None:
+                    member.file.close()
+
+    # Inside
+
+    def _lost(self, group: int) -> set[int]:
+        return {m.index for m in self.members[group] if m.info.state is not MemberState.IN_SYNC}
+
+    def _raise_if_lost(self, group: int) -> None:
+        info = self.state.groups[group]
+        if not self._geometries[group].survives(self._lost(group)):
+            names = ", ".join(m.path for m in self.members[group] if m.info.state is MemberState.FAILED)
+            raise MediumError(
+                f"group {info.name} has lost more members than RAID {info.level} can bear: {names}",
+                "take over on the replica, or open the pool with force and check the data",
+            )
+
+    def _mark_failed(self, member: Member, reason: str) -> None:
+        member.info.state = MemberState.FAILED
+        member.info.reason = reason
+        member.info.rebuilt_areas = 0
+        member.rebuilt_rows = 0
+        self.state.groups[member.group].journaled = False
+        self.on_change(member.group)
+
+    def _commit(self) -> None:
+        state = self.state
+        while True:
+            state.generation += 1
+            payload = state.encode()
+            for layout in self._layouts:
+                check_fits(payload, layout)
+            failures: list[tuple[Member, OSError]] = []
+            carriers = self.carriers()
+            for member in carriers:
+                assert member.store is not None
+                try:
+                    member.store.write_checkpoint(state.generation, payload)
+                except OSError as exc:
+                    failures.append((member, exc))
+            if not failures:
+                break
+            for member, exc in failures:
+                self._mark_failed(member, f"metadata write: {exc.strerror}")
+        if not carriers:
+            raise MediumError(f"pool {state.name}: no member is left that takes metadata", "restore from a replica")
+        self._used = self._stable = 0
+        self._tail.clear()
+        self.record([Record(Kind.COMMIT)])
+
+    def _sync_each(self, members: Iterable[Member]) -> list[OSError | None]:
+        members = list(members)
+        if len(members) > 1 and all(member.live_file().parallel_sync for member in members):
+            with self.lock:
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(8, "raidlib-sync")
+            return list(self._executor.map(_sync_one, members))
+        return [_sync_one(member) for member in members]
+
+
+def _sync_one(member: Member) -> OSError | None:
+    try:
+        member.live_file().fdatasync()
+    except OSError as exc:
+        return exc
+    return None

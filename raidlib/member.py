@@ -1,0 +1,46 @@
+"""One member while its pool is open: what is known of it, its file, and what went wrong with it."""
+
+from __future__ import annotations
+
+from raidlib.blockfile import BlockFile
+from raidlib.metastore import MetaStore
+from raidlib.state import MemberInfo, MemberState
+from raidlib.superblock import Layout
+
+
+class Member:
+    """A member of a group. `file` is None when it was not found at open."""
+
+    def __init__(self, group: int, index: int, info: MemberInfo, layout: Layout, file: BlockFile | None) -> None:
+        self.group = group
+        self.index = index
+        self.info = info
+        self.layout = layout
+        self.file = file
+        self.store = MetaStore(file, layout) if file is not None else None
+        self.rebuilt_rows = 0
+        """While rebuilding: rows below are right and are read and written like any other member's."""
+        self.read_errors = 0
+
+    @property
+    def path(self) -> str:
+        """Where it is, or was."""
+        return self.info.path
+
+    @property
+    def carries(self) -> bool:
+        """Whether it takes part: metadata and marks are written to it."""
+        return self.file is not None and self.info.state is not MemberState.FAILED
+
+    def has_row(self, row: int) -> bool:
+        """Whether its chunk of this row is to be read and written."""
+        if self.file is None:
+            return False
+        state = self.info.state
+        return state is MemberState.IN_SYNC or (state is MemberState.REBUILDING and row < self.rebuilt_rows)
+
+    def live_file(self) -> BlockFile:
+        """The file of a member that carries. Raises OSError when it has none."""
+        if self.file is None:
+            raise OSError(5, "the member is missing", self.path)
+        return self.file

@@ -1,0 +1,164 @@
+"""RAID 1 and 10: every data chunk on several members.
+
+Two writes that overlap must reach all copies in one order, or the copies differ for ever: so a write holds the stripe
+locks of its rows while it writes every copy. Reads spread over the copies by chunk and take no lock. A copy that
+cannot be read is read elsewhere and written back; if that write fails too, the member is failed.
+
+After a crash the copies of a marked region may differ. The first member in sync is made the truth: any answer is right
+for writes that were in flight, but all copies must give the same.
+"""
+
+from __future__ import annotations
+
+from raidlib.errors import MediumError
+from raidlib.member import Member
+from raidlib.raidgroup import RaidGroup
+from raidlib.state import MemberState
+
+
+class MirroredGroup(RaidGroup):
+    """A RAID 1 or RAID 10 group."""
+
+    def _reader(self, row: int, column: int, chunk: int) -> Member | None:
+        good = [
+            self.members[i]
+            for i in self.geometry.copies_of(column)
+            if self.members[i].info.state is MemberState.IN_SYNC and self.members[i].file is not None
+        ]
+        return good[chunk % len(good)] if good else None
+
+    def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
+        """See RaidGroup."""
+        row_in_area, column = divmod(chunk, self.geometry.data_chunks)
+        row = area * self.geometry.rows_per_area + row_in_area
+        at = self.member_offset(area) + self.row_offset[chunk] + inner
+        copies = [self.members[i] for i in self.geometry.copies_of(column)]
+        with self._lock_rows(row, row):
+            unreadable: list[Member] = []
+            for member in copies:
+                if not member.has_row(row):
+                    continue
+                try:
+                    member.live_file().preadinto(piece, at)
+                    break
+                except OSError:
+                    member.read_errors += 1
+                    unreadable.append(member)
+            else:
+                if unreadable:
+                    names = ", ".join(member.path for member in unreadable)
+                    raise MediumError(f"group {self.info.name}: no copy can be read ({names})", "check the disks")
+                self._raise_lost()
+            for member in unreadable:
+                try:
+                    member.live_file().pwrite(piece, at)
+                except OSError as exc:
+                    self.ledger.fail(member, f"read and rewrite: {exc.strerror}")
+
+    def write(self, area: int, off: int, view: memoryview) -> None:
+        """See RaidGroup."""
+        geometry = self.geometry
+        first_row, base = area * geometry.rows_per_area, self.member_offset(area)
+        if geometry.data_chunks == 1:
+            # Level 1: the area is contiguous on each copy.
+            first = first_row + (off >> self.chunk_shift)
+            with self._lock_rows(first, first_row + ((off + len(view) - 1) >> self.chunk_shift)):
+                self._write_copies(0, first, base + off, view)
+            return
+        at, end, chunk_bytes = off, off + len(view), geometry.chunk_bytes
+        while at < end:
+            chunk, inner = divmod(at, chunk_bytes)
+            n = min(chunk_bytes - inner, end - at)
+            row_in_area, column = divmod(chunk, geometry.data_chunks)
+            row = first_row + row_in_area
+            with self._locks[row & 255]:
+                self._write_copies(column, row, base + self.row_offset[chunk] + inner, view[at - off : at - off + n])
+            at += n
+
+    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
+        """See RaidGroup."""
+        if not punch or self.geometry.data_chunks != 1:
+            super().zero(area, off, length, punch)
+            return
+        first_row = area * self.geometry.rows_per_area
+        first = first_row + (off >> self.chunk_shift)
+        with self._lock_rows(first, first_row + ((off + length - 1) >> self.chunk_shift)):
+            self._write_copies(0, first, self.member_offset(area) + off, None, length)
+
+    def resync_area(self, area: int) -> int:
+        """See RaidGroup."""
+        geometry = self.geometry
+        size, written = geometry.area_member_bytes, 0
+        at = self.member_offset(area)
+        for column in range(geometry.data_chunks):
+            copies = [self.members[i] for i in geometry.copies_of(column)]
+            sources = [m for m in copies if m.info.state is MemberState.IN_SYNC]
+            if not sources:
+                self._raise_lost()
+            truth = self._read_any(sources, size, at)
+            for member in copies:
+                if member.info.state is MemberState.IN_SYNC or area < member.info.rebuilt_areas:
+                    written += self._make_equal(member, truth, at)
+        return written
+
+    def rebuild_area(self, area: int, member: Member) -> None:
+        """See RaidGroup."""
+        geometry = self.geometry
+        column = member.index // geometry.copies
+        sources = [
+            self.members[i]
+            for i in geometry.copies_of(column)
+            if self.members[i].info.state is MemberState.IN_SYNC
+        ]
+        if not sources:
+            self._raise_lost()
+        first_row, base = area * geometry.rows_per_area, self.member_offset(area)
+        for i in range(geometry.rows_per_area):
+            at = base + i * geometry.chunk_bytes
+            with self._lock_rows(first_row + i, first_row + i):
+                member.live_file().pwrite(self._read_any(sources, geometry.chunk_bytes, at), at)
+                member.rebuilt_rows = first_row + i + 1
+
+    def _write_copies(self, column: int, row: int, at: int, view: memoryview | None, length: int = 0) -> None:
+        """Write (or with view None punch) at `at` on every copy; the range begins in `row`. Locks are held."""
+        length = length if view is None else len(view)
+        for index in self.geometry.copies_of(column):
+            member = self.members[index]
+            n = length
+            if member.info.state is MemberState.REBUILDING:
+                n = min(n, self.layout.data_offset + member.rebuilt_rows * self.geometry.chunk_bytes - at)
+            elif member.info.state is not MemberState.IN_SYNC:
+                continue
+            if n <= 0:
+                continue
+            try:
+                if view is None:
+                    member.live_file().punch(at, n)
+                else:
+                    member.live_file().pwrite(view if n == length else view[:n], at)
+            except OSError as exc:
+                self.ledger.fail(member, f"write: {exc.strerror}")
+        if self.lost:
+            self._raise_lost()
+
+    def _read_any(self, sources: list[Member], n: int, at: int) -> bytes:
+        trouble: OSError | None = None
+        for member in sources:
+            try:
+                return member.live_file().pread(n, at)
+            except OSError as exc:
+                member.read_errors += 1
+                trouble = exc
+        raise MediumError(f"group {self.info.name}: no copy can be read: {trouble}", "check the disks")
+
+    def _make_equal(self, member: Member, truth: bytes, at: int) -> int:
+        try:
+            if member.live_file().pread(len(truth), at) == truth:
+                return 0
+        except OSError:
+            member.read_errors += 1  # writing it may make it readable again
+        try:
+            member.live_file().pwrite(truth, at)
+        except OSError as exc:
+            self.ledger.fail(member, f"resync write: {exc.strerror}")
+        return 1

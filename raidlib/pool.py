@@ -1,0 +1,515 @@
+"""A pool: RAID groups, the volumes on them, and the operations an administrator has.
+
+This is the face of raidlib. It joins the parts and holds no logic of its own that another file could:
+create.py and assemble.py make and find members, ledger.py keeps the durable state, recovery.py repairs after a crash,
+volume.py serves, allocator.py and intents.py keep areas and marks, rebuild.py restores redundancy.
+
+Threads: requests on volumes run in parallel with each other and with everything here. Administrative calls are
+serialised by one lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raidlib import create, rebuild, recovery
+from raidlib.allocator import Allocator
+from raidlib.assemble import assemble
+from raidlib.blockfile import OSFile
+from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
+from raidlib.errors import AlreadyExists, BadInput, NotFound, Refused
+from raidlib.ledger import Ledger
+from raidlib.member import Member
+from raidlib.mirrored import MirroredGroup
+from raidlib.parity import Engine, choose
+from raidlib.parityraid import ParityGroup
+from raidlib.raidgroup import RaidGroup
+from raidlib.rebuild import Rebuild
+from raidlib.recovery import Ranges
+from raidlib.state import Kind, MemberState, Record, VolumeInfo
+from raidlib.striped import StripedGroup
+from raidlib.volume import BLOCK_BYTES, Volume
+
+_LEVELS: dict[int, type[RaidGroup]] = {
+    0: StripedGroup,
+    1: MirroredGroup,
+    5: ParityGroup,
+    6: ParityGroup,
+    10: MirroredGroup,
+}
+
+
+class Pool:
+    """An open pool. Made by Pool.open; sizes, offsets and lengths are bytes."""
+
+    def __init__(self, ledger: Ledger, groups: list[RaidGroup], was_clean: bool, same_boot: bool) -> None:
+        self._ledger = ledger
+        self._groups = groups
+        self._admin = threading.RLock()
+        self._touched = {block: False for block in ledger.state.touched}
+        self._allocators = [
+            Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index)) for group in groups
+        ]
+        self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
+        self._rebuilds: list[Rebuild] = []
+        self._sync_turn = threading.Condition()
+        self._syncs_begun = 0
+        self._syncs_done = 0
+        self._closed = False
+        self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
+        """How the pool ended before this open: clean, killed (nothing written is lost), or lost power."""
+        self.remarks: list[str] = []
+        """What open found that an operator should know, one line each."""
+        self.repaired_chunks = 0
+        """Chunks of parity or mirrors that open had to make good."""
+        self._unclean: Ranges = {}
+        for group in groups:
+            for member in group.members:
+                if member.info.state is MemberState.REBUILDING:
+                    self._rebuilds.append(Rebuild(group, self._allocators[group.index], ledger, member))
+
+    # Making, opening, closing
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        groups: Sequence[GroupSpec],
+        area_bytes: int = DEFAULT_AREA_BYTES,
+        open_file: OpenFile = OSFile.open_exclusive,
+        *,
+        force: bool = False,
+    ) -> Pool:
+        """Make a pool on existing files or devices and open it. With force, members of other pools are overwritten.
+
+        Raises BadInput, NotFound, MemberInUse, MediumError; unless it is MediumError nothing was changed.
+        Durable: the empty pool.
+        """
+        create.create_members(name, groups, area_bytes, open_file, force)
+        return cls.open([path for spec in groups for path in spec.members], open_file)
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[str],
+        open_file: OpenFile = OSFile.open_exclusive,
+        *,
+        force: bool = False,
+        boot_id: str | None = None,
+        engine: Engine | None = None,
+    ) -> Pool:
+        """Find the members of a pool, repair what a crash left, and open it.
+
+        paths: any of its members; the others are looked for where they were. Raises as assemble(), and Refused when a
+        group is degraded and dirty (yields to force).
+        Durable: a new generation, with members that are missing recorded as failed; repairs.
+        """
+        if boot_id is None:
+            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        assembly = assemble(paths, open_file, force)
+        state = assembly.state
+        ledger = Ledger(state, assembly.members, assembly.geometries, assembly.layouts)
+        try:
+            was_clean, same_boot = state.clean, state.boot_id == boot_id
+            marks: list[set[int]] = [set() for _ in state.groups]
+            groups: list[RaidGroup] = []
+            for index, info in enumerate(state.groups):
+                layout, members = assembly.layouts[index], assembly.members[index]
+                if not was_clean:
+                    marks[index] = recovery.read_marks(info, layout, members)
+                    recovery.distrust_free_areas(state, index, marks[index])
+                groups.append(
+                    _LEVELS[info.level](
+                        index,
+                        info,
+                        assembly.geometries[index],
+                        layout,
+                        members,
+                        ledger,
+                        engine or choose(),
+                        marks[index],
+                    )
+                )
+            suspects = [recovery.suspect_areas(state, index, marks[index]) for index in range(len(groups))]
+            for group in groups:
+                recovery.check_write_hole(state, group, suspects[group.index], force)
+            ledger.on_change = lambda index: groups[index].refresh()
+            unclean = recovery.unclean_ranges(state, marks)
+            state.clean, state.boot_id = False, boot_id
+            ledger.commit()
+            repaired = sum(
+                recovery.repair(group, suspects[group.index]) for group in groups if not group.lost
+            )
+            if not was_clean:
+                ledger.sync_members()
+            pool = cls(ledger, groups, was_clean, same_boot)
+            pool.remarks, pool.repaired_chunks, pool._unclean = assembly.remarks, repaired, unclean
+            return pool
+        except BaseException:
+            ledger.close()
+            raise
+
+    def close(self) -> None:
+        """Wait for calls in flight, sync, and record that the pool is clean. Raises MediumError; the files are closed.
+
+        Durable: everything.
+        """
+        with self._admin:
+            if self._closed:
+                return
+            self._closed = True
+            ledger = self._ledger
+            try:
+                for volume in self._volumes.values():
+                    volume.retire()
+                ledger.sync_members()
+                for group in self._groups:
+                    with group.intents.lock:
+                        group.intents.cool()
+                    group.intents.clear(group.intents.marked())
+                with ledger.lock:
+                    ledger.state.touched.clear()
+                    ledger.state.clean = True
+                    ledger.commit()
+            finally:
+                ledger.close()
+
+    # Volumes
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self._ledger.state.name
+
+    @property
+    def uuid(self) -> str:
+        """The pool's identity, 32 hex digits."""
+        return self._ledger.state.uuid
+
+    @property
+    def volumes(self) -> list[Volume]:
+        """All volumes, in the order they were made."""
+        return list(self._volumes.values())
+
+    def volume(self, name: str) -> Volume:
+        """Return a volume by name. Raises NotFound."""
+        volume = self._volumes.get(name)
+        if volume is None:
+            raise NotFound(f"there is no volume {name} in pool {self.name}", "see the list of volumes")
+        return volume
+
+    def create_volume(
+        self, name: str, size: int, raid_group: str | None = None, thin: bool = True, volume_uuid: str | None = None
+    ) -> Volume:
+        """Make a volume of zeroes. Without raid_group the one with most free areas is taken.
+
+        Raises BadInput, AlreadyExists, NotFound, OutOfSpace; then nothing was changed. Durable: the volume.
+        """
+        create.check_name("volume", name)
+        _check_size(name, size)
+        with self._admin, self._ledger.lock:
+            if name in self._volumes:
+                raise AlreadyExists(f"there is a volume {name} already", "take another name")
+            group = self._pick_group(raid_group)
+            state, allocator = self._ledger.state, self._allocators[group.index]
+            info = VolumeInfo(
+                state.next_volume_id, name, volume_uuid or uuid.uuid4().hex, size, group.index, thin
+            )
+            if not thin:
+                allocator.require(-(-size // state.area_bytes))
+            volume = self._make_volume(info)
+            state.volumes[info.id] = info
+            try:
+                self._ledger.check_room()
+            except BaseException:
+                del state.volumes[info.id]
+                raise
+            state.next_volume_id += 1
+            if not thin:
+                for record in volume.allocate_all():
+                    state.apply(record)
+            self._ledger.commit()
+            volume.set_size(size)
+            self._volumes[name] = volume
+            return volume
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume; requests on it fail from now on. Raises NotFound. Durable: that it is gone."""
+        with self._admin:
+            volume = self.volume(name)
+            del self._volumes[name]
+            volume.retire()
+            with volume.group.intents.lock, self._ledger.lock:
+                del self._ledger.state.volumes[volume.info.id]
+                self._forget_touched(volume.info.id)
+                areas = self._unmap(volume, list(volume.info.areas))
+                self._ledger.commit()
+            volume.punch_freed(areas)
+
+    def resize_volume(self, name: str, size: int, *, force: bool = False) -> None:
+        """Grow or shrink a volume. New space reads as zeroes. Shrinking that cuts allocated data needs force.
+
+        Raises BadInput, NotFound, OutOfSpace, Refused; then nothing was changed. Durable: the new size.
+        """
+        _check_size(name, size)
+        with self._admin:
+            volume = self.volume(name)
+            info, area_bytes = volume.info, self._ledger.state.area_bytes
+            if size > info.size:
+                if not info.thin:
+                    self._allocators[info.group].require(-(-size // area_bytes) - -(-info.size // area_bytes))
+                volume.zero_tail()
+                self.sync()
+                with self._ledger.lock:
+                    info.size = size
+                    if not info.thin:
+                        for record in volume.allocate_all():
+                            self._ledger.state.apply(record)
+                    self._ledger.commit()
+                volume.set_size(size)
+            elif size < info.size:
+                cut = sorted(index for index in info.areas if (index + 1) * area_bytes > size)
+                if cut and not force:
+                    raise Refused(
+                        f"volume {name}: shrinking to {size} bytes would cut allocated data",
+                        "trim the end of the volume first, or use force to lose it",
+                    )
+                volume.set_size(size)
+                volume.gate.wait()
+                with volume.group.intents.lock, self._ledger.lock:
+                    info.size = size
+                    areas = self._unmap(volume, [index for index in cut if index * area_bytes >= size])
+                    self._ledger.commit()
+                volume.punch_freed(areas)
+
+    # Durability
+
+    def sync(self) -> None:
+        """Sync every member. Calls that come together share one round.
+
+        A member whose sync fails is failed and never synced again. Raises MediumError when that loses a group.
+        Durable: everything written, zeroed or freed before the call, in every volume.
+        """
+        turn = self._sync_turn
+        with turn:
+            need = self._syncs_begun + 1
+            while True:
+                if self._syncs_done >= need:
+                    return
+                if self._syncs_begun == self._syncs_done:
+                    break
+                turn.wait()
+            self._syncs_begun += 1
+            mine = self._syncs_begun
+        try:
+            self._sync_round()
+        except BaseException:
+            with turn:
+                # Nobody may take this round for a good one: whoever waits for it does its own.
+                self._syncs_begun = self._syncs_done
+                turn.notify_all()
+            raise
+        with turn:
+            self._syncs_done = mine
+            turn.notify_all()
+
+    @property
+    def unclean_ranges(self) -> Ranges:
+        """Ranges (offset, length) by volume that the last unclean stop may have left different from another copy.
+
+        The marks behind them stay on the members until clear_intents() is first called: call that only once the ranges
+        have been taken over durably, and a second crash loses nothing.
+        """
+        return self._unclean
+
+    def clear_intents(self) -> int:
+        """Clear the marks of regions not written to since the call before; return how many. Syncs if there are any.
+
+        Meant to be called every few seconds. Raises MediumError. Durable: everything written before, if it synced.
+        """
+        idle: list[list[int]] = []
+        for group in self._groups:
+            with group.intents.lock:
+                idle.append(group.intents.cool())
+                for volume in self._volumes_of(group):
+                    volume.cool()
+        with self._ledger.lock:
+            idle_blocks = [block for block, hot in self._touched.items() if not hot]
+            for block in self._touched:
+                self._touched[block] = False
+        if not any(idle) and not idle_blocks:
+            return 0
+        for volume in list(self._volumes.values()):
+            volume.gate.wait()
+        self.sync()
+        cleared = 0
+        for group, regions in zip(self._groups, idle, strict=True):
+            cleared += group.intents.clear(regions)
+        with self._ledger.lock:
+            gone = [block for block in idle_blocks if self._touched.get(block) is False]
+            for block in gone:
+                del self._touched[block]
+            if gone:
+                self._ledger.record([Record(Kind.UNTOUCH, 0, *block) for block in gone])
+        return cleared
+
+    # Members
+
+    def replace_member(self, old: str, new_path: str, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False) -> None:
+        """Put a new file or device in the place of a member (its path or uuid); rebuild_step() then fills it.
+
+        Raises NotFound, MemberInUse (yields to force), BadInput, Refused, MediumError; then nothing was changed.
+        Durable: the exchange.
+        """
+        with self._admin:
+            member = self._find_member(old)
+            group = self._groups[member.group]
+            new = create.open_member(new_path, open_file)
+            try:
+                if not force:
+                    create.check_unused(new)
+                rebuild.check_replaceable(group, member, new)
+                fresh = rebuild.replace(group, self._ledger, member, new)
+            except BaseException:
+                new.close()
+                raise
+            for volume in self._volumes_of(group):
+                volume.gate.wait()
+            if member.file is not None:
+                member.file.close()
+            self._rebuilds.append(Rebuild(group, self._allocators[group.index], self._ledger, fresh))
+
+    def rebuild_step(self) -> int:
+        """Do a small step (one area) of the first rebuild there is; return the areas that remain in all of them.
+
+        Call it in one thread, again and again, until it returns 0. Raises MediumError.
+        """
+        self._rebuilds = [one for one in self._rebuilds if one.active]
+        if self._rebuilds:
+            self._rebuilds[0].step()
+        return sum(one.remaining_areas for one in self._rebuilds if one.active)
+
+    def fail_member(self, path: str) -> None:
+        """Take a member (its path or uuid) out for good. Raises NotFound, MediumError when its group needs it.
+
+        Durable: that it is out.
+        """
+        with self._admin:
+            self._ledger.fail(self._find_member(path), "failed by the operator")
+
+    # Reporting
+
+    def status(self) -> dict[str, Any]:
+        """Return what there is to know, as plain data: sizes in bytes, counts, states."""
+        with self._ledger.lock:
+            state = self._ledger.state
+            return {
+                "name": state.name,
+                "uuid": state.uuid,
+                "area_bytes": state.area_bytes,
+                "generation": state.generation,
+                "parity": self._groups[0].engine.name,
+                "stopped": self.stopped,
+                "remarks": list(self.remarks),
+                "repaired_chunks": self.repaired_chunks,
+                "groups": [self._group_status(group) for group in self._groups],
+                "volumes": [
+                    {
+                        "name": volume.name,
+                        "uuid": volume.uuid,
+                        "size": volume.size,
+                        "group": volume.group.info.name,
+                        "thin": volume.info.thin,
+                        "allocated": len(volume.info.areas) * state.area_bytes,
+                    }
+                    for volume in self._volumes.values()
+                ],
+            }
+
+    def _group_status(self, group: RaidGroup) -> dict[str, Any]:
+        info, allocator = group.info, self._allocators[group.index]
+        area_bytes = self._ledger.state.area_bytes
+        return {
+            "name": info.name,
+            "uuid": info.uuid,
+            "level": info.level,
+            "chunk_bytes": info.chunk_bytes,
+            "state": "lost" if group.lost else "degraded" if group.degraded else "ok",
+            "size": info.areas * area_bytes,
+            "free": allocator.free_areas * area_bytes,
+            "areas": info.areas,
+            "free_areas": allocator.free_areas,
+            "dirty_areas": len(info.dirty),
+            "marked_regions": len(group.intents.marked()),
+            "region_bytes": info.region_areas * area_bytes,
+            "members": [
+                {
+                    "path": member.path,
+                    "uuid": member.info.uuid,
+                    "state": member.info.state.value,
+                    "reason": member.info.reason,
+                    "read_errors": member.read_errors,
+                    "rebuilt": member.rebuilt_rows / (info.areas * group.geometry.rows_per_area)
+                    if member.info.state is MemberState.REBUILDING
+                    else None,
+                }
+                for member in group.members
+            ],
+        }
+
+    # Inside
+
+    def _make_volume(self, info: VolumeInfo) -> Volume:
+        return Volume(info, self._groups[info.group], self._allocators[info.group], self._ledger, self._touched)
+
+    def _volumes_of(self, group: RaidGroup) -> list[Volume]:
+        return [volume for volume in list(self._volumes.values()) if volume.group is group]
+
+    def _pick_group(self, name: str | None) -> RaidGroup:
+        if name is None:
+            return max(self._groups, key=lambda group: (not group.lost, self._allocators[group.index].free_areas))
+        for group in self._groups:
+            if group.info.name == name:
+                return group
+        names = ", ".join(group.info.name for group in self._groups)
+        raise NotFound(f"there is no RAID group {name} in pool {self.name}", f"its groups are: {names}")
+
+    def _find_member(self, key: str) -> Member:
+        for group in self._groups:
+            for member in group.members:
+                if key in (member.path, member.info.uuid):
+                    return member
+        raise NotFound(f"{key} is not a member of pool {self.name}", "pool status lists its members")
+
+    def _unmap(self, volume: Volume, indexes: list[int]) -> list[int]:
+        """Take logical areas out of the state; the caller commits and then punches what is returned."""
+        areas = [volume.info.areas.pop(index) for index in indexes]
+        volume.group.info.dirty.update(areas)
+        self._allocators[volume.group.index].freed(areas)
+        return areas
+
+    def _forget_touched(self, volume_id: int) -> None:
+        for block in [block for block in self._touched if block[0] == volume_id]:
+            del self._touched[block]
+            self._ledger.state.touched.discard(block)
+
+    def _sync_round(self) -> None:
+        with self._ledger.lock:
+            ready = [allocator.unsettled() for allocator in self._allocators]
+        self._ledger.sync_members()
+        if any(ready):
+            with self._ledger.lock:
+                for allocator, areas in zip(self._allocators, ready, strict=True):
+                    allocator.settle(areas)
+
+
+def _check_size(name: str, size: int) -> None:
+    if size <= 0 or size % BLOCK_BYTES:
+        raise BadInput(
+            f"volume {name}: size {size} is not a positive multiple of {BLOCK_BYTES}",
+            f"the next size is {max(1, -(-size // BLOCK_BYTES)) * BLOCK_BYTES}",
+        )

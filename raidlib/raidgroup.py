@@ -1,0 +1,192 @@
+"""What the levels have in common: tables for the hot path, the healthy read, stripe locks, zeroing.
+
+A group's data is reached by (area, offset in the area). For each chunk of an area a table holds the function that
+reads it, so that the hot path is: two list look-ups, an addition, one system call. Where a member is gone the table
+holds a function that answers -1, which sends the caller to the slow path; so the hot path never asks about states.
+
+Subclasses (striped, mirrored, parity) say how to write, how to read when the table cannot, how to make an area
+consistent after a crash and how to rebuild it on a new member.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+
+from raidlib.errors import MediumError
+from raidlib.geometry import Geometry
+from raidlib.intents import IntentMap
+from raidlib.ledger import Ledger
+from raidlib.member import Member
+from raidlib.parity import Engine
+from raidlib.state import GroupInfo, MemberState
+from raidlib.superblock import Layout
+
+ReadTable = list[Callable[[Sequence[memoryview], int], int]]
+ZEROES = memoryview(bytes(1 << 20))
+STRIPE_LOCKS = 256
+
+
+def unavailable(_bufs: object, _off: int) -> int:
+    """Stands in the tables for a member that cannot be used."""
+    return -1
+
+
+class RaidGroup:
+    """One open RAID group. Offsets and lengths are bytes; `off` counts from the start of an area."""
+
+    def __init__(
+        self,
+        index: int,
+        info: GroupInfo,
+        geometry: Geometry,
+        layout: Layout,
+        members: list[Member],
+        ledger: Ledger,
+        engine: Engine,
+        marked: Iterable[int] = (),
+    ) -> None:
+        self.index = index
+        self.info = info
+        self.geometry = geometry
+        self.layout = layout
+        self.members = members
+        self.ledger = ledger
+        self.engine = engine
+        self.intents = IntentMap(-(-info.areas // info.region_areas), marked, self._store_intents)
+        self.lost = False
+        self.degraded = False
+        self.chunk_shift = geometry.chunk_bytes.bit_length() - 1
+        self.row_offset = [c // geometry.data_chunks * geometry.chunk_bytes for c in range(geometry.chunks_per_area)]
+        rotations = geometry.members if geometry.rotates else 1
+        self.read_tables: list[ReadTable] = [[unavailable] * geometry.chunks_per_area for _ in range(rotations)]
+        self._area_member_bytes = geometry.area_member_bytes
+        self._locks = [threading.Lock() for _ in range(STRIPE_LOCKS)]
+        self.refresh()
+
+    # Tables
+
+    def refresh(self) -> None:
+        """Fill the tables anew after a member's state changed, in place: everybody holds the same lists."""
+        lost = {member.index for member in self.members if member.info.state is not MemberState.IN_SYNC}
+        self.degraded = bool(lost)
+        self.lost = not self.geometry.survives(lost)
+        geometry = self.geometry
+        for rotation, table in enumerate(self.read_tables):
+            for chunk in range(geometry.chunks_per_area):
+                row, column = divmod(chunk, geometry.data_chunks)
+                member = self._reader(rotation + row, column, chunk)
+                table[chunk] = unavailable if member is None else member.live_file().raw_preadv
+
+    def entry(self, area: int) -> tuple[ReadTable, int]:
+        """What the hot read path needs of an area: its table, and its place on every member."""
+        first_row = area * self.geometry.rows_per_area
+        return self.read_tables[first_row % len(self.read_tables)], self.member_offset(area)
+
+    def member_offset(self, area: int) -> int:
+        """Byte offset of an area on every member."""
+        return self.layout.data_offset + area * self._area_member_bytes
+
+    def region_of(self, area: int) -> int:
+        """The write-intent region of an area."""
+        return area // self.info.region_areas
+
+    def _reader(self, row: int, column: int, chunk: int) -> Member | None:
+        """The member the table reads a chunk from; None when the slow path must."""
+        member = self.members[self.geometry.member_of(row, column)]
+        return member if member.info.state is MemberState.IN_SYNC and member.file is not None else None
+
+    # Data
+
+    def read(self, area: int, off: int, view: memoryview) -> None:
+        """Fill `view`. Raises MediumError when the bytes cannot be had, not even from redundancy."""
+        table, base = self.entry(area)
+        shift, mask = self.chunk_shift, self.geometry.chunk_bytes - 1
+        at, end = 0, len(view)
+        while at < end:
+            chunk, inner = off >> shift, off & mask
+            n = min(mask + 1 - inner, end - at)
+            piece = view[at : at + n]
+            try:
+                good = table[chunk]([piece], base + self.row_offset[chunk] + inner) == n
+            except OSError:
+                good = False
+            if not good:
+                self.read_hard(area, chunk, inner, piece)
+            at += n
+            off += n
+
+    def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
+        """Fill `piece` from within one chunk by all means there are; repair what turned out unreadable."""
+        raise NotImplementedError
+
+    def write(self, area: int, off: int, view: memoryview) -> None:
+        """Write `view`. The area's region must be marked. Raises MediumError when redundancy is exhausted.
+
+        Durable: nothing; after a power cut the area may hold any mixture until the marks are dealt with.
+        """
+        raise NotImplementedError
+
+    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
+        """Make a range read as zeroes; with punch free space where that is possible. Otherwise like write()."""
+        end = off + length
+        while off < end:
+            n = min(len(ZEROES), end - off)
+            self.write(area, off, ZEROES[:n])
+            off += n
+
+    def punch_area(self, area: int) -> None:
+        """Zero an unused area on every member, parity included. Raises MediumError. Durable: nothing."""
+        at = self.member_offset(area)
+        for member in self.members:
+            if member.carries:
+                try:
+                    member.live_file().punch(at, self._area_member_bytes)
+                except OSError as exc:
+                    self.ledger.fail(member, f"punch: {exc.strerror}")
+
+    def resync_area(self, area: int) -> int:
+        """Make parity or mirrors agree after a crash; return how many chunks had to be written.
+
+        Call before the area is used. Raises MediumError. Durable: nothing.
+        """
+        raise NotImplementedError
+
+    def rebuild_area(self, area: int, member: Member) -> None:
+        """Write the area's share of a rebuilding member, row by row, under load. Raises MediumError, OSError (target).
+
+        Sets member.rebuilt_rows as it goes. Durable: nothing.
+        """
+        raise NotImplementedError
+
+    # Inside
+
+    def _store_intents(self, offset: int, data: bytes, durable: bool) -> None:
+        at = self.layout.intent_offset + offset
+        for member in self.members:
+            if member.carries:
+                try:
+                    if durable:
+                        member.live_file().pwrite_durable(data, at)
+                    else:
+                        member.live_file().pwrite(data, at)
+                except OSError as exc:
+                    self.ledger.fail(member, f"intent map write: {exc.strerror}", even_if_lost=True)
+
+    def all_rows(self) -> ExitStack:
+        """Hold every stripe lock: nobody is within a stripe."""
+        return self._lock_rows(0, STRIPE_LOCKS - 1)
+
+    def _lock_rows(self, first: int, last: int) -> ExitStack:
+        """Hold the stripe locks of rows first..last, taken in one order everywhere."""
+        stack = ExitStack()
+        for index in sorted({row % STRIPE_LOCKS for row in range(first, last + 1)}):
+            stack.enter_context(self._locks[index])
+        return stack
+
+    def _raise_lost(self) -> None:
+        raise MediumError(
+            f"group {self.info.name} has lost more members than RAID {self.info.level} can bear",
+            "take over on the replica, or open the pool with force and check the data",
+        )

@@ -1,0 +1,134 @@
+"""Rebuilding a group onto a replacement, area by area, while it is used.
+
+A replacement starts with zeroed data (or all free areas of the group count as dirty), so only allocated areas need
+work. Below its rebuilt row a rebuilding member is read and written like any other; the row moves up under the row's
+stripe lock, so a write sees a row either wholly before or wholly after it. Progress is logged after a sync of the new
+member, so after any crash the rebuild goes on from a place below which everything is stable or marked.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from raidlib.allocator import Allocator
+from raidlib.blockfile import BlockFile
+from raidlib.create import format_member
+from raidlib.errors import BadInput, MediumError, Refused
+from raidlib.ledger import Ledger
+from raidlib.member import Member
+from raidlib.raidgroup import RaidGroup
+from raidlib.state import Kind, MemberInfo, MemberState, Record
+from raidlib.superblock import Superblock, write_superblock
+
+PROGRESS_AREAS = 16
+"""Areas between two durable notes of progress."""
+
+
+def check_replaceable(group: RaidGroup, old: Member, new: BlockFile) -> None:
+    """Raise Refused when the group cannot do without the old member, BadInput when the new one is too small."""
+    geometry, layout = group.geometry, group.layout
+    lost = {m.index for m in group.members if m.info.state is not MemberState.IN_SYNC}
+    if not geometry.survives(lost | {old.index}):
+        raise Refused(
+            f"group {group.info.name} (RAID {group.info.level}) cannot do without {old.path} now",
+            "a group without spare redundancy cannot rebuild a member; move its volumes to another group",
+        )
+    need = layout.data_offset + group.info.areas * geometry.area_member_bytes
+    if new.size < need:
+        raise BadInput(f"{new.path} has {new.size} bytes, group {group.info.name} needs {need}", "take a larger one")
+
+
+def replace(group: RaidGroup, ledger: Ledger, old: Member, new: BlockFile) -> Member:
+    """Put a new, empty member in the place of an old one, which takes no part from then on.
+
+    Raises MediumError when the new member cannot be written; then nothing changed.
+    Durable: the new member's place; its rebuild is still to be done.
+    """
+    info = MemberInfo(uuid.uuid4().hex, new.path, MemberState.REBUILDING)
+    superblock = Superblock(ledger.state.uuid, info.uuid, new.size, group.layout)
+    member = Member(group.index, old.index, info, group.layout, new)
+    try:
+        with group.intents.lock:
+            blank = group.intents.image()
+        format_member(new, superblock, group.info.areas, group.geometry, blank)
+        write_superblock(new, superblock)
+        with group.all_rows(), group.intents.lock, ledger.lock:
+            group.intents.wait_idle()
+            new.pwrite_durable(group.intents.image(), group.layout.intent_offset)
+            if not new.zeroes_fast():
+                group.info.dirty.update(set(range(group.info.areas)) - _allocated(ledger, group))
+            group.members[old.index] = member
+            group.info.members[old.index] = info
+            group.info.journaled = False
+            group.refresh()
+            ledger.commit()
+    except OSError as exc:
+        raise MediumError(f"{new.path} cannot be written: {exc.strerror or exc}", "take another one") from exc
+    return member
+
+
+class Rebuild:
+    """One rebuild, from where the member is. step() is called by one thread, again and again."""
+
+    def __init__(self, group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member) -> None:
+        self.group = group
+        self.member = member
+        self._allocator = allocator
+        self._ledger = ledger
+        self._next = member.info.rebuilt_areas
+
+    @property
+    def remaining_areas(self) -> int:
+        """Areas still to do."""
+        return self.group.info.areas - self._next
+
+    @property
+    def active(self) -> bool:
+        """Whether there is something to do: the member may be complete, failed or replaced by now."""
+        current = self.group.members[self.member.index]
+        return current is self.member and self.member.info.state is MemberState.REBUILDING
+
+    def step(self) -> int:
+        """Do one area, or all free areas up to the next allocated one; return the areas that remain.
+
+        Raises MediumError when the group cannot give the data. Durable at the end: the member, complete and in sync.
+        """
+        group, member = self.group, self.member
+        rows = group.geometry.rows_per_area
+        begun = self._next
+        try:
+            while self._next < group.info.areas:
+                area = self._next
+                with self._ledger.lock:
+                    # Nobody writes to a free area, and it is allocated under this lock: all its rows count as rebuilt.
+                    free = area not in self._allocator.allocated
+                    if free:
+                        member.rebuilt_rows = (area + 1) * rows
+                if not free:
+                    group.rebuild_area(area, member)
+                self._next += 1
+                if not free or self._next - begun >= 1024:
+                    break
+            if self._next == group.info.areas or self._next - member.info.rebuilt_areas >= PROGRESS_AREAS:
+                self._note_progress()
+        except OSError as exc:
+            self._ledger.fail(member, f"rebuild write: {exc.strerror}")
+        return self.remaining_areas if self.active else 0
+
+    def _note_progress(self) -> None:
+        member, ledger = self.member, self._ledger
+        member.live_file().fdatasync()
+        with ledger.lock:
+            if not self.active:
+                return
+            if self._next < self.group.info.areas:
+                ledger.record([Record(Kind.REBUILT, self.group.index, member.index, 0, self._next)])
+                return
+            member.info.state = MemberState.IN_SYNC
+            member.info.rebuilt_areas = 0
+            ledger.commit()
+            self.group.refresh()
+
+
+def _allocated(ledger: Ledger, group: RaidGroup) -> set[int]:
+    return {a for v in ledger.state.volumes.values() if v.group == group.index for a in v.areas.values()}

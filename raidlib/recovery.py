@@ -1,0 +1,109 @@
+"""What a pool does at open after it was not closed: the process was killed, or the power went.
+
+Everything that may be half done lies in the marked regions of the intent maps (the union over a group's members: a
+mark is durable on all before the first write, a cleared mark may linger on some). In those:
+* parity and mirrors of allocated areas are made good before anything is served. Chosen over doing it at first access,
+  because a member that fails in between would turn a repairable stripe into a lost one;
+* free areas are not trusted to be zero: an allocation may be lost while data written there is not;
+* the ranges of volumes are reported for replication (Pool.unclean_ranges).
+
+Degraded and dirty: with a data chunk gone, a stripe whose parity may be wrong cannot be repaired, nor told from a good
+one. If every write since the member was lost went through the stripe journal, that is replayed and all is well. If
+not, open refuses, unless forced: then the missing chunks are taken from parity as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from raidlib.errors import Refused
+from raidlib.intents import decode_map, map_bytes
+from raidlib.member import Member
+from raidlib.raidgroup import RaidGroup
+from raidlib.state import TOUCH_AREAS, GroupInfo, MemberState, PoolState
+from raidlib.superblock import Layout
+
+Ranges = dict[str, list[tuple[int, int]]]
+
+
+def read_marks(info: GroupInfo, layout: Layout, members: Iterable[Member]) -> set[int]:
+    """Return the regions of a group that any member has marked; all of them when no member's map can be read."""
+    regions = -(-info.areas // info.region_areas)
+    marked: set[int] = set()
+    read = False
+    for member in members:
+        if member.carries:
+            try:
+                data = member.live_file().pread(map_bytes(regions), layout.intent_offset)
+            except OSError:
+                member.read_errors += 1
+                continue
+            marked |= decode_map(data, regions)
+            read = True
+    return marked if read else set(range(regions))
+
+
+def distrust_free_areas(state: PoolState, group: int, marked: set[int]) -> None:
+    """Call every free area in a marked region dirty."""
+    info = state.groups[group]
+    allocated = allocated_areas(state, group)
+    for region in marked:
+        first = region * info.region_areas
+        info.dirty.update(set(range(first, min(first + info.region_areas, info.areas))) - allocated)
+
+
+def allocated_areas(state: PoolState, group: int) -> set[int]:
+    """Every area of a group that belongs to a volume."""
+    return {area for volume in state.volumes.values() if volume.group == group for area in volume.areas.values()}
+
+
+def suspect_areas(state: PoolState, group: int, marked: set[int]) -> list[int]:
+    """The allocated areas of marked regions."""
+    size = state.groups[group].region_areas
+    return sorted(area for area in allocated_areas(state, group) if area // size in marked)
+
+
+def check_write_hole(state: PoolState, group: RaidGroup, suspects: list[int], force: bool) -> None:
+    """Raise Refused when stripes may be torn and the chunks to repair them are missing, unless forced."""
+    info = group.info
+    if force or not group.geometry.parity_chunks or info.journaled:
+        return
+    away = [member for member in group.members if member.info.state is not MemberState.IN_SYNC]
+    torn = [area for area in suspects if any(area >= member.info.rebuilt_areas for member in away)]
+    if torn:
+        raise Refused(
+            f"pool {state.name}: group {info.name} stopped uncleanly and {', '.join(m.path for m in away)} is missing:"
+            f" stripes in {len(torn)} areas ({len(torn) * state.area_bytes} bytes) may be damaged and cannot be checked",
+            "attach the missing member; or take over on the replica; or open with force, then check the data",
+        )
+
+
+def repair(group: RaidGroup, suspects: list[int]) -> int:
+    """Make parity and mirrors of the areas good; return how many chunks were wrong. Raises MediumError."""
+    return sum(group.resync_area(area) for area in suspects)
+
+
+def unclean_ranges(state: PoolState, marked: list[set[int]]) -> Ranges:
+    """Return for each volume the ranges (offset, length) that the stop may have left different, merged, in order."""
+    result: Ranges = {}
+    for volume in state.volumes.values():
+        size = state.groups[volume.group].region_areas
+        regions = marked[volume.group]
+        indexes = {index for index, area in volume.areas.items() if area // size in regions}
+        for volume_id, block in state.touched:
+            if volume_id == volume.id:
+                first = block * TOUCH_AREAS
+                indexes.update(set(range(first, first + TOUCH_AREAS)) - volume.areas.keys())
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(indexes):
+            start = index * state.area_bytes
+            end = min(start + state.area_bytes, volume.size)
+            if start >= end:
+                continue
+            if ranges and sum(ranges[-1]) == start:
+                ranges[-1] = (ranges[-1][0], end - ranges[-1][0])
+            else:
+                ranges.append((start, end - start))
+        if ranges:
+            result[volume.name] = ranges
+    return result

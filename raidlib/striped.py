@@ -1,0 +1,110 @@
+"""RAID 0: chunks in turn over the members, no redundancy.
+
+The fastest path there is: a write within one chunk is one system call, and volume.py does that itself with
+`write_table`. Here is the rest: writes over several chunks, one gathered system call a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from raidlib.blockfile import Buffer
+from raidlib.errors import MediumError
+from raidlib.member import Member
+from raidlib.raidgroup import RaidGroup, unavailable
+from raidlib.state import MemberState
+
+
+class StripedGroup(RaidGroup):
+    """A RAID 0 group."""
+
+    write_table: list[Callable[[Buffer, int], int]]
+    """For each chunk of an area the function that writes it; may write short, -1 when the member is gone."""
+
+    def refresh(self) -> None:
+        """See RaidGroup."""
+        super().refresh()
+        geometry = self.geometry
+        table: list[Callable[[Buffer, int], int]] = []
+        for chunk in range(geometry.chunks_per_area):
+            member = self.members[chunk % geometry.data_chunks]
+            good = member.info.state is MemberState.IN_SYNC and member.file is not None
+            table.append(member.live_file().raw_pwrite if good else unavailable)
+        if hasattr(self, "write_table"):
+            self.write_table[:] = table
+        else:
+            self.write_table = table
+
+    def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
+        """See RaidGroup. One more try, which also completes a short read."""
+        member = self.members[chunk % self.geometry.data_chunks]
+        self._check_there(member)
+        try:
+            member.live_file().preadinto(piece, self.member_offset(area) + self.row_offset[chunk] + inner)
+        except OSError as exc:
+            member.read_errors += 1
+            self._raise_medium(member, "read", exc)
+
+    def write(self, area: int, off: int, view: memoryview) -> None:
+        """See RaidGroup. A write error is reported, and the member stays: it may be one bad sector."""
+        base, chunk_bytes, width = self.member_offset(area), self.geometry.chunk_bytes, self.geometry.data_chunks
+        end = off + len(view)
+        at = off
+        parts: dict[int, tuple[int, list[memoryview]]] = {}
+        while at < end:
+            chunk, inner = divmod(at, chunk_bytes)
+            n = min(chunk_bytes - inner, end - at)
+            piece = view[at - off : at - off + n]
+            known = parts.get(chunk % width)
+            if known is None:
+                parts[chunk % width] = (base + self.row_offset[chunk] + inner, [piece])
+            else:
+                # The next row's chunk follows this one on the member: the gathered write is contiguous.
+                known[1].append(piece)
+            at += n
+        for index, (place, pieces) in parts.items():
+            member = self.members[index]
+            self._check_there(member)
+            try:
+                if len(pieces) == 1:
+                    member.live_file().pwrite(pieces[0], place)
+                else:
+                    member.live_file().pwritev(pieces, place)
+            except OSError as exc:
+                self._raise_medium(member, "write", exc)
+
+    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
+        """See RaidGroup."""
+        if not punch:
+            super().zero(area, off, length, punch)
+            return
+        base, chunk_bytes = self.member_offset(area), self.geometry.chunk_bytes
+        end = off + length
+        while off < end:
+            chunk, inner = divmod(off, chunk_bytes)
+            n = min(chunk_bytes - inner, end - off)
+            member = self.members[chunk % self.geometry.data_chunks]
+            self._check_there(member)
+            try:
+                member.live_file().punch(base + self.row_offset[chunk] + inner, n)
+            except OSError as exc:
+                self._raise_medium(member, "punch", exc)
+            off += n
+
+    def resync_area(self, area: int) -> int:
+        """Nothing can disagree."""
+        return 0
+
+    def rebuild_area(self, area: int, member: Member) -> None:
+        """There is nothing to rebuild from."""
+        self._raise_lost()
+
+    def _check_there(self, member: Member) -> None:
+        if member.info.state is not MemberState.IN_SYNC or member.file is None:
+            self._raise_lost()
+
+    def _raise_medium(self, member: Member, what: str, exc: OSError) -> NoReturn:
+        raise MediumError(
+            f"{member.path}: {what}: {exc.strerror or exc}", "RAID 0 has no second copy; check the disk"
+        ) from exc
