@@ -83,7 +83,7 @@ def read_generations(handle: nbd.NBD, blocks: int) -> list[int]:
 
 
 def _generation(data: bytes, block: int) -> int:
-    generation, number = _STAMP.unpack_from(data)
+    generation, _ = _STAMP.unpack_from(data)
     expected = stamp(generation, block) if generation else bytes(BLOCK)
     if data != expected:
         kinds = {_STAMP.unpack_from(data, at) for at in range(0, BLOCK, _STAMP.size)}
@@ -144,7 +144,9 @@ class StampedLoad:
         """Wait for the writes in flight, then end. AssertionError when the server does not answer them in time."""
         self._stop.set()
         self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), f"the load did not end in {timeout_s} s: {len(self._busy)} writes unanswered"
+        assert not self._thread.is_alive(), (
+            f"the load did not end in {timeout_s} s: {len(self._busy)} writes unanswered"
+        )
 
     def wait_acked(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait until `count` more writes are acknowledged than now."""

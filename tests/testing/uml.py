@@ -128,7 +128,7 @@ class Guest:
         self._lock = threading.Lock()
 
     def start(self, timeout_s: float = BOOT_TIMEOUT_S) -> Guest:
-        """Boot; returns when every agent line answers. GuestTimeout or GuestError, with the console, when it does not."""
+        """Boot; returns when every agent line answers. GuestTimeout or GuestError when it does not."""
         deadline = time.monotonic() + timeout_s
         pairs = [socket.socketpair() for _ in range(self._line_count)]
         self._lines = [ours for ours, _ in pairs]

@@ -11,15 +11,21 @@ import pytest
 
 from tests.testing.needs import needs
 from tests.testing.stamped import (
-    BLOCK, Ledger, OracleError, StampedLoad, Write, check_nothing_lost, check_prefix, read_generations, stamp,
+    BLOCK,
+    Ledger,
+    OracleError,
+    StampedLoad,
+    Write,
+    check_nothing_lost,
+    check_prefix,
+    read_generations,
+    stamp,
 )  # fmt: skip
 
 
 def ledger() -> Ledger:
     """Block 0: generation 1 acknowledged, then 3 acknowledged. Block 1: 2 acknowledged, 4 issued and never answered."""
-    return Ledger(
-        {0: [Write(1, 1, 2), Write(3, 5, 6)], 1: [Write(2, 3, 4), Write(4, 7)]}, clock=7, acked_count=3
-    )
+    return Ledger({0: [Write(1, 1, 2), Write(3, 5, 6)], 1: [Write(2, 3, 4), Write(4, 7)]}, clock=7, acked_count=3)
 
 
 @pytest.mark.parametrize("image", [[3, 2], [3, 4]])
