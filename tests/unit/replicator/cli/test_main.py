@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+
+from replicator.cli import main
+from replicator.cli.main import COMMANDS, cli
+from replicator.core.errors import FarstripeError, MediumError, NotFound
+from tests.unit.replicator.cli.conftest import FakeNode
+
+
+def walk(command: object, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
+    import click
+
+    found = [(path, command)]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found += walk(command.get_command(context, name), (*path, name))
+    return found
+
+
+EVERY = [pytest.param(path, id=" ".join(path) or "farstripe") for path, _ in walk(cli)]
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_every_command_has_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([*path, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Usage: farstripe")
+    assert len(out.splitlines()) > 4
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_every_command_that_prints_has_json(path: tuple[str, ...]) -> None:
+    import click
+
+    command = dict(walk(cli))[path]
+    if isinstance(command, click.Group) or path in {("completion",), ("node", "run")}:
+        return
+    assert isinstance(command, click.Command)
+    assert "as_json" in [parameter.name for parameter in command.params], path
+
+
+def test_yes_and_force_are_two_things() -> None:
+    for path, command in walk(cli):
+        for parameter in getattr(command, "params", ()):
+            if "--yes" in parameter.opts:
+                assert "--force" not in parameter.opts, path
+
+
+def test_the_list_of_commands_needs_no_import(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("farstripe, version ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["nonsense"], ["volume"], ["volume", "create"], ["volume", "create", "x", "--size", "12"], ["status", "--no"]],
+)
+def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(argv) in (0, 2)
+    if argv:
+        seen = capsys.readouterr()
+        assert seen.err.startswith("farstripe: ") or "Usage:" in seen.err + seen.out
+
+
+def test_errors_are_one_line_and_a_way_out(node: FakeNode) -> None:
+    node.target.answers["volume.list"] = NotFound("no such thing", "look elsewhere")
+    done = node.run("volume", "list")
+    assert (done.code, done.out, done.err) == (5, "", "farstripe: no such thing\nway out: look elsewhere\n")
+
+
+def test_with_json_errors_are_json(node: FakeNode) -> None:
+    node.target.answers["volume.list"] = MediumError("a disk is gone")
+    done = node.run("volume", "list", "--json")
+    assert done.code == 9
+    assert done.error == {"name": "MediumError", "message": "a disk is gone", "way_out": "", "exit_code": 9}
+    done = node.run("volume", "create", "x", "--size", "17", "--json")
+    assert done.code == done.error["exit_code"] == 2
+
+
+def test_an_exit_code_of_another_package_passes_through(node: FakeNode) -> None:
+    class Foreign(FarstripeError):
+        exit_code = 10
+
+    node.target.answers["volume.list"] = Foreign("checksum")
+    assert node.run("volume", "list").code == 10
+
+
+def test_a_defect_of_ours_says_where(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.target.answers["volume.list"] = [{"nonsense": 1}]
+    done = node.run("volume", "list")
+    assert done.code == 1
+    assert "volume.py" in done.err and "KeyError" in done.err
+
+
+def test_ctrl_c_is_130(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_a: object, **_k: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replicator.cli.access.Node.target", interrupt)
+    assert node.run("volume", "list").code == 130
+
+
+def test_a_node_that_was_never_made(node: FakeNode) -> None:
+    node.target.stop()
+    (node.state / "node.json").unlink()
+    done = node.run("volume", "list")
+    assert done.code == 5 and "node init" in done.err
+
+
+def test_a_process_that_does_not_run(node: FakeNode) -> None:
+    node.target.stop()
+    done = node.run("volume", "list")
+    assert done.code == 7 and "the target does not answer" in done.err and "node status" in done.err
+
+
+def test_a_run_directory_too_long_for_a_socket(node: FakeNode) -> None:
+    done = node.run("--run", "/tmp/" + "x" * 120, "volume", "list")
+    assert done.code == 3 and "--run" in done.err
+
+
+def test_the_environment_names_the_node(node: FakeNode, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
+    node.target.answers["volume.list"] = []
+    monkeypatch.setenv("FARSTRIPE_STATE", str(node.state))
+    monkeypatch.setenv("FARSTRIPE_RUN", str(node.run_dir))
+    assert main.run(["volume", "list"]) == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["completion", shell]) == 0
+    assert "_FARSTRIPE_COMPLETE" in capsys.readouterr().out
