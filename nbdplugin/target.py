@@ -11,6 +11,7 @@ What this does not do: requests (routes), decisions (engine), RAID (raidlib).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import errno
 import os
@@ -32,6 +33,8 @@ from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Target:
@@ -81,8 +84,13 @@ class Target:
         self.control.start()
 
     def _tell_starter(self) -> None:
-        """End the wait of launch.start_in_background."""
+        """End the wait of launch.start_in_background.
+
+        nbdkit with passed sockets asks the kernel for SIGTERM when its parent dies (as --exit-with-parent does). Our
+        parent is that starter, which ends now as it should.
+        """
         if number := os.environ.pop("FARSTRIPE_READY_FD", ""):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
             os.write(int(number), b"ready")
             os.close(int(number))
 
