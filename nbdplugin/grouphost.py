@@ -108,7 +108,12 @@ class GroupHost:
     def release_waiters(self) -> None:
         """End every wait of a host request, with an error: the process stops and the connections are shut."""
         for service in self._services.values():
-            service.engine.fail("the target is stopping")
+            service.end_waits()
+
+    def sync_tracking(self) -> None:
+        """Durable: what every group knows of changes so far. Before marks of the pool's intent log are cleared."""
+        for service in list(self._services.values()):
+            service.engine.sync_tracking()
 
     def close(self) -> None:
         """Stop every group. Durable: everything of them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from nbdplugin.events import EventLog
@@ -20,8 +21,10 @@ REBUILD_SHARE = 0.5
 class Maintenance:
     """The threads; `start` once, `stop` once."""
 
-    def __init__(self, pools: PoolHost, events: EventLog) -> None:
+    def __init__(self, pools: PoolHost, events: EventLog, before_clear: Callable[[], None]) -> None:
+        """before_clear: makes durable what groups know of changes, before intent marks that cover them go."""
         self._pools = pools
+        self._before_clear = before_clear
         self._events = events
         self._stop = threading.Event()
         self._rebuild = threading.Event()
@@ -54,7 +57,7 @@ class Maintenance:
             if pool is None:
                 continue
             try:
-                pool.clear_intents()
+                pool.clear_intents(self._before_clear)
                 self._notice(pool.status())
             except Exception as exc:  # outermost loop: one bad tick must not end the thread
                 self._events.add("pool.maintenance_failed", f"clearing write-intent marks failed: {exc}")

@@ -70,7 +70,7 @@ class Target:
         self.pools.open()
         self.groups = GroupHost(self.state_dir, self.run_dir, self.config, self.pools, self.exports, self.events)
         self.groups.open()
-        self.maintenance = Maintenance(self.pools, self.events)
+        self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)
         self.maintenance.start()
         self.control = ControlServer(
             self.run_dir / "target.sock",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -326,10 +326,12 @@ class Pool:
         """
         return self._unclean
 
-    def clear_intents(self) -> int:
+    def clear_intents(self, settle: Callable[[], None] | None = None) -> int:
         """Clear the marks of regions not written to since the call before; return how many. Syncs if there are any.
 
-        Meant to be called every few seconds. Raises MediumError. Durable: everything written before, if it synced.
+        settle: called before the marks go; whoever relies on `unclean_ranges` to know what changed makes its own notes
+        of all writes before the call durable there. Meant to be called every few seconds. Raises MediumError and what
+        settle raises (then no mark is cleared). Durable: everything written before, if it synced.
         """
         idle: list[list[int]] = []
         for group in self._groups:
@@ -345,6 +347,8 @@ class Pool:
             return 0
         for volume in list(self._volumes.values()):
             volume.gate.wait()
+        if settle is not None:
+            settle()
         self.sync()
         cleared = 0
         for group, regions in zip(self._groups, idle, strict=True):

@@ -250,8 +250,8 @@ class GroupEngine:
         with self.lock:
             if self.failed:
                 raise self._refusal()
-            if self._admit == _JOURNALING and self.state.sync_on and self.journal.room_for(HEADER_BYTES):
-                barrier = self._append_control(Kind.BARRIER)
+            if self._admit == _JOURNALING and self.state.sync_on:
+                barrier = self.append_control(Kind.BARRIER)
         self._make_durable()
         return barrier
 
@@ -281,6 +281,14 @@ class GroupEngine:
         with self.lock:
             if u64[DURABLE_SEQ] < seq and seq <= u64[HEAD_SEQ]:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
+
+    def sync_tracking(self) -> None:
+        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared."""
+        if self.failed or self.state.mode == UNTRACKED:
+            return
+        if self.state.mode == JOURNAL:
+            self.sync_journal()
+        self.bitmaps.sync()
 
     # -- the sequence ---------------------------------------------------------------------------------------------
 
@@ -358,10 +366,12 @@ class GroupEngine:
     def append_control(self, kind: int, *, offset: int = 0, payload: bytes | None = None) -> int:
         """Append a control record (`kind` as in records.Kind) and return its seq. The caller holds the group lock.
 
-        Raises NoRoom when even the reserve is used up.
+        Opens the epoch that is due first. Raises NoRoom when even the reserve is used up.
         """
-        if not self.journal.room_for(HEADER_BYTES + (len(payload) if payload else 0)):
+        if not self.journal.room_for(2 * HEADER_BYTES + (len(payload) if payload else 0)):
             raise NoRoom
+        if self.state.new_epoch_wanted:
+            self.open_epoch()
         return self._append_control(kind, offset=offset, payload=payload)
 
     def new_history_entry(self) -> None:

@@ -92,6 +92,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
         journal.recover(trusted_head[:2] if trusted else None)
     else:
         journal.start_empty(_position(state, trusted_head[2] if trusted else None), engine.epoch)
+    if power_lost:
+        _drop_lost_epochs(engine)
     engine.last_host_seq = page[APPLIED_SEQ]
     if state.role == PRIMARY:
         _recover_primary(engine, power_lost)
@@ -122,6 +124,16 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
         except NoRoom:
             state.new_epoch_wanted = True
     page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
+
+
+def _drop_lost_epochs(engine: GroupEngine) -> None:
+    """Forget epochs that began after the position power loss left us with: their records are gone, also here.
+
+    The peer may know them; the next epoch's counter is higher than theirs all the same (`epoch_counter`).
+    """
+    hist = engine.state.hist
+    while hist and hist[-1][1] > engine.pos:
+        hist.pop()
 
 
 def _position(state: GroupState, trusted_pos: int | None) -> int:

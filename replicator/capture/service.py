@@ -62,6 +62,7 @@ class GroupService:
         self._overflowing = threading.Lock()
         self._hold_until = 0.0
         self._role_changed = threading.Event()
+        self._closing = False
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
 
@@ -78,6 +79,17 @@ class GroupService:
             thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
+
+    def end_waits(self) -> None:
+        """Answer host requests that wait (for the peer, for room, for a hold to end) with an error: the target stops."""
+        self._closing = True
+        with self.engine.opened:
+            self.engine.opened.notify_all()
+        self._waiters.wake_all()
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise MediumError("the target is stopping", "connect again when it has restarted")
 
     def stop(self) -> None:
         """Stop the threads, then the group in order. Durable: everything."""
@@ -118,7 +130,7 @@ class GroupService:
 
     def flush(self) -> None:
         """Make every answered write durable, here and, in a synchronous group, on the peer."""
-        barrier = self.engine.flush()
+        barrier = self._patiently(self.engine.flush)
         if barrier:
             self._bell.ring()
             self._wait_peer(barrier, True)
@@ -130,10 +142,12 @@ class GroupService:
             try:
                 return action()
             except Parked:
+                self._refuse_when_closing()
                 with self.engine.opened:
                     if self.engine.parked_for:
                         self.engine.opened.wait(0.1)
             except NoRoom:
+                self._refuse_when_closing()
                 self._make_room(began)
 
     def _make_room(self, began: float) -> None:
@@ -180,6 +194,7 @@ class GroupService:
         def give_up() -> bool:
             if not engine.state.sync_on:
                 return True
+            self._refuse_when_closing()
             policy = engine.state.policy
             verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
             if verdict is Verdict.DEGRADE:
