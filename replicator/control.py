@@ -53,14 +53,14 @@ def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
     return bytes(buf)
 
 
-def read_frame(sock: socket.socket) -> dict[str, Any] | None:
+def read_frame(sock: socket.socket, limit_bytes: int = MAX_FRAME_BYTES) -> dict[str, Any] | None:
     """Read one frame; None at the end of the stream. Raises BadFrame for anything that is not a map of legal size."""
     head = _read_exactly(sock, 4)
     if head is None:
         return None
     (length,) = _LEN.unpack(head)
-    if length > MAX_FRAME_BYTES:
-        raise BadFrame(f"frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
+    if length > limit_bytes:
+        raise BadFrame(f"frame of {length} bytes exceeds {limit_bytes}")
     body = _read_exactly(sock, length)
     if body is None:
         raise BadFrame("stream ended inside a frame")
@@ -104,7 +104,7 @@ class ControlServer:
 
         Raises AlreadyExists when a live process answers on `path`, BadInput when the path cannot be bound.
         """
-        if _someone_listens(self.path):
+        if someone_listens(self.path):
             raise errors.AlreadyExists(f"a process already serves {self.path}", "stop it first")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -183,7 +183,8 @@ class ControlServer:
             return {"id": request.get("id"), "ok": False, "error": errors.to_map(exc)}
 
 
-def _someone_listens(path: Path) -> bool:
+def someone_listens(path: Path) -> bool:
+    """Whether a live process accepts connections on the Unix socket `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:

@@ -1,0 +1,58 @@
+"""A thread that asks the target: control calls may take seconds (a promotion applies what was received), and the link
+thread must not wait for them. Questions of one pair are answered in order.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replicator.control import ControlClient
+from replicator.core.errors import DaemonNotRunning, FarstripeError
+from replicator.core.events import AskTarget, Reply
+
+CALL_TIMEOUT_S = 120.0
+
+
+class Asker:
+    """Carries out AskTarget effects for one group."""
+
+    def __init__(self, target_socket: Path, group: str, answer: Callable[[Reply], None]) -> None:
+        """answer: called from this thread with each Reply that somebody waits for (token other than 0)."""
+        self._client = ControlClient(target_socket, CALL_TIMEOUT_S)
+        self._group = group
+        self._answer = answer
+        self._queue: queue.SimpleQueue[AskTarget | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
+        self._thread.start()
+
+    def ask(self, question: AskTarget) -> None:
+        """Queue a question; returns at once."""
+        self._queue.put(question)
+
+    def stop(self) -> None:
+        """End the thread after the question it is at."""
+        self._queue.put(None)
+        self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            self._client.close()
+
+    def _run(self) -> None:
+        while (question := self._queue.get()) is not None:
+            reply = self._carry_out(question)
+            if question.token:
+                self._answer(reply)
+
+    def _carry_out(self, question: AskTarget) -> Reply:
+        try:
+            result: Any = self._client.call(question.op, group=self._group, **question.args)
+        except DaemonNotRunning as exc:
+            return Reply(question.token, error=f"the target does not answer: {exc.message}")
+        except FarstripeError as exc:
+            return Reply(question.token, error=exc.message)
+        except Exception as exc:  # a result that is no map, a frame that cannot be built: the session must hear of it
+            return Reply(question.token, error=f"{type(exc).__name__}: {exc}")
+        return Reply(question.token, result=result if isinstance(result, dict) else {})

@@ -1,0 +1,184 @@
+"""A non-blocking TLS connection: whole frames in, queued buffers out.
+
+Rules that keep it fast and correct:
+  * A frame is read into one buffer and handed out as a view; the view is valid until the next call of `next_frame`.
+  * Buffers given to `send` are sent in order and not copied; the owner does not touch them while `unsent` is true.
+  * OpenSSL keeps no undecrypted bytes (read-ahead is off), so poll() tells the truth once `pending()` is 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections import deque
+
+from replicator.daemon.link.wire import HEAD, HEAD_BYTES, check_head
+
+BUFFER_BYTES = 2 << 20
+LINGER_S = 2.0
+MAX_QUEUED_BYTES = 64 << 20
+"""More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue up;
+records are read from the journal when the queue is empty."""
+
+
+class Lost(Exception):
+    """The connection ended."""
+
+
+class Connection:
+    """One authenticated connection, owned by one thread."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._recv_into = sock.recv_into
+        self._send = sock.send
+        self._buf = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buf)
+        self._start = self._end = 0
+        self._out: deque[memoryview] = deque()
+        self._out_bytes = 0
+        self.bytes_in = self.bytes_out = 0
+        self.wants_write = False
+
+    def fileno(self) -> int:
+        """The descriptor to poll."""
+        return self._sock.fileno()
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes given to `send` still wait."""
+        return bool(self._out)
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue `data`, borrowed until sent, and send what the socket takes now. Raises Lost."""
+        self._out.append(memoryview(data))
+        self._out_bytes += len(data)
+        if self._out_bytes > MAX_QUEUED_BYTES * 2:
+            raise Lost("the peer does not read")
+        if not self.wants_write:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send as much as the socket takes. Raises Lost."""
+        out, send = self._out, self._send
+        try:
+            while out:
+                view = out[0]
+                sent = send(view)
+                self.bytes_out += sent
+                self._out_bytes -= sent
+                if sent == len(view):
+                    out.popleft()
+                else:
+                    out[0] = view[sent:]
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+            self.wants_write = True
+            return
+        except (OSError, ValueError) as exc:
+            raise Lost(_reason(exc)) from exc
+        self.wants_write = False
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def next_frame(self) -> tuple[int, int, int, memoryview] | None:
+        """Return (type, flags, first_seq, body) of the next whole frame, None when more bytes must come first.
+
+        Reads at most until that frame is whole. Raises Lost, or ProtocolError for a frame that cannot be right.
+        """
+        while True:
+            have = self._end - self._start
+            need = HEAD_BYTES
+            if have >= HEAD_BYTES:
+                length, kind, flags, zero, first_seq = HEAD.unpack_from(self._buf, self._start)
+                check_head(length, kind, flags, zero)
+                need += length
+                if have >= need:
+                    begin = self._start + HEAD_BYTES
+                    self._start += need
+                    return kind, flags, first_seq, self._view[begin : begin + length]
+            if not self._fill(need):
+                return None
+
+    def _fill(self, need: int) -> bool:
+        """Read once, with room for a frame of `need` bytes; False when nothing is there."""
+        start, end = self._start, self._end
+        if start == end:
+            start = end = self._start = self._end = 0
+            if need <= BUFFER_BYTES < len(self._buf):
+                self._replace(BUFFER_BYTES)  # a huge record has passed: give its memory back
+        if start + need > len(self._buf) or end == len(self._buf):
+            if need > len(self._buf):
+                self._replace(need)
+            else:
+                self._view[: end - start] = bytes(self._view[start:end])
+                self._start, self._end = 0, end - start
+            end = self._end
+        try:
+            got = self._recv_into(self._view[end:])
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return False
+        except (OSError, ValueError) as exc:
+            raise Lost(_reason(exc)) from exc
+        if got == 0:
+            raise Lost("the peer closed the connection")
+        self._end = end + got
+        self.bytes_in += got
+        return True
+
+    def _replace(self, size: int) -> None:
+        fresh = bytearray(size)
+        rest = self._end - self._start
+        fresh[:rest] = self._view[self._start : self._end]
+        self._buf, self._view = fresh, memoryview(fresh)
+        self._start, self._end = 0, rest
+
+    def unread(self) -> bool:
+        """Whether bytes are here that poll() does not show."""
+        return self._end > self._start or self._sock.pending() > 0
+
+    def whole_frame_waits(self) -> bool:
+        """Whether `next_frame` would return a frame without reading."""
+        have = self._end - self._start
+        return have >= HEAD_BYTES and have >= HEAD_BYTES + int.from_bytes(self._view[self._start : self._start + 4], "little")
+
+    # -- end ------------------------------------------------------------------------------------------------------
+
+    def close(self, *, gently: bool) -> None:
+        """End the connection. `gently`: what was sent reaches the peer first, without keeping this thread waiting."""
+        if not gently:
+            self._sock.close()
+            return
+        out = [bytes(view) for view in self._out if len(view) < 1 << 20]
+        if len(out) != len(self._out):
+            out = []  # records queued: what follows them will not be read in time anyway
+        self._out.clear()
+        threading.Thread(target=_linger, args=(self._sock, out), name="link-close", daemon=True).start()
+
+
+def _linger(sock: ssl.SSLSocket, rest: list[bytes]) -> None:
+    """Send the rest, say that nothing more comes, and read what the peer still sends: closing earlier would reset it."""
+    with contextlib.suppress(OSError, ValueError):
+        sock.settimeout(LINGER_S)
+        for data in rest:
+            sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)  # this ends TLS too: reads below are of the raw socket
+        for _ in range(4096):
+            if not sock.recv(65536):
+                break
+    with contextlib.suppress(OSError):
+        sock.close()
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS: {exc.reason or exc}"
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    return str(exc) or type(exc).__name__
+
+

@@ -1,0 +1,182 @@
+"""The flow of records on one connection: what StartShipping, StartReceiving and their ends mean in files and frames.
+
+At most one direction flows at a time. A flow ends by itself with Stopped; the loop tells the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from replicator.core.errors import IntegrityError, ProtocolError
+from replicator.daemon.link import wire
+from replicator.daemon.link.connection import Connection
+from replicator.daemon.link.groupfiles import GroupFiles
+from replicator.daemon.link.receiver import ACK_LAZY_S, Receiver
+from replicator.daemon.link.shipper import Shipper, Stopped
+from replicator.journal.page import LINK, LINK_DOWN, LINK_STREAMING, REPLICATOR_ASLEEP, REPLICATOR_BEAT_MS
+
+BEAT_S = 1.0
+LOOK_S = 0.2
+"""A restarted target is noticed within this time."""
+FRAMES_A_ROUND = 32
+"""Frames shipped or taken before the loop looks at everything else again."""
+
+
+class Flow:
+    """The present direction of records, or none."""
+
+    def __init__(self, open_files: Callable[[], GroupFiles]) -> None:
+        self._open_files = open_files
+        self.files: GroupFiles | None = None
+        self.shipper: Shipper | None = None
+        self.receiver: Receiver | None = None
+        self._conn: Connection | None = None
+        self._held: tuple[int, memoryview] | None = None  # a run for which the journal has no room yet
+        self._next_lazy = 0.0
+        self._next_beat = 0.0
+        self.peer_beat: tuple[int, int, int] | None = None
+        self.records = 0
+
+    # -- begin and end --------------------------------------------------------------------------------------------
+
+    def ship(self, conn: Connection, from_seq: int, compress_level: int) -> None:
+        """Begin to ship. Raises Stopped."""
+        files = self._begin(conn)
+        self.shipper = Shipper(files, conn, from_seq, compress_level)
+        self._next_beat = 0.0
+
+    def receive(self, conn: Connection, expect_seq: int, min_epoch: int) -> None:
+        """Begin to receive. Raises Stopped."""
+        files = self._begin(conn)
+        files.u64[REPLICATOR_ASLEEP] = 0  # the follower's progress is looked at lazily, it need not ring
+        self.receiver = Receiver(files, expect_seq, min_epoch)
+        self._next_lazy = 0.0
+
+    def _begin(self, conn: Connection) -> GroupFiles:
+        self.end()
+        try:
+            self.files = files = self._open_files()
+        except (OSError, IntegrityError) as exc:
+            raise Stopped("peer", f"the group's files cannot be opened: {exc}") from exc
+        self._conn = conn
+        files.u64[LINK] = LINK_STREAMING
+        return files
+
+    def end(self) -> None:
+        """Stop whatever flows. What was appended stays."""
+        self.shipper = self.receiver = self._held = self._conn = None
+        if self.files is not None:
+            self.files.u64[LINK] = LINK_DOWN
+            self.files.u64[REPLICATOR_ASLEEP] = 0
+            self.files.close()
+            self.files = None
+
+    # -- work -----------------------------------------------------------------------------------------------------
+
+    def work(self, now: float) -> None:
+        """Ship what waits, or acknowledge what came. Raises Stopped, Lost."""
+        files = self.files
+        if files is None:
+            return
+        if not files.current:
+            raise Stopped("journal", "the target was restarted, or the group's journal was started over")
+        shipper, receiver, conn = self.shipper, self.receiver, self._conn
+        assert conn is not None
+        files.u64[REPLICATOR_BEAT_MS] = int(now * 1000)
+        if shipper is not None:
+            for _ in range(FRAMES_A_ROUND):
+                shipped = shipper.pump()
+                if not shipped:
+                    break
+                self.records += shipped
+            else:
+                return
+            shipper.shrink()
+            if now >= self._next_beat and not conn.unsent:
+                self._next_beat = now + BEAT_S
+                conn.send(shipper.beat())
+        elif receiver is not None:
+            lazy = now >= self._next_lazy
+            if lazy:
+                self._next_lazy = now + ACK_LAZY_S
+            receiver.acknowledge(conn.send, lazy)
+
+    def take_frame(self, kind: int, flags: int, first_seq: int, body: memoryview) -> tuple[int, int, int] | None:
+        """Take a DATA, ACK or BEAT frame; returns the positions of an ACK that counts.
+
+        Raises ProtocolError, Stopped.
+        """
+        if kind == wire.DATA:
+            if self.receiver is not None:
+                if first_seq > self.receiver.expect:
+                    raise ProtocolError(f"the peer sent record {first_seq}, wanted {self.receiver.expect}")
+                if self.receiver.room_for(body, flags):
+                    self.records += self.receiver.take(body, flags)
+                else:
+                    self._held = (flags, body)
+            return None
+        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)  # type: ignore[assignment]
+        if kind == wire.BEAT:
+            self.peer_beat = triple
+            return None
+        return self._acked(triple)
+
+    def _acked(self, triple: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        shipper, files = self.shipper, self.files
+        if shipper is None or files is None:
+            return None
+        received, durable, applied = triple
+        if received >= shipper.seq or durable > received or applied > received:
+            raise ProtocolError(f"the peer acknowledged {triple}, sent was up to {shipper.seq - 1}")
+        shipper.acked(received, durable, applied)
+        files.wake_target()
+        return triple
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a run waits for room in the journal; no frame may be read meanwhile."""
+        return self._held is not None
+
+    def unblock(self) -> bool:
+        """Take the held run if there is room now. Returns whether reading may go on. Raises as take_frame."""
+        if self._held is None:
+            return True
+        assert self.receiver is not None and self.files is not None
+        flags, body = self._held
+        if not self.receiver.room_for(body, flags):
+            self.files.wake_target()
+            return False
+        self._held = None
+        self.records += self.receiver.take(body, flags)
+        return True
+
+    # -- sleep ----------------------------------------------------------------------------------------------------
+
+    def may_sleep(self, conn: Connection) -> bool:
+        """Say to the target that we are going to sleep; False when there is work after all."""
+        files, shipper = self.files, self.shipper
+        if files is None or shipper is None:
+            return True
+        if conn.unsent:
+            return True  # the socket wakes us
+        files.u64[REPLICATOR_ASLEEP] = 1
+        files.fence()
+        if shipper.behind:
+            files.u64[REPLICATOR_ASLEEP] = 0
+            return False
+        return True
+
+    def awake(self) -> None:
+        """Take that back."""
+        if self.shipper is not None and self.files is not None:
+            self.files.u64[REPLICATOR_ASLEEP] = 0
+
+    def next_work(self, now: float) -> float:
+        """Seconds until `work` has something to do without being woken."""
+        if self.blocked:
+            return 0.005
+        if self.shipper is not None:
+            return min(LOOK_S, max(0.0, self._next_beat - now))
+        if self.receiver is not None and self.receiver.lazy_pending:
+            return max(0.0, self._next_lazy - now)
+        return LOOK_S if self.files is not None else 3600.0

@@ -1,0 +1,60 @@
+"""The files through which this process and the target share a group: page, journal, doorbells.
+
+Opened anew for every stretch of shipping or receiving, so that a journal or page that was made anew is never confused
+with an old one; the incarnation in the page says when to stop. The replicator never writes the journal's superblock.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from replicator.core.errors import IntegrityError
+from replicator.journal.files import PlainFile
+from replicator.journal.page import INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number
+from replicator.journal.ring import Journal
+
+
+class GroupFiles:
+    """One group's shared files."""
+
+    def __init__(self, state_dir: Path, run_dir: Path, uuid: str, journal_path: str | None = None) -> None:
+        """Open them. Raises OSError, or IntegrityError when there is no journal or page of this boot."""
+        page_path = run_dir / f"{uuid}.page"
+        if not page_path.exists():
+            raise IntegrityError(f"the target has made no page {page_path}", "start the target")
+        self.page = Page.map(page_path)
+        if not self.page.valid(boot_number()):
+            raise IntegrityError(f"{page_path} is of another boot", "start the target")
+        self.u64 = self.page.u64
+        self.incarnation = self.u64[INCARNATION]
+        self._file = PlainFile(journal_path or state_dir / "groups" / uuid / "journal")
+        self.journal = Journal.open(self._file, self.page)
+        self.own_bell = Doorbell(run_dir / f"{uuid}.r")
+        self._target_bell = Doorbell(run_dir / f"{uuid}.t")
+        self._fence = threading.Lock()
+
+    @property
+    def current(self) -> bool:
+        """Whether offsets and roles are still those these files were opened under."""
+        return self.u64[INCARNATION] == self.incarnation
+
+    def wake_target(self) -> None:
+        """Ring the target if it sleeps."""
+        if self.u64[TARGET_ASLEEP]:
+            self._target_bell.ring()
+
+    def fence(self) -> None:
+        """Order the stores before against the loads after, between two processes: taking a lock is a full barrier."""
+        with self._fence:
+            pass
+
+    def sync_journal(self) -> None:
+        """Durable: every record appended before. A failure is final and raised as OSError."""
+        self.journal.sync()
+
+    def close(self) -> None:
+        """Release all of it."""
+        self.journal.close()
+        self.own_bell.close()
+        self._target_bell.close()

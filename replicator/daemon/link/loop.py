@@ -1,0 +1,437 @@
+"""The thread of one pair: waits in poll() for the doorbell, the connection and the inbox; feeds the session; obeys it.
+
+    inbox        events of other threads: replies of the target, new connections, the operator's commands
+    connection   frames of the peer
+    doorbell     the target has appended to the journal
+
+Invariants: the session is touched by this thread only. Effects are carried out in order, each before the next, except that
+answers of the target and dialling come back as events. Whatever the peer does wrong costs it the connection, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from replicator.core.errors import FarstripeError, InternalError, PeerError, ProtocolError, TimedOut, from_map
+from replicator.core.events import (
+    Acked,
+    Answer,
+    AskTarget,
+    CloseLink,
+    Command,
+    DataStopped,
+    Dial,
+    Effect,
+    Event,
+    FrameIn,
+    LinkDown,
+    LinkUp,
+    Log,
+    Persist,
+    Reply,
+    Send,
+    StartReceiving,
+    StartShipping,
+    StopReceiving,
+    StopShipping,
+    Tick,
+)
+from replicator.core.session import NotExpected, Session
+from replicator.daemon.link import wire
+from replicator.daemon.link.connection import Connection, Lost
+from replicator.daemon.link.flow import FRAMES_A_ROUND, Flow
+from replicator.daemon.link.shipper import Stopped
+
+log = logging.getLogger("farstripe.link")
+
+MAX_SLEEP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a pair's thread needs from the rest of the process. Each is called from the pair's thread and returns soon."""
+
+    name: str
+    """Of the group, for logs."""
+    ask: Callable[[AskTarget], None]
+    dial: Callable[[], None]
+    """Try to connect in the background; ends in PairLoop.connected or PairLoop.not_connected."""
+    persist: Callable[[dict[str, Any]], None]
+    event: Callable[[str, dict[str, Any]], None]
+    compress_level: Callable[[], int]
+    failed: Callable[[], None]
+    """The thread ends because of an error nobody expected."""
+
+
+@dataclass
+class _Incoming:
+    """A connection that another thread has made and authenticated."""
+
+    conn: Connection
+
+
+@dataclass
+class _Query:
+    """A question about the session, answered in its thread."""
+
+    future: Future[dict[str, Any]]
+
+
+class PairLoop:
+    """One pair's thread. Methods without underscore may be called from any thread."""
+
+    def __init__(self, session: Session, flow: Flow, around: Surroundings) -> None:
+        self._session = session
+        self._flow = flow
+        self._around = around
+        self._inbox: deque[Event | _Incoming | _Query] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._conn: Connection | None = None
+        self._link = 0
+        self._last_rx = 0.0
+        self._shared_policy: dict[str, Any] | None = None
+        self._commands: dict[int, Future[dict[str, Any]]] = {}
+        self._next_command = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=f"pair-{around.name}", daemon=True)
+
+    # -- from other threads ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and the connection. Open commands fail."""
+        self._stopping = True
+        self._wake()
+        self._thread.join(timeout=10)
+
+    def reply(self, reply: Reply) -> None:
+        """Pass the target's answer on."""
+        self._put(reply)
+
+    def connected(self, conn: Connection) -> None:
+        """Hand over an authenticated connection to the peer. It replaces one that stands."""
+        self._put(_Incoming(conn))
+
+    def not_connected(self, reason: str) -> None:
+        """Report that dialling failed."""
+        self._put(LinkDown(0, reason))
+
+    def command(self, op: str, timeout_s: float, **args: Any) -> dict[str, Any]:
+        """Have the session carry out a command and return its result.
+
+        Raises what the session answers, TimedOut when it does not in `timeout_s` seconds (it may still happen).
+        """
+        future: Future[dict[str, Any]] = Future()
+        with self._lock:
+            self._next_command += 1
+            number = self._next_command
+            self._commands[number] = future
+        self._put(Command(number, op, args))
+        return self._result(future, op, timeout_s)
+
+    def facts(self, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Return Session.facts() and what the data path knows: bytes and records moved, the peer's last beat."""
+        query = _Query(Future())
+        self._put(query)
+        return self._result(query.future, "facts", timeout_s)
+
+    def _result(self, future: Future[dict[str, Any]], what: str, timeout_s: float) -> dict[str, Any]:
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as exc:
+            raise TimedOut(f"pair {self._around.name}: no outcome of {what} after {timeout_s:g} s") from exc
+
+    def _put(self, item: Event | _Incoming | _Query) -> None:
+        self._inbox.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake_fd, 1)
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._round()
+        except Exception:  # outermost loop: a defect of ours; the process goes on for the other pairs
+            log.exception("pair %s: the link thread failed", self._around.name)
+            self._around.event("internal-error", {"message": "the pair's thread failed; see the replicator's log"})
+        self._flow.end()
+        self._drop_conn(gently=True)
+        self._fail_open_commands()
+        if not self._stopping:
+            self._around.failed()
+
+    def _round(self) -> None:
+        now = time.monotonic()
+        while self._inbox:
+            self._take_inbox(self._inbox.popleft(), now)
+        deadline = self._session.next_deadline()
+        if deadline is not None and now >= deadline:
+            self._feed(Tick(self._last_rx), now)
+        more = self._move(now)
+        self._sleep(now, more)
+
+    def _move(self, now: float) -> bool:
+        """Read and write what the connection has and takes. Returns whether to come back without sleeping."""
+        conn, flow = self._conn, self._flow
+        if conn is None:
+            return False
+        link = self._link
+        try:
+            if conn.wants_write:
+                conn.flush()
+            more = self._read(conn, now)
+            if self._conn is conn:
+                self._share_policy(conn)
+                flow.work(now)
+            return more
+        except Lost as exc:
+            self._lost(link, str(exc), now)
+        except ProtocolError as exc:
+            self._breach(link, exc, now)
+        except Stopped as exc:
+            self._stopped(link, exc, now)
+        return True
+
+    def _read(self, conn: Connection, now: float) -> bool:
+        """Take frames; returns whether more wait here."""
+        flow, newest_ack = self._flow, None
+        link = self._link
+        if not flow.unblock():
+            return False
+        before = conn.bytes_in
+        more = True
+        for _ in range(FRAMES_A_ROUND):
+            found = conn.next_frame()
+            if found is None:
+                more = False
+                break
+            kind, flags, first_seq, body = found
+            if kind == wire.CONTROL:
+                self._last_rx = now
+                if newest_ack is not None:
+                    newest_ack = self._report_ack(link, newest_ack, now)
+                self._control(link, wire.parse_control(body), now)
+                if self._conn is not conn:
+                    return True
+            else:
+                newest_ack = flow.take_frame(kind, flags, first_seq, body) or newest_ack
+                if flow.blocked:
+                    more = False
+                    break
+            if not conn.unread():
+                more = False
+                break
+        if conn.bytes_in != before:
+            self._last_rx = now
+        if newest_ack is not None:
+            self._report_ack(link, newest_ack, now)
+        return more and self._conn is conn
+
+    def _control(self, link: int, frame: dict[str, Any], now: float) -> None:
+        """Policy frames are between the shells; everything else is the session's."""
+        if frame.get("t") != "policy":
+            self._feed(FrameIn(link, frame), now)
+        elif self._flow.receiver is not None:
+            policy = frame.get("policy")
+            if not isinstance(policy, dict):
+                raise ProtocolError("the peer sent a policy that is none")
+            self._flow.receiver.durable_acks = policy.get("mode") == "sync" and policy.get("ack") == "durable"
+            self._around.ask(AskTarget(0, "group.policy", policy))
+
+    def _share_policy(self, conn: Connection) -> None:
+        """Tell the peer how it is to acknowledge, and what holds when it becomes primary."""
+        policy = self._session.status.get("policy")
+        if self._flow.shipper is not None and policy and policy != self._shared_policy:
+            self._shared_policy = dict(policy)
+            conn.send(wire.control({"t": "policy", "policy": self._shared_policy}))
+
+    def _report_ack(self, link: int, ack: tuple[int, int, int], now: float) -> None:
+        self._feed(Acked(link, *ack), now)
+
+    def _sleep(self, now: float, more: bool) -> None:
+        """Wait for the doorbell, the connection, the inbox or the next deadline."""
+        conn, flow = self._conn, self._flow
+        timeout_s = 0.0 if more else MAX_SLEEP_S
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        if conn is not None:
+            events = 0 if flow.blocked else select.POLLIN
+            poller.register(conn.fileno(), events | (select.POLLOUT if conn.wants_write else 0))
+        if not more:
+            deadline = self._session.next_deadline()
+            if deadline is not None:
+                timeout_s = min(timeout_s, max(0.0, deadline - now))
+            timeout_s = min(timeout_s, flow.next_work(now))
+            if conn is not None and not flow.may_sleep(conn):
+                timeout_s = 0.0
+        bell = flow.files.own_bell if flow.files is not None and flow.shipper is not None else None
+        if bell is not None:
+            poller.register(bell.fileno(), select.POLLIN)
+        ready = poller.poll(timeout_s * 1000)
+        flow.awake()
+        for fd, _ in ready:
+            if bell is not None and fd == bell.fileno():
+                bell.clear()
+            elif fd == self._wake_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake_fd)
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def _take_inbox(self, item: Event | _Incoming | _Query, now: float) -> None:
+        if isinstance(item, _Incoming):
+            if self._conn is not None:
+                self._lost(self._link, "the peer made a new connection", now)
+            self._conn = item.conn
+            self._link += 1
+            self._last_rx = now
+            self._feed(LinkUp(self._link), now)
+        elif isinstance(item, _Query):
+            item.future.set_result(self._facts(now))
+        else:
+            self._feed(item, now)
+
+    def _facts(self, now: float) -> dict[str, Any]:
+        facts = self._session.facts(now)
+        conn, flow = self._conn, self._flow
+        facts["bytes_in"], facts["bytes_out"] = (conn.bytes_in, conn.bytes_out) if conn else (0, 0)
+        facts["records"] = flow.records
+        facts["unsent_bytes"] = None
+        if flow.shipper is not None and flow.files is not None:
+            facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
+        facts["peer_beat"] = None
+        if flow.peer_beat is not None:
+            head_seq, behind_bytes, write_time_ns = flow.peer_beat
+            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": behind_bytes, "write_time_ns": write_time_ns}
+        return facts
+
+    def _feed(self, event: Event, now: float) -> None:
+        """Give the session an event and carry out what it wants."""
+        try:
+            effects = self._session.handle(event, now)
+        except ProtocolError as exc:
+            if isinstance(event, FrameIn):
+                raise
+            self._not_expected(event, exc)
+            return
+        for effect in effects:
+            self._carry_out(effect, now)
+
+    def _not_expected(self, event: Event, exc: ProtocolError) -> None:
+        if isinstance(event, Command):
+            self._answer(Answer(event.id, error={"name": "Refused", "message": exc.message, "way_out": "", "exit_code": 4}))
+        elif isinstance(event, LinkUp):
+            self._drop_conn(gently=True)
+        elif not isinstance(exc, NotExpected):
+            log.warning("pair %s: %s", self._around.name, exc)
+        else:
+            log.info("pair %s: %s", self._around.name, exc)
+
+    def _lost(self, link: int, reason: str, now: float) -> None:
+        self._flow.end()
+        self._drop_conn(gently=False)
+        self._feed(LinkDown(link, reason), now)
+
+    def _breach(self, link: int, exc: ProtocolError, now: float) -> None:
+        """The peer broke the protocol."""
+        self._around.event("protocol-error", {"message": exc.message})
+        self._lost(link, exc.message, now)
+
+    def _stopped(self, link: int, stopped: Stopped, now: float) -> None:
+        self._flow.end()
+        self._feed(DataStopped(link, stopped.cause, str(stopped)), now)
+
+    # -- effects --------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: Effect, now: float) -> None:
+        """Do what the session wants; what fails here comes back to it as an event."""
+        link = self._link
+        try:
+            self._do(effect)
+        except Lost as exc:
+            self._put(LinkDown(link, str(exc)))
+            self._flow.end()
+            self._drop_conn(gently=False)
+        except Stopped as exc:
+            self._flow.end()
+            self._put(DataStopped(link, exc.cause, str(exc)))
+
+    def _do(self, effect: Effect) -> None:
+        around, flow, conn = self._around, self._flow, self._conn
+        if isinstance(effect, Send):
+            if conn is not None:
+                conn.send(wire.control(effect.frame))
+        elif isinstance(effect, AskTarget):
+            around.ask(effect)
+        elif isinstance(effect, Log):
+            around.event(effect.name, effect.detail)
+        elif isinstance(effect, StartShipping):
+            if conn is not None:
+                self._shared_policy = None
+                flow.ship(conn, effect.from_seq, around.compress_level())
+        elif isinstance(effect, StartReceiving):
+            if conn is not None:
+                flow.receive(conn, effect.expect_seq, effect.min_epoch)
+        elif isinstance(effect, StopShipping | StopReceiving):
+            flow.end()
+        elif isinstance(effect, CloseLink):
+            flow.end()
+            self._drop_conn(gently=True)
+        elif isinstance(effect, Dial):
+            around.dial()
+        elif isinstance(effect, Persist):
+            around.persist(effect.changes)
+        else:
+            self._answer(effect)
+
+    def _drop_conn(self, *, gently: bool) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close(gently=gently)
+
+    def _answer(self, answer: Answer) -> None:
+        with self._lock:
+            future = self._commands.pop(answer.id, None)
+        if future is None:
+            return
+        if answer.error is None:
+            future.set_result(answer.result)
+        else:
+            future.set_exception(_as_error(answer.error))
+
+    def _fail_open_commands(self) -> None:
+        with self._lock:
+            futures, self._commands = list(self._commands.values()), {}
+        for item in self._inbox:
+            if isinstance(item, _Query):
+                futures.append(item.future)
+            elif isinstance(item, _Incoming):
+                item.conn.close(gently=False)
+        self._inbox.clear()
+        for future in futures:
+            future.set_exception(PeerError(f"pair {self._around.name} was stopped", "look at it again"))
+
+
+def _as_error(error: dict[str, Any]) -> FarstripeError:
+    try:
+        return from_map(error)
+    except (TypeError, ValueError):
+        return InternalError(str(error))

@@ -1,0 +1,139 @@
+"""Frames -> journal: the receiving half of a pair.
+
+A frame's records are judged as a whole before a byte of them is kept. What was appended is acknowledged once a poll
+round; what is durable or applied here is told when it changes, but not at once: nobody waits for it, except that
+records which must be durable (the group's policy, a barrier, a FUA write) are synced at once and told at once.
+
+When the journal is full the frame waits here, unread frames wait in TCP, and the primary feels it: backpressure.
+Hot path: `take`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import zstandard
+
+from replicator.core.errors import ProtocolError
+from replicator.core.records import BadRecord
+from replicator.core.runs import parse_run
+from replicator.daemon.link import wire
+from replicator.daemon.link.groupfiles import GroupFiles
+from replicator.daemon.link.shipper import Stopped
+from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, TAIL_OFF
+
+ACK_LAZY_S = 0.02
+"""Durable and applied positions that nobody waits for are acknowledged at most this often."""
+
+
+class Receiver:
+    """Appends one group's records as they come."""
+
+    def __init__(self, files: GroupFiles, expect_seq: int, min_epoch: int) -> None:
+        """Begin at `expect_seq`; records of an epoch below `min_epoch` are refused.
+
+        Raises Stopped("journal") when the journal does not end just before `expect_seq`.
+        """
+        self._files = files
+        self._u64 = files.u64
+        self._journal = files.journal
+        if files.u64[HEAD_SEQ] != expect_seq - 1:
+            raise Stopped("journal", f"the journal ends at record {files.u64[HEAD_SEQ]}, wanted {expect_seq - 1}")
+        self.expect = expect_seq
+        self._epoch = max(min_epoch, files.u64[EPOCH])
+        self.durable_acks = False
+        """Sync the journal before each acknowledgement."""
+        self._must_sync = False
+        self._synced = 0
+        self._told = (0, 0, 0)
+        self._unzstd = zstandard.ZstdDecompressor(max_window_size=128 << 20)
+
+    def room_for(self, body: memoryview, flags: int) -> bool:
+        """Whether the journal can take the frame now. Raises ProtocolError or Stopped when it never can."""
+        size = len(body) if not flags else _plain_bytes(body)
+        u64 = self._u64
+        capacity = self._journal.capacity
+        if u64[HEAD_OFF] + size - u64[TAIL_OFF] <= capacity:
+            return True
+        if size > capacity:
+            raise Stopped("medium", f"a run of {size} bytes can never fit into this node's journal of {capacity} bytes")
+        return False
+
+    def take(self, body: memoryview, flags: int) -> int:
+        """Judge and append a frame's records; the caller has asked `room_for`. Returns how many were new.
+
+        Raises ProtocolError (nothing of the frame was kept), Stopped (our journal failed or was started over).
+        """
+        data: bytes | memoryview = body
+        if flags & wire.FLAG_ZSTD:
+            try:
+                data = self._unzstd.decompress(body, max_output_size=_plain_bytes(body))
+            except zstandard.ZstdError as exc:
+                raise ProtocolError(f"the peer sent a run that does not decompress: {exc}") from exc
+        try:
+            run = parse_run(data, self.expect, self._epoch)
+        except BadRecord as exc:
+            raise ProtocolError(f"the peer sent a bad run: {exc}") from exc
+        if run.end != len(data):
+            raise ProtocolError("the peer sent a record cut short")
+        if not run.records:
+            return 0
+        if not self._files.current:
+            raise Stopped("journal", "the journal was started over")
+        try:
+            self._journal.append_run(memoryview(data)[run.begin : run.end], run.last_seq, run.last_epoch)
+        except OSError as exc:
+            raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
+        self.expect, self._epoch = run.last_seq + 1, run.last_epoch
+        if run.wants_durable:
+            self._must_sync = True
+        self._files.wake_target()
+        return run.records
+
+    def acknowledge(self, send: Callable[[bytes], None], lazy_due: bool) -> None:
+        """Send the ACK frames that are due. `lazy_due`: also when only durable or applied positions moved.
+
+        Durable: what the sent frames call durable. Raises Stopped when the journal cannot be synced (never retried), and
+        what `send` raises.
+        """
+        received = self.expect - 1
+        if (self._must_sync or self.durable_acks) and self._synced < received:
+            if not self.durable_acks and received > self._told[0]:
+                self._tell(send)  # writes that only need us to have them do not wait for the disk
+            self._sync(received)
+        elif received == self._told[0] and not lazy_due:
+            return
+        self._tell(send)
+
+    def _tell(self, send: Callable[[bytes], None]) -> None:
+        u64 = self._u64
+        received = self.expect - 1
+        durable = min(received, max(self._synced, u64[DURABLE_SEQ]))
+        now = (received, durable, min(received, u64[APPLIED_SEQ]))
+        if now != self._told:
+            self._told = now
+            send(wire.triple(wire.ACK, *now))
+
+    def _sync(self, received: int) -> None:
+        try:
+            self._files.sync_journal()
+        except OSError as exc:
+            raise Stopped("medium", f"the journal cannot be synced: {exc.strerror or exc}") from exc
+        self._synced = received
+        self._must_sync = False
+
+    @property
+    def lazy_pending(self) -> bool:
+        """Whether durable or applied positions may still move towards what was received."""
+        return min(self._told) < self.expect - 1
+
+
+def _plain_bytes(body: memoryview) -> int:
+    """Return the size a zstd frame states for its content. Raises ProtocolError when it states none, or too much."""
+    try:
+        size = zstandard.frame_content_size(body)
+    except zstandard.ZstdError as exc:
+        raise ProtocolError(f"the peer sent a run that is no zstd frame: {exc}") from exc
+    if not 0 < size <= wire.MAX_DATA_BYTES:
+        raise ProtocolError(f"the peer sent a run of {size} bytes, compressed")
+    return int(size)

@@ -1,0 +1,223 @@
+"""Journal -> frames: the sending half of a pair.
+
+The idea: a cursor (offset, seq) in the journal. Whenever the connection has nothing unsent, the next stretch of the
+journal is read into one buffer behind room for a frame header, judged by parse_run, and sent as one frame. TCP is the
+window: nothing is queued here, so memory does not depend on the lag.
+
+Every stretch is checked before it leaves (CRC, sequence, epoch), so rot in our journal is our medium's error and not
+the peer's. A stretch that was overwritten while we read it, because the target gave it up, is told apart by tail and
+incarnation.
+
+Hot path: `pump`, `acked`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import zstandard
+
+from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, unpack_header
+from replicator.core.runs import parse_run
+from replicator.daemon.link import wire
+from replicator.daemon.link.connection import Connection
+from replicator.daemon.link.groupfiles import GroupFiles
+from replicator.journal.page import (
+    HEAD_OFF,
+    HEAD_SEQ,
+    PEER_APPLIED_SEQ,
+    PEER_DURABLE_OFF,
+    PEER_DURABLE_SEQ,
+    PEER_RECEIVED_SEQ,
+    TAIL_OFF,
+    TAIL_SEQ,
+)
+
+RUN_BYTES = 256 << 10
+_ROOM = wire.HEAD_BYTES
+_MARKS = 4096
+_MIN_COMPRESS_BYTES = 512
+_SCAN_BYTES = 1 << 20
+
+
+class Stopped(Exception):
+    """Shipping or receiving cannot go on; `cause` as in events.DataStopped."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class Shipper:
+    """Sends one group's records over one connection, from a given seq on."""
+
+    def __init__(self, files: GroupFiles, conn: Connection, from_seq: int, compress_level: int) -> None:
+        """compress_level: of zstd, 0 for none. Raises Stopped("journal") when `from_seq` is not in the journal."""
+        self._files = files
+        self._conn = conn
+        self._u64 = files.u64
+        self._buf = bytearray(_ROOM + RUN_BYTES)
+        self._view = memoryview(self._buf)
+        self._zstd = zstandard.ZstdCompressor(level=compress_level) if compress_level else None
+        self.seq = from_seq
+        """The next seq to send."""
+        self.off = locate(files, from_seq)
+        """Its offset in the journal."""
+        self.epoch = 0
+        self.last_write_time_ns = 0
+        self._marks: deque[tuple[int, int]] = deque()  # (last seq, end offset) of frames not yet durable at the peer
+        u64 = self._u64
+        u64[PEER_RECEIVED_SEQ] = from_seq - 1
+        u64[PEER_DURABLE_SEQ] = min(u64[PEER_DURABLE_SEQ], from_seq - 1)
+        u64[PEER_APPLIED_SEQ] = min(u64[PEER_APPLIED_SEQ], from_seq - 1)
+        u64[PEER_DURABLE_OFF] = min(u64[PEER_DURABLE_OFF], self.off)
+        self._marks.append((from_seq - 1, self.off))
+
+    @property
+    def behind(self) -> bool:
+        """Whether the journal holds records that were not sent."""
+        return self._u64[HEAD_OFF] > self.off
+
+    def pump(self) -> int:
+        """Send the next frame if the connection is free and a record waits. Returns the records sent.
+
+        Raises Stopped, Lost.
+        """
+        if self._conn.unsent:
+            return 0
+        u64 = self._u64
+        want = u64[HEAD_OFF] - self.off
+        if want <= 0:
+            return 0
+        if want > RUN_BYTES:
+            want = RUN_BYTES
+        run = self._read(want)
+        if run.records == 0:
+            run = self._read_long_record()
+        end = run.end
+        first_seq, self.seq, self.off, self.epoch = self.seq, run.last_seq + 1, self.off + end, run.last_epoch
+        marks = self._marks
+        marks.append((run.last_seq, self.off))
+        if len(marks) > _MARKS:
+            self._marks = deque(list(marks)[1::2])  # coarser marks free journal space later, never too early
+        if self._zstd is not None and end >= _MIN_COMPRESS_BYTES:
+            packed = self._zstd.compress(self._view[_ROOM : _ROOM + end])
+            if len(packed) < end:
+                self._conn.send(wire.HEAD.pack(len(packed), wire.DATA, wire.FLAG_ZSTD, 0, first_seq) + packed)
+                return run.records
+        wire.HEAD.pack_into(self._buf, 0, end, wire.DATA, 0, 0, first_seq)
+        self._conn.send(self._view[: _ROOM + end])
+        return run.records
+
+    def _read(self, want: int):  # type: ignore[no-untyped-def]  # -> runs.Run; the hot path names no types
+        """Read and judge `want` bytes from the cursor."""
+        view = self._view[_ROOM : _ROOM + want]
+        files = self._files
+        try:
+            files.journal.read_into(view, self.off)
+            run = parse_run(view, self.seq, self.epoch)
+        except OSError as exc:
+            raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
+        except BadRecord as exc:
+            self._check_still_there()
+            raise Stopped("medium", f"the journal is damaged at record {self.seq}: {exc}") from exc
+        self._check_still_there()
+        if run.begin:
+            raise Stopped("journal", f"record {self.seq} is not where it was in the journal")
+        return run
+
+    def _read_long_record(self):  # type: ignore[no-untyped-def]
+        """Read one record that is longer than the buffer, in a buffer of its own size."""
+        try:
+            total = unpack_header(self._buf, _ROOM).total_bytes
+        except BadRecord as exc:
+            raise Stopped("medium", f"the journal is damaged at record {self.seq}: {exc}") from exc
+        if self.off + total > self._u64[HEAD_OFF] or total > MAX_PAYLOAD_BYTES + HEADER_BYTES:
+            raise Stopped("medium", f"the journal is damaged at record {self.seq}: it reaches beyond the journal's end")
+        self._buf = bytearray(_ROOM + total)
+        self._view = memoryview(self._buf)
+        run = self._read(total)
+        if run.records == 0:
+            raise Stopped("medium", f"the journal is damaged at record {self.seq}")
+        return run
+
+    def shrink(self) -> None:
+        """Give back the buffer of a long record once it was sent."""
+        if len(self._buf) > _ROOM + RUN_BYTES and not self._conn.unsent:
+            self._buf = bytearray(_ROOM + RUN_BYTES)
+            self._view = memoryview(self._buf)
+
+    def _check_still_there(self) -> None:
+        if not self._files.current or self._u64[TAIL_OFF] > self.off:
+            raise Stopped("journal", "the journal was started over, or no longer reaches back far enough")
+
+    def acked(self, received: int, durable: int, applied: int) -> None:
+        """Take in what the peer says it has; store it for the target's waiting writers and the journal's trimming.
+
+        The caller has checked that the numbers are possible and rings the target.
+        """
+        u64, marks = self._u64, self._marks
+        u64[PEER_RECEIVED_SEQ] = received
+        u64[PEER_APPLIED_SEQ] = applied
+        if durable > u64[PEER_DURABLE_SEQ]:
+            end = 0
+            while marks and marks[0][0] <= durable:
+                end = marks.popleft()[1]
+            if end:
+                u64[PEER_DURABLE_OFF] = end
+            u64[PEER_DURABLE_SEQ] = durable
+
+    def beat(self) -> bytes:
+        """Return the BEAT frame that states how far behind the peer is, seen from here."""
+        u64 = self._u64
+        return wire.triple(wire.BEAT, u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), self.last_write_time_ns)
+
+
+def locate(files: GroupFiles, seq: int) -> int:
+    """Return the offset of record `seq` in the journal (the head's for the seq that comes next).
+
+    Starts at the peer's durable offset where that lies before it, else at the tail. Raises Stopped("journal") when the
+    record is not there, Stopped("medium") when the journal is damaged.
+    """
+    u64 = files.u64
+    head_off, head_seq = u64[HEAD_OFF], u64[HEAD_SEQ]
+    off, at = u64[TAIL_OFF], u64[TAIL_SEQ]
+    if seq == head_seq + 1 and files.current:
+        return head_off
+    if not at <= seq <= head_seq:
+        raise Stopped("journal", f"record {seq} is not in the journal, which holds {at} to {head_seq}")
+    try:
+        hint = u64[PEER_DURABLE_OFF]
+        if off < hint < head_off:
+            found = files.journal.header_at(hint).seq
+            if at <= found <= seq:
+                off, at = hint, found
+    except BadRecord:
+        pass  # the hint is of another journal: start at the tail
+    except OSError as exc:
+        raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
+    return _walk(files, off, at, seq, head_off)
+
+
+def _walk(files: GroupFiles, off: int, at: int, seq: int, head_off: int) -> int:
+    buf = bytearray(_SCAN_BYTES)
+    view = memoryview(buf)
+    base, have = off, 0
+    while at < seq:
+        if off < base or off + HEADER_BYTES > base + have:
+            base, have = off, min(_SCAN_BYTES, head_off - off)
+            try:
+                files.journal.read_into(view[:have], base)
+            except OSError as exc:
+                raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
+        try:
+            header = unpack_header(buf, off - base)
+            if header.seq != at or have < HEADER_BYTES:
+                raise BadRecord(f"record {header.seq} where {at} belongs")
+        except BadRecord as exc:
+            if not files.current:
+                raise Stopped("journal", "the journal was started over") from exc
+            raise Stopped("medium", f"the journal is damaged at record {at}: {exc}") from exc
+        off += header.total_bytes
+        at += 1
+    return off

@@ -1,0 +1,73 @@
+"""Frames between two link threads. All numbers are little-endian.
+
+    offset  size  field
+         0     4  length      bytes of the body, which follows this header
+         4     1  type        1 DATA, 2 ACK, 3 CONTROL, 4 BEAT
+         5     1  flags       bit 0: the body is one zstd frame (DATA only)
+         6     2  zero
+         8     8  first_seq   DATA: seq of the first record, else 0
+
+    DATA     journal records back to back, whole ones, in order; the body's bytes are the journal's
+    ACK      u64 received, u64 durable, u64 applied: seqs
+    CONTROL  one msgpack map, see replicator.core.events
+    BEAT     u64 head seq, u64 bytes in the journal behind what was sent, u64 write time of the newest record sent (ns):
+             what a secondary can say about its lag once the primary is silent
+
+A record is at most 64 MiB, so a DATA body is at most that and its header.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import msgpack
+
+from replicator.core.errors import ProtocolError
+from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES
+
+HEAD = struct.Struct("<IBBHQ")
+HEAD_BYTES = HEAD.size
+DATA: Final = 1
+ACK: Final = 2
+CONTROL: Final = 3
+BEAT: Final = 4
+FLAG_ZSTD: Final = 1
+
+TRIPLE = struct.Struct("<QQQ")
+MAX_DATA_BYTES = MAX_PAYLOAD_BYTES + HEADER_BYTES
+MAX_CONTROL_BYTES = 16 << 20
+_LIMITS = {DATA: MAX_DATA_BYTES, ACK: TRIPLE.size, CONTROL: MAX_CONTROL_BYTES, BEAT: TRIPLE.size}
+
+
+def check_head(length: int, kind: int, flags: int, zero: int) -> None:
+    """Raise ProtocolError unless the frame header can be right."""
+    limit = _LIMITS.get(kind)
+    if limit is None or zero or flags & ~FLAG_ZSTD or (flags and kind != DATA):
+        raise ProtocolError(f"the peer sent a frame of type {kind} with flags {flags:#x}")
+    if length > limit or (kind in (ACK, BEAT) and length != TRIPLE.size):
+        raise ProtocolError(f"the peer sent a frame of type {kind} with {length} bytes")
+
+
+def control(frame: dict[str, Any]) -> bytes:
+    """Return the bytes of a CONTROL frame. Raises ProtocolError when it is too large to send."""
+    body = msgpack.packb(frame)
+    if len(body) > MAX_CONTROL_BYTES:
+        raise ProtocolError(f"a {frame.get('t')} frame of {len(body)} bytes exceeds {MAX_CONTROL_BYTES}")
+    return HEAD.pack(len(body), CONTROL, 0, 0, 0) + body
+
+
+def triple(kind: int, a: int, b: int, c: int) -> bytes:
+    """Return the bytes of an ACK or BEAT frame."""
+    return HEAD.pack(TRIPLE.size, kind, 0, 0, 0) + TRIPLE.pack(a, b, c)
+
+
+def parse_control(body: memoryview) -> dict[str, Any]:
+    """Decode the body of a CONTROL frame. Raises ProtocolError."""
+    try:
+        frame = msgpack.unpackb(body, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:
+        raise ProtocolError("the peer sent a control frame that is not msgpack") from exc
+    if not isinstance(frame, dict):
+        raise ProtocolError("the peer sent a control frame that is not a map")
+    return frame

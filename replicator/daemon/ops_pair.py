@@ -1,0 +1,208 @@
+"""Control operations on pairs.
+
+    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, compress?, overwrite?,
+                 journal_bytes?}                 -> pair; this node is the primary, the peer gets the copy
+    pair.list {}                                 -> [pair]
+    pair.show {group}                            -> pair
+    pair.split {group}                           -> {}  the copy stays as it is
+    pair.resync {group, discard?: node}          -> {}  follow again; discard: give up what this node alone has
+    pair.delete {group}                          -> {peer_note}  both sides keep their volumes
+    pair.wait {group, state, timeout_s?}         -> pair  see WAITS
+    status {}                                    -> {node, pairs, peers}
+    explain {group}                              -> {word, level, why, means, then, commands, pair}
+
+`group` is a name or uuid. A pair is described in pairview.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from replicator.control import Handler
+from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, PeerError, Refused, TimedOut
+from replicator.daemon import pairview
+from replicator.daemon.node import Node
+from replicator.daemon.pairstore import PairConfig
+from replicator.daemon.peers import Peer
+
+POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
+MAX_COMPRESS = 19
+DEFAULT_WAIT_S = 3600.0
+POLL_S = 0.05
+COMMAND_S = 75.0
+
+View = dict[str, Any]
+WAITS: dict[str, Callable[[View], bool]] = {
+    "ok": lambda v: v["word"] in ("PAIR", "SYNC"),  # records flow and the copy is consistent
+    "sync": lambda v: v["word"] == "SYNC",
+    "equal": lambda v: v["word"] in ("PAIR", "SYNC") and v["lag_applied"] == 0,  # everything written is applied there too
+    "connected": lambda v: v["connected"],
+    "disconnected": lambda v: not v["connected"],
+    "primary": lambda v: v["role"] == "primary",
+    "secondary": lambda v: v["role"] == "secondary",
+}
+"""States `pair.wait` knows besides the words of replicator.core.status."""
+
+
+def handlers(node: Node) -> dict[str, Handler]:
+    """The operations, by name."""
+
+    def show(args: dict[str, Any]) -> View:
+        return pairview.view(node, node.pairs.store.find(str(args["group"])))
+
+    def listing(args: dict[str, Any]) -> list[View]:
+        return [pairview.view(node, pair) for pair in node.pairs.store.all()]
+
+    def split(args: dict[str, Any]) -> dict[str, Any]:
+        return _command(node, args, "split")
+
+    def resync(args: dict[str, Any]) -> dict[str, Any]:
+        discard = str(args.get("discard") or "")
+        if discard:
+            discard = node.config.node_id if discard in (node.config.name, "this") else _peer_or_self(node, discard)
+        return _command(node, args, "resync", discard=discard)
+
+    def wait(args: dict[str, Any]) -> View:
+        pair = node.pairs.store.find(str(args["group"]))
+        state, timeout_s = str(args.get("state") or "ok"), float(args.get("timeout_s") or DEFAULT_WAIT_S)
+        reached = WAITS.get(state.lower(), lambda view: view["word"] == state.upper())
+        until = time.monotonic() + timeout_s
+        while True:
+            view = pairview.view(node, pair)
+            if reached(view):
+                return view
+            if time.monotonic() >= until:
+                raise TimedOut(
+                    f"group {pair.name} is {view['word']}, not {state}, after {timeout_s:g} s: {view['why']}",
+                    f"'farstripe explain {pair.name}' tells more",
+                )
+            if node.pairs.store.get(pair.group) is None:
+                raise NotFound(f"the pair of group {pair.name} was deleted meanwhile")
+            time.sleep(POLL_S)
+
+    def explain(args: dict[str, Any]) -> dict[str, Any]:
+        view = show(args)
+        keys = ("word", "level", "why", "means", "then", "commands")
+        return {key: view[key] for key in keys} | {"pair": view}
+
+    return {
+        "pair.create": lambda args: create(node, args),
+        "pair.list": listing,
+        "pair.show": show,
+        "pair.split": split,
+        "pair.resync": resync,
+        "pair.delete": lambda args: delete(node, args),
+        "pair.wait": wait,
+        "explain": explain,
+    }
+
+
+def _command(node: Node, args: dict[str, Any], op: str, **more: Any) -> dict[str, Any]:
+    pair = node.pairs.store.find(str(args["group"]))
+    return node.pairs.loop(pair).command(op, COMMAND_S, **more)
+
+
+def _peer_or_self(node: Node, name: str) -> str:
+    return name if name == node.config.node_id else node.peers.find(name).node_id
+
+
+def create(node: Node, args: dict[str, Any]) -> View:
+    """Pair a group of this node with a peer. Durable on return: the pair, on both nodes.
+
+    Every check that can refuse comes before the first change; what fails later is taken back.
+    """
+    status = node.target("group.status", group=str(args["group"]))
+    peer = node.peers.find(str(args["peer"]))
+    _check_new(node, status)
+    policy = {key: args[key] for key in POLICY_KEYS if args.get(key) is not None}
+    pair = PairConfig(status["uuid"], status["name"], peer.node_id, compress=_compress(args.get("compress")))
+    before = dict(status.get("policy") or {})
+    wanted = node.target("group.policy", group=pair.group, **policy)
+    try:
+        _adopt_at_peer(node, peer, status, dict(wanted), args)
+        try:
+            node.target("group.arm", group=pair.group)
+            node.pairs.store.put(pair)
+        except BaseException:
+            node.call(peer, "pair.forget", group=pair.group, undo=True)
+            raise
+    except BaseException:
+        node.target("group.policy", group=pair.group, **before)
+        raise
+    node.pairs.start_one(pair)
+    node.events.add("pair.created", f"group {pair.name} is paired with {peer.name}", group=pair.name)
+    return pairview.view(node, pair)
+
+
+def _check_new(node: Node, status: dict[str, Any]) -> None:
+    known = node.pairs.store.get(status["uuid"])
+    if known is not None:
+        raise AlreadyExists(
+            f"group {status['name']} is paired with {node.pairs.name_of(known.peer)} already",
+            f"'farstripe pair delete {status['name']}' ends that pair",
+        )
+    if status["role"] != "primary":
+        raise Refused(f"group {status['name']} is secondary here", "create the pair on the node that holds the data")
+
+
+def _compress(value: Any) -> int:
+    if value is None or value is False:
+        return 0
+    if value is True:
+        return 1
+    if not isinstance(value, int) or not 0 <= value <= MAX_COMPRESS:
+        raise BadInput(f"compress must be a zstd level from 0 (off) to {MAX_COMPRESS}, not {value!r}")
+    return value
+
+
+def _adopt_at_peer(node: Node, peer: Peer, status: dict[str, Any], policy: dict[str, Any], args: dict[str, Any]) -> None:
+    # the ring is what the status counts; the file has two superblocks in front of it
+    journal_bytes = args.get("journal_bytes") or int(status["journal"]["capacity"]) + 8192
+    volumes = sorted(status["volumes"], key=lambda volume: volume["index"])
+    node.call(
+        peer,
+        "pair.adopt",
+        group=status["uuid"],
+        name=status["name"],
+        volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
+        journal_bytes=journal_bytes,
+        policy=policy,
+        compress=_compress(args.get("compress")),
+        overwrite=bool(args.get("overwrite")),
+    )
+
+
+def delete(node: Node, args: dict[str, Any]) -> dict[str, Any]:
+    """End a pair on both nodes; volumes and contents stay. Durable: that there is no pair here.
+
+    A peer that cannot be reached keeps its half, and the note says so; it deletes it by the same command.
+    """
+    pair = node.pairs.store.find(str(args["group"]))
+    note = ""
+    peer = node.peers.get(pair.peer)
+    if args.get("local_only"):
+        note = "only this side was asked to forget the pair"
+    elif peer is not None:
+        try:
+            note = str((node.call(peer, "pair.forget", 30.0, group=pair.group) or {}).get("note", ""))
+        except (PeerError, TimedOut, NotFound) as exc:
+            note = f"{peer.name} still has its half: {exc.message}"
+    forget(node, pair)
+    return {"peer_note": note}
+
+
+def forget(node: Node, pair: PairConfig) -> str:
+    """End this node's half of a pair. Returns a note about what the target would not do. Durable."""
+    node.pairs.stop_one(pair.group)
+    note = ""
+    try:
+        node.target("group.disarm", group=pair.group)
+    except NotFound:
+        pass  # the group is gone; so goes the pair
+    except FarstripeError as exc:
+        note = f"the group stays as it is on {node.config.name}: {exc.message}"
+    node.pairs.store.delete(pair.group)
+    node.events.add("pair.deleted", f"group {pair.name} is not paired any more" + (f"; {note}" if note else ""))
+    return note

@@ -1,0 +1,132 @@
+"""Operations peers may ask of this node's replicator, over mutual TLS.
+
+    peer.hello {}                          -> {node_id, name}
+    pair.adopt {group, name, volumes, journal_bytes, policy, compress, overwrite} -> {}  become the secondary of a pair
+    pair.forget {group, undo?}             -> {note}  the pair is over; undo: it never was
+    pair.peek {group}                      -> {target, role, state, pos, last_write_time_ns, unsent_bytes}
+    pair.switchover {group, deadline_s?}   -> {primary}
+
+A peer may only touch groups it is paired with, and adopt what is nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from replicator.control import Args
+from replicator.core.errors import AlreadyExists, FarstripeError, NotFound, Refused
+from replicator.daemon import ops_role
+from replicator.daemon.node import Node
+from replicator.daemon.ops_pair import forget
+from replicator.daemon.pairstore import PairConfig
+from replicator.daemon.peers import Peer
+
+PEEK_TARGET_S = 0.8
+
+RemoteHandler = Callable[[Peer, dict[str, Any]], Any]
+
+
+def handlers(node: Node) -> dict[str, RemoteHandler]:
+    """The operations, by name."""
+
+    def hello(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
+        return {"node_id": node.config.node_id, "name": node.config.name}
+
+    def end(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
+        pair = _pair_with(node, peer, str(args["group"]))
+        if not args.get("undo"):
+            return {"note": forget(node, pair)}
+        node.pairs.stop_one(pair.group)
+        node.pairs.store.delete(pair.group)
+        node.target("group.delete", group=pair.group, force=True)
+        return {"note": ""}
+
+    def switchover(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
+        _pair_with(node, peer, str(args["group"]))
+        return ops_role.switchover(node, args)
+
+    return {
+        "peer.hello": hello,
+        "pair.adopt": lambda peer, args: adopt(node, peer, args),
+        "pair.forget": end,
+        "pair.peek": lambda peer, args: peek(node, _pair_with(node, peer, str(args["group"]))),
+        "pair.switchover": switchover,
+    }
+
+
+def run(node: Node, peer: Peer, op: str, args: dict[str, Any]) -> Any:
+    """Run the operation `op` for `peer`. Raises NotFound for one nobody knows, and what the operation raises."""
+    handler = handlers(node).get(op)
+    if handler is None:
+        raise NotFound(f"node {node.config.name} knows no operation {op!r}", "run the same version on both nodes")
+    return handler(peer, Args(args))
+
+
+def _pair_with(node: Node, peer: Peer, group: str) -> PairConfig:
+    pair = node.pairs.store.find(group)
+    if pair.peer != peer.node_id:
+        raise NotFound(f"group {group} has no pair with {peer.name} on {node.config.name}")
+    return pair
+
+
+def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
+    """Make the copy of a peer's group here and pair with it. Durable on return: group and pair.
+
+    Raises AlreadyExists, Refused, BadInput with nothing changed.
+    """
+    group, name = str(args["group"]), str(args["name"])
+    known = node.pairs.store.get(group)
+    if known is not None and known.peer != peer.node_id:
+        raise AlreadyExists(f"group {name} is paired with {node.pairs.name_of(known.peer)} on {node.config.name} already")
+    present = {status["uuid"]: status for status in node.target("group.list")}
+    if group in present and known is None:
+        mine = present[group]
+        if mine.get("role") == "primary":
+            raise Refused(
+                f"{node.config.name} has a group {mine['name']} of the same origin, with data of its own",
+                f"delete it there first: farstripe group delete {mine['name']}",
+            )
+    if group not in present and not args.get("overwrite"):
+        _refuse_data(node, [volume["name"] for volume in args["volumes"]])
+    made = group not in present
+    node.target(
+        "group.adopt", uuid=group, name=name, volumes=args["volumes"], journal_bytes=int(args["journal_bytes"])
+    )
+    try:
+        node.target("group.policy", group=group, **dict(args["policy"]))
+        pair = PairConfig(group, name, peer.node_id, compress=int(args.get("compress") or 0))
+        node.pairs.store.put(pair)
+    except BaseException:
+        if made:
+            node.target("group.delete", group=group, force=True)
+        raise
+    node.pairs.start_one(pair)
+    node.events.add("pair.adopted", f"group {name} is a copy of {peer.name}'s now", group=name)
+    return {}
+
+
+def _refuse_data(node: Node, names: list[str]) -> None:
+    for volume in node.target("volume.list"):
+        if volume["name"] in names and volume.get("group") is None and volume.get("allocated"):
+            raise Refused(
+                f"volume {volume['name']} exists on {node.config.name} and holds data, which pairing would overwrite",
+                "repeat with --overwrite, or rename or delete it there",
+            )
+
+
+def peek(node: Node, pair: PairConfig) -> dict[str, Any]:
+    """Say how this side of a pair stands, also when the target does not answer."""
+    try:
+        status = node.target("group.status", PEEK_TARGET_S, group=pair.group)
+    except FarstripeError as exc:
+        return {"target": False, "reason": exc.message}
+    facts = node.pairs.facts(pair)
+    return {
+        "target": not status.get("failed"),
+        "role": status.get("role"),
+        "state": status.get("state"),
+        "pos": status.get("pos"),
+        "last_write_time_ns": status.get("last_write_time_ns"),
+        "unsent_bytes": facts.get("unsent_bytes"),
+    }

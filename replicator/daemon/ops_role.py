@@ -1,0 +1,122 @@
+"""Control operations that move the primary role.
+
+    switchover {group, deadline_s?}          -> {primary}  planned: nothing is lost; may be asked on either node
+    takeover {group, force?}                 -> {epoch, base, label, message, lost}  forced: this node becomes primary
+    takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer}  what it would do
+
+`lost` is {records, bytes, seconds, certain}: what the primary had and this node lacks, None where nobody knows; `certain`
+when the peer's target itself told us just now.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replicator.control import Handler
+from replicator.core.errors import FarstripeError, NotFound, Refused
+from replicator.core.takeover import Plan, plan_takeover
+from replicator.daemon.node import Node
+from replicator.daemon.pairstore import PairConfig
+
+PEEK_S = 1.0
+"""How long a peer that may be dead is asked. Short: a takeover is urgent, and a living peer answers in milliseconds."""
+SWITCHOVER_S = 90.0
+TAKEOVER_S = 120.0
+
+
+def handlers(node: Node) -> dict[str, Handler]:
+    """The operations, by name."""
+    return {
+        "switchover": lambda args: switchover(node, args),
+        "takeover": lambda args: takeover(node, args),
+        "takeover.plan": lambda args: plan(node, args),
+    }
+
+
+def switchover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
+    """Exchange the roles. On the secondary, the primary is asked to."""
+    pair = node.pairs.store.find(str(args["group"]))
+    more = {"deadline_s": float(args["deadline_s"])} if args.get("deadline_s") else {}
+    status = node.target("group.status", group=pair.group)
+    if status.get("role") == "secondary":
+        peer = node.peers.get(pair.peer)
+        if peer is None:
+            raise NotFound(f"node {pair.peer} is no peer any more", "join it again")
+        result: dict[str, Any] = node.call(peer, "pair.switchover", SWITCHOVER_S, group=pair.group, **more)
+    else:
+        result = node.pairs.loop(pair).command("switchover", SWITCHOVER_S, **more)
+    return result | {"primary_name": _name(node, str(result.get("primary", "")))}
+
+
+def _name(node: Node, node_id: str) -> str:
+    return node.config.name if node_id == node.config.node_id else node.pairs.name_of(node_id)
+
+
+class _Judged:
+    """A plan, with what it was made of."""
+
+    def __init__(self, node: Node, pair: PairConfig, force: bool) -> None:
+        self.status: dict[str, Any] = node.target("group.status", group=pair.group)
+        self.peek = peek_at_peer(node, pair)
+        facts = node.pairs.facts(pair)
+        self.lost = lost(self.status, facts, self.peek)
+        facts["linked"] = self.peek["reachable"] and self.peek["target"]
+        facts["peer_role"] = self.peek.get("role") or facts.get("peer_role")
+        if self.peek.get("pos") is not None:
+            facts["peer_pos"] = self.peek["pos"]
+        self.plan: Plan = plan_takeover(self.status, facts, force=force)
+
+
+def plan(node: Node, args: dict[str, Any]) -> dict[str, Any]:
+    """Say what a takeover would do now, by the code that does it. Changes nothing."""
+    pair = node.pairs.store.find(str(args["group"]))
+    judged = _Judged(node, pair, bool(args.get("force")))
+    return judged.plan._asdict() | {"lost": judged.lost, "peer": judged.peek}
+
+
+def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
+    """Make this node primary. Durable on return: the role and a new epoch, so the former primary is superseded.
+
+    Raises Refused while the primary lives and `force` is not given, or when the copy here cannot be used.
+    """
+    pair = node.pairs.store.find(str(args["group"]))
+    judged = _Judged(node, pair, bool(args.get("force")))
+    if not judged.plan.allowed:
+        raise Refused(judged.plan.message, judged.plan.way_out)
+    # The peer was asked just now, which is newer than what the session heard; a primary whose target is dead, or that is
+    # cut off, is no reason to refuse.
+    result = node.pairs.loop(pair).command("takeover", TAKEOVER_S, force=True, status=judged.status)
+    return result | {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost}
+
+
+def peek_at_peer(node: Node, pair: PairConfig) -> dict[str, Any]:
+    """Ask the peer how it stands: {reachable, target, role, pos, head_off, last_write_time_ns} or {reachable: False, reason}."""
+    peer = node.peers.get(pair.peer)
+    if peer is None:
+        return {"reachable": False, "target": False, "reason": "it is no peer any more"}
+    try:
+        found: dict[str, Any] = node.call(peer, "pair.peek", PEEK_S, group=pair.group)
+    except FarstripeError as exc:
+        return {"reachable": False, "target": False, "reason": exc.message}
+    return {"reachable": True, **found}
+
+
+def lost(status: dict[str, Any], facts: dict[str, Any], peek: dict[str, Any]) -> dict[str, Any]:
+    """Say in numbers what the primary has and this node lacks."""
+    pos = int(status.get("pos") or 0)
+    if peek.get("pos") is not None and peek.get("role") == "primary":
+        records = max(0, int(peek["pos"]) - pos)
+        seconds = _age_s(int(peek.get("last_write_time_ns") or 0), status) if records else 0.0
+        unsent = peek.get("unsent_bytes")
+        return {"records": records, "bytes": 0 if not records else unsent, "seconds": seconds, "certain": True}
+    beat = facts.get("peer_beat")
+    known = max(int(facts.get("peer_pos") or 0), int(beat["head_seq"]) if beat else 0)
+    seconds = facts.get("contact_age_s")
+    behind = None if beat is None else int(beat["unsent_bytes"])
+    records = max(0, known - pos) if known else None
+    return {"records": records, "bytes": 0 if records == 0 else behind, "seconds": seconds, "certain": False}
+
+
+def _age_s(last_write_ns: int, status: dict[str, Any]) -> float | None:
+    mine = int(status.get("applied_time_ns") or 0)
+    return round(max(0, last_write_ns - mine) / 1e9, 3) if last_write_ns and mine else None

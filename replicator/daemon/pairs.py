@@ -1,0 +1,172 @@
+"""The running pairs: one PairLoop each, made from its stored configuration, made again should its thread fail."""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replicator.core.errors import FarstripeError, NotFound, PeerError, Refused
+from replicator.core.session import Session
+from replicator.daemon import rpc
+from replicator.daemon.link.asker import Asker
+from replicator.daemon.link.connection import Connection
+from replicator.daemon.link.flow import Flow
+from replicator.daemon.link.groupfiles import GroupFiles
+from replicator.daemon.link.loop import PairLoop, Surroundings
+from replicator.daemon.pairstore import PairConfig, PairStore
+from replicator.daemon.peers import Peer, PeerStore
+from replicator.daemon.tls import Contexts
+
+log = logging.getLogger("farstripe.pairs")
+
+RESTART_S = 5.0
+Note = Callable[[PairConfig, str, dict[str, Any]], None]
+
+
+class _Running:
+    def __init__(self, loop: PairLoop, asker: Asker) -> None:
+        self.loop, self.asker = loop, asker
+
+
+class Pairs:
+    """All pairs of this node, running."""
+
+    def __init__(
+        self, state_dir: Path, run_dir: Path, node_id: str, store: PairStore, peers: PeerStore, contexts: Contexts, note: Note
+    ) -> None:
+        """note(pair, event name, detail): records what happened."""
+        self._state_dir, self._run_dir = state_dir, run_dir
+        self._node_id = node_id
+        self.store = store
+        self._peers = peers
+        self._contexts = contexts
+        self._note = note
+        self._running: dict[str, _Running] = {}
+        self._lock = threading.RLock()
+        self._stopped = False
+
+    def start(self) -> None:
+        """Start every stored pair."""
+        for pair in self.store.all():
+            self.start_one(pair)
+
+    def stop(self) -> None:
+        """Stop every pair; connections end in order."""
+        with self._lock:
+            self._stopped = True
+            groups = list(self._running)
+        for group in groups:
+            self.stop_one(group)
+
+    def start_one(self, pair: PairConfig) -> None:
+        """Start the thread of a stored pair, unless it runs."""
+        with self._lock:
+            if self._stopped or pair.group in self._running:
+                return
+            session = Session(
+                self._node_id,
+                pair.peer,
+                dials=self._node_id < pair.peer,
+                rng=random.Random(),
+                split=pair.split,
+                handover=pair.handover,
+            )
+            flow = Flow(lambda: GroupFiles(self._state_dir, self._run_dir, pair.group))
+            loop: PairLoop
+            asker = Asker(self._run_dir / "target.sock", pair.group, lambda reply: loop.reply(reply))
+            around = Surroundings(
+                name=pair.name,
+                ask=asker.ask,
+                dial=lambda: self._dial(pair, loop),
+                persist=lambda changes: self.store.change(pair.group, changes),
+                event=lambda name, detail: self._note(pair, name, detail),
+                compress_level=lambda: (self.store.get(pair.group) or pair).compress,
+                failed=lambda: self._failed(pair, loop),
+            )
+            loop = PairLoop(session, flow, around)
+            self._running[pair.group] = _Running(loop, asker)
+            loop.start()
+
+    def stop_one(self, group: str) -> None:
+        """End the thread of a pair; its configuration stays."""
+        with self._lock:
+            running = self._running.pop(group, None)
+        if running is not None:
+            running.loop.stop()
+            running.asker.stop()
+
+    def loop(self, pair: PairConfig) -> PairLoop:
+        """The running loop of a pair. Raises Refused while it is being restarted."""
+        with self._lock:
+            running = self._running.get(pair.group)
+        if running is None:
+            raise Refused(f"the pair of group {pair.name} is not running just now", "try again in a few seconds")
+        return running.loop
+
+    def facts(self, pair: PairConfig) -> dict[str, Any]:
+        """The session's facts with names added; empty when the pair does not run."""
+        try:
+            facts = self.loop(pair).facts()
+        except FarstripeError:
+            return {}
+        facts["peer_name"] = self.name_of(pair.peer)
+        facts["follow_name"] = self.name_of((facts.get("decision") or {}).get("follow", ""))
+        return facts
+
+    def name_of(self, node_id: str) -> str:
+        """A node's name, its id when it is not known."""
+        peer = self._peers.get(node_id)
+        return peer.name if peer is not None else node_id
+
+    # -- connections ----------------------------------------------------------------------------------------------
+
+    def _dial(self, pair: PairConfig, loop: PairLoop) -> None:
+        def dial() -> None:
+            try:
+                peer = self._peers.get(pair.peer)
+                if peer is None:
+                    raise PeerError(f"node {pair.peer} is no peer any more", "join it again, or delete the pair")
+                sock = rpc.open_link(self._contexts, peer, pair.group)
+            except FarstripeError as exc:
+                loop.not_connected(exc.message)
+            except Exception as exc:  # the session must hear of any failure, or it would wait for ever
+                log.exception("dialling for pair %s failed", pair.name)
+                loop.not_connected(f"{type(exc).__name__}: {exc}")
+            else:
+                loop.connected(Connection(sock))
+
+        threading.Thread(target=dial, name="dial", daemon=True).start()
+
+    def accept_link(self, peer: Peer, group: str) -> Callable[[ssl.SSLSocket], None]:
+        """Check that `peer` may open the data path of `group`; returns what takes the socket. Raises NotFound, Refused."""
+        pair = self.store.get(group)
+        if pair is None or pair.peer != peer.node_id:
+            raise NotFound(f"group {group} has no pair with {peer.name} here", "create the pair again, or delete it there")
+        if self._node_id < pair.peer:
+            raise Refused("this side makes the connections of the pair", "nothing: it will call")
+        loop = self.loop(pair)
+        return lambda sock: loop.connected(Connection(sock))
+
+    # -- failure --------------------------------------------------------------------------------------------------
+
+    def _failed(self, pair: PairConfig, loop: PairLoop) -> None:
+        """The loop's thread has ended by a defect or a full disk: begin anew from what is stored, after a while."""
+        with self._lock:
+            running = self._running.get(pair.group)
+            if running is None or running.loop is not loop:
+                return
+            del self._running[pair.group]
+        running.asker.stop()
+        timer = threading.Timer(RESTART_S, self._restart, (pair.group,))
+        timer.daemon = True
+        timer.start()
+
+    def _restart(self, group: str) -> None:
+        pair = self.store.get(group)
+        if pair is not None:
+            self.start_one(pair)

@@ -1,0 +1,87 @@
+"""What this node keeps of a pair: STATE/pairs/<group uuid>.json. Roles and positions are not here: the target owns them.
+
+    {"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0}
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from replicator.core.errors import IntegrityError, NotFound
+from replicator.daemon.durablefile import read_json, remove, write_json
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """One pair of this node."""
+
+    group: str
+    name: str
+    peer: str
+    split: bool = False
+    handover: str = ""
+    compress: int = 0
+
+
+class PairStore:
+    """All pairs; thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the pairs in `folder`, made when missing. Raises IntegrityError for a damaged file."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._pairs = {pair.group: pair for pair in map(_load, sorted(folder.glob("*.json")))}
+
+    def all(self) -> list[PairConfig]:
+        """Every pair, by group name."""
+        with self._lock:
+            return sorted(self._pairs.values(), key=lambda pair: pair.name)
+
+    def get(self, group: str) -> PairConfig | None:
+        """The pair of the group with this uuid, or None."""
+        with self._lock:
+            return self._pairs.get(group)
+
+    def find(self, name_or_uuid: str) -> PairConfig:
+        """The pair of the group of this name or uuid. Raises NotFound."""
+        for pair in self.all():
+            if name_or_uuid in (pair.name, pair.group):
+                return pair
+        raise NotFound(f"group {name_or_uuid} has no pair", "'farstripe pair list' shows the pairs; 'pair create' makes one")
+
+    def put(self, pair: PairConfig) -> None:
+        """Store a pair. Durable."""
+        with self._lock:
+            write_json(self._folder / f"{pair.group}.json", asdict(pair))
+            self._pairs[pair.group] = pair
+
+    def change(self, group: str, changes: dict[str, Any]) -> None:
+        """Change fields of a pair; nothing happens when it was deleted meanwhile. Durable."""
+        with self._lock:
+            known = self._pairs.get(group)
+            if known is None:
+                return
+            changed = replace(known, **changes)
+            write_json(self._folder / f"{group}.json", asdict(changed))
+            self._pairs[group] = changed
+
+    def delete(self, group: str) -> None:
+        """Forget a pair. Durable."""
+        with self._lock:
+            remove(self._folder / f"{group}.json")
+            self._pairs.pop(group, None)
+
+
+def _load(path: Path) -> PairConfig:
+    raw = read_json(path)
+    try:
+        pair = PairConfig(**{field.name: raw[field.name] for field in fields(PairConfig) if field.name in raw})
+        if pair.group != path.stem or not all(isinstance(v, str) for v in (pair.name, pair.peer, pair.handover)):
+            raise ValueError("its fields do not fit")
+    except (TypeError, ValueError) as exc:
+        raise IntegrityError(f"{path} is damaged: {exc}", "remove it and create the pair again") from exc
+    return pair

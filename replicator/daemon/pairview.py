@@ -1,0 +1,81 @@
+"""What is said of a pair: the target's facts, the session's facts, and the word made of both.
+
+    group, name, peer (node id), peer_name
+    word, level, why, means, then, commands      replicator.core.status
+    role, state, mode, connected, split, session
+    lag           records the peer has not received (None: not known)
+    lag_applied   records the peer has not applied
+    lag_bytes     bytes of journal not yet sent
+    lag_s         seconds since the newest write that is certainly on the secondary, when known
+    todo_bytes    left of a copy
+    compress, policy, facts (of the session), status (of the target; None when it does not answer)
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from replicator.core import status as words
+from replicator.core.errors import FarstripeError
+from replicator.daemon.node import Node
+from replicator.daemon.pairstore import PairConfig
+
+TARGET_S = 10.0
+
+
+def view(node: Node, pair: PairConfig) -> dict[str, Any]:
+    """Return the description of `pair`."""
+    try:
+        status = node.target("group.status", TARGET_S, group=pair.group)
+    except FarstripeError:
+        status = None
+    facts = node.pairs.facts(pair)
+    known = status or {}
+    return {
+        "group": pair.group,
+        "name": pair.name,
+        "peer": pair.peer,
+        "peer_name": node.pairs.name_of(pair.peer),
+        **words.describe(status, facts),
+        "role": known.get("role"),
+        "state": known.get("state"),
+        "mode": known.get("mode"),
+        "session": facts.get("session"),
+        "connected": bool(facts.get("linked")),
+        "split": bool(facts.get("split_wanted", pair.split)),
+        "lag": words.lag_records(known, facts),
+        "lag_applied": _lag_applied(known, facts),
+        "lag_bytes": _lag_bytes(known, facts),
+        "lag_s": _lag_s(known, facts),
+        "todo_bytes": known.get("todo_bytes"),
+        "compress": pair.compress,
+        "policy": known.get("policy"),
+        "facts": facts,
+        "status": status,
+    }
+
+
+def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
+    if not facts.get("linked") or not status:
+        return None
+    if status.get("role") == "primary":
+        return max(0, int(status["pos"]) - int((facts.get("acked") or {}).get("applied", 0)))
+    return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
+
+
+def _lag_bytes(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
+    if facts.get("unsent_bytes") is not None:
+        return int(facts["unsent_bytes"])
+    beat = facts.get("peer_beat")
+    return int(beat["unsent_bytes"]) if beat and status.get("role") == "secondary" else None
+
+
+def _lag_s(status: dict[str, Any], facts: dict[str, Any]) -> float | None:
+    """On a secondary: the age of what is applied here, 0 while nothing is missing."""
+    if status.get("role") != "secondary" or facts.get("session") not in ("target", "copy-target"):
+        return None
+    if not _lag_applied(status, facts):
+        return 0.0
+    applied_ns = status.get("applied_time_ns") or 0
+    return max(0.0, round(time.time() - applied_ns / 1e9, 3)) if applied_ns else None

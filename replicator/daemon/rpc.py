@@ -1,0 +1,61 @@
+"""Calls to a peer's replicator: one mutually authenticated TLS connection, one request, one answer."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import Any
+
+from replicator.control import BadFrame, read_frame, write_frame
+from replicator.core.errors import AuthError, PeerError, ProtocolError, TimedOut, from_map
+from replicator.daemon.peers import Peer
+from replicator.daemon.tls import Contexts
+
+CONNECT_S = 5.0
+
+
+def call(contexts: Contexts, peer: Peer, op: str, args: dict[str, Any], timeout_s: float = 60.0) -> Any:
+    """Run `op` on the peer's replicator and return its result.
+
+    Raises the peer's own error again, PeerError (unreachable), AuthError, TimedOut (whether it was done is not known).
+    """
+    with contextlib.closing(contexts.connect(peer, min(CONNECT_S, timeout_s))) as sock:
+        sock.settimeout(timeout_s)
+        return ask(sock, {"t": "rpc", "op": op, "args": args}, peer.name)
+
+
+def open_link(contexts: Contexts, peer: Peer, group: str) -> ssl.SSLSocket:
+    """Open the data path of a pair. Raises as `call`."""
+    sock = contexts.connect(peer, CONNECT_S)
+    try:
+        ask(sock, {"t": "link", "group": group}, peer.name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def ask(sock: ssl.SSLSocket, frame: dict[str, Any], name: str) -> Any:
+    """Send one opening frame and return the result of the answer. `name`: of the other side, for errors."""
+    try:
+        write_frame(sock, frame)
+        reply = read_frame(sock)
+    except TimeoutError as exc:
+        raise TimedOut(f"{name} did not answer in time") from exc
+    except ssl.SSLError as exc:
+        if "ALERT" in (exc.reason or ""):
+            raise AuthError(
+                f"{name} does not know this node's certificate",
+                "it may have deleted this peer: join again with a new token",
+            ) from exc
+        raise PeerError(f"the connection to {name} broke: {exc.reason or exc}") from exc
+    except BadFrame as exc:
+        raise ProtocolError(f"{name}: {exc}") from exc
+    except OSError as exc:
+        raise PeerError(f"the connection to {name} broke: {exc.strerror or exc}", "see the log of its replicator") from exc
+    if reply is None:
+        raise PeerError(f"{name} closed the connection", "see the log of its replicator")
+    if reply.get("ok"):
+        return reply.get("result")
+    error = reply.get("error")
+    raise from_map(error if isinstance(error, dict) else {})
