@@ -105,6 +105,11 @@ class GroupHost:
         )
         self._events.add("group.broken", f"group {listed['name']} could not be opened: {reason}", group=listed["name"])
 
+    def settle(self) -> None:
+        """Durable: every bit of every history bitmap that was set before the call."""
+        for service in list(self._services.values()):
+            service.engine.bitmaps.sync()
+
     def release_waiters(self) -> None:
         """End every wait of a host request, with an error: the process stops and the connections are shut."""
         for service in self._services.values():

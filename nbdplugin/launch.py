@@ -1,4 +1,4 @@
-"""Start the target: python -m nbdplugin.launch --state S --run R [--background]
+"""Start the target: python -m nbdplugin.launch --state S --run R [--background] [--force]
 
 nbdkit listens on one Unix socket or one TCP port by itself, a node wants both and one process. So this makes the
 listening sockets, and becomes nbdkit by exec with the sockets passed as systemd passes them (LISTEN_FDS). The process
@@ -100,7 +100,7 @@ def nbdkit_environment(listeners: int) -> dict[str, str]:
     }
 
 
-def become_nbdkit(state_dir: Path, run_dir: Path) -> None:
+def become_nbdkit(state_dir: Path, run_dir: Path, force: bool = False) -> None:
     """Open the sockets and replace this process by nbdkit with our plugin. Returns only by raising."""
     config = nodeconfig.load(state_dir)
     program = shutil.which("nbdkit") or shutil.which("nbdkit", path="/usr/sbin:/usr/local/sbin:/sbin")
@@ -122,13 +122,13 @@ def become_nbdkit(state_dir: Path, run_dir: Path) -> None:
         program,
         [
             "farstripe-target", "-f", "--threads", str(config.threads), "python", str(plugin),
-            f"state={state_dir}", f"run={run_dir}",
+            f"state={state_dir}", f"run={run_dir}", *(["force=1"] if force else []),
         ],
         nbdkit_environment(len(listeners)),
     )  # fmt: skip
 
 
-def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = 60.0) -> int:
+def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = 60.0, force: bool = False) -> int:
     """Start the target as a process of its own and return its id once it serves.
 
     Its output goes to RUN/target.log. Raises the error the target failed with, or TimedOut (the target is then ended).
@@ -138,7 +138,7 @@ def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = 60.0)
     log = os.open(run_dir / "target.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     pid = os.fork()
     if pid == 0:
-        _child(state_dir, run_dir, log, ready_write)
+        _child(state_dir, run_dir, log, ready_write, force)
     os.close(ready_write)
     os.close(log)
     try:
@@ -147,7 +147,7 @@ def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = 60.0)
         os.close(ready_read)
 
 
-def _child(state_dir: Path, run_dir: Path, log: int, ready_write: int) -> None:
+def _child(state_dir: Path, run_dir: Path, log: int, ready_write: int, force: bool) -> None:
     """Become the target, in a session of its own; report a failure to start as the plugin does."""
     try:
         os.setsid()
@@ -158,7 +158,7 @@ def _child(state_dir: Path, run_dir: Path, log: int, ready_write: int) -> None:
         kept = fcntl.fcntl(ready_write, fcntl.F_DUPFD, 16)  # above the passed sockets; the plugin closes it when ready
         os.environ["FARSTRIPE_READY_FD"] = str(kept)
         os.environ.pop("NOTIFY_SOCKET", None)
-        become_nbdkit(state_dir, run_dir)
+        become_nbdkit(state_dir, run_dir, force)
     except BaseException as exc:  # the child must end here whatever happened
         record_failure(run_dir, exc)
         print(f"farstripe-target: {exc}", file=sys.stderr, flush=True)
@@ -202,13 +202,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--state", default=os.environ.get("FARSTRIPE_STATE", "/var/lib/farstripe"), type=Path)
     parser.add_argument("--run", default=os.environ.get("FARSTRIPE_RUN", "/run/farstripe"), type=Path)
     parser.add_argument("--background", action="store_true", help="return when the target serves; print its pid")
+    parser.add_argument(
+        "--force", action="store_true", help="open a RAID group although it is degraded and was not stopped in order"
+    )
     args = parser.parse_args(argv)
     state_dir, run_dir = args.state.resolve(), args.run.resolve()
     try:
         if args.background:
-            print(start_in_background(state_dir, run_dir))
+            print(start_in_background(state_dir, run_dir, force=args.force))
         else:
-            become_nbdkit(state_dir, run_dir)
+            become_nbdkit(state_dir, run_dir, args.force)
     except errors.FarstripeError as exc:
         print(f"farstripe-target: {exc}", file=sys.stderr)
         return exc.exit_code

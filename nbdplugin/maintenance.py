@@ -13,7 +13,7 @@ from typing import Any
 from nbdplugin.events import EventLog
 from nbdplugin.poolhost import PoolHost
 
-TICK_S = 1.0
+TICK_S = 5.0
 REBUILD_SHARE = 0.5
 """Part of the time a rebuild may use: after a step it sleeps in proportion, so hosts keep the rest."""
 
@@ -89,16 +89,19 @@ class Maintenance:
                     self._events.add("rebuild.failed", f"rebuild stopped: {exc}")
 
     def _run_rebuild(self, pool: Any) -> None:
-        started, steps = time.monotonic(), 0
+        if not _rebuilding(pool):
+            return
+        started = time.monotonic()
+        self._events.add("rebuild.started", f"rebuild of {', '.join(_rebuilding(pool))} started")
         while not self._stop.is_set():
             began = time.monotonic()
-            remaining = pool.rebuild_step()
-            if not remaining:
-                break
-            steps += 1
-            if steps == 1:
-                self._events.add("rebuild.started", "rebuild of a replaced member started")
+            if not pool.rebuild_step():
+                self._events.add("rebuild.done", f"rebuild finished after {began - started:.1f} s")
+                return
             took = time.monotonic() - began
             self._stop.wait(min(took * (1 - REBUILD_SHARE) / REBUILD_SHARE, 1.0))
-        if steps and not self._stop.is_set():
-            self._events.add("rebuild.done", f"rebuild finished after {time.monotonic() - started:.1f} s")
+
+
+def _rebuilding(pool: Any) -> list[str]:
+    """Paths of the members that are being rebuilt."""
+    return [m["path"] for group in pool.status()["groups"] for m in group["members"] if m["state"] == "rebuilding"]

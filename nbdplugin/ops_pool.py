@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
 from nbdplugin.exports import refuse_if_grouped, refuse_if_open, writable
-from replicator.core.errors import Refused
 
 if TYPE_CHECKING:
     from nbdplugin.routes import VolumeRoute
@@ -51,10 +50,16 @@ def volume_handlers(target: Target) -> dict[str, Handler]:
         raid_group = args.get("raid_group") and arguments.text(args, "raid_group")
         thin = arguments.flag(args, "thin", True)
         pools.create_volume(name, arguments.size(args), raid_group, thin)
-        return _facts(exports.get(name))
+        return facts(exports.get(name))
+
+    def facts(route: VolumeRoute) -> dict[str, Any]:
+        return next(v for v in listing({}) if v["name"] == route.name)
 
     def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
-        return [_facts(route) for route in exports.routes()]
+        if pools.pool is None:
+            return []
+        in_pool = {v["name"]: v for v in pools.status()["volumes"]}
+        return [_facts(route, in_pool[route.name]) for route in exports.routes() if route.name in in_pool]
 
     def delete(args: dict[str, Any]) -> None:
         with pools.changing:
@@ -69,13 +74,8 @@ def volume_handlers(target: Target) -> dict[str, Handler]:
             refuse_if_grouped(route, "resize")
             if size < route.volume.size:
                 refuse_if_open(route, "resize")
-                if not force:
-                    raise Refused(
-                        f"volume {route.name} would lose its last {route.volume.size - size} bytes",
-                        "shrink the filesystem first, then repeat with --force",
-                    )
-            pools.resize_volume(route, size)
-            return _facts(route)
+            pools.resize_volume(route, size, force)
+            return facts(route)
 
     return {
         "volume.create": create,
@@ -85,14 +85,14 @@ def volume_handlers(target: Target) -> dict[str, Handler]:
     }
 
 
-def _facts(route: VolumeRoute) -> dict[str, Any]:
-    volume = route.volume
+def _facts(route: VolumeRoute, in_pool: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": route.name,
-        "uuid": volume.uuid,
-        "size": volume.size,
-        "raid_group": getattr(volume, "raid_group", None),
-        "allocated": getattr(volume, "allocated_bytes", None),
+        "uuid": in_pool["uuid"],
+        "size": in_pool["size"],
+        "allocated": in_pool["allocated"],
+        "thin": in_pool["thin"],
+        "raid_group": in_pool["group"],
         "group": None,
         "role": None,
         "writable": writable(route),
@@ -103,5 +103,3 @@ def _facts(route: VolumeRoute) -> dict[str, Any]:
         state = route.group.engine.state
         facts.update(group=state.name, role=state.role, index=route.index)
     return facts
-
-

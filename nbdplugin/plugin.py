@@ -66,7 +66,7 @@ def _fail(exc: BaseException) -> RequestFailed:
 
 
 def config(key: str, value: str) -> None:
-    if key not in ("state", "run"):
+    if key not in ("state", "run", "force"):
         raise RequestFailed(f"unknown parameter {key}")
     _settings[key] = value
 
@@ -83,7 +83,7 @@ def thread_model() -> int:
 
 def after_fork() -> None:
     global _target
-    target = Target(_settings["state"], _settings["run"], shutdown=nbdkit.shutdown)
+    target = Target(_settings["state"], _settings["run"], nbdkit.shutdown, _settings.get("force") == "1")
     target.start()
     _target = target
 

@@ -32,8 +32,11 @@ class PoolHost:
         self.pool: Pool | None = None
         self.changing = threading.RLock()
 
-    def open(self) -> None:
-        """Open the pool that pool.json names and serve its volumes; without the file there is no pool yet."""
+    def open(self, force: bool) -> None:
+        """Open the pool that pool.json names and serve its volumes; without the file there is no pool yet.
+
+        force: open a RAID group although it is degraded and was not stopped in order.
+        """
         try:
             hints = json.loads(self._hints.read_text(encoding="utf-8"))
             members = [str(path) for path in hints["members"]]
@@ -41,15 +44,24 @@ class PoolHost:
             return
         except (ValueError, KeyError, TypeError) as exc:
             raise BadInput(f"{self._hints} cannot be read", 'write {"members": [paths of all members]}') from exc
-        self.pool = pool = Pool.open(members)
-        for group in pool.status()["groups"]:
+        self.pool = pool = Pool.open(members, force=force)
+        status = pool.status()
+        for group in status["groups"]:
             if group["state"] != "ok":
-                self._events.add("pool.degraded", f"RAID group {group['name']} opened {group['state']}")
+                self._events.add("pool.degraded", f"RAID group {group['name']} is {group['state']}", group=group["name"])
+        for remark in status["remarks"]:
+            self._events.add("pool.remark", remark)
+        if status["stopped"] != "clean":
+            self._events.add(
+                "pool.recovered",
+                f"pool {pool.name} {'was killed' if status['stopped'] == 'killed' else 'lost power'}: it is in order "
+                f"again, {status['repaired_chunks']} chunks repaired",
+            )
         self._serve_volumes(pool)
 
     def _serve_volumes(self, pool: Pool) -> None:
-        for name in pool.volumes:
-            self._exports.add(pool.volume(name), pool.sync)
+        for volume in pool.volumes:
+            self._exports.add(volume, pool.sync)
 
     def require(self) -> Pool:
         """The pool. Raises NotFound when there is none."""
@@ -108,8 +120,7 @@ class PoolHost:
         """Make a volume and serve it. Durable: the volume."""
         with self.changing:
             pool = self.require()
-            pool.create_volume(name, size, raid_group, thin)
-            self._exports.add(pool.volume(name), pool.sync)
+            self._exports.add(pool.create_volume(name, size, raid_group, thin), pool.sync)
         self._events.add("volume.created", f"volume {name} created, {size} bytes", name=name, size=size)
 
     def delete_volume(self, route: VolumeRoute) -> None:
@@ -124,11 +135,11 @@ class PoolHost:
                 raise
         self._events.add("volume.deleted", f"volume {route.name} deleted", name=route.name)
 
-    def resize_volume(self, route: VolumeRoute, size: int) -> None:
-        """Change a volume's size in bytes. Connections see the size they were opened with."""
+    def resize_volume(self, route: VolumeRoute, size: int, force: bool) -> None:
+        """Change a volume's size in bytes; `force` may cut data. Connections see the size they were opened with."""
         with self.changing:
             before = route.volume.size
-            self.require().resize_volume(route.name, size)
+            self.require().resize_volume(route.name, size, force=force)
         self._events.add(
             "volume.resized", f"volume {route.name}: {before} → {size} bytes", name=route.name, before=before, size=size
         )

@@ -40,8 +40,9 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 class Target:
     """Everything one target process owns."""
 
-    def __init__(self, state_dir: str, run_dir: str, shutdown: Callable[[], None]) -> None:
-        """`shutdown` asks nbdkit to drain its connections and end."""
+    def __init__(self, state_dir: str, run_dir: str, shutdown: Callable[[], None], force: bool = False) -> None:
+        """shutdown: asks nbdkit to end. force: open a pool that PoolHost.open refuses without."""
+        self._force = force
         self.state_dir = Path(state_dir)
         self.run_dir = Path(run_dir)
         self._shutdown = shutdown
@@ -67,7 +68,7 @@ class Target:
         self.events = EventLog(self.state_dir)
         self.exports = Exports()
         self.pools = PoolHost(self.state_dir, self.exports, self.events)
-        self.pools.open()
+        self.pools.open(self._force)
         self.groups = GroupHost(self.state_dir, self.run_dir, self.config, self.pools, self.exports, self.events)
         self.groups.open()
         self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)

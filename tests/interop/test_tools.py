@@ -15,7 +15,10 @@ from tests.testing.targetproc import MIB, TargetProcess
 
 def run(*argv: object, timeout_s: float = 120) -> str:
     """Run a program and return its output; AssertionError with that output when it fails."""
-    done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=timeout_s, check=False)
+    env = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}  # nbdsh runs the python3 it finds first
+    done = subprocess.run(
+        [str(a) for a in argv], capture_output=True, text=True, timeout=timeout_s, check=False, env=env
+    )
     assert done.returncode == 0, f"{argv[0]} failed\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
