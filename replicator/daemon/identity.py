@@ -64,7 +64,7 @@ def load_or_create(keys_dir: Path, node_id: str) -> Identity:
         der = ssl.PEM_cert_to_DER_cert(pem)
         key = serialization.load_pem_private_key(key_path.read_bytes(), None)
         cert = x509.load_der_x509_certificate(der)
-        if key.public_key() != cert.public_key():
+        if _point(key.public_key()) != _point(cert.public_key()):
             raise ValueError("key and certificate do not belong together")
     except (ValueError, TypeError, UnicodeDecodeError) as exc:
         raise IntegrityError(
@@ -72,6 +72,12 @@ def load_or_create(keys_dir: Path, node_id: str) -> Identity:
             "restore it, or remove the folder and join every peer again",
         ) from exc
     return Identity(key_path, cert_path, pem, fingerprint_of(der))
+
+
+def _point(key: object) -> bytes:
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("not an elliptic-curve key")
+    return key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
 
 
 def _make(node_id: str) -> tuple[bytes, bytes]:
