@@ -1,4 +1,4 @@
-"""Arguments of control requests, checked before anything acts on them. Every failure is BadInput and names the thing."""
+"""Arguments of control requests, checked before anything acts on them. A failure is BadInput and names the thing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The node's event log: what happened to pool, volumes, groups and processes, for `farstripe events`.
 
 JSON lines, one event each, in STATE/events.jsonl; when it holds KEEP events it becomes events.1.jsonl and a new one
-starts, so between KEEP and 2 × KEEP events are there. Events number on across restarts.
+starts, so between KEEP and twice KEEP events are there. Events number on across restarts.
 
     {"n": 17, "time": "2024-05-06T07:08:09.123456Z", "kind": "member.failed", "text": "…", "data": {…}}
 

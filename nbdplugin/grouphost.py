@@ -6,9 +6,9 @@
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
     RUN/<uuid>.page .t .r            counters and doorbells
 
-A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none; what
-is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the others:
-its volumes can be read, and refuse every change with the reason, since an unrecorded write could never be made good.
+A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
+what is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the
+others: its volumes can be read, and refuse every change with the reason, since an unrecorded write could never be made good.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class GroupHost:
             listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return {"uuid": uuid, "name": str(listed["name"]), "volumes": list(listed["volumes"])}
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise MediumError(f"{path} cannot be read: {exc}", "restore it, or delete the directory of the group") from exc
+            raise MediumError(f"{path} cannot be read: {exc}", "restore it, or delete the group's directory") from exc
 
     def _set_broken(self, uuid: str, exc: Exception) -> None:
         """Keep every change away from the volumes of a group that could not be opened."""
@@ -104,11 +104,6 @@ class GroupHost:
             lambda: MediumError(f"group {listed['name']} could not be opened: {reason}", "see 'farstripe events'"),
         )
         self._events.add("group.broken", f"group {listed['name']} could not be opened: {reason}", group=listed["name"])
-
-    def settle(self) -> None:
-        """Durable: every bit of every history bitmap that was set before the call."""
-        for service in list(self._services.values()):
-            service.engine.bitmaps.sync()
 
     def release_waiters(self) -> None:
         """End every wait of a host request, with an error: the process stops and the connections are shut."""
@@ -133,12 +128,14 @@ class GroupHost:
 
     def _parts(self, directory: Path, uuid: str, volumes: list[dict[str, Any]]) -> Parts:
         pool = self._pools.require()
+        maps: list[Any] = [MappedFile(directory / f"bitmap.{v['index']}", blocks_of(v["size"])) for v in volumes]
+        served: list[Any] = [pool.volume(v["name"]) for v in volumes]
         return Parts(
             state=PlainFile(directory / "state"),
             journal=PlainFile(directory / "journal"),
             page=Page.map(self._run / f"{uuid}.page"),
-            maps=[MappedFile(directory / f"bitmap.{v['index']}", max(1, blocks_of(v["size"]))) for v in volumes],
-            volumes=[pool.volume(v["name"]) for v in volumes],
+            maps=maps,
+            volumes=served,
             pool_sync=pool.sync,
             clock_ns=time.time_ns,
             boot=self._boot,
@@ -194,7 +191,7 @@ class GroupHost:
                 raise MediumError(f"group {broken['name']} could not be opened: {broken['failed']}", "see 'events'")
         raise NotFound(f"no group {which!r} on this node", "farstripe group list shows them")
 
-    def list(self) -> list[dict[str, Any]]:
+    def statuses(self) -> list[dict[str, Any]]:
         """Status of every group."""
         return [s.status() for s in self._services.values()] + [dict(b) for b in self._broken.values()]
 
@@ -253,7 +250,8 @@ class GroupHost:
     def _check_free(self, volume: str) -> None:
         route = self._exports.get(volume)
         if route.group is not None:
-            raise Refused(f"volume {volume} is in group {route.group.engine.state.name}", "a volume is in one group only")
+            group = route.group.engine.state.name
+            raise Refused(f"volume {volume} is in group {group}", "a volume is in one group only")
 
     def _check_adoptable(self, volume: dict[str, Any]) -> None:
         name = volume["name"]
@@ -298,7 +296,10 @@ class GroupHost:
         return service
 
     def delete(self, which: str, force: bool) -> None:
-        """Forget a group; its volumes stay and are served without it. Raises Refused while it is paired, unless forced."""
+        """Forget a group; its volumes stay and are served without it.
+
+        Raises Refused, unless forced, while it is paired or its copy here is not consistent.
+        """
         with self._pools.changing:
             service = self.get(which)
             state = service.engine.state

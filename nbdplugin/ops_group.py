@@ -38,7 +38,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         return service.status()
 
     def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
-        return groups.list()
+        return groups.statuses()
 
     def delete(args: dict[str, Any]) -> None:
         groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"))

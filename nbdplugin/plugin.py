@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from threading import get_ident
 
-import nbdkit  # made by nbdkit itself; exists only inside it
+import nbdkit  # type: ignore[import-not-found]  # made by nbdkit, exists only inside it
 
 from nbdplugin import routes, workers
 from nbdplugin.exports import describe

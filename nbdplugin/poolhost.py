@@ -1,7 +1,7 @@
 """The node's pool as the target holds it: opening, creating, its volumes, and the list of where its members are.
 
-STATE/pool.json holds {"name": …, "members": [paths]}: hints only. What a member is, its own superblock says; a hint that
-is wrong costs a clear error, never data.
+STATE/pool.json holds {"name": …, "members": [paths]}: hints only. What a member is, its own superblock says; a hint
+that is wrong costs a clear error, never data.
 
 `changing` serialises everything that changes the pool's shape; requests of clients never take it.
 """
@@ -48,7 +48,8 @@ class PoolHost:
         status = pool.status()
         for group in status["groups"]:
             if group["state"] != "ok":
-                self._events.add("pool.degraded", f"RAID group {group['name']} is {group['state']}", group=group["name"])
+                name, state = group["name"], group["state"]
+                self._events.add("pool.degraded", f"RAID group {name} is {state}", group=name)
         for remark in status["remarks"]:
             self._events.add("pool.remark", remark)
         if status["stopped"] != "clean":

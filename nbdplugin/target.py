@@ -1,9 +1,8 @@
 """The target process: puts pool, volumes, groups and the control socket together, and takes them apart in order.
 
 Order of a start: configuration, events, pool, volumes, groups, maintenance, control socket, READY. Order of a stop:
-connections end (nbdplugin.drain), nbdkit leaves its loop, then the control socket, maintenance, groups (checkpoint), pool
-(marked clean). A kill at any point of either is an unclean stop, which
-the next start recovers from.
+connections end (nbdplugin.drain), nbdkit leaves its loop, then the control socket, maintenance, groups (checkpoint),
+pool (marked clean). A kill at any point of either is an unclean stop, which the next start recovers from.
 
 What this does not do: requests (routes), decisions (engine), RAID (raidlib).
 """
@@ -88,10 +87,10 @@ class Target:
         """End the wait of launch.start_in_background.
 
         nbdkit with passed sockets asks the kernel for SIGTERM when its parent dies (as --exit-with-parent does). Our
-        parent is that starter, which ends now as it should.
+        parent is that starter, which ends now as it should, or a shell that may.
         """
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
         if number := os.environ.pop("FARSTRIPE_READY_FD", ""):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
             os.write(int(number), b"ready")
             os.close(int(number))
 

@@ -92,7 +92,7 @@ def test_a_target_whose_pool_is_gone_says_so_at_start(target: TargetProcess) -> 
     target.terminate()
     for disk in target.disks.iterdir():
         disk.unlink()
-    with pytest.raises(Exception, match="d0|member|pool") as caught:
+    with pytest.raises(Exception, match=r"d0|member|pool") as caught:
         target.start()
     target.pid = 0
     assert getattr(caught.value, "exit_code", 0) in (3, 5, 9)
