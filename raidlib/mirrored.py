@@ -62,7 +62,8 @@ class MirroredGroup(RaidGroup):
         if geometry.data_chunks == 1:
             # Level 1: the area is contiguous on each copy.
             first = first_row + (off >> self.chunk_shift)
-            with self._lock_rows(first, first_row + ((off + len(view) - 1) >> self.chunk_shift)):
+            last = first_row + ((off + len(view) - 1) >> self.chunk_shift)
+            with self._locks[first & 255] if first == last else self._lock_rows(first, last):
                 self._write_copies(0, first, base + off, view)
             return
         at, end, chunk_bytes = off, off + len(view), geometry.chunk_bytes

@@ -45,8 +45,8 @@ class Kind(enum.IntEnum):
     COMMIT = 1  # the generation is on every member: a member that lacks it is stale
     ALLOC = 2  # volume's logical area `index` is now `area`
     FREE = 3  # and now it is not; the area may hold old data
-    TOUCH = 4  # areas are being allocated in this block of the volume; durable before the first
-    UNTOUCH = 5  # all of those allocations are durable
+    TOUCH = 4  # areas come or go in this block of the volume; durable before the first
+    UNTOUCH = 5  # all of those changes are durable
     REBUILT = 6  # a rebuilding member is right up to this area
 
 

@@ -266,7 +266,8 @@ class Volume:
         while at < end:
             index, start = divmod(off, self._area_bytes)
             n = min(self._area_bytes - start, end - at)
-            self.group.write(self._prepare(index), start, view[at : at + n])
+            area = self.info.areas.get(index) if self._writable[index] is not None else None
+            self.group.write(self._prepare(index) if area is None else area, start, view[at : at + n])
             at += n
             off += n
 
@@ -311,13 +312,21 @@ class Volume:
             if index << self._shift >= self._size[0]:
                 raise NotFound(f"volume {info.name} ends before area {index}")
             area = self._allocator.take()
-            block = info.id, index // TOUCH_AREAS
-            if block not in self._touched:
-                # Durable before the first write: when a power cut takes the allocation, the range is known.
-                ledger.record([Record(Kind.TOUCH, 0, *block)], durable=True)
-            self._touched[block] = True
+            self._touch({index // TOUCH_AREAS})
             ledger.record([Record(Kind.ALLOC, info.group, info.id, index, area)])
             return area
+
+    def _touch(self, blocks: set[int]) -> None:
+        """Note that areas come or go in these blocks of the volume, whatever a power cut keeps of it.
+
+        Call under the ledger's lock. Durable: that.
+        """
+        keys = [(self.info.id, block) for block in sorted(blocks)]
+        fresh = [Record(Kind.TOUCH, 0, *key) for key in keys if key not in self._touched]
+        if fresh:
+            self._ledger.record(fresh, durable=True)
+        for key in keys:
+            self._touched[key] = True
 
     def _free(self, indexes: list[int]) -> None:
         """Give areas back. Durable: nothing until Pool.sync()."""
@@ -334,6 +343,7 @@ class Volume:
                     continue
                 for index, _ in mapped:
                     self._readable[index] = self._writable[index] = None
+                self._touch({index // TOUCH_AREAS for index, _ in mapped})
                 ledger.record([Record(Kind.FREE, info.group, info.id, index, area) for index, area in mapped])
                 areas = [area for _, area in mapped]
                 self._allocator.freed(areas)

@@ -4,6 +4,7 @@ FakeDisk holds named FakeFiles that obey raidlib's BlockFile protocol. Reads alw
 cache). A sync makes writes stable; crash() is a power cut: each write that no sync covered is, by the seeded
 generator, kept, dropped or torn at 512-byte sectors, independently of the others. kill() is the death of the process
 alone: the page cache survives, and a later power cut can still take what was never synced.
+The operation that cut_at stops is in flight: a power cut may keep any of it, a kill a whole number of its pages.
 
 Both end the life of every open handle: a handle from before raises EBADF, so a forgotten thread of the dead process
 cannot write into the next life.
@@ -21,12 +22,13 @@ import os
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Buffer = bytes | bytearray | memoryview
 Fate = Literal["keep", "drop", "tear"]
 SECTOR_BYTES = 512
+PAGE_BYTES = 4096
 
 
 class PowerCut(BaseException):
@@ -67,6 +69,7 @@ class FakeDisk:
         self._life = 0
         self._cut_at: int | None = None
         self._exclusive: set[str] = set()
+        self._in_flight: Unsynced | None = None
         self._lock = threading.RLock()
 
     # Files
@@ -132,10 +135,20 @@ class FakeDisk:
     def kill(self) -> None:
         """End the process: every handle dies, the page cache stays."""
         with self._lock:
+            write = self._in_flight
+            if write is not None:
+                pages = len(write.new) // PAGE_BYTES
+                done = self.rng.randrange(pages + 2) * PAGE_BYTES
+                store = self._find(write.file)
+                store.data[write.off : write.off + len(write.new)] = write.new[:done] + write.old[done:]
+                write.new = write.new[:done] + write.old[done:]
             self._end_life()
 
     def cut_at(self, operation: int | None) -> None:
-        """Raise PowerCut before the change with this number (see `operations`); None takes it back."""
+        """Raise PowerCut in the change with this number (see `operations`); None takes it back.
+
+        Nothing of that change has happened for certain; crash() or kill() must follow, and say what did.
+        """
         self._cut_at = operation
 
     def unsynced(self) -> list[Unsynced]:
@@ -144,13 +157,24 @@ class FakeDisk:
 
     def snapshot(self) -> dict[str, tuple[bytes, list[Unsynced]]]:
         """Contents and unsynced writes of every file, for restore()."""
-        return {name: (bytes(store.data), list(store.unsynced)) for name, store in self._stores.items()}
+        return {name: (bytes(store.data), _copies(store.unsynced)) for name, store in self._stores.items()}
 
     def restore(self, saved: dict[str, tuple[bytes, list[Unsynced]]]) -> None:
         """Go back to a snapshot; every handle dies and all faults are gone."""
         with self._lock:
-            self._stores = {name: _Store(bytearray(data), list(writes)) for name, (data, writes) in saved.items()}
+            self._stores = {name: _Store(bytearray(data), _copies(writes)) for name, (data, writes) in saved.items()}
             self._end_life()
+
+    def fork(self, rng: random.Random) -> FakeDisk:
+        """Return another disk with the same contents, dead handles and all, to try another outcome on."""
+        other = FakeDisk(rng)
+        with self._lock:
+            other.operations = self.operations
+            other.restore(self.snapshot())
+            if self._in_flight is not None:
+                # It is the last change of its file.
+                other._in_flight = other._stores[self._in_flight.file].unsynced[-1]
+        return other
 
     # Faults
 
@@ -181,13 +205,19 @@ class FakeDisk:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return store
 
-    def _before_change(self, op: str, name: str, off: int, length: int) -> None:
+    def _change(self, op: str, name: str, off: int, length: int) -> bool:
+        """Count a change; return whether the process ends in it."""
         if self.trace is not None:
             self.trace(op, name, off, length)
         if self.operations == self._cut_at:
-            self._end_life()
-            raise PowerCut(f"cut at operation {self.operations}: {op} {name} {off}+{length}")
+            return True
         self.operations += 1
+        return False
+
+    def _cut(self, op: str, write: Unsynced | None) -> PowerCut:
+        self._end_life()
+        self._in_flight = write
+        return PowerCut(f"cut at operation {self.operations}: {op}")
 
     def _random_fate(self, _index: int, _write: Unsynced) -> Fate:
         return self.rng.choice(("keep", "drop", "tear"))
@@ -207,6 +237,7 @@ class FakeDisk:
     def _end_life(self) -> None:
         self._life += 1
         self._cut_at = None
+        self._in_flight = None
         self._exclusive.clear()
 
 
@@ -275,7 +306,8 @@ class FakeFile:
         """See BlockFile."""
         with self._disk._lock:
             store = self._store()
-            self._disk._before_change("sync", self.path, 0, 0)
+            if self._disk._change("sync", self.path, 0, 0):
+                raise self._disk._cut("sync", None)
             if store.sync_fails:
                 store.sync_fails = False
                 for write in reversed(store.unsynced):
@@ -310,11 +342,14 @@ class FakeFile:
         end = off + len(data)
         if off < 0 or end > len(store.data):
             raise OSError(errno.ENOSPC, f"{op} of {off}+{len(data)} beyond the end", self.path)
-        self._disk._before_change(op, self.path, off, len(data))
+        cut = self._disk._change(op, self.path, off, len(data))
         if any(start < end and off < stop for start, stop in store.bad_writes):
             raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
-        store.unsynced.append(Unsynced(self.path, off, data, bytes(store.data[off:end])))
+        write = Unsynced(self.path, off, data, bytes(store.data[off:end]))
+        store.unsynced.append(write)
         store.data[off:end] = data
+        if cut:
+            raise self._disk._cut(f"{op} {self.path} {off}+{len(data)}", write)
         if store.bad_reads:
             store.bad_reads = [piece for bad in store.bad_reads for piece in _without(bad, off, end)]
 
@@ -327,6 +362,10 @@ class FakeFile:
         for buf in bufs:
             done += self.preadinto(buf, off + done)
         return done
+
+
+def _copies(writes: list[Unsynced]) -> list[Unsynced]:
+    return [replace(write) for write in writes]
 
 
 def _overlay(earlier: Unsynced, off: int, data: bytes) -> None:

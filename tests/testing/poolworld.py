@@ -1,0 +1,364 @@
+"""A pool on a FakeDisk beside a model of what it must hold, through kills and power cuts.
+
+The model knows nothing of raidlib's insides. Every write fills its sectors with a tag of its own, so a sector that
+reads as something else tells what it is: an older write, another volume's data, garbage. What it demands after each
+crash and open:
+
+* a sector holds its last acknowledged value, or, in a write that was in flight, the old or the new one; after a power
+  cut also any value it had since the last completed sync;
+* where that is not the last acknowledged value, Pool.unclean_ranges covers it;
+* volumes exist, and have the sizes, that completed calls say; a call in flight happened or did not;
+* a new volume reads as zeroes wherever it was not written;
+* redundancy holds: with any members gone that the level can bear, the same bytes are read.
+
+A violation raises Violation. Made for one thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from raidlib import GroupSpec, Pool, Volume
+from raidlib.errors import NotFound, OutOfSpace, RaidError
+from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
+
+TOLERATES = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}
+"""Members that any group of a level can lose (RAID 1 of two)."""
+
+
+class Violation(AssertionError):
+    """The pool holds something it must not."""
+
+
+@dataclass
+class VolumeModel:
+    """What one volume may hold. Sector values are tags; 0 is zeroes."""
+
+    size: int
+    current: list[int] = field(default_factory=list)
+    since_sync: dict[int, set[int]] = field(default_factory=dict)
+    """For sectors written since the last sync: every value a power cut may leave."""
+
+    def __post_init__(self) -> None:
+        self.current = [0] * (self.size // SECTOR_BYTES)
+
+    def put(self, sectors: range, tag: int) -> None:
+        """A write completed."""
+        for sector in sectors:
+            self.since_sync.setdefault(sector, {self.current[sector]}).add(tag)
+            self.current[sector] = tag
+
+    def resize(self, size: int) -> None:
+        """A resize completed."""
+        sectors = size // SECTOR_BYTES
+        self.current = self.current[:sectors] + [0] * (sectors - len(self.current))
+        self.since_sync = {sector: values for sector, values in self.since_sync.items() if sector < sectors}
+        self.size = size
+
+
+@dataclass
+class _InFlight:
+    """The call that has not returned."""
+
+    kind: str
+    volume: str
+    sectors: range = range(0)
+    tag: int = 0
+    size: int = 0
+
+
+class PoolWorld:
+    """One pool with its disk and its model. Operations mirror the pool's; each tells the model."""
+
+    def __init__(
+        self,
+        rng: random.Random,
+        level: int,
+        members: int,
+        *,
+        areas: int = 12,
+        chunk_bytes: int = 4096,
+        area_bytes: int = 16384,
+    ) -> None:
+        self.rng = rng
+        self.disk = FakeDisk(rng)
+        self.level = level
+        self.paths = [f"m{i}" for i in range(members)]
+        self.models: dict[str, VolumeModel] = {}
+        self.spares = 0
+        self.area_bytes = area_bytes
+        self._tags = itertools.count(1)
+        self._in_flight: _InFlight | None = None
+        copies = {1: members, 10: 2}.get(level, 1)
+        data = members // copies - {5: 1, 6: 2}.get(level, 0)
+        rows = -(-area_bytes // (data * chunk_bytes))
+        self._member_bytes = (128 << 10) + areas * rows * chunk_bytes
+        for path in self.paths:
+            self.disk.create(path, self._member_bytes)
+        self.pool = Pool.create("tank", [GroupSpec("g", level, self.paths, chunk_bytes)], area_bytes, self._open)
+
+    def fork(self, rng: random.Random) -> PoolWorld:
+        """Return this world after the cut once more, to try another outcome; the pool object is dead in both."""
+        other = copy.copy(self)
+        other.rng = rng
+        other.disk = self.disk.fork(rng)
+        other.models = copy.deepcopy(self.models)
+        other.paths = list(self.paths)
+        return other
+
+    # Operations
+
+    def create_volume(self, name: str, size: int, thin: bool = True) -> None:
+        """Make a volume; out of space changes nothing."""
+        self._begin(_InFlight("create", name, size=size))
+        try:
+            self.pool.create_volume(name, size, thin=thin)
+        except OutOfSpace:
+            self._end()
+            return
+        self.models[name] = VolumeModel(size)
+        self._end()
+
+    def delete_volume(self, name: str) -> None:
+        """Delete a volume."""
+        self._begin(_InFlight("delete", name))
+        self.pool.delete_volume(name)
+        del self.models[name]
+        self._end()
+
+    def resize_volume(self, name: str, size: int) -> None:
+        """Grow or, with force, shrink."""
+        self._begin(_InFlight("resize", name, size=size))
+        self.pool.resize_volume(name, size, force=True)
+        self.models[name].resize(size)
+        self._end()
+
+    def write(self, name: str, first: int, count: int) -> None:
+        """Write `count` sectors with a new tag; out of space may leave any part written."""
+        tag = next(self._tags)
+        sectors = range(first, first + count)
+        self._begin(_InFlight("write", name, sectors, tag))
+        data = b"".join(sector_bytes(tag, sector) for sector in sectors)
+        self._write(name, sectors, tag, lambda volume: volume.pwrite(data, first * SECTOR_BYTES))
+
+    def zero(self, name: str, first: int, count: int, punch: bool = True) -> None:
+        """Zero or trim `count` sectors."""
+        sectors = range(first, first + count)
+        self._begin(_InFlight("zero", name, sectors, 0))
+        self._write(
+            name, sectors, 0, lambda volume: volume.zero(first * SECTOR_BYTES, count * SECTOR_BYTES, punch)
+        )
+
+    def sync(self) -> None:
+        """Sync; what was acknowledged before is then the only truth."""
+        self.pool.sync()
+        for model in self.models.values():
+            model.since_sync.clear()
+
+    def clear_intents(self) -> None:
+        """Let the pool clear idle marks."""
+        self.pool.clear_intents()
+
+    def fail_member(self, index: int) -> None:
+        """Take a member out."""
+        self.pool.fail_member(self.paths[index])
+
+    def replace_member(self, index: int) -> None:
+        """Put a new disk in."""
+        self.spares += 1
+        path = f"spare{self.spares}"
+        self.disk.create(path, self._member_bytes)
+        old, self.paths[index] = self.paths[index], path
+        try:
+            self.pool.replace_member(old, path, self._open)
+        except PowerCut:
+            self.paths.append(old)  # either may be the member now; the superblocks will say
+            raise
+
+    def rebuild(self, steps: int) -> int:
+        """Rebuild a little; return what remains."""
+        remaining = 0
+        for _ in range(steps):
+            remaining = self.pool.rebuild_step()
+        return remaining
+
+    # Crashes
+
+    def close_and_open(self) -> None:
+        """A clean restart."""
+        self.pool.close()
+        for model in self.models.values():
+            model.since_sync.clear()
+        self.pool = Pool.open(self.paths, self._open, boot_id="a")
+        if self.pool.stopped != "clean" or self.pool.unclean_ranges:
+            raise Violation(f"a closed pool opened as {self.pool.stopped}")
+        self.check_contents()
+
+    def kill_and_open(self, *, cut_open_at: int | None = None) -> None:
+        """The process dies; the page cache lives."""
+        self.disk.kill()
+        self._reopen(power=False, cut_open_at=cut_open_at)
+
+    def power_cut_and_open(
+        self, fate: Callable[[int, object], str] | None = None, *, cut_open_at: int | None = None
+    ) -> None:
+        """The power goes: unsynced writes are lost, torn or kept. cut_open_at: cut again so many operations later."""
+        self.disk.crash(fate)  # type: ignore[arg-type]
+        self._reopen(power=True, cut_open_at=cut_open_at)
+
+    def _reopen(self, *, power: bool, cut_open_at: int | None) -> None:
+        if cut_open_at is not None:
+            self.disk.cut_at(self.disk.operations + cut_open_at)
+            try:
+                self.pool = Pool.open(self.paths, self._open, boot_id="b" if power else "a")
+            except PowerCut:
+                if power:
+                    self.disk.crash()
+                else:
+                    self.disk.kill()
+                self.pool = Pool.open(self.paths, self._open, boot_id="b" if power else "a")
+            self.disk.cut_at(None)
+        else:
+            self.pool = Pool.open(self.paths, self._open, boot_id="b" if power else "a")
+        self._settle_lifecycle()
+        unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
+        flight = self._in_flight
+        for name, model in self.models.items():
+            in_flight = flight if flight is not None and flight.volume == name else None
+            found = self._read_tags(name)
+            covered = unclean.get(name, set())
+            for sector, value in enumerate(found):
+                acknowledged = model.current[sector]
+                allowed = {acknowledged}
+                if power:
+                    allowed |= model.since_sync.get(sector, set())
+                if in_flight is not None and sector in in_flight.sectors:
+                    allowed.add(in_flight.tag)
+                if value not in allowed:
+                    raise Violation(f"{name} sector {sector} holds {value}, may hold {sorted(allowed)}")
+                if value != acknowledged and sector not in covered:
+                    raise Violation(f"{name} sector {sector} holds {value}, not {acknowledged}, and is not unclean")
+            model.current = found
+            model.since_sync.clear()
+        self._in_flight = None
+
+    def _settle_lifecycle(self) -> None:
+        """A create, delete or resize that was in flight happened or did not: let the model follow."""
+        flight = self._in_flight
+        there = {volume.name: volume.size for volume in self.pool.volumes}
+        if flight is not None:
+            if flight.kind == "create" and flight.volume in there:
+                self.models[flight.volume] = VolumeModel(flight.size)
+            elif flight.kind == "delete" and flight.volume not in there:
+                self.models.pop(flight.volume, None)
+            elif flight.kind == "resize" and there.get(flight.volume) == flight.size:
+                self.models[flight.volume].resize(flight.size)
+        expected = {name: model.size for name, model in self.models.items()}
+        if there != expected:
+            raise Violation(f"volumes are {there}, should be {expected}")
+
+    # Checks
+
+    def check_contents(self) -> None:
+        """Every volume holds exactly what was acknowledged."""
+        for name, model in self.models.items():
+            found = self._read_tags(name)
+            if found != model.current:
+                wrong = [i for i, (a, b) in enumerate(zip(found, model.current, strict=True)) if a != b]
+                raise Violation(f"{name} sector {wrong[0]} holds {found[wrong[0]]}, not {model.current[wrong[0]]}")
+
+    def check_new_volume_is_zero(self) -> None:
+        """Every free area reads as zeroes, once allocated, but for the one sector written."""
+        free = self.pool.status()["groups"][0]["free_areas"]
+        if not free:
+            return
+        volume = self.pool.create_volume("probe", free * self.area_bytes)
+        for area in range(free):
+            volume.pwrite(sector_bytes(7, 7), area * self.area_bytes + SECTOR_BYTES)
+            data = volume.pread(self.area_bytes, area * self.area_bytes)
+            if data[:SECTOR_BYTES].strip(b"\0") or data[2 * SECTOR_BYTES :].strip(b"\0"):
+                raise Violation(f"new area {area} shows old data")
+        self.pool.delete_volume("probe")
+
+    def check_redundancy(self, lost: Sequence[int] | None = None) -> None:
+        """With members gone (by default as many as the level bears, at random) the same bytes are read.
+
+        Ends this world: the pool is closed, and the disk is put back as it was.
+        """
+        self.check_contents()
+        states = self.pool.status()["groups"][0]["members"]
+        away = sum(member["state"] != "in_sync" for member in states)
+        spare = TOLERATES[self.level] - away
+        healthy = [i for i, member in enumerate(states) if member["state"] == "in_sync"]
+        if lost is None:
+            lost = self.rng.sample(healthy, max(0, spare))
+        self.pool.close()
+        saved = self.disk.snapshot()
+        for index in lost:
+            self.disk.remove(states[index]["path"])
+        self.pool = Pool.open(self.disk.names(), self._open, force=True, boot_id="a")
+        try:
+            self.check_contents()
+        finally:
+            self.pool.close()
+            self.disk.restore(saved)
+
+    # Inside
+
+    def _open(self, path: str) -> object:
+        return self.disk.open_exclusive(path)
+
+    def _begin(self, flight: _InFlight) -> None:
+        self._in_flight = flight
+
+    def _end(self) -> None:
+        self._in_flight = None
+
+    def _write(self, name: str, sectors: range, tag: int, call: Callable[[Volume], None]) -> None:
+        model = self.models[name]
+        try:
+            call(self.pool.volume(name))
+        except OutOfSpace:
+            found = self._read_tags(name)
+            for sector in sectors:
+                if found[sector] not in (tag, model.current[sector]):
+                    raise Violation(f"{name} sector {sector} holds {found[sector]} after a failed write") from None
+                if found[sector] == tag:
+                    model.put(range(sector, sector + 1), tag)
+        else:
+            model.put(sectors, tag)
+        self._end()
+
+    def _read_tags(self, name: str) -> list[int]:
+        try:
+            volume = self.pool.volume(name)
+            data = volume.pread(volume.size, 0)
+        except (NotFound, RaidError) as exc:
+            raise Violation(f"{name} cannot be read: {exc}") from exc
+        return [
+            _tag_of(data[at : at + SECTOR_BYTES], at // SECTOR_BYTES) for at in range(0, len(data), SECTOR_BYTES)
+        ]
+
+
+def sector_bytes(tag: int, sector: int) -> bytes:
+    """The 512 bytes of a sector written with a tag."""
+    return struct.pack("<QQ", tag, sector + 1) * (SECTOR_BYTES // 16)
+
+
+def _tag_of(data: bytes, sector: int) -> int:
+    """The tag a sector holds; -1 when it is nothing that was ever written there."""
+    tag, place = struct.unpack_from("<QQ", data)
+    if data == bytes(SECTOR_BYTES):
+        return 0
+    if data == sector_bytes(tag, sector) and place == sector + 1:
+        return int(tag)
+    return -1
+
+
+def _sector_set(ranges: list[tuple[int, int]]) -> set[int]:
+    return {sector for off, n in ranges for sector in range(off // SECTOR_BYTES, (off + n) // SECTOR_BYTES)}
