@@ -11,7 +11,7 @@ from replicator.core.errors import IntegrityError, ProtocolError
 from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.groupfiles import GroupFiles
-from replicator.daemon.link.receiver import ACK_LAZY_S, Receiver
+from replicator.daemon.link.receiver import ACK_LAZY_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import LINK, LINK_DOWN, LINK_STREAMING, REPLICATOR_ASLEEP, REPLICATOR_BEAT_MS
 
@@ -33,6 +33,7 @@ class Flow:
         self._conn: Connection | None = None
         self._held: tuple[int, memoryview] | None = None  # a run for which the journal has no room yet
         self._next_lazy = 0.0
+        self._next_ring = 0.0
         self._next_beat = 0.0
         self.peer_beat: tuple[int, int, int] | None = None
         self.records = 0
@@ -100,6 +101,9 @@ class Flow:
             if lazy:
                 self._next_lazy = now + ACK_LAZY_S
             receiver.acknowledge(conn.send, lazy)
+            if now >= self._next_ring:
+                self._next_ring = now + RING_LAZY_S
+                receiver.ring()
 
     def take_frame(self, kind: int, flags: int, first_seq: int, body: memoryview) -> tuple[int, int, int] | None:
         """Take a DATA, ACK or BEAT frame; returns the positions of an ACK that counts.
@@ -178,5 +182,6 @@ class Flow:
         if self.shipper is not None:
             return min(LOOK_S, max(0.0, self._next_beat - now))
         if self.receiver is not None and self.receiver.lazy_pending:
-            return max(0.0, self._next_lazy - now)
+            due = min(self._next_lazy, self._next_ring) if self.receiver.ring_pending else self._next_lazy
+            return max(0.0, due - now)
         return LOOK_S if self.files is not None else 3600.0

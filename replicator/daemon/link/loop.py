@@ -51,6 +51,7 @@ from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection, Lost
 from replicator.daemon.link.flow import FRAMES_A_ROUND, Flow
 from replicator.daemon.link.shipper import Stopped
+from replicator.journal.page import Doorbell
 
 log = logging.getLogger("farstripe.link")
 
@@ -97,6 +98,10 @@ class PairLoop:
         self._inbox: deque[Event | _Incoming | _Query] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
+        self._poller: select.poll | None = None
+        self._watched: tuple[object, ...] = ()
+        self._readable = False
+        """Whether the connection may have bytes for us."""
         self._conn: Connection | None = None
         self._link = 0
         self._last_rx = 0.0
@@ -214,7 +219,11 @@ class PairLoop:
         """Take frames; returns whether more wait here."""
         flow, newest_ack = self._flow, None
         link = self._link
-        if not flow.unblock():
+        if flow.blocked:
+            if not flow.unblock():
+                return False
+            self._readable = True
+        if not self._readable:
             return False
         before = conn.bytes_in
         more = True
@@ -269,30 +278,43 @@ class PairLoop:
     def _sleep(self, now: float, more: bool) -> None:
         """Wait for the doorbell, the connection, the inbox or the next deadline."""
         conn, flow = self._conn, self._flow
-        timeout_s = 0.0 if more else MAX_SLEEP_S
-        poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
-        if conn is not None:
-            events = 0 if flow.blocked else select.POLLIN
-            poller.register(conn.fileno(), events | (select.POLLOUT if conn.wants_write else 0))
+        timeout_s = 0.0
         if not more:
+            timeout_s = min(MAX_SLEEP_S, flow.next_work(now))
             deadline = self._session.next_deadline()
-            if deadline is not None:
-                timeout_s = min(timeout_s, max(0.0, deadline - now))
-            timeout_s = min(timeout_s, flow.next_work(now))
+            if deadline is not None and deadline - now < timeout_s:
+                timeout_s = max(0.0, deadline - now)
             if conn is not None and not flow.may_sleep(conn):
                 timeout_s = 0.0
-        bell = flow.files.own_bell if flow.files is not None and flow.shipper is not None else None
-        if bell is not None:
-            poller.register(bell.fileno(), select.POLLIN)
-        ready = poller.poll(timeout_s * 1000)
-        flow.awake()
-        for fd, _ in ready:
-            if bell is not None and fd == bell.fileno():
-                bell.clear()
-            elif fd == self._wake_fd:
+        files = flow.files
+        bell = files.own_bell if files is not None and flow.shipper is not None else None
+        wanted = self._watch(conn, bell, flow.blocked)
+        self._readable = more
+        for fd, _ in wanted.poll(timeout_s * 1000 if timeout_s else 0):
+            if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+                    os.eventfd_read(fd)
+            elif bell is not None and fd == bell.fileno():
+                bell.clear()
+            else:
+                self._readable = True
+        flow.awake()
+
+    def _watch(self, conn: Connection | None, bell: Doorbell | None, blocked: bool) -> select.poll:
+        """Return a poll object for the inbox, the connection and the doorbell; the last one if nothing has changed."""
+        events = 0
+        if conn is not None:
+            events = (0 if blocked else select.POLLIN) | (select.POLLOUT if conn.wants_write else 0)
+        wanted = (conn, bell, events)
+        if self._poller is None or wanted != self._watched:
+            self._watched = wanted
+            self._poller = select.poll()
+            self._poller.register(self._wake_fd, select.POLLIN)
+            if conn is not None:
+                self._poller.register(conn.fileno(), events)
+            if bell is not None:
+                self._poller.register(bell.fileno(), select.POLLIN)
+        return self._poller
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -301,6 +323,7 @@ class PairLoop:
             if self._conn is not None:
                 self._lost(self._link, "the peer made a new connection", now)
             self._conn = item.conn
+            self._readable = True
             self._link += 1
             self._last_rx = now
             self._feed(LinkUp(self._link), now)

@@ -25,6 +25,11 @@ from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, EPOCH, HEAD_OFF, H
 ACK_LAZY_S = 0.02
 """Durable and applied positions that nobody waits for are acknowledged at most this often."""
 
+RING_LAZY_S = 0.004
+RING_BYTES = 1 << 20
+"""The follower is woken at most so often, or for so much: applying each small write by itself would cost the primary's
+writers the processor they wait for."""
+
 
 class Receiver:
     """Appends one group's records as they come."""
@@ -45,6 +50,7 @@ class Receiver:
         """Sync the journal before each acknowledgement."""
         self._must_sync = False
         self._synced = 0
+        self._unrung_bytes = 0
         self._told = (0, 0, 0)
         self._unzstd = zstandard.ZstdDecompressor(max_window_size=128 << 20)
 
@@ -87,8 +93,16 @@ class Receiver:
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
         if run.wants_durable:
             self._must_sync = True
-        self._files.wake_target()
+        self._unrung_bytes += run.end - run.begin
+        if self._unrung_bytes >= RING_BYTES:
+            self.ring()
         return run.records
+
+    def ring(self) -> None:
+        """Tell the follower that there is work."""
+        if self._unrung_bytes:
+            self._unrung_bytes = 0
+            self._files.wake_target()
 
     def acknowledge(self, send: Callable[[bytes], None], lazy_due: bool) -> None:
         """Send the ACK frames that are due. `lazy_due`: also when only durable or applied positions moved.
@@ -126,6 +140,11 @@ class Receiver:
     def lazy_pending(self) -> bool:
         """Whether durable or applied positions may still move towards what was received."""
         return min(self._told) < self.expect - 1
+
+    @property
+    def ring_pending(self) -> bool:
+        """Whether the follower has not been told of everything."""
+        return self._unrung_bytes > 0
 
 
 def _plain_bytes(body: memoryview) -> int:
