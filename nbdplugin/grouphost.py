@@ -8,7 +8,8 @@
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
 what is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the
-others: its volumes can be read, and refuse every change with the reason, since an unrecorded write could never be made good.
+others: its volumes can be read, and refuse every change with the reason, since a write without a record could never be
+made good.
 """
 
 from __future__ import annotations
