@@ -43,7 +43,7 @@ def create(
     made = here.target(
         "group.create", name=name, volumes=list(volumes), journal_bytes=journal_bytes, wait_s=300, **args
     )
-    emit(as_json, made, f"group {name} made of {', '.join(volumes)}; pair it: farstripe pair create {name} PEER")
+    emit(as_json, made, f"group {name} made of {', '.join(volumes)}; pair it: farstripe pair create {name} --peer PEER")
 
 
 @group.command("list")

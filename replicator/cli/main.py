@@ -91,7 +91,7 @@ def cli(ctx: click.Context, state: Path, run: Path) -> None:
       farstripe volume create data --size 10G
       farstripe group create app data
       farstripe peer join TOKEN          (on B: farstripe peer token)
-      farstripe pair create app B
+      farstripe pair create app --peer B
     """
     ctx.obj = Node(state=state, run=run)
 

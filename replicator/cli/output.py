@@ -6,6 +6,7 @@ stdout holds the answer, stderr everything else (errors, progress), so a script 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from rich.text import Text
 from replicator.core.errors import FarstripeError, Refused
 
 UNKNOWN = "unknown"
+_NUMBER = re.compile(r"[\d.]+( [KMGTP]?i?B)?|-")
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,9 +61,9 @@ def table(as_json: bool, document: Any, columns: Sequence[str], rows: Iterable[S
     if not filled:
         click.echo(empty)
         return
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
-        numeric = all(row[number][:1].isdigit() for row in filled)
+        numeric = bool(column) and all(_NUMBER.fullmatch(row[number]) for row in filled)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)
     for row in filled:
         shown.add_row(*(Text(cell) for cell in row))

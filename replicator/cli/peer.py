@@ -32,7 +32,7 @@ def token(here: Node, life_s: float, address: str | None, as_json: bool) -> None
     Who has the token can become a peer, once, until it expires: pass it on as you would a password.
     """
     extra = {"address": address} if address else {}
-    made = here.replicator("peer.token", life_s=life_s, **extra)
+    made = here.replicator("peer.token", expires_s=life_s, **extra)
     if not as_json:
         click.echo(f"good once, for {format_duration(life_s)}; on the other node: farstripe peer join TOKEN", err=True)
     emit(as_json, made, str(made["token"]))
@@ -56,8 +56,18 @@ def join(here: Node, word: str, as_json: bool) -> None:
 def list_(here: Node, as_json: bool) -> None:
     """List the peers."""
     found = here.replicator("peer.list")
-    rows = [(one["name"], one["node_id"], f"{one['address']} port {one['port']}", _day(one.get("joined"))) for one in found]
-    table(as_json, found, ("peer", "node id", "last seen at", "joined"), rows, "no peers; see farstripe peer token --help")
+    rows = [
+        (
+            one["name"],
+            one["node_id"],
+            f"{one['address']} port {one['port']}",
+            _day(one.get("joined")),
+            ", ".join(one.get("pairs") or ()) or "-",
+        )
+        for one in found
+    ]
+    columns = ("peer", "node id", "reached at", "joined", "pairs")
+    table(as_json, found, columns, rows, "no peers; see farstripe peer token --help")
 
 
 @peer.command()

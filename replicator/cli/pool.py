@@ -17,6 +17,7 @@ from replicator.cli.units import SizeType, format_size, parse_size
 from replicator.core.errors import AlreadyExists, BadInput, MediumError
 
 _GROUP = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=)?raid(?P<level>0|1|5|6|10)(?:@(?P<chunk>\w+))?")
+GOOD, BAD = "in_sync", "failed"
 LEAST_MEMBERS = {0: 1, 1: 2, 5: 3, 6: 4, 10: 4}
 
 
@@ -151,45 +152,33 @@ def status(here: Node, as_json: bool) -> None:
         (
             group["name"],
             f"RAID-{group['level']}",
-            group.get("state", UNKNOWN),
-            f"{sum(member['state'] == 'ok' for member in group['members'])}/{len(group['members'])} ok",
-            format_size(group.get("chunk_bytes")),
-            format_size(free_bytes(found, group)),
-            _rebuild_text(group),
+            group["state"],
+            f"{sum(member['state'] == GOOD for member in group['members'])}/{len(group['members'])} in sync",
+            format_size(group["chunk_bytes"]),
+            format_size(group["size"]),
+            format_size(group["free"]),
         )
         for group in groups
     ]
-    table(False, None, ("raid group", "level", "state", "members", "chunk", "free", "rebuild"), rows, "no RAID groups")
-    bad = [(m["path"], g["name"], m["state"]) for g in groups for m in g["members"] if m["state"] != "ok"]
-    if bad:
+    table(False, None, ("raid group", "level", "state", "members", "chunk", "size", "free"), rows, "no RAID groups")
+    ill = [(m["path"], g["name"], _member_state(m), m.get("reason") or "-") for g in groups for m in g["members"] if m["state"] != GOOD]
+    if ill:
         click.echo()
-        table(False, None, ("member", "raid group", "state"), bad, "")
+        table(False, None, ("member", "raid group", "state", "reason"), ill, "")
+    for remark in found.get("remarks", ()):
+        click.echo(f"remark: {remark}")
 
 
-def free_bytes(pool_status: dict[str, Any], group: dict[str, Any]) -> int | None:
-    """Return the unallocated bytes of a RAID group, None when the target did not say."""
-    if "free_bytes" in group:
-        return int(group["free_bytes"])
-    if "free_areas" in group and pool_status.get("area_bytes"):
-        return int(group["free_areas"]) * int(pool_status["area_bytes"])
-    return None
+def _member_state(member: dict[str, Any]) -> str:
+    share = member.get("rebuilt")
+    return f"{member['state']}, {100 * share:.0f} % done" if share is not None else str(member["state"])
 
 
-def _rebuild_text(group: dict[str, Any]) -> str:
-    left, total = rebuild_left([group])
-    if left is None:
-        return "-"
-    done = f" ({100 * (total - left) // total} %)" if total else ""
-    return f"{format_size(left)} left{done}"
-
-
-def rebuild_left(groups: Sequence[dict[str, Any]]) -> tuple[int | None, int]:
-    """Return (bytes left to rebuild or None when nothing is being rebuilt, bytes in all) over RAID groups."""
-    rebuilds = [group["rebuild"] for group in groups if group.get("rebuild")]
-    if not rebuilds:
-        return None, 0
-    left = sum(int(one.get("remaining_bytes", 0)) for one in rebuilds)
-    return left, max(left, sum(int(one.get("total_bytes", 0)) for one in rebuilds))
+def member_bytes(group: dict[str, Any]) -> int:
+    """Return how much of one member of a RAID group is used for data and parity, in bytes."""
+    count, level = len(group["members"]), group["level"]
+    data = {0: count, 1: 1, 5: count - 1, 6: count - 2, 10: count // 2}[level]
+    return int(group["size"]) // max(1, data)
 
 
 @pool.command()
@@ -231,10 +220,11 @@ def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: boo
             for one in group["members"]:
                 if one["path"] != member:
                     continue
-                if one["state"] in ("failed", "missing"):
-                    raise MediumError(f"{member} is {one['state']} now", "farstripe events tells why")
-                left, total = rebuild_left([group])
-                return progress.Look(one["state"] == "ok", left, total)
+                if one["state"] == BAD:
+                    raise MediumError(f"{member} failed: {one.get('reason') or 'no reason known'}", "see farstripe events")
+                total = member_bytes(group)
+                left = int(total * (1 - (one.get("rebuilt") or 0)))
+                return progress.Look(one["state"] == GOOD, left, total)
         raise MediumError(f"{member} is not a member any more", "farstripe events tells why")
 
     progress.wait(look, f"rebuild of {member}", timeout_s, show)

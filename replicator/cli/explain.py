@@ -1,0 +1,108 @@
+"""farstripe explain: why a group is in its state and what to do next; or what a word means.
+
+The texts come from the tables that decide (replicator.core.status, handshake, takeover), so they cannot differ from what
+the programs do; words that are not states stand in terms.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from replicator.cli import view
+from replicator.cli.access import Node, pass_node
+from replicator.cli.output import emit, json_option
+from replicator.cli.status import lost_text
+from replicator.cli.terms import TERMS
+from replicator.core import handshake, takeover
+from replicator.core import status as states
+from replicator.core.errors import FarstripeError, NotFound
+
+_PLACES = {
+    "group": "GROUP", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
+    "cause": "the cause is shown", "lost": "its own", "follow": "that node", "failed": "which is named",
+}  # fmt: skip
+
+_ACTIONS = {
+    handshake.Action.REFUSE: "Nothing is shipped; both sides stay as they are until an operator acts.",
+    handshake.Action.WAIT: "The nodes stay connected and ship nothing.",
+    handshake.Action.STEP_DOWN: "One side gives up the primary role durably, then both look again.",
+    handshake.Action.PROMOTE: "The side that was handed the role becomes primary.",
+    handshake.Action.STREAM: "The journal is shipped from where the copy stopped.",
+    handshake.Action.RESUME: "The copy that was under way goes on.",
+    handshake.Action.COPY: "The blocks that either side touched since they parted are copied (all, when that is unknown).",
+}
+
+
+@click.command()
+@click.argument("what", required=False, metavar="[GROUP|WORD]")
+@json_option
+@pass_node
+def explain(here: Node, what: str | None, as_json: bool) -> None:
+    """Explain a group's state, or a word.
+
+    \b
+      farstripe explain                every group of this node
+      farstripe explain app            why group app is as it is, what it means, what to do
+      farstripe explain SPLIT-BRAIN    a state that status shows
+      farstripe explain stale-primary  what two nodes found out in their handshake
+      farstripe explain journal        a word of this project
+
+    Words are explained without a running node.
+    """
+    if what is None:
+        found = view.collect(here)["groups"]
+        emit(as_json, found, "\n\n".join(_group_text(one) for one in found) or "no groups; words: " + _words())
+        return
+    word = explain_word(what)
+    try:
+        group = view.one_group(here, what)
+    except FarstripeError as exc:
+        if word is None and isinstance(exc, NotFound):
+            raise NotFound(f"{what!r} is neither a group here nor a word", f"words: {_words()}") from exc
+        if word is None:
+            raise
+        emit(as_json, word, _word_text(word))
+        return
+    emit(as_json, group, _group_text(group))
+
+
+def _words() -> str:
+    return ", ".join([*sorted(TERMS), *(row.word for row in states.TABLE)])
+
+
+def _group_text(one: dict[str, Any]) -> str:
+    lines = [f"group {one['name']}: {one['word']} ({one['role'] or 'role unknown'})"]
+    lines += [f"  why:      {one['why']}", f"  means:    {one['means']}", f"  do next:  {one['then']}"]
+    lines += [f"            {command}" for command in one["commands"]]
+    if one["paired"]:
+        lines.append(f"  would be lost with the primary: {lost_text(one['rpo'])}")
+    return "\n".join(lines)
+
+
+def explain_word(word: str) -> dict[str, Any] | None:
+    """Return {word, kind, text, commands} for a state, a handshake or takeover label, or a term; None for none."""
+    for row in states.TABLE:
+        if row.word == word.upper():
+            text = f"{row.why}. {row.means}. What to do: {row.then}."
+            commands = [command.format(**_PLACES) for command in row.commands]
+            return _entry(row.word, "state of a pair", text.format(**_PLACES), commands)
+    if term := TERMS.get(word.lower()):
+        return _entry(word.lower(), "word", term.text, list(term.commands))
+    for step in handshake.TABLE:
+        if step.label == word.lower():
+            return _entry(step.label, "outcome of a handshake", f"{step.cause}. {_ACTIONS[step.action]}", [])
+    for plan in takeover.TABLE:
+        if plan.label == word.lower():
+            text = f"{plan.message}. {plan.way_out}".format(**(_PLACES | {"lost": "what is lost is said"}))
+            return _entry(plan.label, "outcome of a takeover", text.strip(), [])
+    return None
+
+
+def _entry(word: str, kind: str, text: str, commands: list[str]) -> dict[str, Any]:
+    return {"word": word, "kind": kind, "text": text, "commands": commands}
+
+
+def _word_text(entry: dict[str, Any]) -> str:
+    return "\n".join([f"{entry['word']} ({entry['kind']})", f"  {entry['text']}", *(f"    {c}" for c in entry["commands"])])

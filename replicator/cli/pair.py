@@ -1,0 +1,183 @@
+"""farstripe pair: a group here and its copy on a peer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from replicator.cli import policy, progress, status, view
+from replicator.cli.access import Node, pass_node
+from replicator.cli.output import confirm, emit, json_option, table, yes_option
+from replicator.cli.units import SizeType, format_size
+from replicator.core.errors import TimedOut
+
+SLICE_S = 0.3
+DEFAULT_WAIT_S = 3600.0
+
+
+@click.group()
+def pair() -> None:
+    """A group here (primary) and its copy on a peer (secondary), kept alike over the network."""
+
+
+@pair.command()
+@click.argument("group")
+@click.option("--peer", required=True, help="The node that gets the copy: a name of `farstripe peer list`.")
+@policy.policy_options
+@click.option("--compress", type=click.IntRange(0, 19), default=0, show_default=True, metavar="LEVEL",
+              help="zstd level for the wire; 0: off, 1: fast.")  # fmt: skip
+@click.option("--journal", "journal_bytes", type=SizeType(4096), help="Journal size on the peer; as here when left out.")
+@click.option("--overwrite", is_flag=True, help="Let the copy replace volumes of these names that hold data on the peer.")
+@json_option
+@pass_node
+def create(
+    here: Node, group: str, peer: str, compress: int, journal_bytes: int | None, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """Pair GROUP with a peer: this node is primary, the peer gets the copy.
+
+    Volumes of the same names and sizes are made on the peer. The first copy runs while hosts go on writing; wait for it
+    with `farstripe pair wait GROUP --progress`.
+    """
+    extra: dict[str, Any] = {"journal_bytes": journal_bytes} if journal_bytes else {}
+    made = here.replicator(
+        "pair.create", group=group, peer=peer, compress=compress, overwrite=overwrite, wait_s=180,
+        **policy.given(options), **extra,
+    )  # fmt: skip
+    emit(as_json, made, f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} --progress")
+
+
+@pair.command("list")
+@json_option
+@pass_node
+def list_(here: Node, as_json: bool) -> None:
+    """List the pairs."""
+    found = here.replicator("pair.list")
+    rows = [
+        (one["name"], one["role"], one["word"], one["peer_name"], one["connected"], one["lag"], policy.text(one["policy"]))
+        for one in found
+    ]
+    columns = ("group", "role", "state", "peer", "connected", "records behind", "mode")
+    table(as_json, found, columns, rows, "no pairs; make one: farstripe pair create")
+
+
+@pair.command()
+@click.argument("group")
+@json_option
+@pass_node
+def show(here: Node, group: str, as_json: bool) -> None:
+    """Show everything about the pair of GROUP: positions, histories, what the two sides agreed on."""
+    found = here.replicator("pair.show", group=group)
+    if as_json:
+        emit(True, found)
+        return
+    known, facts = found.get("status") or {}, found.get("facts") or {}
+    decision = facts.get("decision") or {}
+    seen = view.rpo(known, found) if known else None
+    primary, peer = found["role"] == "primary", found["peer_name"]
+    rows = [
+        ("state", f"{found['word']}: {found['why']}"),
+        ("role here", found["role"]),
+        ("copy here", found["state"]),
+        ("mode", policy.text(found["policy"])),
+        ("tracking", found["mode"]),
+        ("peer", f"{peer} ({found['peer']})"),
+        ("connected", found["connected"] or f"no: {facts.get('link_reason', 'the reason is unknown')}"),
+        ("would be lost", status.lost_text(seen)),
+        ("position here", known.get("pos")),
+        ("durable here", known.get("durable")),
+        ("applied here", known.get("applied")),
+        *((f"{peer} {what}", _acked(facts, what)) for what in ("received", "durable", "applied") if primary),
+        ("history here", _history(known.get("hist"))),
+        ("last handshake", f"{decision['label']}: {decision['cause']}" if decision else None),
+        ("left to copy", format_size(found["todo_bytes"]) if found["todo_bytes"] is not None else None),
+        ("compression", f"zstd {found['compress']}" if found["compress"] else "off"),
+    ]
+    click.echo(f"pair of group {found['name']}")
+    table(False, None, ("", ""), rows, "")
+
+
+def _acked(facts: dict[str, Any], what: str) -> int | None:
+    return (facts.get("acked") or {}).get(what) if facts.get("session") in ("source", "sync-source", "copy-source") else None
+
+
+def _history(hist: list[list[int]] | None) -> str | None:
+    """Epochs with the record each began at; the counter of an epoch is its upper 40 bits, the node's tag the rest."""
+    if not hist:
+        return None if hist is None else "empty"
+    return ", ".join(f"epoch {epoch >> 24} of {epoch & 0xFFFFFF:06x} from {base}" for epoch, base in hist[-4:])
+
+
+@pair.command()
+@click.argument("group")
+@json_option
+@pass_node
+def split(here: Node, group: str, as_json: bool) -> None:
+    """Stop following: the copy stays as it is, the primary goes on and tracks what changes.
+
+    Take it back with `farstripe pair resync`, which then copies the difference only.
+    """
+    here.replicator("pair.split", group=group, wait_s=120)
+    emit(as_json, {"group": group, "split": True}, f"group {group} is split; follow again: farstripe pair resync {group}")
+
+
+@pair.command()
+@click.argument("group")
+@click.option("--discard", metavar="NODE", help="Give up the writes that only NODE has; its copy becomes the other's.")
+@yes_option
+@json_option
+@pass_node
+def resync(here: Node, group: str, discard: str | None, yes: bool, as_json: bool) -> None:
+    """Bring the copy of GROUP up again, by difference: after a split, a refusal, or to try at once.
+
+    When a former primary holds writes that its successor never got, or both sides were written to (split brain), nothing
+    happens until you name the side whose own writes are given up with --discard. The leave lapses after ten minutes.
+    """
+    if discard:
+        confirm(f"Give up all writes of group {group} that only node {discard} has?", yes, as_json)
+    here.replicator("pair.resync", group=group, wait_s=120, **({"discard": discard} if discard else {}))
+    emit(as_json, {"group": group, "discard": discard}, f"group {group}: resync asked; watch it: farstripe pair wait {group} --progress")
+
+
+@pair.command()
+@click.argument("group")
+@click.option("--local-only", is_flag=True, help="Do not ask the peer; for a peer that is gone for good.")
+@yes_option
+@json_option
+@pass_node
+def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -> None:
+    """End the pair of GROUP on both nodes. Volumes and what is in them stay on both."""
+    confirm(f"End the pair of group {group}? A new pair begins with a full copy.", yes, as_json)
+    extra = {"local_only": True} if local_only else {}
+    done = here.replicator("pair.delete", group=group, wait_s=120, **extra)
+    note = f"; note: {done['peer_note']}" if done.get("peer_note") else ""
+    emit(as_json, {"group": group, "deleted": True, **done}, f"group {group} is not paired any more{note}")
+
+
+@pair.command()
+@click.argument("group")
+@click.option("--state", default="ok", show_default=True, metavar="STATE",
+              help="ok: records flow and the copy is consistent. sync: every write waits for the peer. equal: everything "
+              "written is applied there. connected, disconnected, primary, secondary. Or a word of `farstripe status`.")  # fmt: skip
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=DEFAULT_WAIT_S, show_default=True, metavar="SECONDS")
+@click.option("--progress", "show_progress", is_flag=True, help="Show how the copy goes.")
+@json_option
+@pass_node
+def wait(here: Node, group: str, state: str, timeout_s: float, show_progress: bool, as_json: bool) -> None:
+    """Wait until the pair of GROUP is in a state. Exit code 11 when it is not in time."""
+    latest: dict[str, Any] = {}
+    first = here.replicator("pair.show", group=group)
+    total = first.get("todo_bytes") or None
+
+    def look() -> progress.Look:
+        nonlocal latest
+        try:
+            latest = here.replicator("pair.wait", group=group, state=state, timeout_s=SLICE_S)
+            return progress.Look(True, 0, total, latest["word"])
+        except TimedOut:
+            latest = here.replicator("pair.show", group=group)
+            left = latest.get("todo_bytes") if latest["word"] in ("COPY", "RECOVERING") else None
+            return progress.Look(False, left, None, latest["word"])
+
+    progress.wait(look, f"group {group}", timeout_s, show_progress and not as_json)
+    emit(as_json, latest, f"group {group} is {latest['word']}")

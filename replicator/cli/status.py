@@ -1,0 +1,98 @@
+"""farstripe status: every group and pair of this node on one screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from replicator.cli import policy, view
+from replicator.cli.access import Node, pass_node
+from replicator.cli.output import UNKNOWN, emit, json_option, table
+from replicator.cli.units import format_duration, format_size
+
+COLUMNS = ("group", "role", "state", "mode", "peer", "would be lost", "journal", "remark")
+
+
+@click.command()
+@click.argument("group", required=False)
+@json_option
+@pass_node
+def status(here: Node, group: str | None, as_json: bool) -> None:
+    """Show groups and pairs: role, state, how far behind, journal use.
+
+    "would be lost" is what this node knows that the peer does not have (RPO), in writes, bytes and seconds: with a link
+    as of now, without one as of the last contact. What cannot be known is unknown. `farstripe explain GROUP` says why a
+    state is what it is, and what to do.
+    """
+    found = {"groups": [view.one_group(here, group)]} if group else view.collect(here)
+    if as_json:
+        emit(True, found)
+        return
+    if node := found.get("node"):
+        away = [name for name in ("target", "replicator") if not node[name]]
+        remark = f"; does not answer: {', '.join(away)}" if away else ""
+        click.echo(f"node {node['name']}{remark}")
+    groups = found["groups"]
+    table(False, None, COLUMNS, [_row(one) for one in groups], "no groups; make one: farstripe group create")
+    for one in groups:
+        if one["level"] in ("bad", "warn"):
+            click.echo(f"\n{one['name']}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")
+            for command in one["commands"]:
+                click.echo(f"    {command}")
+
+
+def _row(one: dict[str, Any]) -> tuple[object, ...]:
+    peer = one["peer"]
+    return (
+        one["name"],
+        one["role"],
+        one["word"],
+        policy.text(one["policy"]) if one["policy"] else None,
+        _peer(peer) if peer else "-" if one["paired"] is False else None,
+        "-" if one["paired"] is False else lost_text(one["rpo"]),
+        _journal(one["journal"]),
+        _remark(one),
+    )
+
+
+def _peer(peer: dict[str, Any]) -> str:
+    name = str(peer["name"] or peer["node_id"])
+    if peer["connected"]:
+        return name
+    heard = peer["heard_s_ago"]
+    return f"{name} (not heard)" if heard is None else f"{name} (not heard for {format_duration(heard)})"
+
+
+def lost_text(rpo: dict[str, Any] | None) -> str:
+    """Return an RPO in words."""
+    if rpo is None or rpo["bound"] == "unknown":
+        return UNKNOWN
+    if rpo["bound"] == "no copy":
+        return "everything: the copy is not complete"
+    if rpo["bound"] == "exact" and rpo["writes"] == 0:
+        return "nothing"
+    prefix = "" if rpo["bound"] == "exact" else f"{rpo['bound']} "
+    seconds = f"{format_duration(rpo['seconds'])}" if rpo["seconds"] is not None else f"{UNKNOWN} seconds"
+    size = format_size(rpo["bytes"]) if rpo["bytes"] is not None else f"{UNKNOWN} bytes"
+    as_of = f" (as of {format_duration(rpo['as_of_s'])} ago)" if rpo["as_of_s"] else ""
+    return f"{prefix}{rpo['writes']} writes, {size}, {seconds}{as_of}"
+
+
+def _journal(journal: dict[str, Any]) -> str | None:
+    if journal["ratio"] is None:
+        return None
+    return f"{100 * journal['ratio']:.0f} % of {format_size(journal['capacity'])}"
+
+
+def _remark(one: dict[str, Any]) -> str:
+    remarks = []
+    if one["degraded"]:
+        remarks.append("DEGRADED")
+    if one["held"]:
+        remarks.append("writes held")
+    if one["copy_left_bytes"]:
+        remarks.append(f"{format_size(one['copy_left_bytes'])} left to copy")
+    if one["failed"]:
+        remarks.append(str(one["failed"]))
+    return ", ".join(remarks) or "-"

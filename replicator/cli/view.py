@@ -1,0 +1,159 @@
+"""What can truthfully be said of this node's groups and pairs, put together from its two processes.
+
+The target knows roles, positions and journals; the replicator knows links. Either may be away; then what it would have
+said is None ("unknown"), never a default and never yesterday's value. What is known only as a limit, or only as of the
+last contact with the peer, says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replicator.cli.access import Node
+from replicator.core.errors import DaemonNotRunning, NotFound
+from replicator.core.status import describe
+
+Facts = dict[str, Any]
+
+
+def collect(here: Node) -> Facts:
+    """Return the node and its groups with their pairs. Raises DaemonNotRunning when neither process answers."""
+    config = here.config()
+    pairs = _ask(here, "replicator", "status")
+    groups = _ask(here, "target", "group.list")
+    if groups is None and pairs is None:
+        here.target("group.list")  # raises, and says why
+    by_pair: dict[str, Facts] = {one["group"]: one for one in (pairs or {}).get("pairs", ())}
+    by_group: dict[str, Facts] = {one["uuid"]: one for one in groups or ()}
+    node = {
+        "name": config.get("name"),
+        "node_id": config.get("node_id"),
+        "target": groups is not None,
+        "replicator": pairs is not None,
+    }
+    found = [
+        group_view(by_group.get(uuid), by_pair.get(uuid), replicator=pairs is not None)
+        for uuid in dict.fromkeys([*by_group, *by_pair])
+    ]
+    return {"node": node, "groups": sorted(found, key=lambda one: str(one["name"]))}
+
+
+def one_group(here: Node, name: str) -> Facts:
+    """Return one group of `collect`. Raises NotFound."""
+    for found in collect(here)["groups"]:
+        if name in (found["name"], found["uuid"]):
+            return found  # type: ignore[no-any-return]
+    raise NotFound(f"no group {name!r} on this node", "farstripe group list shows them")
+
+
+def _ask(here: Node, process: str, op: str) -> Any:
+    try:
+        return here.target(op) if process == "target" else here.replicator(op)
+    except DaemonNotRunning:
+        return None
+
+
+def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Facts:
+    """Return what is known of one group. `status`: group.status or None; `pair`: the replicator's view or None.
+
+    `replicator`: whether the replicator answered, so that no pair means that there is none.
+    """
+    known = status or {}
+    words = describe(status, _session_facts(known, pair, replicator))
+    journal = known.get("journal") or {}
+    used, capacity = journal.get("used"), journal.get("capacity")
+    paired = True if pair else (False if replicator or known.get("mode") == "none" else None)
+    return {
+        "name": known.get("name") or (pair or {}).get("name"),
+        "uuid": known.get("uuid") or (pair or {}).get("group"),
+        **words,
+        "role": known.get("role"),
+        "copy": known.get("state"),
+        "mode": known.get("mode"),
+        "policy": known.get("policy"),
+        "degraded": known.get("degraded"),
+        "held": known.get("held"),
+        "paired": paired,
+        "peer": _peer(pair),
+        "rpo": rpo(known, pair) if paired and known else None,
+        "copy_left_bytes": known.get("todo_bytes") if known.get("copying") or known.get("state") == "resync" else None,
+        "journal": {"used": used, "capacity": capacity, "ratio": used / capacity if capacity and used is not None else None},
+        "volumes": [volume["name"] for volume in known.get("volumes", ())] if known else None,
+        "size": known.get("size"),
+        "failed": known.get("failed") or None,
+    }
+
+
+def _session_facts(status: Facts, pair: Facts | None, replicator: bool) -> Facts | None:
+    if pair:
+        return pair.get("facts") or None
+    if replicator:
+        status["mode"] = "none"  # the replicator answers and knows no pair: there is none
+    return None
+
+
+def _peer(pair: Facts | None) -> Facts | None:
+    if not pair:
+        return None
+    facts = pair.get("facts") or {}
+    return {
+        "name": pair.get("peer_name"),
+        "node_id": pair.get("peer"),
+        "connected": bool(pair.get("connected")),
+        "heard_s_ago": facts.get("contact_age_s"),
+    }
+
+
+def rpo(status: Facts, pair: Facts | None) -> Facts:
+    """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}.
+
+    bound: "exact"; "at most" (a primary without link: the peer may have more than it could tell us); "at least" (a
+    secondary without link: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
+    as_of_s: seconds since the contact that this rests on; 0.0 with a link, None when there was none.
+    """
+    facts = (pair or {}).get("facts") or {}
+    linked = bool(facts.get("linked"))
+    result: Facts = {
+        "writes": None,
+        "bytes": None,
+        "seconds": None,
+        "bound": "unknown",
+        "as_of_s": 0.0 if linked else facts.get("contact_age_s"),
+    }
+    if pair is None or not facts:
+        return result
+    if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
+        return {**result, "bound": "no copy"}
+    if linked:
+        writes = pair.get("lag")
+        nothing = writes == 0
+        result |= {
+            "writes": writes,
+            "bytes": 0 if nothing else pair.get("lag_bytes"),
+            "seconds": 0.0 if nothing else pair.get("lag_s"),
+            "bound": "unknown" if writes is None else "exact",
+        }
+    elif status.get("role") == "primary":
+        result |= _unlinked_primary(status, facts)
+    elif facts.get("peer_pos"):
+        writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
+        result |= {"writes": writes, "seconds": facts.get("contact_age_s"), "bound": "at least"}
+    return result
+
+
+def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
+    received = max(
+        int((facts.get("acked") or {}).get("received") or 0), int((status.get("peer") or {}).get("received") or 0)
+    )
+    if not received:
+        return {}
+    writes = max(0, int(status.get("pos") or 0) - received)
+    journal = status.get("journal") or {}
+    from_off = journal.get("peer_durable_off")
+    size = journal["head_off"] - from_off if status.get("mode") == "journal" and from_off else None
+    return {
+        "writes": writes,
+        "bytes": 0 if not writes else size,
+        "seconds": 0.0 if not writes else facts.get("contact_age_s"),
+        "bound": "at most",
+    }
