@@ -21,6 +21,7 @@ from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, PEER_DURABLE_SEQ, TAI
 COPY_BLOCKS = 16  # 1 MiB a data record
 ZERO_BLOCKS = 1024  # 64 MiB a record for ranges that were never written
 PACE_FRACTION = 0.5  # copying stops while the journal is fuller than this
+ROTATE_MIN_BLOCKS = 64  # a history bitmap with fewer marks is not worth a successor
 
 
 def may_copy(engine: GroupEngine) -> bool:
@@ -123,7 +124,7 @@ def _drop_old(engine: GroupEngine, newest: int) -> None:
 
 
 def _well_filled(engine: GroupEngine, start: int) -> bool:
-    """A bitmap is due for a successor when it marks more than 1/64 of the group (and at least 64 blocks)."""
+    """A bitmap is due for a successor when it marks more than 1/64 of the group and ROTATE_MIN_BLOCKS."""
     slot = next(s for s, v in engine.state.bitmaps.items() if v == start)
     dirty = sum(m.count(1 << slot) for m in engine.bitmaps.maps)
-    return dirty > max(64, sum(m.blocks for m in engine.bitmaps.maps) // 64)
+    return dirty > max(ROTATE_MIN_BLOCKS, sum(m.blocks for m in engine.bitmaps.maps) // 64)
