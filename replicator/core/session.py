@@ -162,6 +162,12 @@ class Session:
             effects.append(Log("pair-state", {"was": before.value, "is": after.value, "by": what.value}))
         return effects
 
+    def hurry(self, now: float) -> None:
+        """The peer is there and waits to be called: try at once instead of after the back-off. No effect elsewhere."""
+        if self.state is State.DOWN and self._retry_at is not None:
+            self._backoff.reset()
+            self._retry_at = now
+
     def next_deadline(self) -> float | None:
         """When the next Tick is wanted, None for never. Monotonic seconds."""
         state = self.state

@@ -4,6 +4,7 @@
     pair.adopt {group, name, volumes, journal_bytes, policy, compress, overwrite} -> {}  become the secondary of a pair
     pair.forget {group, undo?}             -> {note}  the pair is over; undo: it never was
     pair.peek {group}                      -> {target, role, state, pos, last_write_time_ns, unsent_bytes}
+    pair.knock {group}                     -> {}  the caller has started and wants the data path
     pair.switchover {group, deadline_s?}   -> {primary}
 
 A peer may only touch groups it is paired with, and adopt what is nobody's.
@@ -46,11 +47,16 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
         _pair_with(node, peer, str(args["group"]))
         return ops_role.switchover(node, args)
 
+    def knock(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
+        node.pairs.loop(_pair_with(node, peer, str(args["group"]))).knock()
+        return {}
+
     return {
         "peer.hello": hello,
         "pair.adopt": lambda peer, args: adopt(node, peer, args),
         "pair.forget": end,
         "pair.peek": lambda peer, args: peek(node, _pair_with(node, peer, str(args["group"]))),
+        "pair.knock": knock,
         "pair.switchover": switchover,
     }
 

@@ -6,6 +6,7 @@ import logging
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from replicator.daemon.tls import Contexts
 log = logging.getLogger("farstripe.pairs")
 
 RESTART_S = 5.0
+KNOCK_PAUSES_S = (0.0, 0.5, 1.0)
 Note = Callable[[PairConfig, str, dict[str, Any]], None]
 
 
@@ -91,6 +93,8 @@ class Pairs:
             loop = PairLoop(session, flow, around)
             self._running[pair.group] = _Running(loop, asker)
             loop.start()
+        if not session.dials:
+            threading.Thread(target=self._knock, args=(pair,), name="knock", daemon=True).start()
 
     def stop_one(self, group: str) -> None:
         """End the thread of a pair; its configuration stays."""
@@ -141,6 +145,19 @@ class Pairs:
                 loop.connected(Connection(sock))
 
         threading.Thread(target=dial, name="dial", daemon=True).start()
+
+    def _knock(self, pair: PairConfig) -> None:
+        """Ask the side that makes the connections to call now: a primary that restarts holds its writers until then."""
+        for pause_s in KNOCK_PAUSES_S:
+            time.sleep(pause_s)
+            peer = self._peers.get(pair.peer)
+            if peer is None or self._stopped or (self.facts(pair).get("linked")):
+                return
+            try:
+                rpc.call(self._contexts, peer, "pair.knock", {"group": pair.group}, 2.0)
+                return
+            except FarstripeError:
+                continue  # the peer is away or has no such pair; it calls when it comes
 
     def accept_link(self, peer: Peer, group: str) -> Callable[[ssl.SSLSocket], None]:
         """Check that `peer` may open the data path of `group`; returns what takes the socket. Raises NotFound, Refused."""

@@ -81,6 +81,10 @@ class _Incoming:
     conn: Connection
 
 
+class _Knock:
+    """The peer asks to be called."""
+
+
 @dataclass
 class _Query:
     """A question about the session, answered in its thread."""
@@ -95,7 +99,7 @@ class PairLoop:
         self._session = session
         self._flow = flow
         self._around = around
-        self._inbox: deque[Event | _Incoming | _Query] = deque()
+        self._inbox: deque[Event | _Incoming | _Knock | _Query] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._poller: select.poll | None = None
@@ -131,6 +135,10 @@ class PairLoop:
         """Hand over an authenticated connection to the peer. It replaces one that stands."""
         self._put(_Incoming(conn))
 
+    def knock(self) -> None:
+        """Call the peer at once: it has asked for it."""
+        self._put(_Knock())
+
     def not_connected(self, reason: str) -> None:
         """Report that dialling failed."""
         self._put(LinkDown(0, reason))
@@ -160,7 +168,7 @@ class PairLoop:
         except TimeoutError as exc:
             raise TimedOut(f"pair {self._around.name}: no outcome of {what} after {timeout_s:g} s") from exc
 
-    def _put(self, item: Event | _Incoming | _Query) -> None:
+    def _put(self, item: Event | _Incoming | _Knock | _Query) -> None:
         self._inbox.append(item)
         self._wake()
 
@@ -318,7 +326,7 @@ class PairLoop:
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def _take_inbox(self, item: Event | _Incoming | _Query, now: float) -> None:
+    def _take_inbox(self, item: Event | _Incoming | _Knock | _Query, now: float) -> None:
         if isinstance(item, _Incoming):
             if self._conn is not None:
                 self._lost(self._link, "the peer made a new connection", now)
@@ -327,6 +335,8 @@ class PairLoop:
             self._link += 1
             self._last_rx = now
             self._feed(LinkUp(self._link), now)
+        elif isinstance(item, _Knock):
+            self._session.hurry(now)
         elif isinstance(item, _Query):
             item.future.set_result(self._facts(now))
         else:
