@@ -11,6 +11,7 @@ import click
 from replicator.attach import device, spawn
 from replicator.attach.handshake import Endpoint
 from replicator.attach.records import Attachment
+from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -21,7 +22,7 @@ DEFAULT_PORT = 10809
 
 
 @click.command()
-@click.argument("volume", required=False)
+@click.argument("volume", required=False, shell_complete=names.volumes)
 @click.option("--device", "wanted_device", metavar="/dev/nbdN", help="Which device; the kernel picks one when left out.")
 @click.option("--host", help="Attach from another node's target, by TCP.")
 @click.option("--port", type=click.IntRange(1, 65535), help=f"Its port; {DEFAULT_PORT} when only --host is given.")
@@ -153,7 +154,7 @@ def _health(one: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("name", metavar="DEVICE|VOLUME")
+@click.argument("name", metavar="DEVICE|VOLUME", shell_complete=names.attached)
 @force_option("Detach although it is in use, without flushing: what was not written is lost, users get I/O errors.")
 @yes_option
 @json_option

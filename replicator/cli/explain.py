@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import view
+from replicator.cli import names, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option
 from replicator.cli.status import lost_text
@@ -36,7 +36,7 @@ _ACTIONS = {
 
 
 @click.command()
-@click.argument("what", required=False, metavar="[GROUP|WORD]")
+@click.argument("what", required=False, metavar="[GROUP|WORD]", shell_complete=names.groups)
 @json_option
 @pass_node
 def explain(here: Node, what: str | None, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import policy
+from replicator.cli import names, policy
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -25,7 +25,7 @@ def group() -> None:
 
 @group.command()
 @click.argument("name")
-@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...")
+@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=names.volumes)
 @click.option("--journal", "journal_bytes", type=SizeType(4096), default=DEFAULT_JOURNAL, show_default="256M",
               help="Room for writes on their way to the peer.")  # fmt: skip
 @click.option("--journal-path", type=click.Path(), help="File or device for the journal, instead of one in the state directory.")
@@ -66,7 +66,7 @@ def list_(here: Node, as_json: bool) -> None:
 
 
 @group.command("policy")
-@click.argument("name")
+@click.argument("name", shell_complete=names.groups)
 @policy.policy_options
 @json_option
 @pass_node
@@ -81,7 +81,7 @@ def policy_(here: Node, name: str, as_json: bool, **options: Any) -> None:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.groups)
 @yes_option
 @json_option
 @pass_node

@@ -40,8 +40,8 @@ def force_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def console() -> Console:
-    """A console on stdout; 100 columns wide when nobody watches, so that output does not depend on a terminal."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+    """A console on stdout. Lines are folded to a terminal, never for a file or a pipe."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 
 def emit(as_json: bool, document: Any, sentence: str = "") -> None:
@@ -64,10 +64,13 @@ def table(as_json: bool, document: Any, columns: Sequence[str], rows: Iterable[S
     shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         numeric = bool(column) and all(_NUMBER.fullmatch(row[number]) for row in filled)
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=not numeric)
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in filled:
         shown.add_row(*(Text(cell) for cell in row))
-    console().print(shown)
+    target = console()
+    with target.capture() as captured:
+        target.print(shown)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), color=True)
 
 
 def confirm(question: str, yes: bool, as_json: bool = False) -> None:

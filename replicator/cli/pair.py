@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import policy, progress, status, view
+from replicator.cli import names, policy, progress, status, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -22,8 +22,8 @@ def pair() -> None:
 
 
 @pair.command()
-@click.argument("group")
-@click.option("--peer", required=True, help="The node that gets the copy: a name of `farstripe peer list`.")
+@click.argument("group", shell_complete=names.groups)
+@click.option("--peer", required=True, shell_complete=names.peers, help="The node that gets the copy: a name of `farstripe peer list`.")
 @policy.policy_options
 @click.option("--compress", type=click.IntRange(0, 19), default=0, show_default=True, metavar="LEVEL",
               help="zstd level for the wire; 0: off, 1: fast.")  # fmt: skip
@@ -62,7 +62,7 @@ def list_(here: Node, as_json: bool) -> None:
 
 
 @pair.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @json_option
 @pass_node
 def show(here: Node, group: str, as_json: bool) -> None:
@@ -109,7 +109,7 @@ def _history(hist: list[list[int]] | None) -> str | None:
 
 
 @pair.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @json_option
 @pass_node
 def split(here: Node, group: str, as_json: bool) -> None:
@@ -122,7 +122,7 @@ def split(here: Node, group: str, as_json: bool) -> None:
 
 
 @pair.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @click.option("--discard", metavar="NODE", help="Give up the writes that only NODE has; its copy becomes the other's.")
 @yes_option
 @json_option
@@ -140,7 +140,7 @@ def resync(here: Node, group: str, discard: str | None, yes: bool, as_json: bool
 
 
 @pair.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @click.option("--local-only", is_flag=True, help="Do not ask the peer; for a peer that is gone for good.")
 @yes_option
 @json_option
@@ -155,7 +155,7 @@ def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -
 
 
 @pair.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @click.option("--state", default="ok", show_default=True, metavar="STATE",
               help="ok: records flow and the copy is consistent. sync: every write waits for the peer. equal: everything "
               "written is applied there. connected, disconnected, primary, secondary. Or a word of `farstripe status`.")  # fmt: skip

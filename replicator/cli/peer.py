@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import sys
 
 import click
 
+from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import format_duration
@@ -45,7 +47,7 @@ def token(here: Node, life_s: float, address: str | None, as_json: bool) -> None
 def join(here: Node, word: str, as_json: bool) -> None:
     """Become a peer of the node that made TOKEN, and it of this one. `-` reads the token from standard input."""
     if word == "-":
-        word = click.get_text_stream("stdin").readline().strip()
+        word = sys.stdin.readline().strip()
     made = here.replicator("peer.join", token=word, wait_s=60)
     emit(as_json, made, f"{made.get('name', 'the node')} ({made.get('node_id', 'id unknown')}) is a peer now")
 
@@ -71,7 +73,7 @@ def list_(here: Node, as_json: bool) -> None:
 
 
 @peer.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.peers)
 @yes_option
 @json_option
 @pass_node

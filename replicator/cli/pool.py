@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import progress
+from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size, parse_size
@@ -182,7 +182,7 @@ def member_bytes(group: dict[str, Any]) -> int:
 
 
 @pool.command()
-@click.argument("old")
+@click.argument("old", shell_complete=names.members)
 @click.argument("new")
 @click.option("--make-file", type=SizeType(4096, 1 << 20), metavar="SIZE", help="Make NEW first, as a sparse file.")
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait for the rebuild, with a progress bar.")
@@ -232,7 +232,7 @@ def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: boo
 
 
 @pool.command()
-@click.argument("member")
+@click.argument("member", shell_complete=names.members)
 @yes_option
 @json_option
 @pass_node

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, yes_option
 from replicator.cli.units import format_duration, format_size
 
 
 @click.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @click.option("--deadline", "deadline_s", type=click.FloatRange(0.1, 3600), metavar="SECONDS",
               help="How long writers may be held; after that everything stays as it was.")  # fmt: skip
 @json_option
@@ -28,7 +29,7 @@ def switchover(here: Node, group: str, deadline_s: float | None, as_json: bool) 
 
 
 @click.command()
-@click.argument("group")
+@click.argument("group", shell_complete=names.pairs)
 @click.option("--plan", "plan_only", is_flag=True, help="Only say what a takeover would do now, and what would be lost.")
 @force_option("Take over although the primary is alive, or from a copy that was given up. The message says what is lost.")
 @yes_option
@@ -52,11 +53,10 @@ def takeover(here: Node, group: str, plan_only: bool, force: bool, yes: bool, as
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
-    verdict = "possible" if plan["allowed"] else "refused"
-    lines = [f"takeover: {verdict} ({plan['label']}): {plan['message']}", lost_text(plan["lost"])]
-    if plan["way_out"]:
-        lines.append(f"way out: {plan['way_out']}")
-    return "\n".join(lines)
+    if plan["allowed"]:
+        return f"takeover: possible ({plan['label']}). {lost_text(plan['lost'])}"
+    way_out = f"\nway out: {plan['way_out']}" if plan["way_out"] else ""
+    return f"takeover: refused ({plan['label']}): {plan['message']}{way_out}"
 
 
 def lost_text(lost: dict[str, Any]) -> str:

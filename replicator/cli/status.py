@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import policy, view
+from replicator.cli import names, policy, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, emit, json_option, table
 from replicator.cli.units import format_duration, format_size
@@ -15,7 +15,7 @@ COLUMNS = ("group", "role", "state", "mode", "peer", "would be lost", "journal",
 
 
 @click.command()
-@click.argument("group", required=False)
+@click.argument("group", required=False, shell_complete=names.groups)
 @json_option
 @pass_node
 def status(here: Node, group: str | None, as_json: bool) -> None:
@@ -70,13 +70,12 @@ def lost_text(rpo: dict[str, Any] | None) -> str:
         return UNKNOWN
     if rpo["bound"] == "no copy":
         return "everything: the copy is not complete"
-    if rpo["bound"] == "exact" and rpo["writes"] == 0:
+    if rpo["bound"] in ("exact", "at most") and rpo["writes"] == 0:
         return "nothing"
     prefix = "" if rpo["bound"] == "exact" else f"{rpo['bound']} "
     seconds = f"{format_duration(rpo['seconds'])}" if rpo["seconds"] is not None else f"{UNKNOWN} seconds"
     size = format_size(rpo["bytes"]) if rpo["bytes"] is not None else f"{UNKNOWN} bytes"
-    as_of = f" (as of {format_duration(rpo['as_of_s'])} ago)" if rpo["as_of_s"] else ""
-    return f"{prefix}{rpo['writes']} writes, {size}, {seconds}{as_of}"
+    return f"{prefix}{rpo['writes']} writes, {size}, {seconds}"
 
 
 def _journal(journal: dict[str, Any]) -> str | None:

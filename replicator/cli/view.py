@@ -15,6 +15,9 @@ from replicator.core.status import describe
 
 Facts = dict[str, Any]
 
+FLOWING = ("source", "sync-source", "holding", "draining", "target")
+"""Sessions in which the two sides tell each other their positions all the time; a link alone is not enough."""
+
 
 def collect(here: Node) -> Facts:
     """Return the node and its groups with their pairs. Raises DaemonNotRunning when neither process answers."""
@@ -107,12 +110,12 @@ def _peer(pair: Facts | None) -> Facts | None:
 def rpo(status: Facts, pair: Facts | None) -> Facts:
     """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}.
 
-    bound: "exact"; "at most" (a primary without link: the peer may have more than it could tell us); "at least" (a
-    secondary without link: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
-    as_of_s: seconds since the contact that this rests on; 0.0 with a link, None when there was none.
+    bound: "exact"; "at most" (a primary whose peer does not tell: it may have more than it could say); "at least" (a
+    secondary that hears nothing: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
+    as_of_s: seconds since the contact that this rests on; 0.0 while records flow, None when there was none.
     """
     facts = (pair or {}).get("facts") or {}
-    linked = bool(facts.get("linked"))
+    linked = bool(facts.get("linked")) and facts.get("session") in FLOWING
     result: Facts = {
         "writes": None,
         "bytes": None,

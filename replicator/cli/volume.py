@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from replicator.attach import spawn
+from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -54,7 +55,7 @@ def list_(here: Node, as_json: bool) -> None:
 
 
 @volume.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.volumes)
 @yes_option
 @json_option
 @pass_node
@@ -66,7 +67,7 @@ def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
 
 
 @volume.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.volumes)
 @click.option("--size", type=SIZE, required=True, help="The new size.")
 @force_option("Allow a smaller size, which cuts off what lies beyond it.")
 @yes_option

@@ -137,3 +137,27 @@ def test_the_environment_names_the_node(node: FakeNode, monkeypatch: pytest.Monk
 def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["completion", shell]) == 0
     assert "_FARSTRIPE_COMPLETE" in capsys.readouterr().out
+
+
+def complete(node: FakeNode, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What bash would be told for the last word of a command line."""
+    line = f"farstripe --state {node.state} --run {node.run_dir} {words}"
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    monkeypatch.setenv("_FARSTRIPE_COMPLETE", "bash_complete")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main.run([])
+    return [line.partition(",")[2] for line in capsys.readouterr().out.splitlines() if line]
+
+
+def test_completion_knows_names(
+    node: FakeNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.target.answers["volume.list"] = [{"name": "data"}, {"name": "log"}]
+    node.replicator.answers["pair.list"] = [{"name": "app"}]
+    assert complete(node, "vol", capsys, monkeypatch) == ["volume"]
+    assert complete(node, "volume delete d", capsys, monkeypatch) == ["data"]
+    assert complete(node, "takeover a", capsys, monkeypatch) == ["app"]
+    node.target.stop()
+    assert complete(node, "volume delete d", capsys, monkeypatch) == []

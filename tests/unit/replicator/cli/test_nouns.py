@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from replicator.cli.pool import parse_layout
+from replicator.cli.pool import member_bytes, parse_layout
 from replicator.core.errors import BadInput, MediumError
 from tests.unit.replicator.cli.conftest import FakeNode
 
 
-def member(path: str, state: str = "ok") -> dict[str, Any]:
-    return {"path": path, "state": state}
+def member(path: str, state: str = "in_sync", rebuilt: float | None = None, reason: str = "") -> dict[str, Any]:
+    return {"path": path, "state": state, "rebuilt": rebuilt, "reason": reason}
 
 
-def pool_status(*members: dict[str, Any], rebuild: dict[str, int] | None = None) -> dict[str, Any]:
-    group = {"name": "raid6", "level": 6, "state": "ok", "members": list(members), "rebuild": rebuild}
-    return {"name": "main", "parity": "isal", "groups": [group]}
+def pool_status(*members: dict[str, Any]) -> dict[str, Any]:
+    """A RAID-1 group of which 4 MiB are used on each member."""
+    group = {"name": "safe", "level": 1, "state": "ok", "members": list(members), "chunk_bytes": 65536,
+             "size": 4 << 20, "free": 1 << 20}  # fmt: skip
+    return {"name": "main", "parity": "isa-l", "groups": [group], "remarks": []}
 
 
 # -- pool ---------------------------------------------------------------------------------------------------------------
@@ -84,23 +86,26 @@ def test_files_that_exist_are_not_overwritten(node: FakeNode, tmp_path: Path) ->
 
 
 def test_pool_status_names_the_members_that_are_not_well(node: FakeNode) -> None:
-    rebuild = {"remaining_bytes": 1 << 20, "total_bytes": 4 << 20}
-    node.target.answers["pool.status"] = pool_status(member("/d/0"), member("/d/1", "failed"), rebuild=rebuild)
+    ill = [member("/d/1", "failed", reason="I/O error"), member("/d/2", "rebuilding", 0.75)]
+    node.target.answers["pool.status"] = pool_status(member("/d/0"), *ill)
     out = node.run("pool", "status").out
-    assert "1/2 ok" in out and "1 MiB left (75 %)" in out
+    assert "1/3 in sync" in out and "I/O error" in out and "75 % done" in out
     assert "/d/1" in out and "/d/0" not in out
 
 
 def test_replace_waits_until_the_member_is_whole(node: FakeNode) -> None:
-    looks = [
-        pool_status(member("/new", "rebuilding"), rebuild={"remaining_bytes": 2 << 20, "total_bytes": 4 << 20}),
-        pool_status(member("/new")),
-    ]
+    looks = [pool_status(member("/new", "rebuilding", 0.5)), pool_status(member("/new"))]
     node.target.answers["pool.replace"] = pool_status()
     node.target.answers["pool.status"] = lambda _args: looks.pop(0)
     done = node.run("pool", "replace", "/old", "/new", "--wait")
     assert done.code == 0 and "is rebuilt" in done.out
-    assert "50 %" in done.err and "100 %" in done.err  # no terminal: lines instead of a bar
+    assert "50 %, 2 MiB of 4 MiB left" in done.err and "100 %" in done.err  # no terminal: lines instead of a bar
+
+
+@pytest.mark.parametrize(("level", "members", "used"), [(0, 3, 4), (1, 3, 12), (5, 4, 4), (6, 5, 4), (10, 4, 6)])
+def test_how_much_of_a_member_a_raid_group_uses(level: int, members: int, used: int) -> None:
+    group = {"level": level, "members": [member(str(n)) for n in range(members)], "size": 12 << 20}
+    assert member_bytes(group) == used << 20
 
 
 def test_a_member_that_fails_while_it_is_rebuilt_ends_the_wait(node: FakeNode) -> None:
