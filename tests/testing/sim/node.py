@@ -1,0 +1,257 @@
+"""One node: what survives its processes, how they start, and how they die.
+
+Two deaths: a process is killed (the page cache, the shared page and mapped files stay as they are), or the node loses power
+(every unsynced byte is kept, lost or torn, the shared page is gone, a new boot begins). Either may strike between two
+events, or in the middle of one, just before some write to the disk.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from replicator.capture import recovery
+from replicator.capture.bitmaps import blocks_of
+from replicator.capture.engine import GroupEngine
+from replicator.capture.state import BITMAP, FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, GroupState, Policy, StateFile
+from replicator.core.epochs import node_tag
+from replicator.core.errors import FarstripeError
+from replicator.core.events import Log
+from replicator.journal.page import APPLIED_SEQ, SLOTS, Page
+from tests.testing.fakedisk import FakeDisk, PowerCut
+from tests.testing.sim.clock import Clock
+from tests.testing.sim.network import Network
+from tests.testing.sim.replicator import Replicator
+from tests.testing.sim.storage import SimMap, SimPool
+from tests.testing.sim.target import Request, Target
+from tests.testing.sim.truth import Change, Hist, Image, Truth, Violation
+
+if TYPE_CHECKING:
+    from tests.testing.sim.world import World
+
+WALL_START_NS = 1_700_000_000_000_000_000
+
+
+class Node:
+    """One of the two nodes of a world."""
+
+    def __init__(self, world: World, name: str, node_id: str, sizes: list[int], journal_bytes: int) -> None:
+        self.world = world
+        self.name, self.node_id = name, node_id
+        self.clock: Clock = world.clock
+        self.rng = random.Random(world.rng.getrandbits(64))
+        self.network: Network = world.network
+        self.truth: Truth = world.truth
+        self.disk = FakeDisk(random.Random(world.rng.getrandbits(64)))
+        self.disk.create("state", STATE_FILE_BYTES)
+        self.disk.create("journal", journal_bytes)
+        self.journal_bytes = journal_bytes
+        self.pool = SimPool(self.disk, sizes)
+        self.maps = [SimMap(self.disk, f"bitmap{i}", max(1, blocks_of(size))) for i, size in enumerate(sizes)]
+        self.page = bytearray(SLOTS * 8)
+        self.boot = 1
+        self.pair: dict[str, Any] = {}
+        self.target: Target | None = None
+        self.replicator: Replicator | None = None
+        self.image = Image(self.truth)
+        self.flushed_at: tuple[int, int] | None = None
+        self.written_at: tuple[int, int] | None = None
+        self.at_risk: list[Change] = []
+        """In bitmap mode: what no pool sync covers yet."""
+        self._risk_syncs = 0
+        self.leftover: list[Change] = []
+        """What a power loss left in the image beyond the recovered position, until an epoch begins with it."""
+        self.interrupted: Request | None = None
+        """The change under way when the target died."""
+        self.applied_high = 0
+        self.armed = ""
+        self.broken = False
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        self.clock.note(f"{self.name} {text}")
+
+    # -- making and starting --------------------------------------------------------------------------------------
+
+    def _parts(self) -> recovery.Parts:
+        return recovery.Parts(
+            state=self.disk.open("state"),  # type: ignore[arg-type]  # a RandomFile by shape
+            journal=self.disk.open("journal"),  # type: ignore[arg-type]
+            page=Page(self.page),
+            maps=self.maps,
+            volumes=self.pool.open(),
+            pool_sync=lambda: None,
+            clock_ns=lambda: WALL_START_NS + int(self.clock.now * 1e9),
+            boot=self.boot,
+        )
+
+    def make(self, uuid: str, role: str, policy: Policy) -> None:
+        """Create the group in empty files and start the target."""
+        parts = self._parts()
+        parts.pool_sync = self._pool_sync(parts)
+        volumes = [{"index": i, "name": f"v{i}", "uuid": f"{i:032x}", "size": s} for i, s in enumerate(self.pool.sizes)]
+        state = GroupState(uuid=uuid, name="g", node_tag=node_tag(self.node_id), volumes=volumes, policy=policy)
+        if role == SECONDARY:
+            state.role, state.copy = SECONDARY, FRESH
+        self.target = Target(self, recovery.create_engine(parts, state, self.journal_bytes))
+
+    def _pool_sync(self, parts: recovery.Parts) -> Callable[[], None]:
+        files = [volume.file for volume in parts.volumes]  # type: ignore[attr-defined]
+
+        def sync() -> None:
+            self.pool.sync_with(files)
+
+        return sync
+
+    def start_target(self) -> None:
+        """Start the target process after whatever stopped it."""
+        if self.target is not None:
+            return
+        parts = self._parts()
+        parts.pool_sync = self._pool_sync(parts)
+        was_applied = self.applied_high
+        box: list[GroupEngine] = []
+
+        def start() -> None:
+            box.append(recovery.open_engine(parts, self.pool.unclean()))
+
+        self.run("start", start)
+        if not box:
+            return
+        engine = box[0]
+        self.target = Target(self, engine)
+        if engine.state.role == SECONDARY and engine.state.copy == OK:
+            self.target.settled_upto = min(was_applied, engine.pos)
+        self.note(f"target started: {engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos}")
+        self._check_recovered(engine)
+
+    def start_replicator(self, peer: Node, *, dials: bool) -> None:
+        """Start the replicator process."""
+        if self.replicator is None:
+            self.replicator = Replicator(self, peer, dials=dials)
+            self.note("replicator started")
+
+    # -- dying ----------------------------------------------------------------------------------------------------
+
+    def arm(self, kind: str) -> None:
+        """Die in the middle of something, soon: kind is target, node or power."""
+        self.armed = kind
+        self.disk.cut_at(self.disk.operations + self.rng.randint(0, 6))
+        self.clock.after(0.4, self._disarm, kind)
+
+    def _disarm(self, kind: str) -> None:
+        if self.armed == kind:
+            self.disk.cut_at(None)
+            self.armed = ""
+            self.die(kind)
+
+    def run(self, process: str, action: Callable[[], Any]) -> None:
+        """Run a step of a process; it may die in it. Errors of a dying process do not count."""
+        life = self.disk._life
+        try:
+            action()
+        except BaseException as exc:
+            if self.disk._life == life:
+                raise
+            if not isinstance(exc, PowerCut | OSError | FarstripeError):
+                raise
+            kind, self.armed = self.armed or "node", ""
+            self.note(f"cut while the {process} wrote")
+            self.die("power" if kind == "power" else "target" if process != "replicator" and kind == "target" else "node")
+            return
+        if self.disk._life != life and self.armed:
+            kind, self.armed = self.armed, ""
+            self.die("power" if kind == "power" else "node")
+
+    def die(self, kind: str) -> None:
+        """kind: target, replicator, node (both processes) or power."""
+        self.note(f"dies: {kind}")
+        if kind != "target" and self.replicator is not None:
+            self.network.drop_owner(self.replicator)
+            self.replicator = None
+        if kind == "replicator":
+            return
+        if self.target is not None:
+            page = Page(self.page)
+            self.applied_high = max(page[APPLIED_SEQ], self.target.settled_upto)
+            for request in [*self.target.queue, *self.target.waiting]:
+                request.outcome = "died"
+            self.target = None
+        if kind == "power":
+            self.world.power_lost(self)
+            self.disk.crash()
+            for m in self.maps:
+                m.crash(self.rng)
+            self.page[:] = bytes(len(self.page))
+            self.boot += 1
+        else:
+            self.disk.kill()
+
+    # -- what the oracles are told ----------------------------------------------------------------------------------
+
+    def flushed(self, epoch: int, seq: int) -> None:
+        """A flush was answered: the records up to here survive anything."""
+        self.flushed_at = (epoch, seq)
+
+    def answered(self, request: Request) -> None:
+        """A host has its answer."""
+        self.world.answered(self, request)
+
+    def wrote(self, request: Request, engine: GroupEngine) -> None:
+        """A write or zero was carried out."""
+        data = request.data if request.kind == "write" else None
+        change = Change(request.volume, request.offset, request.length, data)
+        if engine.state.mode == BITMAP:
+            self.epoch_begins(engine.epoch, engine)
+            self.truth.add(engine.epoch, request.seq, 1, change)
+            if self._risk_syncs != self.pool.syncs:
+                self._risk_syncs = self.pool.syncs
+                self.at_risk.clear()
+            if not request.fua:
+                self.at_risk.append(change)
+        if request.fua:
+            self.flushed(engine.epoch, request.seq)
+        self.written_at = (engine.epoch, request.seq)
+
+    def epoch_begins(self, epoch: int, engine: GroupEngine) -> None:
+        """Called with every record: the first of an epoch takes over what a power loss left in the image."""
+        if self.leftover and epoch not in self.truth.power_left:
+            self.truth.power_left[epoch] = self.leftover
+            self.leftover = []
+
+    def hist(self) -> Hist:
+        """The history of the running target."""
+        assert self.target is not None
+        return [(int(e), int(b)) for e, b in self.target.engine.state.hist]
+
+    def check_degraded_is_durable(self, request: Request) -> None:
+        """A synchronous primary answers a write alone: the state on disk must say so before."""
+        state = StateFile(self.disk.open("state")).load()  # type: ignore[arg-type]
+        if state.sync_on and not state.degraded:
+            raise Violation(f"write {request.seq} answered without the peer while the durable state says synchronous")
+
+    def called(self, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
+        """The target carried out a control operation."""
+        if op not in ("group.status", "group.link"):
+            self.note(f"{op} {_brief(args)} -> {_brief(result)}")
+        self.world.called(self, op, args, result)
+
+    def logged(self, log: Log) -> None:
+        """The session logged something."""
+        self.world.logged(self, log)
+
+    def _check_recovered(self, engine: GroupEngine) -> None:
+        """Local durability: after any stop of a primary, what was promised is there and nothing else has moved."""
+        self.world.recovered(self, engine)
+
+
+def _brief(values: dict[str, Any]) -> str:
+    """A map without its bulk, for the trace."""
+    keep = {k: v for k, v in values.items() if not isinstance(v, bytes | dict | list)}
+    return str(dict(sorted(keep.items())))
+
+
+def is_primary(node: Node) -> bool:
+    """Whether the node's target runs as primary."""
+    return node.target is not None and node.target.engine.state.role == PRIMARY

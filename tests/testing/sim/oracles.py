@@ -1,0 +1,196 @@
+"""What must hold. Each check raises Violation with what is wrong; all are called after every event.
+
+    prefix     every consistent secondary is its history folded up to what it applied, all volumes at one cut;
+               every primary is its history folded up to its position
+    tracked    blocks that differ between the nodes are in the bitmaps' union, or in records received and not applied
+    durable    after any stop a primary has every flushed write, and after a kill every write it took
+    promises   what a host was told is on both sides is there when the other side takes over
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from replicator.capture.bitmaps import BLOCK_BYTES, TODO
+from replicator.capture.engine import GroupEngine
+from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
+from replicator.core.epochs import common_position
+from replicator.core.records import HEADER_BYTES, Kind
+from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ
+from tests.testing.sim.truth import Change, Hist, Truth, Violation
+
+if TYPE_CHECKING:
+    from tests.testing.sim.node import Node
+
+
+def check_prefix(node: Node) -> None:
+    """The image of a running node against the truth."""
+    target = node.target
+    if target is None or target.engine.failed or not node.truth.genesis:
+        return
+    state, page = target.engine.state, target.engine.page
+    if state.mode == UNTRACKED:
+        return
+    if state.role == SECONDARY and (state.copy != OK or not target.prefix_now):
+        return
+    pos = page[HEAD_SEQ] if state.role == PRIMARY else page[APPLIED_SEQ]
+    hist = node.hist()
+    node.image.move(hist, pos)
+    for index, expected in enumerate(node.image.volumes):
+        raw = node.pool.raw(index)
+        if raw != expected:
+            if state.role == PRIMARY and node.leftover:
+                patched = [bytearray(v) for v in node.image.volumes]
+                for change in node.leftover:
+                    patched[change.volume][change.offset : change.offset + change.length] = change.data or b""
+                if raw == patched[index]:
+                    continue
+            at = first_difference(raw, expected)
+            raise Violation(
+                f"prefix: volume {index} of {node.name} ({state.role}, {state.copy}) differs at byte {at} (block "
+                f"{at // BLOCK_BYTES}) from its history at {pos}"
+            )
+
+
+def first_difference(a: memoryview | bytearray, b: memoryview | bytearray) -> int:
+    """Index of the first byte that differs."""
+    x, y = np.frombuffer(a, dtype=np.uint8), np.frombuffer(b, dtype=np.uint8)
+    return int(np.flatnonzero(x != y)[0])
+
+
+def differing_blocks(one: Node, other: Node) -> set[tuple[int, int]]:
+    """(volume, block) where the two nodes' volumes differ."""
+    found: set[tuple[int, int]] = set()
+    for index in range(len(one.pool.sizes)):
+        a, b = one.pool.raw(index), other.pool.raw(index)
+        if a == b:
+            continue
+        for block in range(-(-len(a) // BLOCK_BYTES)):
+            part = slice(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES)
+            if a[part] != b[part]:
+                found.add((index, block))
+    return found
+
+
+def check_tracked(one: Node, other: Node) -> None:
+    """Every difference between two running nodes is known to the bitmaps that a resync would use."""
+    if one.target is None or other.target is None or one.target.engine.failed or other.target.engine.failed:
+        return
+    engines = (one.target.engine, other.target.engine)
+    if any(e.state.mode == UNTRACKED or e.state.copy == "fresh" or not e.state.hist for e in engines):
+        return
+    differing = differing_blocks(one, other)
+    if not differing:
+        return
+    hists, floors = (one.hist(), other.hist()), [_floor(e) for e in engines]
+    c = common_position(hists[0], floors[0], hists[1], floors[1])
+    allowed: set[tuple[int, int]] = set()
+    for node, engine in zip((one, other), engines, strict=True):
+        bit = engine.bitmaps.newest_for(c)
+        if bit is None:
+            return  # a full copy would follow
+        for index, m in enumerate(engine.bitmaps.maps):
+            allowed |= {(index, int(b)) for b in np.flatnonzero(m.array & (bit | (TODO if engine.state.copying else 0)))}
+        allowed |= _received_not_applied(node.truth, engine, node.hist())
+    missing = differing - allowed
+    if missing:
+        raise Violation(f"tracked: blocks {sorted(missing)} differ, no bitmap from {c + 1} on marks them")
+
+
+def _floor(engine: GroupEngine) -> int:
+    return engine.page[HEAD_SEQ] if engine.state.copy == OK else engine.state.floor
+
+
+def _received_not_applied(truth: Truth, engine: GroupEngine, hist: Hist) -> set[tuple[int, int]]:
+    page = engine.page
+    if engine.state.role == PRIMARY:
+        return set()
+    found: set[tuple[int, int]] = set()
+    by_seq = {}
+    for epoch, seq in truth.records:
+        if page[APPLIED_SEQ] < seq <= page[HEAD_SEQ]:
+            by_seq.setdefault(seq, []).append(epoch)
+    for seq, epochs in by_seq.items():
+        for epoch in epochs:  # the history entry of an epoch comes with its record: take every candidate
+            change = truth.records[(epoch, seq)]
+            if change is not None:
+                found |= blocks_of_change(change)
+    return found
+
+
+def blocks_of_change(change: Change) -> set[tuple[int, int]]:
+    """(volume, block) that a change touches."""
+    last = (change.offset + change.length - 1) // BLOCK_BYTES
+    return {(change.volume, block) for block in range(change.offset // BLOCK_BYTES, last + 1)}
+
+
+def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
+    """Local durability of a primary that was started again; notes what a power loss left behind."""
+    state = engine.state
+    hist = [(int(e), int(b)) for e, b in state.hist]
+    truth = node.truth
+    promised = node.flushed_at if power else node.written_at
+    if promised is not None and state.role == PRIMARY and state.mode in (JOURNAL, BITMAP):
+        epoch, seq = promised
+        known = any(e == epoch for e, _ in hist)
+        if known and not truth.holds(hist, engine.pos, epoch, seq):
+            what = "flushed" if power else "taken"
+            raise Violation(f"durable: {node.name} has {what} record {seq} of epoch {epoch:#x} no more, it is at {engine.pos}")
+    interrupted, node.interrupted = node.interrupted, None
+    if state.role != PRIMARY or state.mode == UNTRACKED:
+        return
+    if interrupted is not None and state.mode == BITMAP:
+        # Its number may be given out, and any part of it be on disk; no host was answered.
+        raw = bytes(node.pool.raw(interrupted.volume)[interrupted.offset : interrupted.offset + interrupted.length])
+        change = Change(interrupted.volume, interrupted.offset, interrupted.length, raw)
+        if power:
+            node.at_risk.append(change)
+        elif (engine.epoch, engine.pos) not in truth.records:
+            truth.add(engine.epoch, engine.pos, Kind.WRITE, change)
+    if not power:
+        return
+    if state.mode == JOURNAL:
+        _learn_last_record(truth, engine)
+    node.image.move(hist, engine.pos)
+    lost = [c for (e, s), c in truth.records.items() if c is not None and s > engine.pos and any(e == h for h, _ in hist)]
+    risk = [*lost, *node.at_risk]
+    node.leftover = []
+    for index, expected in enumerate(node.image.volumes):
+        raw = node.pool.raw(index)
+        if raw == expected:
+            continue
+        touched = np.zeros(len(expected), dtype=bool)
+        for change in risk:
+            if change.volume == index:
+                touched[change.offset : change.offset + change.length] = True
+        differs = np.frombuffer(raw, dtype=np.uint8) != np.frombuffer(expected, dtype=np.uint8)
+        if (differs & ~touched).any():
+            at = int(np.flatnonzero(differs & ~touched)[0])
+            raise Violation(f"durable: volume {index} of {node.name} changed at byte {at} in a power loss, which no lost write explains")
+        for sector in sorted({int(b) // 512 for b in np.flatnonzero(differs)}):
+            data = bytes(raw[sector * 512 : sector * 512 + 512])
+            node.leftover.append(Change(index, sector * 512, 512, data))
+    node.at_risk.clear()
+
+
+def _learn_last_record(truth: Truth, engine: GroupEngine) -> None:
+    """A record whose write was cut off by the power loss may be whole on disk: then it was written, though never published."""
+    pos = engine.pos
+    if pos < engine.page[TAIL_SEQ]:
+        return
+    off = engine.journal.find(pos)
+    h = engine.journal.header_at(off)
+    if (h.epoch, pos) not in truth.records:
+        payload = engine.journal.read(off + HEADER_BYTES, h.payload_len) if h.payload_len else None
+        truth.add(h.epoch, pos, h.kind, Change(h.volume, h.offset, h.length, payload))
+
+
+def check_promises(node: Node) -> None:
+    """Called when `node` became primary by takeover: every promised write is in its history."""
+    assert node.target is not None
+    hist, pos = node.hist(), node.target.engine.pos
+    for promise in node.truth.promises:
+        if not node.truth.holds(hist, pos, promise.epoch, promise.seq):
+            raise Violation(f"promises: {node.name} took over at {pos} without record {promise.seq} of epoch {promise.epoch:#x}")

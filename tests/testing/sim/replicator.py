@@ -1,0 +1,326 @@
+"""One life of a replicator process: the real session and the real flow, joined as replicator.daemon.link.loop joins them."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from replicator.core.errors import FarstripeError, ProtocolError
+from replicator.core.events import (
+    Acked,
+    Answer,
+    AskTarget,
+    CloseLink,
+    Command,
+    DataStopped,
+    Dial,
+    Effect,
+    Event,
+    FrameIn,
+    LinkDown,
+    LinkUp,
+    Log,
+    Persist,
+    Reply,
+    Send,
+    StartReceiving,
+    StartShipping,
+    StopReceiving,
+    StopShipping,
+    Tick,
+)
+from replicator.core.session import Session
+from replicator.daemon.link import wire
+from replicator.daemon.link.connection import Lost
+from replicator.daemon.link.flow import Flow
+from replicator.daemon.link.shipper import Stopped
+from tests.testing.sim.network import SimConnection
+from tests.testing.sim.storage import SimGroupFiles
+
+if TYPE_CHECKING:
+    from tests.testing.sim.node import Node
+
+WORK_S = 0.01
+ASK_S = 0.003
+
+
+class Replicator:
+    """A running replicator of a node, with one pair."""
+
+    def __init__(self, node: Node, peer: Node, *, dials: bool) -> None:
+        self.node, self.peer = node, peer
+        self.rng: random.Random = node.rng
+        self.clock = node.clock
+        self.session = Session(
+            node.node_id,
+            peer.node_id,
+            dials=dials,
+            rng=random.Random(node.rng.getrandbits(64)),
+            split=bool(node.pair.get("split")),
+            handover=str(node.pair.get("handover") or ""),
+        )
+        self.flow = Flow(self._open_files)  # type: ignore[arg-type]  # files by shape
+        self.conn: SimConnection | None = None
+        self.link = 0
+        self.links: dict[int, int] = {}
+        self.answers: dict[int, Answer] = {}
+        self._last_rx = 0.0
+        self._asks: deque[AskTarget] = deque()
+        self._held: deque[bytes] = deque()
+        self._command = 0
+        self._shared_policy: dict[str, Any] | None = None
+        self.clock.after(WORK_S, self._work)
+
+    @property
+    def alive(self) -> bool:
+        """Whether this process still runs."""
+        return self.node.replicator is self
+
+    def _open_files(self) -> SimGroupFiles:
+        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot)
+
+    # -- rounds ---------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        if not self.alive:
+            return
+        self.clock.after(WORK_S * (0.6 + 0.8 * self.rng.random()), self._work)
+        self.node.run("replicator", self._round)
+
+    def _round(self) -> None:
+        now = self.clock.now
+        deadline = self.session.next_deadline()
+        if deadline is not None and now >= deadline:
+            self.feed(Tick(self._last_rx))
+        link = self.link
+        try:
+            if self.conn is not None:
+                self._drain_held()
+            if self.conn is not None:
+                self._share_policy(self.conn)
+                self.flow.work(now)
+        except Lost as exc:
+            self._lost(link, str(exc))
+        except ProtocolError as exc:
+            self._breach(link, exc)
+        except Stopped as exc:
+            self._stopped(link, exc)
+
+    # -- the wire -------------------------------------------------------------------------------------------------
+
+    def linked(self, conn: SimConnection) -> None:
+        """A connection stands; it replaces the one before."""
+        if self.alive:
+            self.node.run("replicator", lambda: self._linked(conn))
+        else:
+            conn.close()
+
+    def _linked(self, conn: SimConnection) -> None:
+        if self.conn is not None:
+            self._lost(self.link, "the peer made a new connection")
+        self.conn = conn
+        self.link += 1
+        self.links[conn.number] = self.link
+        self._last_rx = self.clock.now
+        self.feed(LinkUp(self.link))
+
+    def unlinked(self, conn: SimConnection, reason: str) -> None:
+        """The connection broke."""
+        if self.alive and conn is self.conn:
+            self.node.run("replicator", lambda: self._lost(self.link, reason))
+
+    def frame(self, conn: SimConnection, data: bytes) -> None:
+        """A whole frame arrived, perhaps of an old connection."""
+        if self.alive:
+            self.node.run("replicator", lambda: self._frame(conn, data))
+
+    def _frame(self, conn: SimConnection, data: bytes) -> None:
+        if conn is not self.conn:
+            if data[4] == wire.CONTROL and conn.number in self.links:
+                self._late(FrameIn(self.links[conn.number], wire.parse_control(memoryview(data)[wire.HEAD_BYTES :])))
+            return
+        self._last_rx = self.clock.now
+        self._held.append(data)
+        link = self.link
+        try:
+            self._drain_held()
+            if self.conn is not None:
+                self.flow.work(self.clock.now)
+        except Lost as exc:
+            self._lost(link, str(exc))
+        except ProtocolError as exc:
+            self._breach(link, exc)
+        except Stopped as exc:
+            self._stopped(link, exc)
+
+    def _late(self, event: FrameIn) -> None:
+        """A frame of a former link: the session must not heed it."""
+        try:
+            self.feed(event)
+        except ProtocolError as exc:
+            self.node.note(f"late frame refused: {exc.message}")
+
+    def _drain_held(self) -> None:
+        """Take frames in order, unless one waits for journal room."""
+        while self._held and self.flow.unblock():
+            data = self._held.popleft()
+            _, kind, flags, _, first_seq = wire.HEAD.unpack_from(data)
+            body = memoryview(data)[wire.HEAD_BYTES :]
+            if kind == wire.CONTROL:
+                self._control(wire.parse_control(body))
+            else:
+                acked = self.flow.take_frame(kind, flags, first_seq, body)
+                if acked:
+                    self.feed(Acked(self.link, *acked))
+
+    def _control(self, frame: dict[str, Any]) -> None:
+        """Policy frames are between the shells; everything else is the session's."""
+        if frame.get("t") != "policy":
+            self.feed(FrameIn(self.link, frame))
+        elif self.flow.receiver is not None:
+            policy = frame["policy"]
+            self.flow.receiver.durable_acks = policy.get("mode") == "sync" and policy.get("ack") == "durable"
+            self._do(AskTarget(0, "group.policy", policy))
+
+    def _share_policy(self, conn: SimConnection) -> None:
+        """Tell the peer how it is to acknowledge, and what holds when it becomes primary."""
+        policy = self.session.status.get("policy")
+        if self.flow.shipper is not None and policy and policy != self._shared_policy:
+            self._shared_policy = dict(policy)
+            conn.send(wire.control({"t": "policy", "policy": self._shared_policy}))
+
+    def _lost(self, link: int, reason: str) -> None:
+        self.flow.end()
+        self._drop()
+        self.feed(LinkDown(link, reason))
+
+    def _breach(self, link: int, exc: ProtocolError) -> None:
+        self.node.note(f"protocol error: {exc.message}")
+        self._lost(link, exc.message)
+
+    def _stopped(self, link: int, stopped: Stopped) -> None:
+        self.flow.end()
+        self.feed(DataStopped(link, stopped.cause, str(stopped)))
+
+    def _drop(self) -> None:
+        conn, self.conn = self.conn, None
+        self._held.clear()
+        if conn is not None:
+            conn.close()
+
+    # -- the session ------------------------------------------------------------------------------------------------
+
+    def feed(self, event: Event) -> None:
+        """Give the session an event and carry out what it wants."""
+        try:
+            effects = self.session.handle(event, self.clock.now)
+        except ProtocolError as exc:
+            if isinstance(event, FrameIn):
+                raise
+            self.node.note(f"not expected: {exc.message}")
+            if isinstance(event, LinkUp):
+                self._drop()
+            return
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        link = self.link
+        try:
+            self._do(effect)
+        except Lost as exc:
+            self.flow.end()
+            self._drop()
+            self.clock.after(0.0, self._later, LinkDown(link, str(exc)))
+        except Stopped as exc:
+            self.flow.end()
+            self.clock.after(0.0, self._later, DataStopped(link, exc.cause, str(exc)))
+
+    def _later(self, event: Event) -> None:
+        if self.alive:
+            self.node.run("replicator", lambda: self.feed(event))
+
+    def _do(self, effect: Effect) -> None:
+        flow, conn = self.flow, self.conn
+        if isinstance(effect, Send):
+            if conn is not None:
+                conn.send(wire.control(effect.frame))
+        elif isinstance(effect, AskTarget):
+            self._asks.append(effect)
+            if len(self._asks) == 1:
+                self._ask_next()
+        elif isinstance(effect, Log):
+            self.node.note(f"{effect.name} {effect.detail}")
+            self.node.logged(effect)
+        elif isinstance(effect, StartShipping):
+            if conn is not None:
+                self._shared_policy = None
+                flow.ship(conn, effect.from_seq, 0)  # type: ignore[arg-type]  # a connection by shape
+        elif isinstance(effect, StartReceiving):
+            if conn is not None:
+                flow.receive(conn, effect.expect_seq, effect.min_epoch)  # type: ignore[arg-type]
+        elif isinstance(effect, StopShipping | StopReceiving):
+            flow.end()
+        elif isinstance(effect, CloseLink):
+            flow.end()
+            self._drop()
+        elif isinstance(effect, Dial):
+            self.node.network.dial(self, lambda: self.peer.replicator, self._not_connected)
+        elif isinstance(effect, Persist):
+            self.node.pair.update(effect.changes)
+        elif isinstance(effect, Answer):
+            self.answers[effect.id] = effect
+            self.node.note(f"answer {effect.id} {effect.error and effect.error['message']}")
+
+    def _not_connected(self, reason: str) -> None:
+        self._later(LinkDown(0, reason))
+
+    # -- questions to the target --------------------------------------------------------------------------------------
+
+    def _ask_next(self) -> None:
+        self.clock.after(ASK_S * (0.3 + self.rng.random()), self._ask_now)
+
+    def _ask_now(self) -> None:
+        """One question at a time. A question that was on its way when this process died may still be carried out."""
+        if not self._asks or (not self.alive and self.rng.random() < 0.5):
+            return
+        question = self._asks[0]
+        reply = self._asked(question)
+        self.clock.after(ASK_S * self.rng.random(), self._answered, question, reply)
+
+    def _asked(self, question: AskTarget) -> Reply:
+        target = self.node.target
+        if target is None:
+            return Reply(question.token, error="the target does not answer")
+        box: dict[str, Any] = {}
+
+        def call() -> None:
+            try:
+                box["result"] = target.call(question.op, question.args)
+            except (FarstripeError, OSError) as exc:
+                box["error"] = str(exc) or type(exc).__name__
+                self.node.note(f"{question.op} refused: {box['error']}")
+
+        self.node.run("target", call)
+        if "result" in box:
+            return Reply(question.token, box["result"])
+        return Reply(question.token, error=box.get("error", "the target died"))
+
+    def _answered(self, question: AskTarget, reply: Reply) -> None:
+        if not self.alive:
+            return
+        self._asks.popleft()
+        if self._asks:
+            self._ask_next()
+        if question.token:
+            self.node.run("replicator", lambda: self.feed(reply))
+
+    def command(self, op: str, **args: Any) -> int:
+        """An operator's command; the answer comes later."""
+        self._command += 1
+        if op == "takeover":
+            target = self.node.target
+            args["status"] = dict(target.call("group.status", {"settle": False})) if target else None
+        self.feed(Command(self._command, op, args))
+        return self._command

@@ -1,0 +1,300 @@
+"""One life of a target process: the real engine and service, and host requests that wait as the policy says.
+
+The service's threads are not started; their steps are events here, and its waiting loops (a write that finds no room, a
+write that waits for its peer) are written out as states of a request, with the same decisions from losspolicy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from replicator.capture import copier, follower, recovery, roles, service
+from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.core.errors import FarstripeError, MediumError
+from replicator.core.losspolicy import Verdict, on_full, on_unanswered
+from replicator.core.records import unpack_header
+from replicator.journal.page import APPLIED_SEQ, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TAIL_OFF
+from tests.testing.sim.truth import Change, Promise
+
+if TYPE_CHECKING:
+    from tests.testing.sim.node import Node
+
+STEP_S = 0.01
+KEEPER_S = 0.25
+APPLY_BYTES = 48 << 10
+COPY_BYTES = 128 << 10
+
+
+class _Bell:
+    """Nobody sleeps here."""
+
+    def ring(self) -> None:
+        """Nothing to do."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Never waits."""
+        return False
+
+
+@dataclass
+class Request:
+    """A host's request until it is answered. kind: write, zero, trim, flush."""
+
+    kind: str
+    volume: int = 0
+    offset: int = 0
+    length: int = 0
+    data: bytes = b""
+    fua: bool = False
+    began: float = 0.0
+    full_since: float | None = None
+    seq: int = 0
+    epoch: int = 0
+    wants_durable: bool = False
+    flushed: tuple[int, int] = (0, 0)
+    outcome: str = ""  # "", "ok", "ok-alone", or an error's name
+
+
+class Target:
+    """A running target of a node."""
+
+    def __init__(self, node: Node, engine: GroupEngine) -> None:
+        self.node = node
+        self.engine = engine
+        self.clock = node.clock
+        self.rng: random.Random = node.rng
+        self.service = service.GroupService(engine, _Bell(), _Bell(), self._event)  # type: ignore[arg-type]
+        self.queue: list[Request] = []  # not admitted yet
+        self.waiting: list[Request] = []  # admitted, waiting for the peer
+        self.settled_upto = 0
+        """A secondary's image is a prefix from here on: the position it had applied before its target died."""
+        self._watch_journal()
+        self._again(STEP_S, self._step)
+        self._again(KEEPER_S, self._keep)
+
+    def _event(self, name: str, **detail: Any) -> None:
+        self.node.note(f"target {name} {detail}")
+
+    def _again(self, delay_s: float, action: Callable[[], None]) -> None:
+        self.clock.after(delay_s * (0.6 + 0.8 * self.rng.random()), self._guarded, action)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        if self.node.target is self:
+            self.node.run("target", action)
+
+    def _watch_journal(self) -> None:
+        """Tell the truth of every record this primary adds, at the moment it is published."""
+        append = self.engine.journal.append
+        truth = self.node.truth
+
+        def watched(header: bytes, payload: Any, seq: int, epoch: int) -> None:
+            append(header, payload, seq, epoch)
+            h = unpack_header(header)
+            data = bytes(payload) if payload is not None and h.payload_len else None
+            self.node.epoch_begins(epoch, self.engine)
+            truth.add(h.epoch, h.seq, h.kind, Change(h.volume, h.offset, h.length, data))
+
+        self.engine.journal.append = watched  # type: ignore[method-assign]
+
+    # -- the threads' steps ---------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Follower, copier and waiting requests."""
+        engine = self.engine
+        self._again(STEP_S, self._step)
+        if engine.failed:
+            self._fail_all("failed")
+            return
+        try:
+            if engine.state.role == SECONDARY:
+                follower.apply_some(engine, self.rng.choice((1, APPLY_BYTES)))
+            elif engine.state.copying and copier.may_copy(engine):
+                copier.copy_some(engine, COPY_BYTES)
+        except (OSError, FarstripeError) as exc:
+            self.node.note(f"step failed: {exc}")
+        self.serve()
+
+    def _keep(self) -> None:
+        """Keeper and maintenance."""
+        engine, rng = self.engine, self.rng
+        self._again(KEEPER_S, self._keep)
+        svc = self.service
+        if svc._hold_until and self.clock.now >= svc._hold_until:
+            svc.release("its deadline passed")
+        if engine.failed:
+            return
+        try:
+            if engine.state.mode == JOURNAL:
+                if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
+                    svc.checkpoint()
+                copier.rotate_bitmaps(engine)
+            if rng.random() < 0.3:
+                self.node.pool.clear_intents([v.file for v in engine.volumes], self._sync_tracking)  # type: ignore[attr-defined]
+        except (OSError, FarstripeError) as exc:
+            self.node.note(f"keeper failed: {exc}")
+
+    def _sync_tracking(self) -> None:
+        self.engine.sync_journal()
+        self.engine.bitmaps.sync()
+
+    # -- hosts ----------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """A host sends a request."""
+        request.began = self.clock.now
+        self.queue.append(request)
+        self.serve()
+
+    def serve(self) -> None:
+        """Admit and answer what can be."""
+        for request in list(self.queue):
+            self.queue.remove(request)
+            if not self._admit(request):
+                self.queue.insert(0, request)
+                break
+        for request in list(self.waiting):
+            self._look(request)
+
+    def _admit(self, request: Request) -> bool:
+        """Try to carry out; False when it must be tried again."""
+        engine = self.engine
+        try:
+            self._carry_out(request)
+        except Parked:
+            return False
+        except NoRoom:
+            return self._make_room(request)
+        except (OSError, FarstripeError) as exc:
+            self._answer(request, type(exc).__name__)
+            return True
+        if request.seq > 0 and engine.state.sync_on:
+            self.waiting.append(request)
+        else:
+            self._answer(request, "ok-alone")
+        return True
+
+    def _carry_out(self, request: Request) -> None:
+        engine = self.engine
+        durable = request.fua or request.kind == "flush" or engine.state.policy.ack == "durable"
+        request.wants_durable = durable
+        if request.kind == "flush":
+            position = (engine.epoch, engine.pos)
+            request.seq = engine.flush()
+            request.flushed = position
+            self.node.flushed(*position)
+        else:
+            self.node.interrupted = request
+            if request.kind == "write":
+                request.seq = engine.write(request.volume, request.offset, request.data, request.fua)
+            else:
+                trim = request.kind == "trim"
+                request.seq = engine.zero(request.volume, request.offset, request.length, True, request.fua, trim)
+            self.node.interrupted = None
+        request.epoch = engine.epoch
+        if request.kind != "flush":
+            self.node.wrote(request, engine)
+
+    def _make_room(self, request: Request) -> bool:
+        engine, u64 = self.engine, self.engine.page.u64
+        before = u64[TAIL_OFF]
+        self.service.checkpoint()
+        if u64[TAIL_OFF] != before:
+            return False
+        if request.full_since is None:
+            request.full_since = self.clock.now
+        policy = engine.state.policy
+        verdict = on_full(policy.on_full, engine.link_up, self.clock.now - request.full_since, policy.full_timeout_s)
+        if verdict is Verdict.OVERFLOW:
+            self.service.overflow()
+        elif verdict is Verdict.FAIL:
+            self._answer(request, "JournalFull")
+            return True
+        return False
+
+    def _look(self, request: Request) -> None:
+        """Whether a request that waits for the peer can be answered; see GroupService._wait_peer."""
+        engine = self.engine
+        slot = PEER_DURABLE_SEQ if request.wants_durable else PEER_RECEIVED_SEQ
+        if engine.page[slot] >= request.seq:
+            self._replicated(request)
+            return
+        if not engine.state.sync_on:
+            self._ended_alone(request)
+            return
+        policy = engine.state.policy
+        verdict = on_unanswered(policy.on_loss, self.clock.now - request.began, policy.loss_timeout_s)
+        if verdict is Verdict.DEGRADE:
+            roles.degrade(engine)
+            self.node.note(f"degraded at {request.seq}")
+            self._ended_alone(request)
+        elif verdict is Verdict.FAIL or engine.failed:
+            self.waiting.remove(request)
+            self._answer(request, "TimedOut")
+
+    def _replicated(self, request: Request) -> None:
+        self.waiting.remove(request)
+        epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
+        if seq:
+            self.node.truth.promises.append(Promise(epoch, seq, request.wants_durable))
+        self._answer(request, "ok")
+
+    def _ended_alone(self, request: Request) -> None:
+        self.waiting.remove(request)
+        try:
+            self.service._check_still_primary(request.seq)
+        except FarstripeError as exc:
+            self._answer(request, type(exc).__name__)
+            return
+        if not self.engine.state.degraded and self.engine.state.policy.mode == "sync" and self.engine.state.role == PRIMARY:
+            self.node.check_degraded_is_durable(request)
+        self._answer(request, "ok-alone")
+
+    def _answer(self, request: Request, outcome: str) -> None:
+        request.outcome = outcome
+        self.node.note(f"{request.kind} {request.volume}:{request.offset}+{request.length} seq {request.seq} {outcome}")
+        self.node.answered(request)
+
+    def _fail_all(self, why: str) -> None:
+        for request in [*self.queue, *self.waiting]:
+            self._answer(request, why)
+        self.queue.clear()
+        self.waiting.clear()
+
+    # -- control --------------------------------------------------------------------------------------------------
+
+    def call(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        """A control operation, as nbdplugin.ops_group routes it. Raises FarstripeError or OSError."""
+        svc = self.service
+        table: dict[str, Callable[[], Any]] = {
+            "group.status": lambda: svc.status(settle=bool(args.get("settle"))),
+            "group.policy": lambda: svc.set_policy(args),
+            "group.bitmap": lambda: svc.common_bitmap(args.get("c")),
+            "group.begin_copy": lambda: svc.begin_copy(args["c"], args["peer_bitmaps"], args["copy_id"]),
+            "group.resume_copy": svc.resume_copy,
+            "group.attach": lambda: svc.attach(**args),
+            "group.link": lambda: svc.set_link(args["up"]),
+            "group.sync_on": lambda: svc.set_sync(args.get("on", True)),
+            "group.hold": lambda: svc.hold(args["deadline_s"]),
+            "group.release": svc.release,
+            "group.promote": lambda: svc.promote(args.get("force", False)),
+            "group.demote": lambda: svc.demote(args.get("diverged", False)),
+        }
+        if self.engine.failed and op not in ("group.status", "group.link"):
+            raise MediumError(f"the group has failed: {self.engine.failed}")
+        result = table[op]()
+        self.node.called(op, args, result if isinstance(result, dict) else {})
+        return result if isinstance(result, dict) else {}
+
+    @property
+    def prefix_now(self) -> bool:
+        """Whether this secondary's image must be a prefix of its history now."""
+        return bool(self.engine.page[APPLIED_SEQ] >= self.settled_upto)
+
+
+def open_or_create(node: Node, parts: recovery.Parts) -> GroupEngine:
+    """Open the node's group after whatever stopped it."""
+    return recovery.open_engine(parts, node.pool.unclean())

@@ -1,0 +1,117 @@
+"""What really was written: every record by (epoch, seq), taken where it enters the journal, and what hosts were told.
+
+Kept apart from the code under test: it knows nothing of bitmaps, positions or roles. An image at position n of a history is
+the genesis image with every record up to n applied, each found by the epoch that the history gives to its seq.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from replicator.core.records import DATA_KINDS
+
+Hist = list[tuple[int, int]]
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+class Change(NamedTuple):
+    """What one record does to the volumes. `data` None: zeroes."""
+
+    volume: int
+    offset: int
+    length: int
+    data: bytes | None
+
+
+@dataclass
+class Promise:
+    """A write that a host was told is safe on both sides."""
+
+    epoch: int
+    seq: int
+    durable: bool  # told to be on stable storage there
+
+
+@dataclass
+class Truth:
+    """The whole run's records."""
+
+    sizes: list[int]
+    records: dict[tuple[int, int], Change | None] = field(default_factory=dict)
+    genesis: list[bytes] = field(default_factory=list)
+    power_left: dict[int, list[Change]] = field(default_factory=dict)
+    """By epoch: what a power loss left in the image that the epoch begins with and no record tells of."""
+    promises: list[Promise] = field(default_factory=list)
+
+    def add(self, epoch: int, seq: int, kind: int, change: Change) -> None:
+        """A record entered a primary's journal, or a write its bitmap-mode sequence."""
+        value = change if kind in DATA_KINDS else None
+        key = (epoch, seq)
+        if key in self.records and self.records[key] != value:
+            raise Violation(f"record {seq} of epoch {epoch:#x} was given out twice with different contents")
+        self.records[key] = value
+
+    def lineage(self, hist: Hist, after: int, upto: int) -> list[tuple[int, int]]:
+        """(epoch, seq) of the positions after < seq <= upto along `hist`; 0 as seq marks the beginning of an epoch."""
+        found: list[tuple[int, int]] = []
+        for index, (epoch, base) in enumerate(hist):
+            end = hist[index + 1][1] if index + 1 < len(hist) else upto
+            if base >= after and base <= upto and (index or not after):
+                found.append((epoch, 0))
+            found += [(epoch, seq) for seq in range(max(base, after) + 1, min(end, upto) + 1)]
+        return found
+
+    def holds(self, hist: Hist, pos: int, epoch: int, seq: int) -> bool:
+        """Whether the history up to `pos` contains the record."""
+        if seq > pos:
+            return False
+        owner = [e for e, base in hist if base < seq]
+        return bool(owner) and owner[-1] == epoch
+
+    def change_of(self, epoch: int, seq: int) -> list[Change]:
+        """What a position does to the image."""
+        if seq == 0:
+            return self.power_left.get(epoch, [])
+        change = self.records.get((epoch, seq))
+        return [] if change is None else [change]
+
+
+class Image:
+    """The image a node should have, carried along as its position moves."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth = truth
+        self.volumes = [bytearray(size) for size in truth.sizes]
+        self._hist: Hist | None = None
+        self._pos = 0
+
+    def move(self, hist: Hist, pos: int) -> None:
+        """Make it the image at position `pos` of `hist`."""
+        old = self._hist
+        continues = old is not None and pos >= self._pos and self._same_up_to_here(old, hist)
+        if not continues:
+            for volume, start in zip(self.volumes, self._truth.genesis, strict=True):
+                volume[:] = start
+            self._pos = 0
+        known = {epoch for epoch, _ in old} if continues and old is not None else set()
+        for epoch, seq in self._truth.lineage(hist, self._pos if continues else 0, pos):
+            if seq == 0 and epoch in known:
+                continue
+            for change in self._truth.change_of(epoch, seq):
+                apply(self.volumes, change)
+        self._hist, self._pos = list(hist), pos
+
+    def _same_up_to_here(self, old: Hist, new: Hist) -> bool:
+        cut_old = [entry for entry in old if entry[1] < self._pos]
+        cut_new = [entry for entry in new if entry[1] < self._pos]
+        return cut_old == cut_new and len(new) >= len(old) and new[: len(old)] == old
+
+
+def apply(volumes: list[bytearray], change: Change) -> None:
+    """Apply a change to an image."""
+    data = bytes(change.length) if change.data is None else change.data
+    volumes[change.volume][change.offset : change.offset + change.length] = data
