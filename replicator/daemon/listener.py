@@ -29,6 +29,7 @@ from replicator.daemon.tls import Contexts, tune
 log = logging.getLogger("farstripe.listener")
 
 OPEN_S = 10.0
+REFUSED_S = 0.5
 MAX_OPENING = 32
 MAX_OPENING_UNKNOWN_BYTES = 64 << 10
 RPC_S = 150.0
@@ -129,7 +130,8 @@ class Listener:
             if frame is not None and self._serve(tls, peer, frame, address):
                 sock = None  # handed over
         except (OSError, BadFrame) as exc:
-            self._complain(f"a connection was refused: {_words(exc)}", address)
+            self._complain(_words(exc), address)
+            guard.let_read()
         except Exception:  # outermost loop of a connection: a defect of ours must not end the listener
             log.exception("a connection from %s failed", address)
         finally:
@@ -188,7 +190,17 @@ class _Deadline:
         with self._lock, contextlib.suppress(OSError):
             self._fd.shutdown(socket.SHUT_RDWR)
 
+    def let_read(self) -> None:
+        """Give the other side a moment to read why it was refused: closing at once would reset it."""
+        with contextlib.suppress(OSError):
+            self._fd.shutdown(socket.SHUT_WR)
+            self._fd.settimeout(REFUSED_S)
+            for _ in range(64):
+                if not self._fd.recv(4096):
+                    break
+
     def cancel(self) -> None:
+        """End the watch."""
         self._timer.cancel()
         with self._lock:
             self._fd.close()

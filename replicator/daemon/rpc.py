@@ -38,7 +38,11 @@ def open_link(contexts: Contexts, peer: Peer, group: str) -> ssl.SSLSocket:
 def ask(sock: ssl.SSLSocket, frame: dict[str, Any], name: str) -> Any:
     """Send one opening frame and return the result of the answer. `name`: of the other side, for errors."""
     try:
-        write_frame(sock, frame)
+        try:
+            write_frame(sock, frame)
+        except OSError:
+            read_frame(sock)  # refused while we wrote: the alert that says why may be here
+            raise
         reply = read_frame(sock)
     except TimeoutError as exc:
         raise TimedOut(f"{name} did not answer in time") from exc
