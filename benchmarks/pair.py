@@ -21,10 +21,14 @@ class Pair:
         space: Workspace,
         size_bytes: int,
         mode: str,
-        compress: str | None = None,
+        compress_level: int = 0,
         journal_bytes: int = JOURNAL_BYTES,
     ) -> None:
-        """Make both nodes with a RAID-0 of four files each, a volume of `size_bytes`, and pair it in `mode`."""
+        """Make both nodes with a RAID-0 of four files each, a volume of `size_bytes`, and pair it.
+
+        mode: "async" or "sync"; compress_level: of zstd on the wire, 0 for none.
+        """
+        self._wanted = "sync" if mode == "sync" else "ok"
         self.a, self.b = Node(space, "a"), Node(space, "b")
         for node in (self.a, self.b):
             node.make_pool("raid0", 4, size_bytes // 4 + (64 << 20))
@@ -32,10 +36,7 @@ class Pair:
         self.a.run("group", "create", GROUP, VOLUME, "--journal", str(journal_bytes))
         token = self.b.run("peer", "token")["token"]
         self.a.run("peer", "join", token)
-        options = ["--mode", mode]
-        if compress:
-            options += ["--compress", compress]
-        self.a.run("pair", "create", GROUP, "b", *options)
+        self.a.run("pair", "create", GROUP, "--peer", "b", "--mode", mode, "--compress", str(compress_level))
         self.wait_paired()
         uuid = self.group_status()["uuid"]
         self.page = Page.map(self.a.run_dir / f"{uuid}.page")
@@ -49,8 +50,10 @@ class Pair:
         raise BenchmarkError("the group is gone")
 
     def wait_paired(self, timeout_s: float = 300) -> None:
-        """Wait until the copy on B is complete and follows."""
-        self.a.run("pair", "wait", GROUP, "--timeout", str(timeout_s), timeout_s=timeout_s + 10)
+        """Wait until the copy on B is consistent and follows, in sync mode so that every write waits for it."""
+        self.a.run(
+            "pair", "wait", GROUP, "--state", self._wanted, "--timeout", str(timeout_s), timeout_s=timeout_s + 10
+        )
 
     def backlog(self) -> int:
         """Records that B has not applied yet."""

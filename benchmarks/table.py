@@ -118,13 +118,13 @@ ROWS: dict[str, Row] = {
             "ship-64k",
             "the backlog of a peer that was away, 64 KiB records, per second of the busier replicator's processor time",
             1.0, 2.0,
-            replicated.shipping(None),
+            replicated.shipping(0),
         ),
         Row(
             "ship-64k-zstd",
             "the same with zstd on the wire",
             1.0, 2.0,
-            replicated.shipping("zstd"),
+            replicated.shipping(1),
         ),
         Row(
             "takeover-first-write",
