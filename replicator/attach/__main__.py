@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="", help="/dev/nbdN; the kernel picks one when left out")
     parser.add_argument("--connections", type=int, default=1, metavar="N")
     parser.add_argument("--timeout", type=int, default=0, metavar="S", help="seconds a request may take (0: any time)")
-    parser.add_argument("--dead-timeout", type=int, default=120, metavar="S", help="seconds I/O waits for a dead server")
+    parser.add_argument(
+        "--dead-timeout", type=int, default=120, metavar="S", help="seconds I/O waits for a dead server"
+    )
     parser.add_argument("--block-size", type=int, default=0, metavar="BYTES")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--foreground", action="store_true", help="stay and supervise instead of going to background")

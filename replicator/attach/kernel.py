@@ -51,7 +51,7 @@ WAY_OUT_NO_NBD = (
 )
 
 
-class nbdmsg(genlmsg):  # noqa: N801 - the library's convention for message classes
+class nbdmsg(genlmsg):
     """A message of the nbd family."""
 
     prefix = "NBD_ATTR_"
@@ -69,18 +69,18 @@ class nbdmsg(genlmsg):  # noqa: N801 - the library's convention for message clas
         ("NBD_ATTR_BACKEND_IDENTIFIER", "asciiz"),
     )
 
-    class sockets(nla):  # noqa: N801
+    class sockets(nla):
         nla_flags = 1 << 15  # NLA_F_NESTED
         nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_ITEM", "sock_item"))
 
-        class sock_item(nla):  # noqa: N801
+        class sock_item(nla):
             nla_flags = 1 << 15
             nla_map = (("NBD_SOCK_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
 
-    class device_list(nla):  # noqa: N801
+    class device_list(nla):
         nla_map = (("NBD_DEVICE_ITEM_UNSPEC", "none"), ("NBD_DEVICE_ITEM", "device_item"))
 
-        class device_item(nla):  # noqa: N801
+        class device_item(nla):
             nla_map = (
                 ("NBD_DEVICE_UNSPEC", "none"),
                 ("NBD_DEVICE_INDEX", "uint32"),

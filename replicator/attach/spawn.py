@@ -17,6 +17,7 @@ from pathlib import Path
 
 import replicator
 from replicator.attach import device, records
+from replicator.attach.handshake import Endpoint
 from replicator.attach.records import Attachment
 from replicator.core.errors import AlreadyExists, InternalError, NotFound, Refused, TimedOut, from_map
 
@@ -109,7 +110,7 @@ def find(name: str, run_dir: str) -> Attachment:
         return named[0]
     if name.startswith("/dev/nbd") and device.is_attached(device.parse_index(name)):
         index = device.parse_index(name)
-        return Attachment(export=device.backend(index).removeprefix("farstripe:"), endpoint=records.Endpoint(), index=index)
+        return Attachment(export=device.backend(index).removeprefix("farstripe:"), endpoint=Endpoint(), index=index)
     raise NotFound(f"{name!r} is not attached on this host", "farstripe attach --list shows what is")
 
 
@@ -176,4 +177,3 @@ def listing(run_dir: str) -> list[dict[str, object]]:
         }
         for at in records.load_all(run_dir)
     ]
-

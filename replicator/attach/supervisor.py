@@ -77,7 +77,9 @@ def choose_block_size(export: Export, wanted: int) -> int:
         if size > PAGE_BYTES:
             raise Refused(f"the server's smallest block, {size} bytes, is larger than a page: the kernel cannot use it")
     if export.size % size:
-        raise BadInput(f"the volume's {export.size} bytes are not a multiple of {size}", "choose a smaller --block-size")
+        raise BadInput(
+            f"the volume's {export.size} bytes are not a multiple of {size}", "choose a smaller --block-size"
+        )
     return size
 
 
@@ -297,11 +299,11 @@ def _keep(
     run_dir: str,
 ) -> None:
     while alive():
-        readable = select.select([events, wake_read], [], [], POLL_S)[0]
+        readable = select.select([events.fileno(), wake_read], [], [], POLL_S)[0]
         size = supervisor.at.size
         if wake_read in readable and signal.SIGHUP in signals():
             supervisor.refresh()
-        if events in readable and supervisor.at.index in set(events.pending(supervisor.at.index)):
+        if events.fileno() in readable and supervisor.at.index in set(events.pending(supervisor.at.index)):
             supervisor.heal(alive, pause)
         if supervisor.at.size != size:
             records.save(run_dir, supervisor.at)

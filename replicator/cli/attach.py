@@ -23,7 +23,9 @@ DEFAULT_PORT = 10809
 
 @click.command()
 @click.argument("volume", required=False, shell_complete=names.volumes)
-@click.option("--device", "wanted_device", metavar="/dev/nbdN", help="Which device; the kernel picks one when left out.")
+@click.option(
+    "--device", "wanted_device", metavar="/dev/nbdN", help="Which device; the kernel picks one when left out."
+)
 @click.option("--host", help="Attach from another node's target, by TCP.")
 @click.option("--port", type=click.IntRange(1, 65535), help=f"Its port; {DEFAULT_PORT} when only --host is given.")
 @click.option("--unix", is_flag=True, help="Use this node's Unix socket (the default without --host and --port).")
@@ -111,7 +113,7 @@ def _check_writer(here: Node, volume: str, read_only: bool, force: bool) -> bool
         if one.get("writers") and not read_only and not force:
             raise Refused(
                 f"volume {volume!r} is open for writing already ({one['writers']} connection(s))",
-                "attach it --read-only, detach the other (farstripe attach --list), or --force for a cluster filesystem",
+                "attach it --read-only, or detach the other; --force is for cluster filesystems",
             )
         return read_only
     raise NotFound(f"there is no volume {volume!r} on this node", "farstripe volume list shows what there is")

@@ -1,7 +1,7 @@
 """farstripe explain: why a group is in its state and what to do next; or what a word means.
 
-The texts come from the tables that decide (replicator.core.status, handshake, takeover), so they cannot differ from what
-the programs do; words that are not states stand in terms.py.
+The texts come from the tables that decide (replicator.core.status, handshake, takeover), so they cannot differ from
+what the programs do; words that are not states stand in terms.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ACTIONS = {
     handshake.Action.PROMOTE: "The side that was handed the role becomes primary.",
     handshake.Action.STREAM: "The journal is shipped from where the copy stopped.",
     handshake.Action.RESUME: "The copy that was under way goes on.",
-    handshake.Action.COPY: "The blocks that either side touched since they parted are copied (all, when that is unknown).",
+    handshake.Action.COPY: "Blocks that either side touched since they parted are copied (all, when that is unknown).",
 }
 
 
@@ -105,4 +105,6 @@ def _entry(word: str, kind: str, text: str, commands: list[str]) -> dict[str, An
 
 
 def _word_text(entry: dict[str, Any]) -> str:
-    return "\n".join([f"{entry['word']} ({entry['kind']})", f"  {entry['text']}", *(f"    {c}" for c in entry["commands"])])
+    return "\n".join(
+        [f"{entry['word']} ({entry['kind']})", f"  {entry['text']}", *(f"    {c}" for c in entry["commands"])]
+    )

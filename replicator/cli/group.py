@@ -28,7 +28,9 @@ def group() -> None:
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=names.volumes)
 @click.option("--journal", "journal_bytes", type=SizeType(4096), default=DEFAULT_JOURNAL, show_default="256M",
               help="Room for writes on their way to the peer.")  # fmt: skip
-@click.option("--journal-path", type=click.Path(), help="File or device for the journal, instead of one in the state directory.")
+@click.option(
+    "--journal-path", type=click.Path(), help="File or device for the journal, instead of one in the state directory."
+)
 @json_option
 @pass_node
 def create(
@@ -62,7 +64,13 @@ def list_(here: Node, as_json: bool) -> None:
         )
         for one in found
     ]
-    table(as_json, found, ("group", "volumes", "role", "state", "journal"), rows, "no groups; make one: farstripe group create")
+    table(
+        as_json,
+        found,
+        ("group", "volumes", "role", "state", "journal"),
+        rows,
+        "no groups; make one: farstripe group create",
+    )
 
 
 @group.command("policy")

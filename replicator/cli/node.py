@@ -49,14 +49,15 @@ def _address(_ctx: click.Context, param: click.Parameter, value: str) -> str:
 @node.command()
 @click.argument("name")
 @click.option(
-    "--nbd-port", type=click.IntRange(0, 65535), callback=_port, help="TCP port for NBD clients; none: Unix socket only."
+    "--nbd-port",
+    type=click.IntRange(0, 65535),
+    callback=_port,
+    help="TCP port for NBD clients; none: Unix socket only.",
 )
 @click.option("--nbd-address", default="127.0.0.1", show_default=True, callback=_address)
 @click.option("--replication-address", default="127.0.0.1", show_default=True, callback=_address,
               help="Address at which other nodes reach this one.")  # fmt: skip
-@click.option(
-    "--replication-port", type=click.IntRange(1, 65535), default=DEFAULT_REPLICATION_PORT, show_default=True
-)
+@click.option("--replication-port", type=click.IntRange(1, 65535), default=DEFAULT_REPLICATION_PORT, show_default=True)
 @click.option("--threads", type=click.IntRange(2, 256), help="Requests in service at a time for one connection.")
 @json_option
 @pass_node

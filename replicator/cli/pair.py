@@ -23,16 +23,32 @@ def pair() -> None:
 
 @pair.command()
 @click.argument("group", shell_complete=names.groups)
-@click.option("--peer", required=True, shell_complete=names.peers, help="The node that gets the copy: a name of `farstripe peer list`.")
+@click.option(
+    "--peer",
+    required=True,
+    shell_complete=names.peers,
+    help="The node that gets the copy: a name of `farstripe peer list`.",
+)
 @policy.policy_options
 @click.option("--compress", type=click.IntRange(0, 19), default=0, show_default=True, metavar="LEVEL",
               help="zstd level for the wire; 0: off, 1: fast.")  # fmt: skip
-@click.option("--journal", "journal_bytes", type=SizeType(4096), help="Journal size on the peer; as here when left out.")
-@click.option("--overwrite", is_flag=True, help="Let the copy replace volumes of these names that hold data on the peer.")
+@click.option(
+    "--journal", "journal_bytes", type=SizeType(4096), help="Journal size on the peer; as here when left out."
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Let the copy replace volumes of these names that hold data on the peer."
+)
 @json_option
 @pass_node
 def create(
-    here: Node, group: str, peer: str, compress: int, journal_bytes: int | None, overwrite: bool, as_json: bool, **options: Any
+    here: Node,
+    group: str,
+    peer: str,
+    compress: int,
+    journal_bytes: int | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Pair GROUP with a peer: this node is primary, the peer gets the copy.
 
@@ -44,7 +60,11 @@ def create(
         "pair.create", group=group, peer=peer, compress=compress, overwrite=overwrite, wait_s=180,
         **policy.given(options), **extra,
     )  # fmt: skip
-    emit(as_json, made, f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} --progress")
+    emit(
+        as_json,
+        made,
+        f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} --progress",
+    )
 
 
 @pair.command("list")
@@ -54,7 +74,15 @@ def list_(here: Node, as_json: bool) -> None:
     """List the pairs."""
     found = here.replicator("pair.list")
     rows = [
-        (one["name"], one["role"], one["word"], one["peer_name"], one["connected"], one["lag"], policy.text(one["policy"]))
+        (
+            one["name"],
+            one["role"],
+            one["word"],
+            one["peer_name"],
+            one["connected"],
+            one["lag"],
+            policy.text(one["policy"]),
+        )
         for one in found
     ]
     columns = ("group", "role", "state", "peer", "connected", "records behind", "mode")
@@ -98,7 +126,11 @@ def show(here: Node, group: str, as_json: bool) -> None:
 
 
 def _acked(facts: dict[str, Any], what: str) -> int | None:
-    return (facts.get("acked") or {}).get(what) if facts.get("session") in ("source", "sync-source", "copy-source") else None
+    return (
+        (facts.get("acked") or {}).get(what)
+        if facts.get("session") in ("source", "sync-source", "copy-source")
+        else None
+    )
 
 
 def _history(hist: list[list[int]] | None) -> str | None:
@@ -118,7 +150,9 @@ def split(here: Node, group: str, as_json: bool) -> None:
     Take it back with `farstripe pair resync`, which then copies the difference only.
     """
     here.replicator("pair.split", group=group, wait_s=120)
-    emit(as_json, {"group": group, "split": True}, f"group {group} is split; follow again: farstripe pair resync {group}")
+    emit(
+        as_json, {"group": group, "split": True}, f"group {group} is split; follow again: farstripe pair resync {group}"
+    )
 
 
 @pair.command()
@@ -130,13 +164,18 @@ def split(here: Node, group: str, as_json: bool) -> None:
 def resync(here: Node, group: str, discard: str | None, yes: bool, as_json: bool) -> None:
     """Bring the copy of GROUP up again, by difference: after a split, a refusal, or to try at once.
 
-    When a former primary holds writes that its successor never got, or both sides were written to (split brain), nothing
-    happens until you name the side whose own writes are given up with --discard. The leave lapses after ten minutes.
+    When a former primary holds writes that its successor never got, or both sides were written to (split brain),
+    nothing happens until you name the side whose own writes are given up with --discard. The leave lapses after ten
+    minutes.
     """
     if discard:
         confirm(f"Give up all writes of group {group} that only node {discard} has?", yes, as_json)
     here.replicator("pair.resync", group=group, wait_s=120, **({"discard": discard} if discard else {}))
-    emit(as_json, {"group": group, "discard": discard}, f"group {group}: resync asked; watch it: farstripe pair wait {group} --progress")
+    emit(
+        as_json,
+        {"group": group, "discard": discard},
+        f"group {group}: resync asked; watch it: farstripe pair wait {group} --progress",
+    )
 
 
 @pair.command()
@@ -156,10 +195,17 @@ def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -
 
 @pair.command()
 @click.argument("group", shell_complete=names.pairs)
-@click.option("--state", default="ok", show_default=True, metavar="STATE",
-              help="ok: records flow and the copy is consistent. sync: every write waits for the peer. equal: everything "
-              "written is applied there. connected, disconnected, primary, secondary. Or a word of `farstripe status`.")  # fmt: skip
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=DEFAULT_WAIT_S, show_default=True, metavar="SECONDS")
+@click.option(
+    "--state",
+    default="ok",
+    show_default=True,
+    metavar="STATE",
+    help="ok: records flow and the copy is consistent. sync: every write waits for the peer. equal: everything written "
+    "is applied there. Also connected, disconnected, primary, secondary, or a word of `farstripe status`.",
+)
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0), default=DEFAULT_WAIT_S, show_default=True, metavar="SECONDS"
+)
 @click.option("--progress", "show_progress", is_flag=True, help="Show how the copy goes.")
 @json_option
 @pass_node

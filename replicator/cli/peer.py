@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+from typing import Any
 
 import click
 
@@ -25,7 +26,9 @@ def peer() -> None:
 @peer.command()
 @click.option("--life", "life_s", type=click.FloatRange(1), default=3600.0, show_default=True, metavar="SECONDS",
               help="How long the token is good.")  # fmt: skip
-@click.option("--address", help="Where the new peer reaches this node, when that is not replication.address of node.json.")
+@click.option(
+    "--address", help="Where the new peer reaches this node, when that is not replication.address of node.json."
+)
 @json_option
 @pass_node
 def token(here: Node, life_s: float, address: str | None, as_json: bool) -> None:
@@ -33,7 +36,7 @@ def token(here: Node, life_s: float, address: str | None, as_json: bool) -> None
 
     Who has the token can become a peer, once, until it expires: pass it on as you would a password.
     """
-    extra = {"address": address} if address else {}
+    extra: dict[str, Any] = {"address": address} if address else {}
     made = here.replicator("peer.token", expires_s=life_s, **extra)
     if not as_json:
         click.echo(f"good once, for {format_duration(life_s)}; on the other node: farstripe peer join TOKEN", err=True)

@@ -130,9 +130,7 @@ def _make_files(paths: Sequence[str], size: int) -> list[str]:
         for done in made:
             os.unlink(done)
         if isinstance(exc, FileExistsError):
-            raise AlreadyExists(
-                f"{exc.filename} exists already", "leave --make-files out to use it as it is"
-            ) from None
+            raise AlreadyExists(f"{exc.filename} exists already", "leave --make-files out to use it as it is") from None
         raise MediumError(f"cannot make {exc.filename or 'a member file'}: {exc.strerror}") from exc
     return made
 
@@ -161,7 +159,12 @@ def status(here: Node, as_json: bool) -> None:
         for group in groups
     ]
     table(False, None, ("raid group", "level", "state", "members", "chunk", "size", "free"), rows, "no RAID groups")
-    ill = [(m["path"], g["name"], _member_state(m), m.get("reason") or "-") for g in groups for m in g["members"] if m["state"] != GOOD]
+    ill = [
+        (m["path"], g["name"], _member_state(m), m.get("reason") or "-")
+        for g in groups
+        for m in g["members"]
+        if m["state"] != GOOD
+    ]
     if ill:
         click.echo()
         table(False, None, ("member", "raid group", "state", "reason"), ill, "")
@@ -221,7 +224,9 @@ def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: boo
                 if one["path"] != member:
                     continue
                 if one["state"] == BAD:
-                    raise MediumError(f"{member} failed: {one.get('reason') or 'no reason known'}", "see farstripe events")
+                    raise MediumError(
+                        f"{member} failed: {one.get('reason') or 'no reason known'}", "see farstripe events"
+                    )
                 total = member_bytes(group)
                 left = int(total * (1 - (one.get("rebuilt") or 0)))
                 return progress.Look(one["state"] == GOOD, left, total)
@@ -243,4 +248,6 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     """
     member = os.path.abspath(member)
     confirm(f"Declare {member} lost? Its RAID group loses redundancy until it is replaced.", yes, as_json)
-    emit(as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace")
+    emit(
+        as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace"
+    )

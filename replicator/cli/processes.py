@@ -83,7 +83,9 @@ def state_of(process: str, node: Node) -> dict[str, Any]:
         if pid:
             problem = "runs but does not answer on its control socket"
         elif stale:
-            problem = f"ended without a goodbye (its pid file names {stale}, which is not it); see {log_of(process, node)}"
+            problem = (
+                f"ended without a goodbye (its pid file names {stale}, which is not it); see {log_of(process, node)}"
+            )
         elif (node.run / f"{process}.sock").exists():
             problem = f"ended without a goodbye (its socket is left over); see {log_of(process, node)}"
         else:

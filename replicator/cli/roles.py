@@ -25,13 +25,21 @@ def switchover(here: Node, group: str, deadline_s: float | None, as_json: bool) 
     """
     extra = {"deadline_s": deadline_s} if deadline_s else {}
     done = here.replicator("switchover", group=group, wait_s=180, **extra)
-    emit(as_json, done, f"{done.get('primary_name') or done.get('primary') or 'the peer'} is primary of group {group} now")
+    emit(
+        as_json,
+        done,
+        f"{done.get('primary_name') or done.get('primary') or 'the peer'} is primary of group {group} now",
+    )
 
 
 @click.command()
 @click.argument("group", shell_complete=names.pairs)
-@click.option("--plan", "plan_only", is_flag=True, help="Only say what a takeover would do now, and what would be lost.")
-@force_option("Take over although the primary is alive, or from a copy that was given up. The message says what is lost.")
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Only say what a takeover would do now, and what would be lost."
+)
+@force_option(
+    "Take over although the primary is alive, or from a copy that was given up. The message says what is lost."
+)
 @yes_option
 @json_option
 @pass_node

@@ -25,7 +25,7 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
     as of now, without one as of the last contact. What cannot be known is unknown. `farstripe explain GROUP` says why a
     state is what it is, and what to do.
     """
-    found = {"groups": [view.one_group(here, group)]} if group else view.collect(here)
+    found: dict[str, Any] = {"groups": [view.one_group(here, group)]} if group else view.collect(here)
     if as_json:
         emit(True, found)
         return

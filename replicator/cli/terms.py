@@ -1,4 +1,4 @@
-"""Words of this project, each in a few sentences, for `farstripe explain WORD`. States are explained by their own tables."""
+"""Words of this project, each in a few sentences, for `farstripe explain WORD`. States have tables of their own."""
 
 from __future__ import annotations
 
@@ -14,90 +14,101 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
     "node": Term(
-        "One host's farstripe: a target process, a replicator process and one state directory. Several nodes can live on "
-        "one host, each with its own --state and --run.",
+        "One host's farstripe: a target process, a replicator process and one state directory. Several nodes can "
+        "live on one host, each with its own --state and --run.",
         ("farstripe node init NAME", "farstripe node status"),
     ),
     "target": Term(
-        "The process that serves volumes by NBD and is the only one to open pool members. While it is away, attached "
-        "devices wait; nothing that was flushed is lost."
+        "The process that serves volumes by NBD and is the only one to open pool members. While it is away, "
+        "attached devices wait; nothing that was flushed is lost.",
     ),
     "replicator": Term(
-        "The process that talks to other nodes. It may die at any time: asynchronous groups go on, synchronous ones do "
-        "what their policy says, and it carries on from the journal."
+        "The process that talks to other nodes. It may die at any time: asynchronous groups go on, synchronous "
+        "ones do what their policy says, and it carries on from the journal.",
     ),
-    "pool": Term("RAID groups, each of members (files or disks). A node has one pool.", ("farstripe pool status",)),
+    "pool": Term(
+        "RAID groups, each of members (files or disks). A node has one pool.",
+        ("farstripe pool status",),
+    ),
     "volume": Term(
         "A block device in the pool, served by NBD under its name. Thin: it takes space at the first write.",
         ("farstripe volume list", "farstripe attach VOLUME"),
     ),
     "group": Term(
-        "Volumes that share one journal and one write order, and are paired as one. The copy of a group is at every moment "
-        "what the group was at some earlier moment, across all its volumes.",
+        "Volumes that share one journal and one write order, and are paired as one. The copy of a group is at "
+        "every moment what the group was at some earlier moment, across all its volumes.",
         ("farstripe group create NAME VOLUME...",),
     ),
     "pair": Term(
-        "A group here and its copy on a peer. One side is primary (hosts write to it), the other secondary (it follows and "
-        "can only be read).",
+        "A group here and its copy on a peer. One side is primary (hosts write to it), the other secondary (it "
+        "follows and can only be read).",
         ("farstripe pair create GROUP --peer NAME", "farstripe status"),
     ),
     "journal": Term(
-        "A ring that holds every write of a group in order until the peer has it durably and it is in the pool. Its size "
-        "divided by the write rate is how long the peer may be away before order is given up for a bitmap.",
+        "A ring that holds every write of a group in order until the peer has it durably and it is in the pool. "
+        "Its size divided by the write rate is how long the peer may be away before order is given up for a "
+        "bitmap.",
     ),
     "bitmap": Term(
-        "Which 64-KiB blocks changed since some position. When the journal no longer reaches back to where a peer stopped, "
-        "the blocks that either side's bitmap names are copied instead: a difference, not the whole volume. During such a "
-        "copy the secondary is not consistent.",
+        "Which 64-KiB blocks changed since some position. When the journal no longer reaches back to where a peer "
+        "stopped, the blocks that either side's bitmap names are copied instead: a difference, not the whole "
+        "volume. During such a copy the secondary is not consistent.",
     ),
-    "record": Term("One write (or zero, trim, copied block, marker) in the journal, with its seq, epoch and time."),
-    "seq": Term("A record's position in its group's write order. It rises by one; both sides speak of the same seq."),
+    "record": Term(
+        "One write (or zero, trim, copied block, marker) in the journal, with its seq, epoch and time.",
+    ),
+    "seq": Term(
+        "A record's position in its group's write order. It rises by one; both sides speak of the same seq.",
+    ),
     "epoch": Term(
-        "The history a record belongs to. A side that becomes primary opens a new one; comparing the lists of epochs tells "
-        "two nodes at once whether one is behind, or both went on by themselves (split brain), and from where."
+        "The history a record belongs to. A side that becomes primary opens a new one; comparing the lists of "
+        "epochs tells two nodes at once whether one is behind, or both went on by themselves (split brain), and "
+        "from where.",
     ),
     "sync": Term(
-        "A mode: a write is answered when the peer has it too, in memory (ack receive) or on stable storage (ack durable). "
-        "Nothing acknowledged is lost with this node, unless the group is degraded, which status shows.",
+        "A mode: a write is answered when the peer has it too, in memory (ack receive) or on stable storage (ack "
+        "durable). Nothing acknowledged is lost with this node, unless the group is degraded, which status shows.",
         ("farstripe group policy GROUP --mode sync",),
     ),
     "async": Term(
-        "A mode: a write is answered at once and sent behind, in exact order. If this node is lost, the newest writes are "
-        "lost with it; status shows how many.",
+        "A mode: a write is answered at once and sent behind, in exact order. If this node is lost, the newest "
+        "writes are lost with it; status shows how many.",
         ("farstripe group policy GROUP --mode async",),
     ),
     "degraded": Term(
-        "A synchronous group whose peer was silent for --loss-timeout, with policy degrade: writes are answered without "
-        "the peer. This is durable and visible before the first such answer. It ends by itself when the peer has caught up.",
+        "A synchronous group whose peer was silent for --loss-timeout, with policy degrade: writes are answered "
+        "without the peer. This is durable and visible before the first such answer. It ends by itself when the "
+        "peer has caught up.",
     ),
     "rpo": Term(
-        "How much would be lost if the primary vanished now, in writes, bytes and seconds. It is as true as the last "
-        "contact: without a link it only grows, and what cannot be known is shown as unknown.",
+        "How much would be lost if the primary vanished now, in writes, bytes and seconds. It is as true as the "
+        "last contact: without a link it only grows, and what cannot be known is shown as unknown.",
         ("farstripe status",),
     ),
     "switchover": Term(
-        "Exchange roles as planned: writers are held, the rest is drained to the peer, then it becomes primary. Nothing is "
-        "lost. Run it on either side while both are up.",
+        "Exchange roles as planned: writers are held, the rest is drained to the peer, then it becomes primary. "
+        "Nothing is lost. Run it on either side while both are up.",
         ("farstripe switchover GROUP",),
     ),
     "takeover": Term(
-        "Make this side primary because the other is gone. What had not arrived is lost; the command says how much first. "
-        "When the old primary comes back it becomes secondary and is resynced by difference.",
+        "Make this side primary because the other is gone. What had not arrived is lost; the command says how much "
+        "first. When the old primary comes back it becomes secondary and is resynced by difference.",
         ("farstripe takeover GROUP",),
     ),
     "resync": Term(
-        "Bring a copy up again by difference: from the journal where it reaches back far enough, else by the bitmaps. "
-        "Acknowledged writes of a former primary are given up only when you name that node with --discard.",
+        "Bring a copy up again by difference: from the journal where it reaches back far enough, else by the "
+        "bitmaps. Acknowledged writes of a former primary are given up only when you name that node with "
+        "--discard.",
         ("farstripe pair resync GROUP",),
     ),
     "split": Term(
-        "Stop a pair on purpose, for example to keep the copy as it is during a risky change. What changes meanwhile is "
-        "tracked, so the resync is a difference.",
+        "Stop a pair on purpose, for example to keep the copy as it is during a risky change. What changes "
+        "meanwhile is tracked, so the resync is a difference.",
         ("farstripe pair split GROUP", "farstripe pair resync GROUP"),
     ),
     "split-brain": Term(
-        "Both sides took writes of hosts after they lost each other. Nothing is merged or overwritten by itself: look at "
-        "both, decide, and name the side to give up.",
+        "Both sides took writes of hosts after they lost each other. Nothing is merged or overwritten by itself: "
+        "look at both, decide, and name the side to give up.",
         ("farstripe pair show GROUP", "farstripe pair resync GROUP --discard NODE"),
     ),
 }

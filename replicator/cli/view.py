@@ -80,7 +80,11 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         "peer": _peer(pair),
         "rpo": rpo(known, pair) if paired and known else None,
         "copy_left_bytes": known.get("todo_bytes") if known.get("copying") or known.get("state") == "resync" else None,
-        "journal": {"used": used, "capacity": capacity, "ratio": used / capacity if capacity and used is not None else None},
+        "journal": {
+            "used": used,
+            "capacity": capacity,
+            "ratio": used / capacity if capacity and used is not None else None,
+        },
         "volumes": [volume["name"] for volume in known.get("volumes", ())] if known else None,
         "size": known.get("size"),
         "failed": known.get("failed") or None,

@@ -41,7 +41,9 @@ def test_there_is_no_unit_that_is_not_tested() -> None:
 def test_systemd_accepts_the_units(installed: Path) -> None:
     needs("systemd-analyze")
     units = sorted(str(path) for path in installed.iterdir())
-    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -86,8 +86,9 @@ def test_connect_hands_over_every_connection_and_keeps_none(make: Make, timers: 
     sup, kernel, server, _ = make(connections=3, dead_timeout_s=60)
     at = sup.connect()
     assert kernel.connects[0]["sockets"] == 3
-    assert kernel.connects[0] | {"size": GIB, "dead_timeout_s": 60, "identifier": "farstripe:data", "index": None} == (
-        kernel.connects[0]
+    assert (
+        kernel.connects[0] | {"size": GIB, "dead_timeout_s": 60, "identifier": "farstripe:data", "index": None}
+        == (kernel.connects[0])
     )
     assert (at.index, at.size, at.block_size) == (3, GIB, 4096)
     assert server.all_closed_here

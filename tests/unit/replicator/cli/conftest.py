@@ -102,9 +102,7 @@ def node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[FakeNod
     config = {"node_id": "a" * 32, "name": "A", "nbd": {"port": None, "address": "127.0.0.1"},
               "replication": {"address": "127.0.0.1", "port": 10810}}  # fmt: skip
     (state / "node.json").write_text(json.dumps(config))
-    fake = FakeNode(
-        state, run_dir, Process(run_dir / "target.sock"), Process(run_dir / "replicator.sock"), capsys
-    )
+    fake = FakeNode(state, run_dir, Process(run_dir / "target.sock"), Process(run_dir / "replicator.sock"), capsys)
     fake.target.start()
     fake.replicator.start()
     yield fake

@@ -139,7 +139,9 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
     assert "_FARSTRIPE_COMPLETE" in capsys.readouterr().out
 
 
-def complete(node: FakeNode, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def complete(
+    node: FakeNode, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     """What bash would be told for the last word of a command line."""
     line = f"farstripe --state {node.state} --run {node.run_dir} {words}"
     monkeypatch.setenv("COMP_WORDS", line)

@@ -19,7 +19,7 @@ from replicator.cli import processes
 from replicator.cli.access import Node
 from tests.unit.replicator.cli.conftest import FakeNode
 
-# -- init ---------------------------------------------------------------------------------------------------------------
+# -- init ----------------------------------------------------------------------------------------------------
 
 
 def test_init_writes_a_node_of_its_own_id(node: FakeNode, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_state_directory_that_is_a_file(node: FakeNode, tmp_path: Path) -> Non
     assert node.run("--state", str(tmp_path / "f"), "node", "init", "B").code == 3
 
 
-# -- which process is ours ----------------------------------------------------------------------------------------------
+# -- which process is ours -----------------------------------------------------------------------------------
 
 
 def fake_proc(root: Path, pid: int, *argv: str) -> None:
@@ -90,7 +90,7 @@ def test_a_process_is_ours_by_program_and_run_directory(tmp_path: Path) -> None:
     assert not processes.is_ours(5, "target", node, str(proc))
 
 
-# -- stopping -----------------------------------------------------------------------------------------------------------
+# -- stopping ------------------------------------------------------------------------------------------------
 
 STUBBORN = "import signal,sys,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 DOCILE = "import sys,time; print('up', flush=True); time.sleep(60)"
@@ -156,7 +156,7 @@ def test_a_pid_that_now_belongs_to_somebody_else_is_left_alone(node: FakeNode, c
         bystander.wait()
 
 
-# -- starting -----------------------------------------------------------------------------------------------------------
+# -- starting ------------------------------------------------------------------------------------------------
 
 
 def test_a_port_in_use_is_said_before_anything_is_started(node: FakeNode, cli_node: Node) -> None:
@@ -184,7 +184,7 @@ def test_start_without_a_node_says_so(node: FakeNode) -> None:
     assert node.run("node", "start").code == 5
 
 
-# -- status -------------------------------------------------------------------------------------------------------------
+# -- status --------------------------------------------------------------------------------------------------
 
 
 def test_status_of_a_node_that_runs_and_of_one_that_does_not(node: FakeNode) -> None:

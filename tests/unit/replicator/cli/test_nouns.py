@@ -23,7 +23,7 @@ def pool_status(*members: dict[str, Any]) -> dict[str, Any]:
     return {"name": "main", "parity": "isa-l", "groups": [group], "remarks": []}
 
 
-# -- pool ---------------------------------------------------------------------------------------------------------------
+# -- pool ----------------------------------------------------------------------------------------------------
 
 
 def test_a_layout_is_levels_and_their_members() -> None:
@@ -128,7 +128,7 @@ def test_declaring_a_member_lost_asks_first(node: FakeNode) -> None:
     assert node.target.asked("pool.fail") == {"member": "/d/0"}
 
 
-# -- volume -------------------------------------------------------------------------------------------------------------
+# -- volume --------------------------------------------------------------------------------------------------
 
 
 def test_volume_create(node: FakeNode) -> None:
@@ -146,7 +146,15 @@ def test_a_size_that_is_no_multiple_of_4096_names_its_neighbours(node: FakeNode)
 
 def test_volume_list(node: FakeNode) -> None:
     node.target.answers["volume.list"] = [
-        {"name": "data", "size": 1 << 30, "allocated": None, "group": "app", "role": "primary", "writers": 1, "readers": 0}
+        {
+            "name": "data",
+            "size": 1 << 30,
+            "allocated": None,
+            "group": "app",
+            "role": "primary",
+            "writers": 1,
+            "readers": 0,
+        }
     ]
     out = node.run("volume", "list").out
     assert "data" in out and "1 GiB" in out and "unknown" in out and "primary" in out
@@ -175,7 +183,7 @@ def test_volume_resize(node: FakeNode) -> None:
     assert node.target.asked("volume.resize")["force"] is True
 
 
-# -- group --------------------------------------------------------------------------------------------------------------
+# -- group ---------------------------------------------------------------------------------------------------
 
 
 def test_group_create(node: FakeNode) -> None:
@@ -197,7 +205,7 @@ def test_group_policy_changes_what_is_given_and_shows_the_rest(node: FakeNode) -
     assert [op for op, _ in node.target.calls] == ["group.status"]
 
 
-# -- events -------------------------------------------------------------------------------------------------------------
+# -- events --------------------------------------------------------------------------------------------------
 
 
 def event(n: int, time: str, kind: str) -> dict[str, Any]:

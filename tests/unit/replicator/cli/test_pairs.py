@@ -22,7 +22,7 @@ def pair_view(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# -- peers --------------------------------------------------------------------------------------------------------------
+# -- peers ---------------------------------------------------------------------------------------------------
 
 
 def test_a_token_is_alone_on_stdout(node: FakeNode) -> None:
@@ -54,7 +54,7 @@ def test_peer_list_and_delete(node: FakeNode) -> None:
     assert node.run("peer", "delete", "B", "--yes").code == 4
 
 
-# -- pairs --------------------------------------------------------------------------------------------------------------
+# -- pairs ---------------------------------------------------------------------------------------------------
 
 
 def test_pair_create_passes_only_what_was_said(node: FakeNode) -> None:
@@ -79,7 +79,9 @@ def test_pair_show_has_both_sides_positions_on_the_primary_only(node: FakeNode) 
 
 
 def test_pair_show_without_the_target_says_unknown(node: FakeNode) -> None:
-    node.replicator.answers["pair.show"] = pair_view(status=None, role=None, state=None, mode=None, policy=None, facts={})
+    node.replicator.answers["pair.show"] = pair_view(
+        status=None, role=None, state=None, mode=None, policy=None, facts={}
+    )
     out = node.run("pair", "show", "app").out
     assert out.count("unknown") > 5
 
@@ -137,7 +139,7 @@ def test_waiting_for_a_pair_that_is_not_there(node: FakeNode) -> None:
     assert node.run("pair", "wait", "app").code == 5
 
 
-# -- roles --------------------------------------------------------------------------------------------------------------
+# -- roles ---------------------------------------------------------------------------------------------------
 
 NOTHING = {"records": 0, "bytes": 0, "seconds": 0.0, "certain": True}
 SOME = {"records": 3, "bytes": None, "seconds": 4.2, "certain": False}
@@ -145,7 +147,14 @@ SOME = {"records": 3, "bytes": None, "seconds": 4.2, "certain": False}
 
 def plan(allowed: bool = True, lost: dict[str, Any] = SOME) -> dict[str, Any]:
     label = "clean" if allowed else "primary-alive"
-    return {"label": label, "allowed": allowed, "message": "the primary is alive", "way_out": "switch", "lost": lost, "peer": {}}
+    return {
+        "label": label,
+        "allowed": allowed,
+        "message": "the primary is alive",
+        "way_out": "switch",
+        "lost": lost,
+        "peer": {},
+    }
 
 
 def test_switchover(node: FakeNode) -> None:

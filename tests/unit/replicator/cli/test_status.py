@@ -25,7 +25,8 @@ UUID = "f" * 32
 def group_status(**changes: Any) -> dict[str, Any]:
     return {
         "uuid": UUID, "name": "app", "role": "primary", "state": "ok", "mode": "journal", "pos": 100, "degraded": False,
-        "policy": {"mode": "sync", "ack": "receive", "on_loss": "stall"}, "held": False, "copying": False, "todo_bytes": 0,
+        "policy": {"mode": "sync", "ack": "receive", "on_loss": "stall"}, "held": False, "copying": False,
+        "todo_bytes": 0,
         "journal": {"used": 1 << 20, "capacity": 4 << 20, "head_off": 5000, "peer_durable_off": 3000}, "failed": "",
         "peer": {"received": 0}, "volumes": [{"name": "data", "index": 0, "size": 1 << 30}], "size": 1 << 30,
         "sync_on": True, **changes,
@@ -104,7 +105,7 @@ def test_one_group(node: FakeNode) -> None:
     assert node.run("status", "nope").code == 5
 
 
-# -- what would be lost -------------------------------------------------------------------------------------------------
+# -- what would be lost --------------------------------------------------------------------------------------
 
 
 def rpo(status: dict[str, Any], **pair: Any) -> dict[str, Any]:
@@ -135,8 +136,10 @@ def test_a_secondary_that_hears_nothing_knows_a_lower_limit() -> None:
 
 def test_while_a_copy_runs_there_is_nothing_to_take_over() -> None:
     for status, session in (
-        (group_status(copying=True), "source"), (group_status(state="resync"), "target"), (group_status(), "copy-source"),
-    ):  # fmt: skip
+        (group_status(copying=True), "source"),
+        (group_status(state="resync"), "target"),
+        (group_status(), "copy-source"),
+    ):
         assert rpo(status, facts=facts(session, True))["bound"] == "no copy"
 
 
@@ -160,7 +163,7 @@ def test_rpo_in_words(known: dict[str, Any] | None, text: str) -> None:
     assert lost_text(known) == text
 
 
-# -- explain ------------------------------------------------------------------------------------------------------------
+# -- explain -------------------------------------------------------------------------------------------------
 
 
 def test_explain_a_group(node: FakeNode) -> None:
@@ -192,8 +195,11 @@ def test_an_unknown_word_lists_the_known_ones(node: FakeNode) -> None:
 
 
 EVERY_WORD = [
-    *(row.word for row in states.TABLE), *(row.label for row in handshake.TABLE), *(row.label for row in takeover.TABLE), *TERMS,
-]  # fmt: skip
+    *(row.word for row in states.TABLE),
+    *(row.label for row in handshake.TABLE),
+    *(row.label for row in takeover.TABLE),
+    *TERMS,
+]
 
 
 @pytest.mark.parametrize("word", EVERY_WORD)
@@ -203,7 +209,7 @@ def test_every_word_has_an_explanation_without_gaps(word: str) -> None:
     assert not re.search(r"[{}]", found["text"] + " ".join(found["commands"]))
 
 
-# -- advice that can be followed ----------------------------------------------------------------------------------------
+# -- advice that can be followed -----------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parents[4]
 SOURCES = [path for folder in ("replicator", "nbdplugin", "raidlib") for path in (ROOT / folder).rglob("*.py")]
