@@ -3,9 +3,9 @@
 Paths are hints; superblocks decide. The newest metadata (generation, then log length) among the members found is the
 pool's. Two rules keep a stale member from passing for the pool:
 
-* A member is used only when its generation is the newest, or one behind a generation that never reached everybody (no
-  COMMIT record seen): then nothing was ever done under the newer one. So a disk that failed, was swapped back in or
-  restored from a backup is left out.
+* A member is used only when its generation is not behind the newest one that is known to have reached everybody. Under
+  a newer one that did not (the crash came before), nothing was ever done. So a disk that failed, was swapped back in
+  or restored from a backup is left out.
 * More than half of the members that the metadata calls in sync must be there. Any change of members is durable on all
   that stay before it takes effect, so a set of members that missed such a change is never more than half of what it
   believes to be the pool. Force overrides it.
@@ -44,6 +44,7 @@ class Assembly:
 class _Candidate:
     file: BlockFile
     superblock: Superblock
+    store: MetaStore
     found: Found | None
 
 
@@ -99,13 +100,14 @@ class _Search:
         if superblock.size > file.size:
             self.remarks.append(f"{path} has shrunk from {superblock.size} to {file.size} bytes")
             return False
+        store = MetaStore(file, superblock.layout)
         found: Found | None = None
         try:
-            found = MetaStore(file, superblock.layout).read()
+            found = store.read()
         except OSError as exc:
             self.remarks.append(f"{path}: metadata cannot be read: {exc.strerror}")
         self.pool_uuid, self.pool_path = superblock.pool_uuid, self.pool_path or path
-        self.candidates[superblock.member_uuid] = _Candidate(file, superblock, found)
+        self.candidates[superblock.member_uuid] = _Candidate(file, superblock, store, found)
         return True
 
     def best(self) -> Found:
@@ -118,7 +120,7 @@ class _Search:
                 f"no member of pool {self.pool_uuid} has valid metadata", "restore from a replica"
             )
         newest = max(found, key=lambda one: one.rank)
-        newest.committed = any(one.committed for one in found if one.state.generation == newest.state.generation)
+        newest.state.committed = max(one.state.committed for one in found)
         return newest
 
     def close(self) -> None:
@@ -174,9 +176,9 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
             trouble = _trouble(candidate, best)
             in_sync = info.state is MemberState.IN_SYNC
             believed += in_sync
-            file = None
+            file = store = None
             if candidate is not None and info.state is not MemberState.FAILED and not trouble:
-                file = candidate.file
+                file, store = candidate.file, candidate.store
                 info.path = file.path
                 used.add(info.uuid)
                 present += in_sync
@@ -184,7 +186,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 search.remarks.append(f"{info.path}: {trouble}")
                 info.state, info.reason, info.rebuilt_areas = MemberState.FAILED, trouble, 0
                 group.journaled = False
-            member = Member(group_index, index, info, layout, file)
+            member = Member(group_index, index, info, layout, file, store)
             member.rebuilt_rows = info.rebuilt_areas * geometries[group_index].rows_per_area
             members[-1].append(member)
     if present * 2 <= believed and not force:
@@ -210,7 +212,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 search.remarks.append(f"{member.path}: taken back by force, its data may be old")
                 used.add(member.info.uuid)
                 its_members[member.index] = back = Member(
-                    member.group, member.index, member.info, member.layout, candidate.file
+                    member.group, member.index, member.info, member.layout, candidate.file, candidate.store
                 )
                 back.info.state, back.info.reason = MemberState.IN_SYNC, ""
     for uuid, candidate in search.candidates.items():
@@ -227,7 +229,7 @@ def _trouble(candidate: _Candidate | None, best: Found) -> str:
         return "missing"
     if candidate.found is None:
         return "its metadata is damaged"
-    generation, newest = candidate.found.state.generation, best.state.generation
-    if generation == newest or (generation == newest - 1 and not best.committed):
+    generation = candidate.found.state.generation
+    if generation >= best.state.committed:
         return ""
-    return f"stale: it is at generation {generation}, the pool is at {newest}"
+    return f"stale: it is at generation {generation}, the pool is at {best.state.generation}"

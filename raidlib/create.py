@@ -147,7 +147,7 @@ def create_members(
                 if not force:
                     check_unused(file)
         plans = plan_layouts(specs, [[file.size for file in group] for group in files], area_bytes)
-        state = PoolState(uuid.uuid4().hex, name, area_bytes, generation=1)
+        state = PoolState(uuid.uuid4().hex, name, area_bytes, generation=1, committed=1)
         for spec, group, (geometry, _, areas) in zip(specs, files, plans, strict=True):
             members = [MemberInfo(uuid.uuid4().hex, file.path) for file in group]
             info = GroupInfo(

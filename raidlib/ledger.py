@@ -7,7 +7,7 @@ Two ways to change it:
 Invariants:
 * a commit is on stable storage of every member that takes part before anything acts on it. A member that cannot take
   it is failed by the very next generation, in the same call;
-* generation g + 1 never overwrites the slot of g, and a slot's log belongs to its generation alone;
+* a commit never overwrites a member's last good checkpoint, and a slot's log belongs to its generation alone;
 * the COMMIT record says that a generation reached everybody; assemble.py refuses a member that lacks such a one;
 * a member that failed never gets metadata again: its generation stays behind, for ever.
 
@@ -78,7 +78,7 @@ class Ledger:
             failures: list[tuple[Member, OSError]] = []
             for member in self.carriers():
                 assert member.store is not None
-                at = member.store.log_offset(state.generation) + first * RECORD_BYTES
+                at = member.store.log_offset + first * RECORD_BYTES
                 try:
                     if durable:
                         member.live_file().pwrite_durable(data, at)

@@ -11,13 +11,21 @@ from raidlib.superblock import Layout
 class Member:
     """A member of a group. `file` is None when it was not found at open."""
 
-    def __init__(self, group: int, index: int, info: MemberInfo, layout: Layout, file: BlockFile | None) -> None:
+    def __init__(
+        self,
+        group: int,
+        index: int,
+        info: MemberInfo,
+        layout: Layout,
+        file: BlockFile | None,
+        store: MetaStore | None = None,
+    ) -> None:
         self.group = group
         self.index = index
         self.info = info
         self.layout = layout
         self.file = file
-        self.store = MetaStore(file, layout) if file is not None else None
+        self.store = store if store is not None or file is None else MetaStore(file, layout)
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
         self.read_errors = 0

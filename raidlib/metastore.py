@@ -1,6 +1,8 @@
 """Pool metadata on one member: two slots, each a checkpoint and the log that follows it.
 
-Generation g lives in slot g % 2, so writing g + 1 never touches g. A checkpoint counts when its CRCs hold. Records are
+A new checkpoint goes to the slot that does not hold this member's last good one, so there is always one to fall back
+on. (Not to slot generation % 2: after a crash members may be at different generations, and the next one would
+overwrite the only good slot of some.) A checkpoint counts when its CRCs hold. Records are
 appended with plain writes: they survive the death of the process at once and a power cut after the next sync. Every
 member carries the same metadata; which copy wins is decided in assemble.py.
 
@@ -17,7 +19,7 @@ from crc32c import crc32c
 
 from raidlib.blockfile import BlockFile
 from raidlib.errors import IntegrityError, OutOfSpace
-from raidlib.state import Kind, PoolState, unpack_log
+from raidlib.state import PoolState, unpack_log
 from raidlib.superblock import Layout
 
 MAGIC = b"FSMETA\0\0"
@@ -31,7 +33,6 @@ class Found:
 
     state: PoolState
     records: int
-    committed: bool
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -45,36 +46,38 @@ class MetaStore:
     def __init__(self, file: BlockFile, layout: Layout) -> None:
         self._file = file
         self._layout = layout
-
-    def slot_of(self, generation: int) -> int:
-        """Byte offset of the slot of a generation."""
-        at = self._layout
-        return at.slot_offset + (generation & 1) * (at.checkpoint_bytes + at.log_bytes)
+        self._current = 0
 
     def write_checkpoint(self, generation: int, payload: bytes) -> None:
         """Raises OSError. Durable: the checkpoint, with an empty log."""
-        header = encode_header(generation, payload)
-        self._file.pwrite_durable(header + payload, self.slot_of(generation))
+        other = 1 - self._current
+        self._file.pwrite_durable(encode_header(generation, payload) + payload, self._slot_offset(other))
+        self._current = other
 
-    def log_offset(self, generation: int) -> int:
-        """Byte offset of the log of a generation."""
-        return self.slot_of(generation) + self._layout.checkpoint_bytes
+    @property
+    def log_offset(self) -> int:
+        """Byte offset of the log that follows the last checkpoint written or read."""
+        return self._slot_offset(self._current) + self._layout.checkpoint_bytes
 
     def read(self) -> Found | None:
         """Return the newest valid state, or None when neither slot holds one. Raises OSError, IntegrityError."""
         best: tuple[int, bytes] | None = None
         for slot in (0, 1):
-            checkpoint = self._read_checkpoint(self.slot_of(slot))
-            if checkpoint is not None and checkpoint[0] & 1 == slot and (best is None or checkpoint[0] > best[0]):
-                best = checkpoint
+            checkpoint = self._read_checkpoint(self._slot_offset(slot))
+            if checkpoint is not None and (best is None or checkpoint[0] > best[0]):
+                best, self._current = checkpoint, slot
         if best is None:
             return None
         generation, payload = best
         state = PoolState.decode(payload, generation)
-        records = unpack_log(self._file.pread(self._layout.log_bytes, self.log_offset(generation)), generation)
+        records = unpack_log(self._file.pread(self._layout.log_bytes, self.log_offset), generation)
         for record in records:
             state.apply(record)
-        return Found(state, len(records), any(record.kind == Kind.COMMIT for record in records))
+        return Found(state, len(records))
+
+    def _slot_offset(self, slot: int) -> int:
+        at = self._layout
+        return at.slot_offset + slot * (at.checkpoint_bytes + at.log_bytes)
 
     def _read_checkpoint(self, offset: int) -> tuple[int, bytes] | None:
         head = self._file.pread(_HEADER.size, offset)

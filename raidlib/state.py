@@ -117,6 +117,8 @@ class PoolState:
     name: str
     area_bytes: int
     generation: int = 0
+    committed: int = 0
+    """The newest generation known to have reached every member; whoever is behind it is stale."""
     clean: bool = True
     boot_id: str = ""
     next_volume_id: int = 1
@@ -128,7 +130,9 @@ class PoolState:
         """Change the state as the record says. Raises IntegrityError when it does not fit."""
         kind, group, volume, index, area = record
         try:
-            if kind == Kind.ALLOC:
+            if kind == Kind.COMMIT:
+                self.committed = self.generation
+            elif kind == Kind.ALLOC:
                 self.volumes[volume].areas[index] = area
                 self.groups[group].dirty.discard(area)
             elif kind == Kind.FREE:
@@ -151,6 +155,7 @@ class PoolState:
                 "uuid": self.uuid,
                 "name": self.name,
                 "area_bytes": self.area_bytes,
+                "committed": self.committed,
                 "clean": self.clean,
                 "boot_id": self.boot_id,
                 "next_volume_id": self.next_volume_id,
@@ -229,6 +234,7 @@ class PoolState:
                 raw["name"],
                 raw["area_bytes"],
                 generation,
+                raw["committed"],
                 raw["clean"],
                 raw["boot_id"],
                 raw["next_volume_id"],
