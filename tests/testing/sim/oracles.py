@@ -19,7 +19,7 @@ from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, SECONDARY, UN
 from replicator.core.epochs import common_position
 from replicator.core.records import HEADER_BYTES, Kind
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ
-from tests.testing.sim.truth import Change, Hist, Truth, Violation
+from tests.testing.sim.truth import Change, Truth, Violation
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
@@ -41,7 +41,7 @@ def check_prefix(node: Node) -> None:
     for index, expected in enumerate(node.image.volumes):
         raw = node.pool.raw(index)
         if raw != expected:
-            if state.role == PRIMARY and node.leftover:
+            if node.leftover and (state.role == PRIMARY or state.unclean):
                 patched = [bytearray(v) for v in node.image.volumes]
                 for change in node.leftover:
                     patched[change.volume][change.offset : change.offset + change.length] = change.data or b""
@@ -54,7 +54,7 @@ def check_prefix(node: Node) -> None:
             )
 
 
-def first_difference(a: memoryview | bytearray, b: memoryview | bytearray) -> int:
+def first_difference(a: bytearray, b: bytearray) -> int:
     """Index of the first byte that differs."""
     x, y = np.frombuffer(a, dtype=np.uint8), np.frombuffer(b, dtype=np.uint8)
     return int(np.flatnonzero(x != y)[0])
@@ -93,7 +93,7 @@ def check_tracked(one: Node, other: Node) -> None:
             return  # a full copy would follow
         for index, m in enumerate(engine.bitmaps.maps):
             allowed |= {(index, int(b)) for b in np.flatnonzero(m.array & (bit | (TODO if engine.state.copying else 0)))}
-        allowed |= _received_not_applied(node.truth, engine, node.hist())
+        allowed |= _received_not_applied(node.truth, engine)
     missing = differing - allowed
     if missing:
         raise Violation(f"tracked: blocks {sorted(missing)} differ, no bitmap from {c + 1} on marks them")
@@ -103,20 +103,14 @@ def _floor(engine: GroupEngine) -> int:
     return engine.page[HEAD_SEQ] if engine.state.copy == OK else engine.state.floor
 
 
-def _received_not_applied(truth: Truth, engine: GroupEngine, hist: Hist) -> set[tuple[int, int]]:
+def _received_not_applied(truth: Truth, engine: GroupEngine) -> set[tuple[int, int]]:
     page = engine.page
     if engine.state.role == PRIMARY:
         return set()
     found: set[tuple[int, int]] = set()
-    by_seq = {}
-    for epoch, seq in truth.records:
-        if page[APPLIED_SEQ] < seq <= page[HEAD_SEQ]:
-            by_seq.setdefault(seq, []).append(epoch)
-    for seq, epochs in by_seq.items():
-        for epoch in epochs:  # the history entry of an epoch comes with its record: take every candidate
-            change = truth.records[(epoch, seq)]
-            if change is not None:
-                found |= blocks_of_change(change)
+    for seq in range(page[APPLIED_SEQ] + 1, page[HEAD_SEQ] + 1):
+        for change in truth.at(seq):  # of whatever epoch: the history entry comes only with the epoch's record
+            found |= blocks_of_change(change)
     return found
 
 

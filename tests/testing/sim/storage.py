@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from replicator.core.errors import IntegrityError
+from replicator.journal.files import Buffer
 from replicator.journal.page import INCARNATION, Page
 from replicator.journal.ring import Journal
 from tests.testing.fakedisk import FakeDisk, FakeFile
@@ -56,9 +57,9 @@ class SimPool:
         """Open the volumes for a new target process."""
         return [SimVolume(self, i, self.disk.open(f"volume{i}")) for i in range(len(self.sizes))]
 
-    def raw(self, index: int) -> memoryview:
-        """The bytes of a volume as any reader would see them now."""
-        return memoryview(self.disk._find(f"volume{index}").data)
+    def raw(self, index: int) -> bytearray:
+        """The bytes of a volume as any reader would see them now; not to be changed."""
+        return self.disk._find(f"volume{index}").data
 
     def touch(self, index: int, offset: int, length: int) -> None:
         """Mark the regions of a write, durably, before it."""
@@ -98,7 +99,7 @@ class SimVolume:
         """See engine.Volume."""
         self.file.preadinto(buf, offset)
 
-    def pwrite(self, buf: bytes | bytearray | memoryview, offset: int) -> None:
+    def pwrite(self, buf: Buffer, offset: int) -> None:
         """See engine.Volume."""
         self._pool.touch(self._index, offset, len(buf))
         self.file.pwrite(buf, offset)
@@ -115,7 +116,7 @@ class SimVolume:
         end = offset + length
         while offset < end:
             stop = min(end, (offset // REGION_BYTES + 1) * REGION_BYTES)
-            found.append((stop - offset, any(raw[offset:stop])))
+            found.append((stop - offset, raw.count(0, offset, stop) != stop - offset))
             offset = stop
         return found
 
@@ -126,8 +127,25 @@ class ReopeningFile:
     def __init__(self, disk: FakeDisk, name: str) -> None:
         self._disk, self._name = disk, name
 
-    def __getattr__(self, op: str) -> object:
-        return getattr(self._disk.open(self._name), op)
+    def pread(self, length: int, offset: int) -> bytes:
+        """See RandomFile."""
+        return self._disk.open(self._name).pread(length, offset)
+
+    def preadinto(self, buf: bytearray | memoryview, offset: int) -> int:
+        """See RandomFile."""
+        return self._disk.open(self._name).preadinto(buf, offset)
+
+    def pwrite(self, buf: Buffer, offset: int) -> None:
+        """See RandomFile."""
+        self._disk.open(self._name).pwrite(buf, offset)
+
+    def pwritev(self, bufs: Sequence[Buffer], offset: int) -> None:
+        """See RandomFile."""
+        self._disk.open(self._name).pwritev(bufs, offset)
+
+    def fdatasync(self) -> None:
+        """See RandomFile."""
+        self._disk.open(self._name).fdatasync()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -142,7 +160,7 @@ class SimGroupFiles:
             raise IntegrityError("the page is of another boot", "start the target")
         self.u64 = self.page.u64
         self.incarnation = self.u64[INCARNATION]
-        self.journal = Journal.open(ReopeningFile(disk, "journal"), self.page)  # type: ignore[arg-type]  # RandomFile by name
+        self.journal = Journal.open(ReopeningFile(disk, "journal"), self.page)
 
     @property
     def current(self) -> bool:

@@ -167,7 +167,11 @@ class Target:
         except Parked:
             return False
         except NoRoom:
-            return self._make_room(request)
+            try:
+                return self._make_room(request)
+            except (OSError, FarstripeError) as exc:
+                self._answer(request, type(exc).__name__)
+                return True
         except (OSError, FarstripeError) as exc:
             self._answer(request, type(exc).__name__)
             return True

@@ -42,6 +42,7 @@ class Truth:
 
     sizes: list[int]
     records: dict[tuple[int, int], Change | None] = field(default_factory=dict)
+    by_seq: dict[int, list[Change]] = field(default_factory=dict)
     genesis: list[bytes] = field(default_factory=list)
     power_left: dict[int, list[Change]] = field(default_factory=dict)
     """By epoch: what a power loss left in the image that the epoch begins with and no record tells of."""
@@ -53,7 +54,13 @@ class Truth:
         key = (epoch, seq)
         if key in self.records and self.records[key] != value:
             raise Violation(f"record {seq} of epoch {epoch:#x} was given out twice with different contents")
+        if key not in self.records and value is not None:
+            self.by_seq.setdefault(seq, []).append(value)
         self.records[key] = value
+
+    def at(self, seq: int) -> list[Change]:
+        """What the records with this seq do, in any epoch."""
+        return self.by_seq.get(seq, [])
 
     def lineage(self, hist: Hist, after: int, upto: int) -> list[tuple[int, int]]:
         """(epoch, seq) of the positions after < seq <= upto along `hist`; 0 as seq marks the beginning of an epoch."""

@@ -260,6 +260,7 @@ class World:
             hist = [(int(e), int(b)) for e, b in args["hist"]]
             self.truth.promises = [p for p in self.truth.promises if self.truth.holds(hist, args["p"], p.epoch, p.seq)]
             node.flushed_at = node.written_at = None
+            node.leftover = []
         elif op == "group.demote":
             node.flushed_at = node.written_at = None
 
