@@ -24,8 +24,10 @@ from replicator.core.errors import FarstripeError, MediumError, Refused, TimedOu
 from replicator.core.losspolicy import Verdict, on_full, on_unanswered
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
+    APPLIED_OFF,
     HEAD_OFF,
     HEAD_SEQ,
+    PEER_DURABLE_OFF,
     PEER_DURABLE_SEQ,
     PEER_RECEIVED_SEQ,
     REPLICATOR_ASLEEP,
@@ -40,8 +42,13 @@ Events = Callable[..., None]
 KEEPER_S = 0.25
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.25
+LARGEST_WRITE_BYTES = 4 << 20
+"""A larger write becomes several records: the host was promised no atomicity, and the journal has room sooner."""
 DRAIN_S = 30.0
 RETRY_APPLY_S = 1.0
+GATHER_BYTES = 1 << 20
+GATHER_S = 0.01
+"""After a small batch the follower lets the next one gather: each costs a sync, and nobody waits for the pool."""
 
 
 class GroupService:
@@ -110,6 +117,11 @@ class GroupService:
         """Write; returns when the host may be answered. Hot path. Errors as GroupEngine.write, and MediumError when a
         synchronous group that stalls had no answer from its peer in time."""
         engine = self.engine
+        if len(buf) > LARGEST_WRITE_BYTES:
+            view = memoryview(buf)
+            for at in range(0, len(buf), LARGEST_WRITE_BYTES):
+                self.write(volume, offset + at, view[at : at + LARGEST_WRITE_BYTES], fua)
+            return
         try:
             seq = engine.write(volume, offset, buf, fua)
         except (Parked, NoRoom):
@@ -153,7 +165,8 @@ class GroupService:
     def _make_room(self, began: float) -> None:
         engine, u64 = self.engine, self._u64
         before = u64[TAIL_OFF]
-        self.checkpoint()
+        if min(u64[HEAD_OFF], u64[PEER_DURABLE_OFF]) > before:
+            self.checkpoint(tail_off=before)
         if u64[TAIL_OFF] != before:
             return
         policy = engine.state.policy
@@ -178,8 +191,10 @@ class GroupService:
             if engine.state.mode != JOURNAL or engine.journal.room_for(engine.journal.capacity // 2):
                 return
             try:
-                self._drain(roles.park(engine, "full"))
-                roles.overflow(engine)
+                done = False
+                while not done:
+                    self._drain(roles.park(engine, "full"))
+                    done = roles.overflow(engine)
                 self._events("journal-overflow", group=engine.state.name, pos=engine.pos)
             finally:
                 roles.unpark(engine, "full")
@@ -198,8 +213,8 @@ class GroupService:
             policy = engine.state.policy
             verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
             if verdict is Verdict.DEGRADE:
-                roles.degrade(engine)
-                self._events("degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s)
+                if roles.degrade(engine):
+                    self._events("degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s)
                 self._waiters.wake_all()
                 return True
             if verdict is Verdict.FAIL or engine.failed:
@@ -232,7 +247,7 @@ class GroupService:
                 if engine.apply_error:
                     engine.apply_error = ""
                     self._events("apply-resumed", group=engine.state.name)
-            except (OSError, FarstripeError) as e:
+            except Exception as e:  # outermost loop; a pool raises errors of its own
                 if str(e) != engine.apply_error:
                     engine.apply_error = str(e)
                     self._events("apply-stopped", group=engine.state.name, reason=str(e))
@@ -243,9 +258,12 @@ class GroupService:
                     self._bell.ring()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
+                if busy < GATHER_BYTES:
+                    self._stop.wait(GATHER_S)
                 continue
             page[TARGET_ASLEEP] = 1
-            self._own_bell.wait(0.05)
+            if page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody could know that we sleep
+                self._own_bell.wait(0.05)
             page[TARGET_ASLEEP] = 0
 
     def _copy(self) -> None:
@@ -255,7 +273,7 @@ class GroupService:
             if copier.may_copy(engine):
                 try:
                     done = copier.copy_some(engine)
-                except (OSError, FarstripeError) as e:
+                except Exception as e:  # outermost loop; a pool raises errors of its own
                     self._events("copy-stopped", group=engine.state.name, reason=str(e))
                     self._stop.wait(RETRY_APPLY_S)
             if done:
@@ -281,21 +299,26 @@ class GroupService:
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
-            except (OSError, FarstripeError) as e:
+            except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
 
     def _journal_used(self) -> float:
         u64 = self._u64
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
 
-    def checkpoint(self) -> bool:
-        """Sync the pool and free journal space; waits for host writes under way. Durable: see follower.finish_checkpoint."""
+    def checkpoint(self, tail_off: int | None = None) -> bool:
+        """Sync the pool and free journal space; waits for host writes under way. Durable: see follower.finish_checkpoint.
+
+        tail_off: do nothing when the tail has left this offset meanwhile; somebody else's checkpoint did that.
+        """
         with self._checkpointing:
+            if tail_off is not None and self._u64[TAIL_OFF] != tail_off:
+                return True
             begun = follower.begin_checkpoint(self.engine)
             self._last_checkpoint = time.monotonic()
             if begun is None:
                 return False
-            self._drain(begun[2])
+            self._drain(begun.pending)
             return follower.finish_checkpoint(self.engine, begun)
 
     def _drain(self, pending: set[int]) -> None:
@@ -310,9 +333,9 @@ class GroupService:
 
     def status(self, settle: bool = False) -> dict[str, Any]:
         """All facts about the group. With `settle` a secondary first applies everything it has received, so that
-        history and position belong together; the replicator asks so before it shakes hands."""
+        history and position belong together; the replicator asks so before it shakes hands, when it receives nothing."""
         if settle and self.engine.state.role == SECONDARY:
-            follower.apply_all(self.engine)
+            follower.settle(self.engine)
         return self.engine.status()
 
     def set_link(self, up: bool) -> None:
@@ -345,11 +368,10 @@ class GroupService:
         """Change the policy. Durable: the new one."""
         engine = self.engine
         with engine.lock:
-            engine.state.policy = engine.state.policy.changed(changes)
-            if engine.state.policy.mode != "sync":
-                engine.state.sync_on = engine.state.degraded = False
-            engine.save()
-            engine.refresh()
+            state = engine.state
+            policy = state.policy.changed(changes)
+            stays = policy.mode == "sync"
+            engine.commit(policy=policy, sync_on=state.sync_on and stays, degraded=state.degraded and stays)
         self._waiters.wake_all()
         return dict(vars(engine.state.policy))
 
@@ -379,18 +401,23 @@ class GroupService:
         return roles.attach(self.engine, **step)
 
     def promote(self, force: bool = False) -> dict[str, Any]:
-        """See roles.promote. The replicator has stopped appending to the journal. `force` does not make an
-        inconsistent copy acceptable: nothing does."""
-        result = roles.promote(self.engine)
+        """See roles.promote. The replicator has stopped appending to the journal. `force` accepts a former primary that
+        was replaced; it does not make an inconsistent copy acceptable: nothing does."""
+        result = roles.promote(self.engine, accept_diverged=force)
         self._events("promoted", group=self.engine.state.name, **result)
         return result
 
-    def demote(self, diverged: bool = False) -> dict[str, Any]:
-        """Park and drain writers, then roles.demote. Parked writers are refused afterwards."""
-        if self.engine.state.role == PRIMARY:
-            self._drain(roles.park(self.engine, "hold"))
+    def demote(self, diverged: bool = False, upto: int | None = None) -> dict[str, Any]:
+        """Park and drain writers, then roles.demote. Parked writers are refused afterwards; when it fails they go on."""
+        engine = self.engine
+        try:
+            if engine.state.role == PRIMARY:
+                self._drain(roles.park(engine, "hold"))
+            result = roles.demote(engine, diverged, upto)
+        except BaseException:
+            self.release("the role could not be given up")
+            raise
         self._hold_until = 0.0
-        result = roles.demote(self.engine, diverged)
         self._role_changed.set()
         self._waiters.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)
