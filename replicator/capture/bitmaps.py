@@ -68,6 +68,14 @@ class BlockMap:
         """Clear `bits` of `count` blocks."""
         self.array[first : first + count] &= ~bits & 0xFF
 
+    def clear_covered(self, bits: int, offset: int, length: int) -> None:
+        """Clear `bits` of the blocks that lie wholly in [offset, offset + length); the volume's last block may be short."""
+        first = (offset + BLOCK_BYTES - 1) >> BLOCK_SHIFT
+        end = offset + length
+        last = self.blocks if end >= self.size else end >> BLOCK_SHIFT
+        if first < last:
+            self.clear_blocks(bits, first, last - first)
+
     def clear_all(self, bits: int) -> None:
         """Clear `bits` everywhere."""
         self.array &= np.uint8(~bits & 0xFF)
@@ -119,11 +127,19 @@ class Bitmaps:
         self.maps = list(maps)
         self.starts = starts
         self.live = 0
+        self._newest = 0
         self.refresh()
 
     def refresh(self) -> None:
         """Recompute the mask of live slots after `starts` changed."""
         self.live = sum(1 << slot for slot in self.starts)
+        self._newest = max(self.starts.values(), default=0)
+
+    def live_at(self, seq: int) -> int:
+        """The mask of the bitmaps that had begun when record `seq` was made; less than `live` only in redo."""
+        if seq >= self._newest:
+            return self.live
+        return sum(1 << slot for slot, start in self.starts.items() if start <= seq)
 
     def open(self, start: int) -> None:
         """Open an empty bitmap with `start`; when all slots are in use the two newest are merged into the older one.
@@ -158,7 +174,7 @@ class Bitmaps:
     def mark_unclean(self, ranges: Iterable[tuple[int, int, int]]) -> None:
         """Set all live bitmaps for (volume index, offset, length) ranges that power loss may have changed."""
         for volume, offset, length in ranges:
-            if length and volume < len(self.maps):
+            if volume < len(self.maps) and offset < self.maps[volume].size:
                 m = self.maps[volume]
                 m.mark(self.live, offset, min(length, m.size - offset))
 

@@ -18,7 +18,7 @@ from replicator.capture.state import JOURNAL, PRIMARY
 from replicator.core.records import Kind
 from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, PEER_DURABLE_SEQ, TAIL_OFF
 
-COPY_BLOCKS = 16  # 1 MiB a data record
+COPY_BLOCKS = 16  # 1 MiB a data record, less where the journal is small
 ZERO_BLOCKS = 1024  # 64 MiB a record for ranges that were never written
 PACE_FRACTION = 0.5  # copying stops while the journal is fuller than this
 ROTATE_MIN_BLOCKS = 64  # a history bitmap with fewer marks is not worth a successor
@@ -54,14 +54,15 @@ def copy_some(engine: GroupEngine, limit_bytes: int = 8 << 20) -> int:
 def _copy_run(engine: GroupEngine, volume: int, first: int, count: int) -> int:
     """Copy the first piece of a run of blocks. Returns the bytes covered, 0 when the journal has no room."""
     vol = engine.volumes[volume]
+    piece = BLOCK_BYTES * max(1, min(COPY_BLOCKS, engine.journal.capacity // (16 * BLOCK_BYTES)))
     offset = first * BLOCK_BYTES
     end = min(vol.size, (first + count) * BLOCK_BYTES)
     with engine.span(volume, offset, end - offset):
         hole = _leading_hole(vol.extents(offset, end - offset))
-        if hole == end - offset or hole >= COPY_BLOCKS * BLOCK_BYTES:
+        if hole == end - offset or hole >= piece:
             length = hole if hole == end - offset else hole // BLOCK_BYTES * BLOCK_BYTES
             return length if engine.append_copy(volume, offset, length, None) else 0
-        length = min(end - offset, COPY_BLOCKS * BLOCK_BYTES)
+        length = min(end - offset, piece)
         data = memoryview(bytearray(length))
         vol.pread_into(data, offset)
         zero = not np.frombuffer(data, dtype=np.uint8).any()
@@ -84,12 +85,13 @@ def _finish(engine: GroupEngine) -> None:
         state = engine.state
         if not state.copying or state.role != PRIMARY or state.mode != JOURNAL or engine.bitmaps.todo_blocks():
             return
+        if engine.parked_for:
+            return  # a hold has promised a position
         try:
-            state.synced_seq = engine.append_control(Kind.SYNCED)
+            synced_seq = engine.append_control(Kind.SYNCED)
         except NoRoom:
             return
-        state.copying = False
-        engine.save()
+        engine.commit(copying=False, synced_seq=synced_seq)
 
 
 def rotate_bitmaps(engine: GroupEngine) -> None:
@@ -101,6 +103,8 @@ def rotate_bitmaps(engine: GroupEngine) -> None:
     with engine.lock:
         if state.role != PRIMARY or state.mode != JOURNAL or engine.failed or state.copying or not state.bitmaps:
             return
+        if engine.parked_for:
+            return  # a hold has promised a position
         newest = max(state.bitmaps.values())
         try:
             if len(state.bitmaps) > 1:

@@ -11,7 +11,8 @@ pool may have kept bytes whose record was lost: then a new epoch begins and the 
 copied to the peer again (roles.py).
 
 A write that the pool refuses after its record was published (no space, a dead medium) is followed, under the same range
-lock, by a COPY record of what the range really holds, so the copy follows this node and not the failed write.
+lock, by COPY records of what the range really holds, so the copy follows this node and not the failed write. Errors of a
+pool are of classes that this package does not know, so what comes out of one is caught as Exception.
 
 One lock orders everything of a group (`lock`); it is held over the journal's page-cache write, which keeps publication
 in order without a queue. Hot path: `write` and `_record`; keep them short.
@@ -24,6 +25,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from crc32c import crc32c
@@ -40,6 +42,7 @@ from replicator.journal.page import (
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
+    INCARNATION,
     PEER_APPLIED_SEQ,
     PEER_DURABLE_OFF,
     PEER_DURABLE_SEQ,
@@ -56,6 +59,7 @@ RANGE_LOCKS = 256
 RESERVE_BYTES = 64 << 10  # journal room that only control records may use
 SEQ_RESERVE = 1 << 20  # numbers reserved at a time in bitmap mode
 HIST_ENTRIES = 128
+PIECE_BYTES = 1 << 20  # largest payload of a record that tells what a refused write left behind
 
 _REFUSE, _PLAIN, _JOURNALING, _BITMAPPING, _PARK = range(5)
 
@@ -131,13 +135,19 @@ class GroupEngine:
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
         self._inflight: set[int] = set()
         self._ticket = 0
-        self._last_time = 0
+        self._last_time = state.last_time_ns
         self._admit = _REFUSE
         self.link_up = False
+        self.unjournaled = 0
+        """Times that journaling began while the pool held changes which no record tells of."""
+        self.unjournaled_synced = 0
+        """Those of them whose changes are on stable storage by now; see _make_durable."""
         self.last_host_seq = 0
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0
         """Write time of the last record applied from the journal, 0 before the first."""
+        self.recovering = False
+        """The primary's journal is being redone; no host write comes meanwhile."""
         self.refresh()
 
     # -- admission ------------------------------------------------------------------------------------------------
@@ -171,12 +181,36 @@ class GroupEngine:
 
     def save(self) -> None:
         """Write the state. Durable: the state. A failure fails the group and is raised."""
+        self._store(self.state)
+
+    def _store(self, state: GroupState) -> None:
+        state.last_time_ns = max(self._last_time, self.applied_time_ns)
         try:
-            self.state_file.save(self.state)
+            self.state_file.save(state)
         except OSError as e:
             self.failed = self.failed or f"its state cannot be written: {e}"
             self._admit = _REFUSE
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
+
+    def commit(self, **changes: Any) -> None:
+        """Change fields of the state: first on stable storage, then for all to see. The caller holds the group lock.
+
+        Durable: the state. Raises as `save` does; nothing is changed then.
+        """
+        self._store(replace(self.state, **changes))
+        for name, value in changes.items():
+            setattr(self.state, name, value)
+        self.refresh()
+
+    def sync_pool(self) -> None:
+        """Durable: all bits and all changes of the volumes. A failure fails the group and is raised as MediumError."""
+        try:
+            self.bitmaps.sync()
+            self.pool_sync()
+        except Exception as e:
+            self.failed = self.failed or f"its pool cannot be synced: {e}"
+            self.refresh()
+            raise self._refusal() from e
 
     @property
     def pos(self) -> int:
@@ -244,33 +278,32 @@ class GroupEngine:
     def flush(self) -> int:
         """Make every write answered before the call durable here.
 
-        Returns the seq of a barrier that a synchronous peer must hold durably, 0 when there is none to wait for.
+        Returns the seq of a barrier that a synchronous peer must hold durably, 0 when there is none to wait for. Raises
+        Parked or NoRoom (try again later) and MediumError.
         """
         barrier = 0
         with self.lock:
             if self.failed:
                 raise self._refusal()
-            if self._admit == _JOURNALING and self.state.sync_on:
+            if self.state.sync_on and self.state.role == PRIMARY:
+                if self._admit == _PARK:
+                    raise Parked  # the barrier would lie behind the position that the hold has promised
                 barrier = self.append_control(Kind.BARRIER)
         self._make_durable()
         return barrier
 
     def _make_durable(self) -> None:
+        """Durable: every change that was in the pool before the call."""
         if self.state.mode == JOURNAL:
             self.sync_journal()
-            return
-        try:
-            if self.state.mode == BITMAP:
-                self.bitmaps.sync()
-            self.pool_sync()
-        except OSError as e:
-            self.fail(f"its pool cannot be synced: {e}")
-            raise self._refusal() from e
+            if self.unjournaled == self.unjournaled_synced:
+                return
+        self.sync_pool()
 
     def sync_journal(self) -> None:
         """Durable: every record published before the call. A failure seals the group."""
         u64 = self._u64
-        seq, off = u64[HEAD_SEQ], u64[HEAD_OFF]
+        incarnation, seq, off = u64[INCARNATION], u64[HEAD_SEQ], u64[HEAD_OFF]
         if self.failed:
             raise self._refusal()
         try:
@@ -279,7 +312,7 @@ class GroupEngine:
             self.fail(f"its journal cannot be synced: {e}")
             raise self._refusal() from e
         with self.lock:
-            if u64[DURABLE_SEQ] < seq and seq <= u64[HEAD_SEQ]:
+            if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
 
     def sync_tracking(self) -> None:
@@ -375,27 +408,44 @@ class GroupEngine:
         return self._append_control(kind, offset=offset, payload=payload)
 
     def new_history_entry(self) -> None:
-        """Begin a new epoch after the current position. Durable: the history entry. Caller holds the group lock."""
-        state = self.state
-        seen = state.hist[-1][0] >> 24 if state.hist else 0
-        state.epoch_counter = max(state.epoch_counter, seen) + 1
-        state.hist.append([state.epoch_counter << 24 | state.node_tag, self.pos])
+        """Begin a new epoch after the current position. Durable: the history entry. Caller holds the group lock.
+
+        An epoch that began at the same position and has no record, because a crash or an error came between, gives way:
+        a copy that follows the sequence could never learn of it.
+        """
+        state, pos = self.state, self.pos
+        self.note_epoch(state.hist[-1][0] if state.hist else 0)
+        state.epoch_counter += 1
+        while state.hist and state.hist[-1][1] >= pos:
+            state.hist.pop()
+        state.hist.append([state.epoch_counter << 24 | state.node_tag, pos])
         del state.hist[:-HIST_ENTRIES]
         state.new_epoch_wanted = False
         self.save()
 
+    def note_epoch(self, epoch: int) -> None:
+        """Remember that an epoch exists, so that ours will be newer also when the history has forgotten it."""
+        self.state.epoch_counter = max(self.state.epoch_counter, epoch >> 24)
+
     def open_epoch(self) -> None:
-        """Begin a new epoch and say so in the sequence. Durable: the history entry, not yet its record."""
+        """Begin a new epoch and say so in the sequence. Durable: the history entry, not yet its record.
+
+        When the record cannot be written the epoch stays wanted, so that nothing is recorded in an epoch without one.
+        """
         if not self.journal.room_for(HEADER_BYTES):
             raise NoRoom
         self.new_history_entry()
+        self.state.new_epoch_wanted = True
         self._append_control(Kind.EPOCH)
+        self.state.new_epoch_wanted = False
 
-    def append_copy(self, volume: int, offset: int, length: int, data: Buffer | None) -> bool:
-        """Append what a range holds (None: zeroes) as a COPY record and take its blocks off the copy list.
+    def append_copy(
+        self, volume: int, offset: int, length: int, data: Buffer | None, *, of_host_write: bool = False
+    ) -> bool:
+        """Append what a range holds (None: zeroes) as a COPY record and take the blocks it covers off the copy list.
 
-        The caller holds the range locks under which it read. Returns False when there is no room or the group no
-        longer journals; nothing changed then.
+        The caller holds the range locks under which it read. Returns False when there is no room, the group is parked
+        (but a host write under way may still speak: `of_host_write`) or no longer journals; nothing changed then.
         """
         size = len(data) if data is not None else 0
         crc = crc32c(data) if data is not None else 0
@@ -403,6 +453,8 @@ class GroupEngine:
         u64 = self._u64
         with self.lock:
             if self.state.role != PRIMARY or self.state.mode != JOURNAL or self.failed:
+                return False
+            if self.parked_for and not of_host_write:
                 return False
             if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self.journal.capacity - RESERVE_BYTES:
                 return False
@@ -415,20 +467,21 @@ class GroupEngine:
             self.journal.append(
                 pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc), data, seq, epoch
             )
-            first = offset >> 16
-            self._maps[volume].clear_blocks(TODO, first, ((offset + length - 1) >> 16) - first + 1)
+            self._maps[volume].clear_covered(TODO, offset, length)
             return True
 
     def _compensate(self, volume: int, offset: int, length: int, error: BaseException) -> None:
         """After the pool refused a published change: record what the range really holds. Fails the group if it cannot."""
         if self.state.mode != JOURNAL:
-            return
+            return  # the bits say all there is to say
         try:
-            data = memoryview(bytearray(length))
-            self.volumes[volume].pread_into(data, offset)
-            if not self.append_copy(volume, offset, length, data):
-                self.fail(f"a write failed ({error}) and the journal has no room to say so")
-        except (OSError, FarstripeError) as e:
+            for at in range(offset, offset + length, PIECE_BYTES):
+                data = bytearray(min(PIECE_BYTES, offset + length - at))
+                self.volumes[volume].pread_into(memoryview(data), at)
+                if not self.append_copy(volume, at, len(data), data if any(data) else None, of_host_write=True):
+                    self.fail(f"a write failed ({error}) and the journal has no room to say so")
+                    return
+        except Exception as e:
             self.fail(f"a write failed ({error}) and its range cannot be read back: {e}")
 
     # -- ranges and draining --------------------------------------------------------------------------------------
@@ -519,7 +572,7 @@ class GroupEngine:
             "failed": self.failed,
             "apply_error": self.apply_error,
             "link_up": self.link_up,
-            "incarnation": self.page[2],
+            "incarnation": u64[INCARNATION],
             "volumes": [dict(v) for v in state.volumes],
             "size": sum(v["size"] for v in state.volumes),
         }

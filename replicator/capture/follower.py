@@ -4,15 +4,17 @@ A record is applied only when it is on stable storage in the journal, so that af
 the journal has lost: the image of a secondary is always a prefix of the sequence. Redo is idempotent: applying a stretch
 again from any earlier point gives the same image, bitmaps and history.
 
-Bits are set before data is changed (J1). Records that change the group's state (epochs, bitmaps, SYNCED) save it before
-the next record is looked at.
+Bits are set before data is changed (J1), in the bitmaps that had begun by then. Records that change the group's state
+(epochs, bitmaps, SYNCED) save it before the next record is looked at.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY
-from replicator.core.errors import FarstripeError, IntegrityError
+from replicator.core.errors import IntegrityError
 from replicator.core.records import FLAG_NO_PUNCH, HEADER_BYTES, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
 from replicator.journal.page import (
@@ -30,10 +32,13 @@ _HOST_KINDS = (Kind.WRITE, Kind.ZERO, Kind.TRIM)
 def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
     """Apply the next records, at most about `limit_bytes` of them but at least one. Returns the bytes applied.
 
+    On a primary it does nothing, except at start-up: there hosts change the pool, and redo would undo their writes.
     Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and
     IntegrityError when the journal's bytes have rotted.
     """
     with engine.apply_lock:
+        if engine.state.role != SECONDARY and not engine.recovering:
+            return 0
         u64 = engine.page.u64
         at, head = u64[APPLIED_OFF], u64[HEAD_OFF]
         if at >= head:
@@ -71,6 +76,18 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
         return len(view)
 
 
+def settle(engine: GroupEngine) -> None:
+    """Apply everything that has been received, while nothing is being received, and make the journal's end agree.
+
+    A replicator that died between the stores that publish a run leaves HEAD_SEQ ahead of HEAD_OFF; the offset counts.
+    """
+    with engine.apply_lock:
+        apply_all(engine)
+        u64 = engine.page.u64
+        if engine.state.role == SECONDARY and u64[APPLIED_OFF] == u64[HEAD_OFF]:
+            u64[HEAD_SEQ] = u64[APPLIED_SEQ]
+
+
 def apply_all(engine: GroupEngine) -> None:
     """Apply everything that has been received. Raises as apply_some does."""
     while apply_some(engine):
@@ -80,12 +97,14 @@ def apply_all(engine: GroupEngine) -> None:
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
     kind = header.kind
     if kind in (Kind.WRITE, Kind.COPY):
+        if header.length != header.payload_len:
+            raise IntegrityError(f"record {header.seq} of group {engine.state.name} states two lengths", "resync the pair")
         _check_range(engine, header)
-        engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live, header.offset, header.length)
+        engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live_at(header.seq), header.offset, header.length)
         engine.volumes[header.volume].pwrite(payload, header.offset)
     elif kind in (Kind.ZERO, Kind.TRIM, Kind.COPY_ZERO):
         _check_range(engine, header)
-        engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live, header.offset, header.length)
+        engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live_at(header.seq), header.offset, header.length)
         engine.volumes[header.volume].zero(header.offset, header.length, not header.flags & FLAG_NO_PUNCH)
     else:
         _apply_control(engine, header)
@@ -105,6 +124,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
         with engine.lock:
             if not state.hist or state.hist[-1][0] < header.epoch:
                 state.hist.append([header.epoch, header.seq - 1])
+                engine.note_epoch(header.epoch)
                 engine.save()
     elif header.kind == Kind.BITMAP_OPEN:
         with engine.lock:
@@ -116,13 +136,9 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
             engine.save()
     elif header.kind == Kind.SYNCED:
         if state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq:
-            engine.bitmaps.sync()
-            engine.pool_sync()
             with engine.lock:
-                state.copy = OK
-                state.floor = header.seq
-                state.copy_id = ""
-                engine.save()
+                engine.sync_pool()
+                engine.commit(copy=OK, floor=header.seq, copy_id="")
     elif header.kind not in (Kind.BARRIER, Kind.MARKER):
         raise IntegrityError(
             f"record {header.seq} of group {state.name} has kind {header.kind}, which is not known here",
@@ -140,20 +156,26 @@ def checkpoint(engine: GroupEngine) -> bool:
     return begun is not None and finish_checkpoint(engine, begun)
 
 
-Begun = tuple[int, int, set[int]]
+class Begun(NamedTuple):
+    """A checkpoint that waits for changes in flight."""
+
+    redo_off: int
+    redo_seq: int
+    pending: set[int]
+    unjournaled: int
 
 
 def begin_checkpoint(engine: GroupEngine) -> Begun | None:
-    """Note how far the pool will be synced: (offset, seq, changes to wait for); None when nothing is journaled."""
+    """Note how far the pool will be synced and which changes to wait for; None when nothing is journaled."""
     state, u64 = engine.state, engine.page.u64
     with engine.apply_lock, engine.lock:
         if engine.failed:
             return None
         if state.role == SECONDARY:
-            return u64[APPLIED_OFF], u64[APPLIED_SEQ], set()
+            return Begun(u64[APPLIED_OFF], u64[APPLIED_SEQ], set(), engine.unjournaled)
         if state.mode != JOURNAL:
             return None
-        return u64[HEAD_OFF], u64[HEAD_SEQ], engine.in_flight()
+        return Begun(u64[HEAD_OFF], u64[HEAD_SEQ], engine.in_flight(), engine.unjournaled)
 
 
 def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
@@ -161,7 +183,7 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
 
     Durable: redo point and tail. Raises MediumError when pool, bitmaps or journal cannot be synced (the group fails).
     """
-    redo_off, redo_seq, _ = begun
+    redo_off, redo_seq = begun.redo_off, begun.redo_seq
     u64 = engine.page.u64
     with engine.checkpoint_lock:
         sup = engine.journal.super
@@ -170,12 +192,8 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         if redo_off == sup.redo_off:
             redo_seq = sup.redo_seq - 1
         engine.sync_journal()
-        try:
-            engine.bitmaps.sync()
-            engine.pool_sync()
-        except (OSError, FarstripeError) as e:
-            engine.fail(f"its pool cannot be synced: {e}")
-            raise
+        engine.sync_pool()
+        engine.unjournaled_synced = max(engine.unjournaled_synced, begun.unjournaled)
         if engine.state.role == SECONDARY:
             tail_off = redo_off
         else:
@@ -187,7 +205,12 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         elif tail_off == sup.tail_off:
             tail_seq = sup.tail_seq
         else:
-            tail_seq = engine.journal.header_at(tail_off).seq
+            try:
+                tail_seq = engine.journal.header_at(tail_off).seq
+            except BadRecord as e:
+                raise IntegrityError(
+                    f"the journal of group {engine.state.name} has no record at {tail_off}: {e}", "resync the pair"
+                ) from e
         try:
             engine.journal.set_tail(tail_off, tail_seq, redo_off, redo_seq + 1)
         except OSError as e:

@@ -1,13 +1,16 @@
 """Making a group's engine, and bringing it up again after any kind of stop.
 
     how it stopped          journal's head             what else
-    in order                walked from the tail       nothing
+    in order                page, or from the tail     nothing
     killed, same boot       from the page              redo; every published record is whole, so nothing is lost
     power lost              walked from the tail       redo; regions the intent log marks are set in every bitmap; a
                                                        primary opens a new epoch before its next record and is unclean
                                                        until the peer has been copied to
 
 After redo the pool of a primary equals the fold of its journal, except for what power loss left behind.
+
+A page of this boot counts also after an orderly stop, and on a secondary its head is left alone: the replicator may be
+alive, and appending, while the target is not.
 Source: seed 000 section 9.3, CRASH.
 """
 
@@ -76,20 +79,21 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     state_file = StateFile(parts.state)
     state = state_file.load()
     page = parts.page
-    trusted = page.valid(parts.boot) and state.boot == parts.boot and not state.clean
+    trusted = page.valid(parts.boot) and state.boot == parts.boot
     power_lost = not state.clean and not trusted
+    marked = list(unclean)
     trusted_head = (page[HEAD_OFF], page[EPOCH], page[HEAD_SEQ])
     if not trusted:
         page.clear(parts.boot)
     journal = Journal.open(parts.journal, page)
     engine = _assemble(parts, state, state_file, journal)
     if power_lost:
-        engine.bitmaps.mark_unclean(unclean)
+        engine.bitmaps.mark_unclean(marked)
     if state.attaching is not None:
         journal.reset(state.attaching["p"], state.attaching["epoch"])
         finish_attach(engine)
     elif state.mode == JOURNAL:
-        journal.recover(trusted_head[:2] if trusted else None)
+        journal.recover(trusted_head[:2] if trusted else None, keep_head=trusted and state.role == SECONDARY)
     else:
         journal.start_empty(_position(state, trusted_head[2] if trusted else None), engine.epoch)
     if power_lost:
@@ -97,6 +101,9 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     engine.last_host_seq = page[APPLIED_SEQ]
     if state.role == PRIMARY:
         _recover_primary(engine, power_lost)
+        if power_lost:
+            engine.bitmaps.mark_unclean(marked)  # again: redo may have opened bitmaps
+            engine.bitmaps.sync()
     page[INCARNATION] += 1
     page[TARGET_ASLEEP] = page[REPLICATOR_ASLEEP] = 1
     state.clean, state.boot = False, parts.boot
@@ -110,14 +117,16 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
     if state.mode == UNTRACKED:
         return
     if state.mode == JOURNAL:
+        engine.journal.forget_beyond_head()
+        engine.recovering = True
         apply_all(engine)
+        engine.recovering = False
         checkpoint(engine)
     if power_lost:
         state.new_epoch_wanted = state.unclean = True
         state.copy_id = ""
         if state.mode == BITMAP:
             state.seq_limit = engine.pos + SEQ_RESERVE
-        engine.bitmaps.sync()
     else:
         try:
             ensure_epoch_record(engine)
@@ -168,11 +177,10 @@ def close_engine(engine: GroupEngine) -> None:
     """
     if engine.failed:
         return
-    if engine.state.role == SECONDARY and not engine.apply_error:
+    if not engine.apply_error:
         apply_all(engine)
     checkpoint(engine)
-    engine.bitmaps.sync()
-    engine.pool_sync()
+    engine.sync_pool()
     with engine.lock:
         state: Any = engine.state
         state.clean = True

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 from replicator.capture.bitmaps import TODO
-from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom
-from replicator.capture.follower import apply_all
+from replicator.capture.engine import SEQ_RESERVE, GroupEngine
+from replicator.capture.follower import apply_all, checkpoint, settle
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,
@@ -31,7 +31,7 @@ from replicator.capture.state import (
     UNTRACKED,
 )
 from replicator.core.errors import BadInput, InternalError, Refused
-from replicator.core.records import Kind
+from replicator.core.records import HEADER_BYTES
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -53,12 +53,13 @@ def arm(engine: GroupEngine) -> dict[str, Any]:
         if state.role != PRIMARY:
             raise Refused(f"group {state.name} is secondary here", "create the pair on the primary")
         if state.mode == UNTRACKED:
-            engine.journal.reset(engine.pos, engine.epoch)
+            engine.journal.reset(engine.pos, state.epoch_counter << 24)  # whatever it held is older than that
+            engine.unjournaled += 1
             state.mode = JOURNAL
             state.bitmaps.clear()
             engine.bitmaps.open(engine.pos + 1)
-            engine.new_history_entry()
-            engine.append_control(Kind.EPOCH)
+            _forget_peer(engine)
+            engine.open_epoch()
             _new_incarnation(engine)
         engine.refresh()
         return {"epoch": engine.epoch, "pos": engine.pos}
@@ -84,7 +85,7 @@ def disarm(engine: GroupEngine) -> None:
         state.copying = state.sync_on = state.degraded = state.unclean = state.new_epoch_wanted = False
         state.copy_id = ""
         engine.bitmaps.refresh()
-        engine.pool_sync()
+        engine.sync_pool()
         engine.save()
         for m in engine.bitmaps.maps:
             m.clear_all(0xFF)
@@ -122,31 +123,34 @@ def begin_copy(
             raise Refused(f"group {state.name} is secondary here", "resync runs from the primary")
         own = None if c is None else engine.bitmaps.newest_for(c)
         full = own is None or peer_bitmaps is None
+        if not full:
+            _check_maps(engine, peer_bitmaps)
+        if state.copy_id:
+            engine.commit(copy_id="")  # the list of a former copy is given up before it is overwritten
         for index, m in enumerate(engine.bitmaps.maps):
             m.clear_all(TODO)
-            if full or own is None or peer_bitmaps is None:
+            if own is None or peer_bitmaps is None:
                 m.set_all(TODO)
-                continue
-            m.copy_bits(own, TODO)
-            try:
+            else:
+                m.copy_bits(own, TODO)
                 m.merge_packed(TODO, peer_bitmaps[index])
-            except (KeyError, ValueError) as e:
-                raise BadInput(f"the peer's bitmap of volume {index} does not fit: {e}", "compare the volumes' sizes") from e
         engine.bitmaps.sync()
         if state.mode != JOURNAL:
             engine.journal.reset(engine.pos, engine.epoch)
-            state.mode = JOURNAL
-        elif state.new_epoch_wanted:
-            engine.open_epoch()
+            engine.unjournaled += 1
         if not state.hist or state.new_epoch_wanted:
             engine.open_epoch()
         _forget_peer(engine)
         engine.page[PEER_DURABLE_OFF] = engine.page[HEAD_OFF]
-        state.copying, state.copy_id, state.unclean = True, copy_id, False
-        state.sync_on = False
-        engine.save()
+        engine.commit(
+            mode=JOURNAL,
+            copying=True,
+            copy_id=copy_id,
+            unclean=False,
+            sync_on=False,
+            degraded=state.degraded or state.sync_on,
+        )
         _new_incarnation(engine)
-        engine.refresh()
         engine.opened.notify_all()
         return {
             "p": engine.pos,
@@ -172,25 +176,40 @@ def attach(
 
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position.
     """
-    with engine.apply_lock, engine.checkpoint_lock, engine.lock:
+    by_difference = not full and c is not None
+    with engine.apply_lock:
+        if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
+            apply_all(engine)  # what c counts on must not be dropped with the journal
+        return _attach(engine, p, c if by_difference else None, epoch, hist, masks, copy_id)
+
+
+def _attach(
+    engine: GroupEngine,
+    p: int,
+    c: int | None,
+    epoch: int,
+    hist: list[list[int]],
+    masks: dict[int, bytes],
+    copy_id: str,
+) -> dict[str, Any]:
+    """c: None for a copy of every block. The caller holds apply_lock."""
+    with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
-        if full or c is None:
-            for slot in list(state.bitmaps):
-                del state.bitmaps[slot]
+        if c is None:
+            state.bitmaps.clear()
+        else:
+            _check_maps(engine, masks)
         if not state.bitmaps:
             engine.bitmaps.open(p + 1)
         engine.bitmaps.refresh()
-        if not (full or c is None):
+        if c is not None:
             for index, m in enumerate(engine.bitmaps.maps):
-                try:
-                    m.merge_packed(engine.bitmaps.live, masks[index])
-                except (KeyError, ValueError) as e:
-                    raise BadInput(f"the copy list of volume {index} does not fit: {e}", "compare the volumes' sizes") from e
-        engine.bitmaps.sync()
+                m.merge_packed(engine.bitmaps.live, masks[index])
+        engine.sync_pool()  # nothing redoes what the journal holds once it has been emptied
         state.copy = RESYNC
-        state.floor = 0 if full or c is None else c
+        state.floor = c or 0
         state.mode = JOURNAL
         state.copy_id = ""
         state.attaching = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
@@ -207,6 +226,7 @@ def finish_attach(engine: GroupEngine) -> None:
     step = state.attaching
     engine.journal.reset(step["p"], step["epoch"])
     state.hist = [list(h) for h in step["hist"]]
+    engine.note_epoch(step["epoch"])
     state.copy_id = step["copy_id"]
     state.copy_from_seq = step["p"]
     state.unclean = False
@@ -216,26 +236,27 @@ def finish_attach(engine: GroupEngine) -> None:
 
 
 def set_sync(engine: GroupEngine, on: bool) -> dict[str, Any]:
-    """From now on each write waits for the peer (or no longer). Durable: the switch. Returns {seq}: the position then."""
+    """From now on each write waits for the peer (or no longer: then a synchronous group is degraded).
+
+    Durable: the switch. Returns {seq}: the position then.
+    """
     with engine.lock:
         state = engine.state
         wanted = on and state.policy.mode == "sync" and state.role == PRIMARY and state.mode == JOURNAL
-        if (state.sync_on, state.degraded) != (wanted, False if wanted else state.degraded):
-            state.sync_on = wanted
-            if wanted:
-                state.degraded = False
-            engine.save()
-        engine.refresh()
+        degraded = not wanted and (state.degraded or (state.sync_on and state.policy.mode == "sync"))
+        if (state.sync_on, state.degraded) != (wanted, degraded):
+            engine.commit(sync_on=wanted, degraded=degraded)
         return {"seq": engine.pos, "sync_on": state.sync_on}
 
 
-def degrade(engine: GroupEngine) -> None:
-    """Go on without the peer. Durable: that the group is degraded, before any write is answered unreplicated."""
+def degrade(engine: GroupEngine) -> bool:
+    """Go on without the peer; False when it was so already. Durable: that the group is degraded, before any write is
+    answered unreplicated."""
     with engine.lock:
-        if engine.state.sync_on:
-            engine.state.sync_on, engine.state.degraded = False, True
-            engine.save()
-            engine.refresh()
+        if not engine.state.sync_on:
+            return False
+        engine.commit(sync_on=False, degraded=True)
+        return True
 
 
 def park(engine: GroupEngine, why: str) -> set[int]:
@@ -256,40 +277,48 @@ def unpark(engine: GroupEngine, why: str) -> None:
         engine.opened.notify_all()
 
 
-def overflow(engine: GroupEngine) -> None:
+def overflow(engine: GroupEngine) -> bool:
     """Give up the journal and count differences from now on. The caller has parked writers and drained them.
 
-    Durable on return: the pool up to here, and the mode; only then may the writers go on.
+    Returns False, with nothing done, when one came in all the same: the journal is its redo log until it is in the pool.
+    Durable on return: the pool up to here, and the mode; only then may the writers go on, and those be answered that
+    wait for the peer.
     """
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role != PRIMARY or state.mode != JOURNAL:
-            return
-        engine.bitmaps.sync()
-        engine.pool_sync()
-        state.mode = BITMAP
-        state.copying, state.copy_id = False, ""
-        state.seq_limit = engine.pos + SEQ_RESERVE
-        if state.sync_on:
-            state.sync_on, state.degraded = False, True
-        engine.save()
+            return True
+        if engine.in_flight():
+            return False
+        engine.sync_pool()
+        engine.commit(
+            mode=BITMAP,
+            copying=False,
+            copy_id="",
+            seq_limit=engine.pos + SEQ_RESERVE,
+            sync_on=False,
+            degraded=state.degraded or state.sync_on,
+        )
         engine.journal.reset(engine.pos, engine.epoch)
         _new_incarnation(engine)
-        engine.refresh()
+        return True
 
 
-def promote(engine: GroupEngine, accept_inconsistent: bool = False) -> dict[str, Any]:
+def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
 
+    accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
     """
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
-        apply_all(engine)
+        settle(engine)
+        if not engine.journal.room_for(2 * HEADER_BYTES):
+            checkpoint(engine)
         with engine.checkpoint_lock, engine.lock:
             state = engine.state
-            if state.copy != OK and not accept_inconsistent:
+            if state.copy != OK and not (accept_diverged and state.copy == DIVERGED):
                 why = {
                     FRESH: "its first copy was never completed",
                     RESYNC: "a resync is not complete, so its contents are a mixture of two instants",
@@ -305,49 +334,66 @@ def promote(engine: GroupEngine, accept_inconsistent: bool = False) -> dict[str,
             state.copy_id = ""
             state.degraded = state.policy.mode == "sync"
             _forget_peer(engine)
-            engine.new_history_entry()
             try:
-                engine.append_control(Kind.EPOCH)
-            except NoRoom:
-                pass  # a checkpoint makes room, and start-up adds a missing epoch record; see ensure_epoch_record
-            _new_incarnation(engine)
-            engine.refresh()
+                engine.open_epoch()
+            finally:
+                _new_incarnation(engine)
+                engine.refresh()
             return {"epoch": engine.epoch, "base": base}
 
 
 def ensure_epoch_record(engine: GroupEngine) -> None:
-    """Add the record of the newest epoch when a crash came between its history entry and the record."""
+    """See to it that the newest epoch has its record, when a crash may have come between its history entry and that."""
     state = engine.state
     if state.role == PRIMARY and state.mode == JOURNAL and state.hist and engine.pos == state.hist[-1][1]:
-        engine.append_control(Kind.EPOCH)
+        engine.open_epoch()
 
 
-def demote(engine: GroupEngine, diverged: bool = False) -> dict[str, Any]:
+def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None) -> dict[str, Any]:
     """Make a primary secondary. Writers are parked and drained by the caller; they are refused from here on.
 
     diverged: the new history lacks some of this side's writes, so its contents are no prefix of it.
-    Durable on return: the role. Returns {seq, epoch}.
+    upto: last seq that the successor is known to hold; Refused when this side has gone beyond it.
+    Durable on return: the role, and everything written before. Returns {seq, epoch}.
     """
+    if engine.state.mode == JOURNAL:
+        engine.sync_journal()
     with engine.apply_lock, engine.checkpoint_lock, engine.lock:
         state, page = engine.state, engine.page
         if state.role == PRIMARY:
-            engine.bitmaps.sync()
-            engine.pool_sync()
+            if upto is not None and engine.pos > upto:
+                raise Refused(
+                    f"group {state.name} has gone on to {engine.pos} since {upto} was agreed on", "try again"
+                )
+            engine.sync_pool()
             if state.mode != JOURNAL:
                 engine.journal.reset(engine.pos, engine.epoch)
-                state.mode = JOURNAL
             page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
-            state.role = SECONDARY
-            state.copy = DIVERGED if diverged else OK
-            state.floor = engine.pos
-            state.sync_on = state.degraded = state.copying = False
-            state.copy_id = ""
-            engine.save()
+            engine.commit(
+                role=SECONDARY,
+                mode=JOURNAL,
+                copy=DIVERGED if diverged else OK,
+                floor=engine.pos,
+                sync_on=False,
+                degraded=False,
+                copying=False,
+                copy_id="",
+            )
             _new_incarnation(engine)
         engine.parked_for = ""
         engine.refresh()
         engine.opened.notify_all()
         return {"seq": engine.pos, "epoch": engine.epoch}
+
+
+def _check_maps(engine: GroupEngine, packed: dict[int, bytes] | None) -> None:
+    """Raise BadInput unless there is a packed bitmap of the right size for every volume. Nothing is changed."""
+    for index, m in enumerate(engine.bitmaps.maps):
+        have = len((packed or {}).get(index, b""))
+        if have != (m.blocks + 7) // 8:
+            raise BadInput(
+                f"the peer's bitmap of volume {index} has {have} bytes for {m.blocks} blocks", "compare the volumes' sizes"
+            )
 
 
 def _forget_peer(engine: GroupEngine) -> None:

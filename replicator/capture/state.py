@@ -102,6 +102,7 @@ class GroupState:
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
+    last_time_ns: int = 0  # no record before the last save has a later write time
     clean: bool = True  # stopped in order
     boot: int = 0  # boot in which it last ran
 

@@ -71,20 +71,26 @@ class Waiters:
         if u64[me.slot] < me.seq:
             self._bell.wait(LOOK_S)
         u64[TARGET_ASLEEP] = 0
+        with self._lock:
+            if len(self._waiting) > 1:
+                self._release_answered()
 
     def _wake(self) -> None:
         """Release every answered write, and one more so that somebody leads."""
-        u64 = self._u64
         with self._lock:
-            rest = []
-            for w in self._waiting:
-                if u64[w.slot] >= w.seq:
-                    _release(w)
-                else:
-                    rest.append(w)
-            self._waiting = rest
-            if rest:
-                _release(rest[0])
+            self._release_answered()
+            if self._waiting:
+                _release(self._waiting[0])
+
+    def _release_answered(self) -> None:
+        u64 = self._u64
+        rest = []
+        for w in self._waiting:
+            if u64[w.slot] >= w.seq:
+                _release(w)
+            else:
+                rest.append(w)
+        self._waiting = rest
 
     def wake_all(self) -> None:
         """Make every waiting write ask `give_up` now."""

@@ -23,6 +23,7 @@ from replicator.core.records import (
 )
 
 _BARRIER = int(Kind.BARRIER)
+_EPOCH = int(Kind.EPOCH)
 
 
 class Run(NamedTuple):
@@ -49,7 +50,7 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
     min_epoch: epoch of the last record held; a record of an older epoch at or above expect_seq is refused
 
     A record cut short at the end of `buf` is left out, not an error. Raises BadRecord when a CRC, the magic or the
-    version is wrong, a seq is missing, or the epoch falls: then nothing of `buf` may be used.
+    version is wrong, a seq is missing, or the epoch falls or rises without its record: then nothing of `buf` may be used.
     """
     view = memoryview(buf)
     total = len(view)
@@ -76,8 +77,9 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
             continue
         if seq != last_seq + 1:
             raise BadRecord(f"record {seq} follows {last_seq}")
-        if epoch < last_epoch:
-            raise BadRecord(f"record {seq} is of epoch {epoch:#x}, older than {last_epoch:#x}")
+        if epoch != last_epoch and (epoch < last_epoch or (count and kind != _EPOCH)):
+            how = "older than" if epoch < last_epoch else "not announced after"
+            raise BadRecord(f"record {seq} is of epoch {epoch:#x}, {how} {last_epoch:#x}")
         if kind == _BARRIER or flags & FLAG_FUA:
             wants_durable = True
         last_seq, last_epoch = seq, epoch

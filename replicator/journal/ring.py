@@ -6,9 +6,9 @@ can be walked by their lengths, and seq rises by one from each to the next.
 
 The space of a record may be overwritten only after a superblock that no longer points at it is durable; so TAIL_OFF in
 the page moves after `set_tail` has synced, never before. After a crash the chain is walked from the durable tail and
-ends at the first record that is torn, out of sequence or of an older epoch: bytes of an earlier lap have a lower seq,
-bytes of a lost branch an older epoch (whoever continues after a lost tail opens a new epoch or gets the same records
-again).
+ends at the first record that is torn, out of sequence or of another epoch (which only an EPOCH record may begin): bytes
+of an earlier lap have a lower seq, bytes of a lost branch another epoch (whoever continues after a lost tail opens a new
+epoch or gets the same records again).
 
 On a primary the target appends; on a secondary the replicator does. Both hold a Journal of their own on the same file,
 and the page says where the journal ends. Only the target writes the superblock.
@@ -39,7 +39,15 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from replicator.core.errors import IntegrityError
-from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, Header, check_payload, unpack_header
+from replicator.core.records import (
+    HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    BadRecord,
+    Header,
+    Kind,
+    check_payload,
+    unpack_header,
+)
 from replicator.core.runs import parse_run
 from replicator.journal.files import Buffer, RandomFile
 from replicator.journal.page import (
@@ -61,6 +69,7 @@ _SUPER = struct.Struct("<4sHHQ16sQQQQQQ")
 _CRC = struct.Struct("<I")
 _SLOT_BYTES = 4096
 _SCAN_BYTES = 4 << 20
+_WIPE_BYTES = 1 << 20
 
 
 class Super(NamedTuple):
@@ -91,12 +100,14 @@ class Journal:
     def create(cls, file: RandomFile, page: Page, group: bytes, capacity: int) -> Journal:
         """Write a fresh, empty journal into `file`; `capacity` bytes of ring follow the superblocks.
 
+        Whatever the file or device held is overwritten: the records of an earlier journal must not be taken for ours.
         Durable: the empty journal.
         """
         journal = cls(file, page, Super(0, group, capacity, 0, 1, 0, 1, 0))
-        file.pwrite(bytes(2 * _SLOT_BYTES), 0)
+        _wipe(file, DATA_START + capacity)
         journal._write_super(journal.super)
-        journal._publish(0, 0, 0)
+        journal._publish_kept()
+        journal._publish_head(0, 0, 0)
         return journal
 
     @classmethod
@@ -109,10 +120,11 @@ class Journal:
             )
         return cls(file, page, max(slots))
 
-    def recover(self, trusted_head: tuple[int, int] | None) -> None:
-        """Find the head and publish it.
+    def recover(self, trusted_head: tuple[int, int] | None, *, keep_head: bool = False) -> None:
+        """Find the head and publish it, with tail and redo point.
 
         trusted_head: (offset, epoch) from a page of this boot, or None to walk the chain from the tail.
+        keep_head: publish the rest only; another process appends, and may do so at this moment.
         A trusted head behind a torn or missing record is an IntegrityError: the medium lost bytes it had taken.
         """
         sup = self.super
@@ -122,12 +134,26 @@ class Journal:
                 f"the journal ends at record {seq}, before records that were written to it",
                 "the journal's medium is failing: replace it, then resync the pair",
             )
-        self._publish(off, seq, epoch)
+        self._publish_kept()
+        if not keep_head:
+            self._publish_head(off, seq, epoch)
+
+    def forget_beyond_head(self) -> None:
+        """Destroy a record that was written behind the head but never published, before another takes its place.
+
+        Otherwise power loss could bring it back where a part of its successor had not reached the disk.
+        Durable: nothing until `sync`.
+        """
+        off = self._u64[HEAD_OFF]
+        length = min(HEADER_BYTES, self.capacity - (off - self._u64[TAIL_OFF]))
+        if length > 0:
+            self._write(bytes(length), off)
 
     def start_empty(self, seq: int, epoch: int) -> None:
         """Publish an empty journal at position `seq`: nothing is journaled now."""
         off = self.super.tail_off
-        self._publish(off, seq, epoch)
+        self._publish_kept()
+        self._publish_head(off, seq, epoch)
         u64 = self._u64
         u64[TAIL_SEQ], u64[DURABLE_SEQ], u64[APPLIED_SEQ] = seq + 1, seq, seq
 
@@ -158,6 +184,8 @@ class Journal:
                 header = unpack_header(self.read(off, HEADER_BYTES))
                 if header.seq != seq + 1 or header.epoch < epoch or off + header.total_bytes > limit:
                     break
+                if header.epoch != epoch and header.kind != Kind.EPOCH and off != self.super.tail_off:
+                    break
                 check_payload(header, self.read(off + HEADER_BYTES, header.payload_len))
             except BadRecord:
                 break
@@ -165,11 +193,14 @@ class Journal:
             seq, epoch = header.seq, header.epoch
         return off, seq, epoch
 
-    def _publish(self, off: int, seq: int, epoch: int) -> None:
+    def _publish_kept(self) -> None:
         u64, sup = self._u64, self.super
         u64[TAIL_OFF], u64[TAIL_SEQ] = sup.tail_off, sup.tail_seq
         u64[APPLIED_OFF], u64[APPLIED_SEQ] = sup.redo_off, sup.redo_seq - 1
         u64[DURABLE_OFF], u64[DURABLE_SEQ] = sup.tail_off, sup.tail_seq - 1
+
+    def _publish_head(self, off: int, seq: int, epoch: int) -> None:
+        u64 = self._u64
         u64[EPOCH] = epoch
         u64[HEAD_SEQ] = seq
         u64[HEAD_OFF] = off
@@ -201,14 +232,17 @@ class Journal:
         """Append records that parse_run() accepted, and publish them. Same promises as append()."""
         u64 = self._u64
         off = u64[HEAD_OFF]
-        at = off % self.capacity
-        if at + len(run) <= self.capacity:
-            self._pwritev((run,), DATA_START + at)
-        else:
-            self._write_wrapped(run, at)
+        self._write(run, off)
         u64[EPOCH] = last_epoch
         u64[HEAD_SEQ] = last_seq
         u64[HEAD_OFF] = off + len(run)
+
+    def _write(self, data: Buffer, off: int) -> None:
+        at = off % self.capacity
+        if at + len(data) <= self.capacity:
+            self._pwritev((data,), DATA_START + at)
+        else:
+            self._write_wrapped(data, at)
 
     def _write_wrapped(self, data: Buffer, at: int) -> None:
         view = memoryview(data)
@@ -276,13 +310,14 @@ class Journal:
 
     def reset(self, seq: int, epoch: int) -> None:
         """Empty the journal: the next record is seq + 1, of `epoch` or newer. Durable: the empty journal."""
-        off = self._u64[HEAD_OFF]
+        off = max(self._u64[HEAD_OFF], self.super.redo_off)  # offsets never fall, also when the head was not looked for
         self._write_super(
             self.super._replace(
                 tail_off=off, tail_seq=seq + 1, redo_off=off, redo_seq=seq + 1, min_epoch=epoch
             )
         )
-        self._publish(off, seq, epoch)
+        self._publish_kept()
+        self._publish_head(off, seq, epoch)
 
     def _write_super(self, sup: Super) -> None:
         sup = sup._replace(generation=sup.generation + 1)
@@ -304,3 +339,12 @@ def _read_slot(file: RandomFile, slot: int) -> Super | None:
     if magic != b"FSRJ" or version != 1:
         return None
     return Super(*rest)
+
+
+def _wipe(file: RandomFile, size: int) -> None:
+    """Make the file read as zeroes. Reads first: a new file is zeroes already, and stays unwritten."""
+    zeroes = bytes(_WIPE_BYTES)
+    for at in range(0, size, _WIPE_BYTES):
+        length = min(_WIPE_BYTES, size - at)
+        if file.pread(length, at) != zeroes[:length]:
+            file.pwrite(zeroes[:length], at)
