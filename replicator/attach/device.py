@@ -46,6 +46,14 @@ def size_bytes(index: int, sys: str = "/sys") -> int:
         return 0
 
 
+def in_flight(index: int, sys: str = "/sys") -> int:
+    """Return how many requests the device has under way; 0 when it does not exist."""
+    try:
+        return sum(map(int, Path(sys, "block", f"nbd{index}", "inflight").read_text().split()))
+    except (OSError, ValueError):
+        return 0
+
+
 def backend(index: int, sys: str = "/sys") -> str:
     """Return the identifier given at connect, or "" (kernels before 5.14 keep none)."""
     try:

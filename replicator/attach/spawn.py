@@ -151,10 +151,13 @@ def _disconnect(index: int) -> None:
 
 
 def refresh(volume: str, run_dir: str) -> list[str]:
-    """Let the supervisors of a volume's devices on this host ask for its size again; returns the devices."""
+    """Let the supervisors of a volume's devices on this host see its new size; returns those devices that will.
+
+    A device with several connections is not among them: it has to be attached again.
+    """
     told = []
     for at in records.load_all(run_dir):
-        if at.export == volume and at.supervised:
+        if at.export == volume and at.supervised and at.connections == 1:
             os.kill(at.pid, signal.SIGHUP)
             told.append(at.device)
     return told

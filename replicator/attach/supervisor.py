@@ -36,6 +36,7 @@ from replicator.core.errors import BadInput, FarstripeError, Refused
 BACK_OFF_S = (0.05, 0.1, 0.2, 0.3, 0.5)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 POLL_S = 1.0
+IDLE_WAIT_S = 5.0
 
 Log = Callable[[str], None]
 Dial = Callable[[Endpoint, str], tuple[socket.socket, Export]]
@@ -92,6 +93,8 @@ class Supervisor:
         self._log = log
         self._dial = dial
         self._said = ""
+        self._line: socket.socket | None = None
+        """Our own reference to the only connection, to be able to end it; None when there are several."""
 
     # -- connecting ---------------------------------------------------------------------------------------------
 
@@ -131,8 +134,7 @@ class Supervisor:
             for sock in sockets:
                 hang_up(sock)
             raise
-        for sock in sockets:
-            sock.close()
+        self._keep_line(sockets)
         self.at = dataclasses.replace(
             at,
             index=index,
@@ -142,6 +144,14 @@ class Supervisor:
         )
         self._tune()
         return self.at
+
+    def _keep_line(self, sockets: list[socket.socket]) -> None:
+        """Let go of sockets that the kernel has taken; keep the only one."""
+        if self._line is not None:
+            self._line.close()
+        self._line = sockets.pop() if len(sockets) == 1 else None
+        for sock in sockets:
+            sock.close()
 
     @property
     def _own_timer(self) -> bool:
@@ -205,11 +215,12 @@ class Supervisor:
                 if not self._acceptable(export):
                     return False
             self._reconfigure(sockets, export.size, self.at.timeout_s)
+            self._keep_line(sockets)
         except FarstripeError as exc:
             self._say(f"{self.at.device}: {exc}")
             return False
         finally:
-            for sock in sockets:  # the kernel has its own reference to those it took
+            for sock in sockets:
                 sock.close()
         self._resized(export)
         return True
@@ -220,17 +231,28 @@ class Supervisor:
             return False
         return True
 
-    def refresh(self) -> None:
-        """Ask the server for the size and tell the kernel, which resizes the device while it is in use."""
+    def refresh(self, pause: Callable[[float], None] = time.sleep) -> None:
+        """See whether the volume has another size now, and if so, end the connection: the next one has the new size.
+
+        A connection keeps the size it was opened with, on the server too, so there is no other way. It is ended at a
+        moment without requests in flight where there is one, so that hardly any has to be sent again.
+        """
         try:
             sock, export = self._dial(self.at.endpoint, self.at.export)
-            hang_up(sock)
-            if self._acceptable(export):
-                self._reconfigure([], export.size, self.at.timeout_s)
-                self._tune()
-                self._resized(export)
         except FarstripeError as exc:
             self._say(f"{self.at.device}: size not refreshed: {exc}")
+            return
+        hang_up(sock)
+        if export.size == self.at.size:
+            return
+        if self._line is None:
+            self._say(f"{self.at.device}: the volume has {export.size} bytes now; detach and attach again to see them")
+            return
+        until = time.monotonic() + IDLE_WAIT_S
+        while device.in_flight(self.at.index) and time.monotonic() < until:
+            pause(0.002)
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
 
     def _resized(self, export: Export) -> None:
         if export.size != self.at.size:

@@ -57,7 +57,7 @@ def test_attach_names_refuses_and_detaches(sh: Shell) -> None:
 
 
 def test_a_second_writer_is_refused_unless_forced(sh: Shell) -> None:
-    sh("python -m replicator.attach --run /tmp/elsewhere --unix /run/farstripe/nbd.sock data --device /dev/nbd0")
+    sh("python -m replicator.attach --run /tmp/other --unix /run/farstripe/nbd.sock data --device /dev/nbd0")
     assert "open for writing already" in sh("farstripe attach data", code=4).out
     sh("farstripe attach data --read-only --device /dev/nbd1 && farstripe detach /dev/nbd1")
     sh("farstripe attach data --force && farstripe detach data")
@@ -86,7 +86,7 @@ def test_a_grown_volume_is_seen_at_once(sh: Shell) -> None:
     sh("farstripe attach data && mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
     assert "/dev/nbd0 follows" in sh("farstripe volume resize data --size 96M").out
     sh("for n in $(seq 50); do [ $(blockdev --getsize64 /dev/nbd0) = $((96<<20)) ] && break; sleep 0.1; done")
-    sh("resize2fs /dev/nbd0 2>&1 && [ $(stat -f -c %b*%S /mnt | bc) -gt $((80<<20)) ] && umount /mnt")
+    sh("resize2fs /dev/nbd0 2>&1 && [ $(($(stat -f -c '%b*%S' /mnt))) -gt $((80<<20)) ] && umount /mnt")
     sh("e2fsck -fn /dev/nbd0 && farstripe detach data")
 
 

@@ -28,6 +28,7 @@ def tree(tmp_path: Path) -> Path:
     (block / "dev").write_text("43:0\n")
     (block / "nbd0p1/dev").write_text("43:1\n")
     (block / "size").write_text("2048\n")
+    (block / "inflight").write_text("       1        2\n")
     (block / "pid").write_text("12\n")
     (block / "backend").write_text("farstripe:data\n")
     (block / "queue/io_timeout").write_text("30000\n")
@@ -42,6 +43,7 @@ def test_what_the_kernel_shows(tree: Path) -> None:
     assert device.is_attached(0, sys) and not device.is_attached(1, sys)
     assert device.size_bytes(0, sys) == 1 << 20
     assert device.size_bytes(1, sys) == 0
+    assert (device.in_flight(0, sys), device.in_flight(1, sys)) == (3, 0)
     assert device.backend(0, sys) == "farstripe:data"
     assert device.backend(1, sys) == ""
 
