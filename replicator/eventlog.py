@@ -2,8 +2,8 @@
 
     {"n": 17, "time": "2024-05-06T07:08:09.123456Z", "kind": "noun.verb", "text": "...", "data": {...}}
 
-When the file holds KEEP events it becomes "<stem>.1<suffix>" and a new one starts, so between KEEP and 2 * KEEP events are
-there. Nothing is decided from them; a line torn by a crash is skipped.
+When the file holds KEEP events it becomes "<stem>.1<suffix>" and a new one starts, so between KEEP and 2 * KEEP events
+are there. Nothing is decided from them; a line torn by a crash is skipped.
 """
 
 from __future__ import annotations

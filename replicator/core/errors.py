@@ -58,7 +58,7 @@ class BadInput(FarstripeError):
 
 
 class Refused(FarstripeError):
-    """Right in itself, but not in this state or role; some of these yield to a force option, which the way out names."""
+    """Right in itself, but not in this state or role; some of these yield to a force option: the way out names it."""
 
     exit_code = EXIT_REFUSED
     errno = _errno.EPERM

@@ -19,7 +19,7 @@ from replicator.daemon.notify import notify
 from replicator.daemon.service import Replicator
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long one thread may keep the interpreter while another waits; the default 5 ms would be seen by synchronous writes."""
+"""How long one thread may keep the interpreter while another waits; synchronous writes would feel the default 5 ms."""
 
 
 def main(argv: list[str] | None = None) -> int:

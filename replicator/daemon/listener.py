@@ -1,7 +1,7 @@
 """The one TCP port other nodes come to.
 
-A connection must finish TLS and say in one frame what it wants within OPEN_S, or it is closed; at most MAX_OPENING are at
-that stage, so strangers cost bounded memory and time. With a pinned certificate it may ask for
+A connection must finish TLS and say in one frame what it wants within OPEN_S, or it is closed; at most MAX_OPENING are
+at that stage, so strangers cost bounded memory and time. With a pinned certificate it may ask for
 
     {"t": "rpc", "op", "args"}      one call, answered like a control call (rpc.py)
     {"t": "link", "group": uuid}    the pair's data path; after the answer {"ok": true} frames are those of link/wire.py
@@ -54,8 +54,8 @@ class Listener:
         on_link: LinkHandler,
         event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group) -> taker
-        of the socket, called after the answer was sent. All may raise a FarstripeError, which is sent as an error map.
+        """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group) -> what
+        takes the socket, called after the answer was sent. All may raise a FarstripeError, sent as an error map.
         """
         self.address, self.port = address, port
         self._contexts = contexts
@@ -75,7 +75,9 @@ class Listener:
             )[0]
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         except OSError as exc:
-            raise Refused(f"cannot listen on {self.address}: {exc.strerror or exc}", "correct replication.address") from exc
+            raise Refused(
+                f"cannot listen on {self.address}: {exc.strerror or exc}", "correct replication.address"
+            ) from exc
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(where)

@@ -37,7 +37,7 @@ View = dict[str, Any]
 WAITS: dict[str, Callable[[View], bool]] = {
     "ok": lambda v: v["word"] in ("PAIR", "SYNC"),  # records flow and the copy is consistent
     "sync": lambda v: v["word"] == "SYNC",
-    "equal": lambda v: v["word"] in ("PAIR", "SYNC") and v["lag_applied"] == 0,  # everything written is applied there too
+    "equal": lambda v: v["word"] in ("PAIR", "SYNC") and v["lag_applied"] == 0,  # all is applied there
     "connected": lambda v: v["connected"],
     "disconnected": lambda v: not v["connected"],
     "primary": lambda v: v["role"] == "primary",
@@ -67,7 +67,7 @@ def handlers(node: Node) -> dict[str, Handler]:
     def wait(args: dict[str, Any]) -> View:
         pair = node.pairs.store.find(str(args["group"]))
         state, timeout_s = str(args.get("state") or "ok"), float(args.get("timeout_s") or DEFAULT_WAIT_S)
-        reached = WAITS.get(state.lower(), lambda view: view["word"] == state.upper())
+        reached: Callable[[View], bool] = WAITS.get(state.lower(), lambda view: bool(view["word"] == state.upper()))
         until = time.monotonic() + timeout_s
         while True:
             view = pairview.view(node, pair)
@@ -157,7 +157,9 @@ def _compress(value: Any) -> int:
     return value
 
 
-def _adopt_at_peer(node: Node, peer: Peer, status: dict[str, Any], policy: dict[str, Any], args: dict[str, Any]) -> None:
+def _adopt_at_peer(
+    node: Node, peer: Peer, status: dict[str, Any], policy: dict[str, Any], args: dict[str, Any]
+) -> None:
     # the ring is what the status counts; the file has two superblocks in front of it
     journal_bytes = args.get("journal_bytes") or int(status["journal"]["capacity"]) + 8192
     volumes = sorted(status["volumes"], key=lambda volume: volume["index"])

@@ -26,7 +26,12 @@ def handlers(node: Node) -> dict[str, Handler]:
     def token(args: dict[str, Any]) -> dict[str, Any]:
         address, port = args.get("address") or node.config.address, args.get("port")
         port = node.config.port if port is None else port
-        if not isinstance(address, str) or isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        if (
+            not isinstance(address, str)
+            or isinstance(port, bool)
+            or not isinstance(port, int)
+            or not 1 <= port <= 65535
+        ):
             raise BadInput(f"{address!r} port {port!r} is no address to be reached at")
         if joining.is_wildcard(address):
             raise BadInput(

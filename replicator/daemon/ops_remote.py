@@ -84,7 +84,9 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
     group, name = str(args["group"]), str(args["name"])
     known = node.pairs.store.get(group)
     if known is not None and known.peer != peer.node_id:
-        raise AlreadyExists(f"group {name} is paired with {node.pairs.name_of(known.peer)} on {node.config.name} already")
+        raise AlreadyExists(
+            f"group {name} is paired with {node.pairs.name_of(known.peer)} on {node.config.name} already"
+        )
     present = {status["uuid"]: status for status in node.target("group.list")}
     if group in present and known is None:
         mine = present[group]
@@ -96,9 +98,7 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
     if group not in present and not args.get("overwrite"):
         _refuse_data(node, [volume["name"] for volume in args["volumes"]])
     made = group not in present
-    node.target(
-        "group.adopt", uuid=group, name=name, volumes=args["volumes"], journal_bytes=int(args["journal_bytes"])
-    )
+    node.target("group.adopt", uuid=group, name=name, volumes=args["volumes"], journal_bytes=int(args["journal_bytes"]))
     try:
         node.target("group.policy", group=group, **dict(args["policy"]))
         pair = PairConfig(group, name, peer.node_id, compress=int(args.get("compress") or 0))

@@ -4,8 +4,8 @@
     takeover {group, force?}                 -> {epoch, base, label, message, lost}  forced: this node becomes primary
     takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer}  what it would do
 
-`lost` is {records, bytes, seconds, certain}: what the primary had and this node lacks, None where nobody knows; `certain`
-when the peer's target itself told us just now.
+`lost` is {records, bytes, seconds, certain}: what the primary had and this node lacks, None where nobody knows;
+`certain` when the peer's target itself told us just now.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     judged = _Judged(node, pair, bool(args.get("force")))
     if not judged.plan.allowed:
         raise Refused(judged.plan.message, judged.plan.way_out)
-    # The peer was asked just now, which is newer than what the session heard; a primary whose target is dead, or that is
-    # cut off, is no reason to refuse.
+    # The peer was asked just now, which is newer than what the session heard: a primary whose target is dead, or that
+    # is cut off, is no reason to refuse.
     result = node.pairs.loop(pair).command("takeover", TAKEOVER_S, force=True, status=judged.status)
     return result | {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost}
 
 
 def peek_at_peer(node: Node, pair: PairConfig) -> dict[str, Any]:
-    """Ask the peer how it stands: {reachable, target, role, pos, head_off, last_write_time_ns} or {reachable: False, reason}."""
+    """Ask the peer how it stands: {"reachable": bool, "target": bool} and what ops_remote.peek says, or a "reason"."""
     peer = node.peers.get(pair.peer)
     if peer is None:
         return {"reachable": False, "target": False, "reason": "it is no peer any more"}
@@ -111,10 +111,10 @@ def lost(status: dict[str, Any], facts: dict[str, Any], peek: dict[str, Any]) ->
         return {"records": records, "bytes": 0 if not records else unsent, "seconds": seconds, "certain": True}
     beat = facts.get("peer_beat")
     known = max(int(facts.get("peer_pos") or 0), int(beat["head_seq"]) if beat else 0)
-    seconds = facts.get("contact_age_s")
     behind = None if beat is None else int(beat["unsent_bytes"])
-    records = max(0, known - pos) if known else None
-    return {"records": records, "bytes": 0 if records == 0 else behind, "seconds": seconds, "certain": False}
+    missing = max(0, known - pos) if known else None
+    silent_s = facts.get("contact_age_s")
+    return {"records": missing, "bytes": 0 if missing == 0 else behind, "seconds": silent_s, "certain": False}
 
 
 def _age_s(last_write_ns: int, status: dict[str, Any]) -> float | None:

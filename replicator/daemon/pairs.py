@@ -39,7 +39,14 @@ class Pairs:
     """All pairs of this node, running."""
 
     def __init__(
-        self, state_dir: Path, run_dir: Path, node_id: str, store: PairStore, peers: PeerStore, contexts: Contexts, note: Note
+        self,
+        state_dir: Path,
+        run_dir: Path,
+        node_id: str,
+        store: PairStore,
+        peers: PeerStore,
+        contexts: Contexts,
+        note: Note,
     ) -> None:
         """note(pair, event name, detail): records what happened."""
         self._state_dir, self._run_dir = state_dir, run_dir
@@ -160,10 +167,15 @@ class Pairs:
                 continue  # the peer is away or has no such pair; it calls when it comes
 
     def accept_link(self, peer: Peer, group: str) -> Callable[[ssl.SSLSocket], None]:
-        """Check that `peer` may open the data path of `group`; returns what takes the socket. Raises NotFound, Refused."""
+        """Check that `peer` may open the data path of `group`; returns what takes the socket.
+
+        Raises NotFound, Refused.
+        """
         pair = self.store.get(group)
         if pair is None or pair.peer != peer.node_id:
-            raise NotFound(f"group {group} has no pair with {peer.name} here", "create the pair again, or delete it there")
+            raise NotFound(
+                f"group {group} has no pair with {peer.name} here", "create the pair again, or delete it there"
+            )
         if self._node_id < pair.peer:
             raise Refused("this side makes the connections of the pair", "nothing: it will call")
         loop = self.loop(pair)

@@ -1,6 +1,6 @@
-"""What this node keeps of a pair: STATE/pairs/<group uuid>.json. Roles and positions are not here: the target owns them.
+"""What this node keeps of a pair: STATE/pairs/<group uuid>.json. Roles and positions are the target's, not here.
 
-    {"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0}
+{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0}
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class PairStore:
         for pair in self.all():
             if name_or_uuid in (pair.name, pair.group):
                 return pair
-        raise NotFound(f"group {name_or_uuid} has no pair", "'farstripe pair list' shows the pairs; 'pair create' makes one")
+        raise NotFound(
+            f"group {name_or_uuid} has no pair", "'farstripe pair list' shows the pairs; 'pair create' makes one"
+        )
 
     def put(self, pair: PairConfig) -> None:
         """Store a pair. Durable."""

@@ -1,14 +1,14 @@
 """What is said of a pair: the target's facts, the session's facts, and the word made of both.
 
-    group, name, peer (node id), peer_name
-    word, level, why, means, then, commands      replicator.core.status
-    role, state, mode, connected, split, session
-    lag           records the peer has not received (None: not known)
-    lag_applied   records the peer has not applied
-    lag_bytes     bytes of journal not yet sent
-    lag_s         seconds since the newest write that is certainly on the secondary, when known
-    todo_bytes    left of a copy
-    compress, policy, facts (of the session), status (of the target; None when it does not answer)
+group, name, peer (node id), peer_name
+word, level, why, means, then, commands      replicator.core.status
+role, state, mode, connected, split, session
+lag           records the peer has not received (None: not known)
+lag_applied   records the peer has not applied
+lag_bytes     bytes of journal not yet sent
+lag_s         seconds since the newest write that is certainly on the secondary, when known
+todo_bytes    left of a copy
+compress, policy, facts (of the session), status (of the target; None when it does not answer)
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def ask(sock: ssl.SSLSocket, frame: dict[str, Any], name: str) -> Any:
     except BadFrame as exc:
         raise ProtocolError(f"{name}: {exc}") from exc
     except OSError as exc:
-        raise PeerError(f"the connection to {name} broke: {exc.strerror or exc}", "see the log of its replicator") from exc
+        raise PeerError(
+            f"the connection to {name} broke: {exc.strerror or exc}", "see the log of its replicator"
+        ) from exc
     if reply is None:
         raise PeerError(f"{name} closed the connection", "see the log of its replicator")
     if reply.get("ok"):

@@ -29,11 +29,13 @@ class Replicator:
     """One node's replicator process."""
 
     def __init__(self, state_dir: Path, run_dir: Path) -> None:
-        """Read everything that is stored. Raises NotFound (no node), BadInput, IntegrityError, AlreadyExists (it runs)."""
+        """Read what is stored. Raises NotFound (no node), BadInput, IntegrityError, AlreadyExists (it runs already)."""
         config = nodeconfig.load(state_dir)
         self._socket_path = run_dir / "replicator.sock"
         if someone_listens(self._socket_path):
-            raise AlreadyExists(f"the replicator of this node runs already ({self._socket_path})", "farstripe node status")
+            raise AlreadyExists(
+                f"the replicator of this node runs already ({self._socket_path})", "farstripe node status"
+            )
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._pid_path = run_dir / "replicator.pid"
         identity = load_or_create(state_dir / "keys", config.node_id)

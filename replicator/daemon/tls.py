@@ -56,12 +56,15 @@ class Contexts:
         except ssl.SSLCertVerificationError as exc:
             raw.close()
             raise AuthError(
-                f"what answers at {peer.address} port {peer.port} is not node {peer.name}: its certificate is not the pinned one",
+                f"what answers at {peer.address} port {peer.port} is not node {peer.name}: "
+                "its certificate is not the pinned one",
                 "if its key was replaced on purpose: 'farstripe peer delete', then join again",
             ) from exc
         except OSError as exc:
             raw.close()
-            raise PeerError(f"no TLS with {peer.address} port {peer.port}: {exc}", "is a farstripe replicator there?") from exc
+            raise PeerError(
+                f"no TLS with {peer.address} port {peer.port}: {exc}", "is a farstripe replicator there?"
+            ) from exc
         if fingerprint_of(sock.getpeercert(binary_form=True) or b"") != peer.fingerprint:
             sock.close()
             raise AuthError(f"another peer than {peer.name} answers at {peer.address} port {peer.port}")

@@ -56,7 +56,9 @@ def decode(word: str) -> Token:
     """Decode a token. Raises BadInput that says what is wrong with it; does not look at the expiry."""
     word = "".join(word.split())
     if not word.startswith(PREFIX):
-        raise BadInput("this is not a farstripe token", f"a token begins with {PREFIX!r}; 'farstripe peer token' makes one")
+        raise BadInput(
+            "this is not a farstripe token", f"a token begins with {PREFIX!r}; 'farstripe peer token' makes one"
+        )
     damaged = BadInput("the token is damaged", "copy it again, all of it")
     try:
         text = word[len(PREFIX) :].encode("ascii")
@@ -97,7 +99,9 @@ class TokenStore:
         """
         if not 1 <= life_s <= MAX_LIFE_S:
             raise BadInput(f"a token lives 1 to {MAX_LIFE_S:.0f} seconds, not {life_s:g}")
-        token = Token(address, port, name, fingerprint, secrets.token_hex(8), secrets.token_bytes(SECRET_BYTES), now + life_s)
+        token = Token(
+            address, port, name, fingerprint, secrets.token_hex(8), secrets.token_bytes(SECRET_BYTES), now + life_s
+        )
         with self._lock:
             still = {key: entry for key, entry in self._open.items() if _expiry(entry) > now}
             if len(still) >= MAX_OPEN:

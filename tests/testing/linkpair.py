@@ -137,10 +137,10 @@ def make_loop(side: Side, session: Scripted, name: str, compress: int = 0) -> Pa
     return loop
 
 
-def tls_pair(folder: Path, port: int = 0) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
-    """Two ends of a TLS 1.3 connection over loopback; `port`: connect through a proxy there that leads to listener_port."""
+def tls_pair(folder: Path) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    """Two ends of a TLS 1.3 connection over loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
-    ends = connect_tls(folder, listener, port or listener.getsockname()[1])
+    ends = connect_tls(folder, listener, listener.getsockname()[1])
     listener.close()
     return ends
 

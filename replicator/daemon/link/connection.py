@@ -19,8 +19,8 @@ from replicator.daemon.link.wire import HEAD, HEAD_BYTES, check_head
 BUFFER_BYTES = 2 << 20
 LINGER_S = 2.0
 MAX_QUEUED_BYTES = 64 << 20
-"""More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue up;
-records are read from the journal when the queue is empty."""
+"""More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue
+up; records are read from the journal when the queue is empty."""
 
 
 class Lost(Exception):
@@ -141,11 +141,6 @@ class Connection:
         """Whether bytes are here that poll() does not show."""
         return self._end > self._start or self._sock.pending() > 0
 
-    def whole_frame_waits(self) -> bool:
-        """Whether `next_frame` would return a frame without reading."""
-        have = self._end - self._start
-        return have >= HEAD_BYTES and have >= HEAD_BYTES + int.from_bytes(self._view[self._start : self._start + 4], "little")
-
     # -- end ------------------------------------------------------------------------------------------------------
 
     def close(self, *, gently: bool) -> None:
@@ -161,7 +156,7 @@ class Connection:
 
 
 def _linger(sock: ssl.SSLSocket, rest: list[bytes]) -> None:
-    """Send the rest, say that nothing more comes, and read what the peer still sends: closing earlier would reset it."""
+    """Send the rest, say that nothing more comes, read what the peer still sends: closing earlier would reset it."""
     with contextlib.suppress(OSError, ValueError):
         sock.settimeout(LINGER_S)
         for data in rest:
@@ -180,5 +175,3 @@ def _reason(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror
     return str(exc) or type(exc).__name__
-
-

@@ -13,7 +13,7 @@ from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.receiver import ACK_LAZY_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
-from replicator.journal.page import LINK, LINK_DOWN, LINK_STREAMING, REPLICATOR_ASLEEP, REPLICATOR_BEAT_MS
+from replicator.journal.page import HEAD_SEQ, LINK, LINK_DOWN, LINK_STREAMING, REPLICATOR_ASLEEP, REPLICATOR_BEAT_MS
 
 BEAT_S = 1.0
 LOOK_S = 0.2
@@ -119,7 +119,7 @@ class Flow:
                 else:
                     self._held = (flags, body)
             return None
-        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)  # type: ignore[assignment]
+        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
         if kind == wire.BEAT:
             self.peer_beat = triple
             return None
@@ -130,11 +130,14 @@ class Flow:
         if shipper is None or files is None:
             return None
         received, durable, applied = triple
-        if received >= shipper.seq or durable > received or applied > received:
-            raise ProtocolError(f"the peer acknowledged {triple}, sent was up to {shipper.seq - 1}")
+        if received > files.u64[HEAD_SEQ] or durable > received or applied > received:
+            raise ProtocolError(f"the peer acknowledged {triple}, the journal ends at {files.u64[HEAD_SEQ]}")
+        if received >= shipper.seq:  # it holds some of what it is being sent again
+            received = shipper.seq - 1
+            durable, applied = min(durable, received), min(applied, received)
         shipper.acked(received, durable, applied)
         files.wake_target()
-        return triple
+        return received, durable, applied
 
     @property
     def blocked(self) -> bool:

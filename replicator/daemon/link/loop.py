@@ -4,8 +4,9 @@
     connection   frames of the peer
     doorbell     the target has appended to the journal
 
-Invariants: the session is touched by this thread only. Effects are carried out in order, each before the next, except that
-answers of the target and dialling come back as events. Whatever the peer does wrong costs it the connection, nothing else.
+Invariants: the session is touched by this thread only. Effects are carried out in order, each before the next, except
+that answers of the target and dialling come back as events. Whatever the peer does wrong costs it the connection,
+nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.core.errors import FarstripeError, InternalError, PeerError, ProtocolError, TimedOut, from_map
+from replicator.core.errors import (
+    FarstripeError,
+    InternalError,
+    PeerError,
+    ProtocolError,
+    Refused,
+    TimedOut,
+    from_map,
+    to_map,
+)
 from replicator.core.events import (
     Acked,
     Answer,
@@ -60,7 +70,7 @@ MAX_SLEEP_S = 1.0
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a pair's thread needs from the rest of the process. Each is called from the pair's thread and returns soon."""
+    """What a pair's thread needs from the rest of the process. Each is called from that thread and returns soon."""
 
     name: str
     """Of the group, for logs."""
@@ -244,7 +254,8 @@ class PairLoop:
             if kind == wire.CONTROL:
                 self._last_rx = now
                 if newest_ack is not None:
-                    newest_ack = self._report_ack(link, newest_ack, now)
+                    self._feed(Acked(link, *newest_ack), now)
+                    newest_ack = None
                 self._control(link, wire.parse_control(body), now)
                 if self._conn is not conn:
                     return True
@@ -259,7 +270,7 @@ class PairLoop:
         if conn.bytes_in != before:
             self._last_rx = now
         if newest_ack is not None:
-            self._report_ack(link, newest_ack, now)
+            self._feed(Acked(link, *newest_ack), now)
         return more and self._conn is conn
 
     def _control(self, link: int, frame: dict[str, Any], now: float) -> None:
@@ -279,9 +290,6 @@ class PairLoop:
         if self._flow.shipper is not None and policy and policy != self._shared_policy:
             self._shared_policy = dict(policy)
             conn.send(wire.control({"t": "policy", "policy": self._shared_policy}))
-
-    def _report_ack(self, link: int, ack: tuple[int, int, int], now: float) -> None:
-        self._feed(Acked(link, *ack), now)
 
     def _sleep(self, now: float, more: bool) -> None:
         """Wait for the doorbell, the connection, the inbox or the next deadline."""
@@ -370,7 +378,7 @@ class PairLoop:
 
     def _not_expected(self, event: Event, exc: ProtocolError) -> None:
         if isinstance(event, Command):
-            self._answer(Answer(event.id, error={"name": "Refused", "message": exc.message, "way_out": "", "exit_code": 4}))
+            self._answer(Answer(event.id, error=to_map(Refused(exc.message))))
         elif isinstance(event, LinkUp):
             self._drop_conn(gently=True)
         elif not isinstance(exc, NotExpected):

@@ -107,8 +107,8 @@ class Receiver:
     def acknowledge(self, send: Callable[[bytes], None], lazy_due: bool) -> None:
         """Send the ACK frames that are due. `lazy_due`: also when only durable or applied positions moved.
 
-        Durable: what the sent frames call durable. Raises Stopped when the journal cannot be synced (never retried), and
-        what `send` raises.
+        Durable: what the sent frames call durable. Raises Stopped when the journal cannot be synced (never retried),
+        and what `send` raises.
         """
         received = self.expect - 1
         if (self._must_sync or self.durable_acks) and self._synced < received:

@@ -18,7 +18,7 @@ from collections import deque
 import zstandard
 
 from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, unpack_header
-from replicator.core.runs import parse_run
+from replicator.core.runs import Run, parse_run
 from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.groupfiles import GroupFiles
@@ -109,7 +109,7 @@ class Shipper:
         self._conn.send(self._view[: _ROOM + end])
         return run.records
 
-    def _read(self, want: int):  # type: ignore[no-untyped-def]  # -> runs.Run; the hot path names no types
+    def _read(self, want: int) -> Run:
         """Read and judge `want` bytes from the cursor."""
         view = self._view[_ROOM : _ROOM + want]
         files = self._files
@@ -126,7 +126,7 @@ class Shipper:
             raise Stopped("journal", f"record {self.seq} is not where it was in the journal")
         return run
 
-    def _read_long_record(self):  # type: ignore[no-untyped-def]
+    def _read_long_record(self) -> Run:
         """Read one record that is longer than the buffer, in a buffer of its own size."""
         try:
             total = unpack_header(self._buf, _ROOM).total_bytes

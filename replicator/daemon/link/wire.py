@@ -54,7 +54,7 @@ def control(frame: dict[str, Any]) -> bytes:
     body = msgpack.packb(frame)
     if len(body) > MAX_CONTROL_BYTES:
         raise ProtocolError(f"a {frame.get('t')} frame of {len(body)} bytes exceeds {MAX_CONTROL_BYTES}")
-    return HEAD.pack(len(body), CONTROL, 0, 0, 0) + body
+    return b"".join((HEAD.pack(len(body), CONTROL, 0, 0, 0), body))
 
 
 def triple(kind: int, a: int, b: int, c: int) -> bytes:

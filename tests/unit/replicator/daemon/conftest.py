@@ -40,7 +40,8 @@ class StubTarget:
 
     def add_group(self, uuid: str, name: str, role: str = "primary", **more: Any) -> dict[str, Any]:
         self.groups[uuid] = {
-            "uuid": uuid, "name": name, "role": role, "state": "ok" if role == "primary" else "fresh", "mode": "journal",
+            "uuid": uuid, "name": name, "role": role, "state": "ok" if role == "primary" else "fresh",
+            "mode": "journal",
             "pos": 0, "durable": 0, "applied": 0, "floor": 0, "hist": [], "bitmaps": {}, "policy": {"mode": "async"},
             "journal": {"capacity": 1 << 20, "first_seq": 1, "head_seq": 0}, "copying": False,
             "volumes": [{"index": 0, "name": "v0", "size": 1 << 20}], **more,

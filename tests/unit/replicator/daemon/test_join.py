@@ -117,7 +117,7 @@ def test_a_deleted_peer_is_refused_at_once(joined: Two) -> None:
 
 
 def test_a_peer_with_pairs_is_not_deleted(joined: Two) -> None:
-    a, b = joined
+    a, _ = joined
     a.target.add_group("12" * 16, "app")
     a.call("pair.create", group="app", peer="beta")
     with pytest.raises(Refused, match="has pairs here: app"):
@@ -125,7 +125,7 @@ def test_a_peer_with_pairs_is_not_deleted(joined: Two) -> None:
 
 
 def test_another_certificate_at_a_peers_address_is_refused(joined: Two, make_node: Callable[[str], InProcess]) -> None:
-    a, b = joined
+    _, b = joined
     impostor = make_node("impostor")
     path = next((b.state / "peers").glob("*.json"))
     stored = json.loads(path.read_text())
@@ -135,7 +135,7 @@ def test_another_certificate_at_a_peers_address_is_refused(joined: Two, make_nod
     b.start()
     assert b.replicator is not None
     node = b.replicator.node
-    with pytest.raises(AuthError, match="not the pinned one|is not node alpha"):
+    with pytest.raises(AuthError, match="is not node alpha"):
         node.call(node.peers.find("alpha"), "peer.hello")
 
 
@@ -248,7 +248,9 @@ def test_an_unknown_node_cannot_make_us_read_much(two: Two) -> None:
             assert sock.recv(10) == b""
 
 
-@pytest.mark.parametrize("change", [{"cert": "x"}, {"port": 0}, {"node_id": "../../etc"}, {"proof": "x"}, {"token": None}])
+@pytest.mark.parametrize(
+    "change", [{"cert": "x"}, {"port": 0}, {"node_id": "../../etc"}, {"proof": "x"}, {"token": None}]
+)
 def test_a_malformed_join_changes_nothing(two: Two, change: dict[str, object]) -> None:
     a, b = two
     assert a.replicator is not None and b.replicator is not None

@@ -125,7 +125,7 @@ def test_a_full_journal_at_the_secondary_holds_the_primary_back_and_loses_nothin
         b = pair.b.page
         while b[HEAD_SEQ] < last:
             b[TAIL_OFF] = b[HEAD_OFF]
-            assert until(lambda: b[HEAD_SEQ] > held)
+            assert until(lambda before=held: b[HEAD_SEQ] > before)
             held = b[HEAD_SEQ]
         assert pair.a.wait_acked(last)
 

@@ -36,7 +36,9 @@ def test_a_damaged_or_foreign_key_is_an_integrity_error(identities: list[Identit
         load_or_create(other.key_path.parent, IDS[1])
 
 
-@pytest.mark.parametrize("pem", ["", "x", None, "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----", "A" * 9000])
+@pytest.mark.parametrize(
+    "pem", ["", "x", None, "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----", "A" * 9000]
+)
 def test_what_is_no_certificate_is_refused(pem: object) -> None:
     with pytest.raises(ValueError):
         check_cert(pem)
@@ -115,14 +117,14 @@ def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
     [
         ("{", "damaged"),
         ('{"node_id": "xyz", "name": "a"}', "node_id"),
-        ('{"node_id": "%s", "name": ""}' % IDS[0], "name"),
-        ('{"node_id": "%s", "name": "a", "replication": {"port": 0}}' % IDS[0], "port"),
-        ('{"node_id": "%s", "name": "a", "replication": {"port": true}}' % IDS[0], "port"),
-        ('{"node_id": "%s", "name": "a", "replication": {"address": 7}}' % IDS[0], "address"),
+        ('{"node_id": "ID", "name": ""}', "name"),
+        ('{"node_id": "ID", "name": "a", "replication": {"port": 0}}', "port"),
+        ('{"node_id": "ID", "name": "a", "replication": {"port": true}}', "port"),
+        ('{"node_id": "ID", "name": "a", "replication": {"address": 7}}', "address"),
     ],
 )
 def test_a_bad_node_configuration_names_the_field(tmp_path: Path, text: str, what: str) -> None:
-    (tmp_path / "node.json").write_text(text)
+    (tmp_path / "node.json").write_text(text.replace("ID", IDS[0]))
     with pytest.raises((BadInput, IntegrityError), match=what):
         nodeconfig.load(tmp_path)
 
