@@ -9,12 +9,13 @@ written, and no crash can show what it held before.
 The same sync makes the FREE durable, so an area never has two owners after any crash. After an unclean stop the free
 areas of marked regions are dirty: an allocation, and with it the way to the data written there, may have been lost.
 
-All methods are called under the ledger's lock.
+All methods but prepare() are called under the ledger's lock. Cleaning punches and syncs, so it holds no lock over that.
 """
 
 from __future__ import annotations
 
 import heapq
+import threading
 
 from raidlib.errors import OutOfSpace
 from raidlib.ledger import Ledger
@@ -34,6 +35,7 @@ class Allocator:
         """Areas that belong to a volume."""
         self._limbo: set[int] = set()
         self._punched: set[int] = set()
+        self._cleaning = threading.Lock()
         self._clean = [area for area in range(group.info.areas) if area not in allocated and area not in self._dirty]
 
     @property
@@ -41,30 +43,54 @@ class Allocator:
         """Areas that can be had, now or after cleaning."""
         return len(self._clean) + len(self._dirty)
 
-    def take(self) -> int:
-        """Return a clean area, the lowest there is; clean some first when there is none. Raises OutOfSpace, MediumError.
+    def take(self) -> int | None:
+        """Return a clean area, the lowest there is; None when prepare() has to be called first.
 
         Durable: nothing; the caller logs the allocation.
         """
         if not self._clean:
-            self._make_clean()
+            return None
         area = heapq.heappop(self._clean)
         self.allocated.add(area)
         return area
 
-    def require(self, areas: int) -> None:
-        """Raise OutOfSpace unless so many areas are free."""
-        if areas > self.free_areas:
-            info = self._group.info
-            raise OutOfSpace(
-                f"group {info.name} has {self.free_areas} free areas, {areas} are needed",
-                "delete or trim volumes, or use another group",
-            )
+    def prepare(self, areas: int) -> None:
+        """See to it that so many areas are clean, if nobody takes them meanwhile. Call without any lock.
+
+        Raises OutOfSpace, MediumError. Durable: the areas freed so far, and that they are zero.
+        """
+        with self._cleaning:
+            while True:
+                with self._ledger.lock:
+                    if len(self._clean) >= areas:
+                        return
+                    usable = self._dirty - self._limbo
+                    if len(self._clean) + len(usable) < areas:
+                        raise OutOfSpace(
+                            f"group {self._group.info.name} has no free area left",
+                            "delete or trim volumes, or use another group",
+                        )
+                    batch = heapq.nsmallest(max(CLEAN_BATCH_AREAS, areas - len(self._clean)), usable)
+                    unpunched = [area for area in batch if area not in self._punched]
+                for area in unpunched:
+                    self._group.punch_area(area)
+                with self._ledger.lock:
+                    self._punched.update(unpunched)
+                    ready = self.unsettled()
+                self._ledger.sync_members()
+                with self._ledger.lock:
+                    self.settle(ready)
 
     def give_back(self, area: int) -> None:
         """Put back a clean area that was taken and never mapped."""
         self.allocated.discard(area)
         heapq.heappush(self._clean, area)
+
+    def distrust_clean(self) -> None:
+        """A member joined whose data is not known to be zero: clean areas are to be cleaned again."""
+        self._dirty.update(self._clean)
+        self._clean.clear()
+        self._punched.clear()
 
     def freed(self, areas: list[int]) -> None:
         """Areas whose FREE is logged, and which the state has in `dirty`: calls in flight may still use them."""
@@ -87,18 +113,3 @@ class Allocator:
                 self._punched.discard(area)
                 self._dirty.discard(area)
                 heapq.heappush(self._clean, area)
-
-    def _make_clean(self) -> None:
-        usable = self._dirty - self._limbo
-        if not usable:
-            raise OutOfSpace(
-                f"group {self._group.info.name} has no free area left", "delete or trim volumes, or use another group"
-            )
-        batch = heapq.nsmallest(CLEAN_BATCH_AREAS, usable)
-        for area in batch:
-            if area not in self._punched:
-                self._group.punch_area(area)
-                self._punched.add(area)
-        ready = self.unsettled()
-        self._ledger.sync_members()
-        self.settle(ready)

@@ -185,7 +185,6 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
             elif info.state is not MemberState.FAILED:
                 search.remarks.append(f"{info.path}: {trouble}")
                 info.state, info.reason, info.rebuilt_areas = MemberState.FAILED, trouble, 0
-                group.journaled = False
             member = Member(group_index, index, info, layout, file, store)
             member.rebuilt_rows = info.rebuilt_areas * geometries[group_index].rows_per_area
             members[-1].append(member)

@@ -18,6 +18,7 @@ from raidlib.geometry import Geometry
 from raidlib.intents import empty_map, map_bytes
 from raidlib.metastore import MetaStore, check_fits
 from raidlib.state import GroupInfo, MemberInfo, PoolState
+from raidlib.stripejournal import journal_bytes
 from raidlib.superblock import Layout, Superblock, read_superblock, write_superblock
 
 OpenFile = Callable[[str], BlockFile]
@@ -110,9 +111,9 @@ def plan_layouts(
         intent_bytes = _page_up(map_bytes(usable // geometry.area_member_bytes + 1))
         slot_offset = intent_offset + intent_bytes
         journal_offset = slot_offset + 2 * (checkpoint_bytes + log_bytes)
-        journal_bytes = 0
+        room = journal_bytes(geometry, usable)
         align = 1 << 20 if usable >= 64 << 20 else _PAGE
-        data_offset = -(-(journal_offset + journal_bytes) // align) * align
+        data_offset = -(-(journal_offset + room) // align) * align
         areas = (usable - data_offset) // geometry.area_member_bytes
         if areas < 1:
             least = data_offset + geometry.area_member_bytes
@@ -122,7 +123,7 @@ def plan_layouts(
                 f"members need at least {least} bytes; take larger ones, or smaller areas",
             )
         layout = Layout(
-            intent_offset, intent_bytes, slot_offset, checkpoint_bytes, log_bytes, journal_offset, journal_bytes, data_offset
+            intent_offset, intent_bytes, slot_offset, checkpoint_bytes, log_bytes, journal_offset, room, data_offset
         )
         plans.append((geometry, layout, areas))
     return plans

@@ -103,8 +103,15 @@ class Ledger:
         for layout in self._layouts:
             check_fits(payload, layout)
 
-    def fail(self, member: Member, reason: str, *, even_if_lost: bool = False) -> None:
-        """Take a member out for good.
+    def fail(
+        self,
+        member: Member,
+        reason: str,
+        *,
+        even_if_lost: bool = False,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take a member out for good. before_commit may change the state in the same commit.
 
         When its group cannot do without it: raises MediumError and changes nothing, or with even_if_lost (after a
         failed sync its data cannot be trusted) fails it and raises MediumError.
@@ -123,6 +130,7 @@ class Ledger:
                     "check the disk; restore from a replica if it is gone",
                 )
             self._mark_failed(member, reason)
+            before_commit()
             self._commit()
             self._raise_if_lost(member.group)
 
@@ -180,7 +188,6 @@ class Ledger:
         member.info.reason = reason
         member.info.rebuilt_areas = 0
         member.rebuilt_rows = 0
-        self.state.groups[member.group].journaled = False
         self.on_change(member.group)
 
     def _commit(self) -> None:

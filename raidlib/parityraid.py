@@ -26,6 +26,8 @@ from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
 from raidlib.raidgroup import RaidGroup
+from raidlib.state import MemberState
+from raidlib.stripejournal import COLUMNS, PUNCHED, StripeJournal, read_journal
 
 Piece = tuple[int, int, int, int]
 """Part of a write: column, offset in the chunk, offset in the write, size."""
@@ -43,6 +45,7 @@ class ParityGroup(RaidGroup):
     """A RAID 5 or RAID 6 group."""
 
     _local = threading.local()
+    _journal: StripeJournal | None = None
 
     def write(self, area: int, off: int, view: memoryview) -> None:
         """See RaidGroup."""
@@ -54,16 +57,73 @@ class ParityGroup(RaidGroup):
             row_in_area, start = divmod(at, row_bytes)
             n = min(row_bytes - start, end - at)
             row = area * geometry.rows_per_area + row_in_area
+            if self.degraded and not self.info.journaled:
+                self.secure_degraded()
             with self._locks[row & 255]:
                 self._write_row(row, start, span.part(at - off, at - off + n), n)
             at += n
+
+    def punch_area(self, area: int) -> None:
+        """See RaidGroup."""
+        journal = self._journal if self.info.journaled else None
+        if journal is None:
+            super().punch_area(area)
+        else:
+            with journal.journaled(PUNCHED, area, {}):
+                super().punch_area(area)
+
+    def secure_degraded(self) -> None:
+        """See RaidGroup. Waits for every row write in progress, syncs, and starts the stripe journal."""
+        if not self.degraded or self.lost:
+            return
+        with self.all_rows():
+            if self.info.journaled or self.lost:
+                return
+            self.ledger.sync_members()
+            with self.ledger.lock:
+                self.begin_journal()
+                self.ledger.commit()
+
+    def begin_journal(self) -> None:
+        """See RaidGroup."""
+        if self.info.journaled:
+            return
+        good = [member for member in self.members if member.info.state is MemberState.IN_SYNC]
+        copies = self.geometry.parity_chunks - (len(self.members) - len(good)) + 1
+        generation = self.ledger.state.generation + 1
+        self._journal = StripeJournal(
+            self.layout, good[:copies], generation, self.ledger.sync_members, self.ledger.fail
+        )
+        self.info.journaled = generation
+
+    def replay_journal(self) -> int:
+        """See RaidGroup."""
+        if not self.info.journaled:
+            return 0
+        entries = read_journal(self.layout, self.members, self.info.journaled)
+        for entry in entries:
+            if entry.kind == PUNCHED:
+                super().punch_area(entry.row)
+                continue
+            at = self._row_offset(entry.row)
+            for column, (inner, data) in entry.columns.items():
+                member = self._holder(entry.row, column)
+                if member.has_row(entry.row):
+                    try:
+                        member.live_file().pwrite(data, at + inner)
+                    except OSError as exc:
+                        self.ledger.fail(member, f"replay of the stripe journal: {exc.strerror}")
+        self.ledger.sync_members()
+        # The durable state names this journal until secure_degraded() starts the next: replaying it twice is harmless.
+        self.info.journaled = 0
+        return len(entries)
 
     def zero(self, area: int, off: int, length: int, punch: bool) -> None:
         """See RaidGroup. Whole rows are punched, parity too: the parity of zeroes is zero."""
         geometry = self.geometry
         row_bytes = geometry.data_chunks * geometry.chunk_bytes
         first, last = -(-off // row_bytes), (off + length) // row_bytes
-        if not punch or first >= last:
+        if not punch or first >= last or self.degraded:
             super().zero(area, off, length, punch)
             return
         super().zero(area, off, first * row_bytes - off, punch)
@@ -236,6 +296,15 @@ class ParityGroup(RaidGroup):
 
         A member that cannot be written is failed, and the rest is written: its content is then in the parity.
         """
+        if self.info.journaled and self._journal is not None:
+            with self._journal.journaled(COLUMNS, row, columns):
+                self._write_in_place(row, columns)
+        else:
+            self._write_in_place(row, columns)
+        if self.lost:
+            self._raise_lost()
+
+    def _write_in_place(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
         at = self._row_offset(row)
         for column, (inner, view) in columns.items():
             member = self._holder(row, column)
@@ -244,8 +313,6 @@ class ParityGroup(RaidGroup):
                     member.live_file().pwrite(view, at + inner)
                 except OSError as exc:
                     self.ledger.fail(member, f"write: {exc.strerror}")
-        if self.lost:
-            self._raise_lost()
 
     def _recover(self, row: int, lo: int, hi: int, wanted: list[int], without: set[int]) -> dict[int, Span]:
         """Return the wanted columns over [lo, hi), read or solved for, in scratch buffers.

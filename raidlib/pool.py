@@ -21,7 +21,7 @@ from raidlib.allocator import Allocator
 from raidlib.assemble import assemble
 from raidlib.blockfile import OSFile
 from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
-from raidlib.errors import AlreadyExists, BadInput, NotFound, Refused
+from raidlib.errors import AlreadyExists, BadInput, NotFound, OutOfSpace, Refused
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.mirrored import MirroredGroup
@@ -136,16 +136,16 @@ class Pool:
                 )
             suspects = [recovery.suspect_areas(state, index, marks[index]) for index in range(len(groups))]
             for group in groups:
-                recovery.check_write_hole(state, group, suspects[group.index], force)
+                recovery.check_write_hole(group, suspects[group.index], force)
             ledger.on_change = lambda index: groups[index].refresh()
             unclean = recovery.unclean_ranges(state, marks)
             state.clean, state.boot_id = False, boot_id
             ledger.commit()
-            repaired = sum(
-                recovery.repair(group, suspects[group.index]) for group in groups if not group.lost
-            )
+            repaired = sum(recovery.repair(group, suspects[group.index], force) for group in groups)
             if not was_clean:
                 ledger.sync_members()
+            for group in groups:
+                group.secure_degraded()
             pool = cls(ledger, groups, was_clean, same_boot)
             pool.remarks, pool.repaired_chunks, pool._unclean = assembly.remarks, repaired, unclean
             return pool
@@ -211,29 +211,14 @@ class Pool:
         """
         create.check_name("volume", name)
         _check_size(name, size)
-        with self._admin, self._ledger.lock:
+        with self._admin:
             if name in self._volumes:
                 raise AlreadyExists(f"there is a volume {name} already", "take another name")
             group = self._pick_group(raid_group)
-            state, allocator = self._ledger.state, self._allocators[group.index]
-            info = VolumeInfo(
-                state.next_volume_id, name, volume_uuid or uuid.uuid4().hex, size, group.index, thin
-            )
-            if not thin:
-                allocator.require(-(-size // state.area_bytes))
+            volume_id = self._ledger.state.next_volume_id
+            info = VolumeInfo(volume_id, name, volume_uuid or uuid.uuid4().hex, 0, group.index, thin)
             volume = self._make_volume(info)
-            state.volumes[info.id] = info
-            try:
-                self._ledger.check_room()
-            except BaseException:
-                del state.volumes[info.id]
-                raise
-            state.next_volume_id += 1
-            if not thin:
-                for record in volume.allocate_all():
-                    state.apply(record)
-            self._ledger.commit()
-            volume.set_size(size)
+            self._grow(volume, size)
             self._volumes[name] = volume
             return volume
 
@@ -260,17 +245,9 @@ class Pool:
             volume = self.volume(name)
             info, area_bytes = volume.info, self._ledger.state.area_bytes
             if size > info.size:
-                if not info.thin:
-                    self._allocators[info.group].require(-(-size // area_bytes) - -(-info.size // area_bytes))
                 volume.zero_tail()
                 self.sync()
-                with self._ledger.lock:
-                    info.size = size
-                    if not info.thin:
-                        for record in volume.allocate_all():
-                            self._ledger.state.apply(record)
-                    self._ledger.commit()
-                volume.set_size(size)
+                self._grow(volume, size)
             elif size < info.size:
                 cut = sorted(index for index in info.areas if (index + 1) * area_bytes > size)
                 if cut and not force:
@@ -377,7 +354,7 @@ class Pool:
                 if not force:
                     create.check_unused(new)
                 rebuild.check_replaceable(group, member, new)
-                fresh = rebuild.replace(group, self._ledger, member, new)
+                fresh = rebuild.replace(group, self._allocators[group.index], self._ledger, member, new)
             except BaseException:
                 new.close()
                 raise
@@ -403,7 +380,8 @@ class Pool:
         Durable: that it is out.
         """
         with self._admin:
-            self._ledger.fail(self._find_member(path), "failed by the operator")
+            member = self._find_member(path)
+            self._groups[member.group].retire_member(member, "failed by the operator")
 
     # Reporting
 
@@ -488,6 +466,37 @@ class Pool:
                 if key in (member.path, member.info.uuid):
                     return member
         raise NotFound(f"{key} is not a member of pool {self.name}", "pool status lists its members")
+
+    def _grow(self, volume: Volume, size: int) -> None:
+        """Make a new volume or a larger size durable, with all its areas if it is thick; then serve it."""
+        info, ledger, allocator = volume.info, self._ledger, self._allocators[volume.info.group]
+        while True:
+            if not info.thin:
+                allocator.prepare(-(-size // ledger.state.area_bytes) - len(info.areas))
+            with ledger.lock:
+                records = [] if info.thin else volume.allocate_all(size)
+                if records is None:
+                    continue  # somebody else took what was prepared
+                state, old_size = ledger.state, info.size
+                is_new = info.id not in state.volumes
+                state.volumes[info.id] = info
+                info.size = size
+                for record in records:
+                    state.apply(record)
+                try:
+                    ledger.check_room()
+                except OutOfSpace:
+                    info.size = old_size
+                    for record in records:
+                        del info.areas[record.index]
+                        allocator.give_back(record.area)
+                    if is_new:
+                        del state.volumes[info.id]
+                    raise
+                state.next_volume_id = max(state.next_volume_id, info.id + 1)
+                ledger.commit()
+                break
+        volume.set_size(size)
 
     def _unmap(self, volume: Volume, indexes: list[int]) -> list[int]:
         """Take logical areas out of the state; the caller commits and then punches what is returned."""

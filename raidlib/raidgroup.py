@@ -146,6 +146,31 @@ class RaidGroup:
                 except OSError as exc:
                     self.ledger.fail(member, f"punch: {exc.strerror}")
 
+    def secure_degraded(self) -> None:
+        """After a member was lost: make sure that a crash from now on leaves no write hole. Raises MediumError.
+
+        Before the next write in any case. Durable: that, and all data.
+        """
+
+    def begin_journal(self) -> None:
+        """Have the next commit say that writes are journaled from now on, if this level needs that.
+
+        Call with every stripe lock held, all data synced, under the ledger's lock, and commit.
+        """
+
+    def retire_member(self, member: Member, reason: str) -> None:
+        """Take a member out in good order: unlike after an error, no crash meets a write hole on the way.
+
+        Raises MediumError when the group cannot do without it. Durable: that it is out.
+        """
+        with self.all_rows():
+            self.ledger.sync_members()
+            self.ledger.fail(member, reason, before_commit=self.begin_journal)
+
+    def replay_journal(self) -> int:
+        """After an unclean stop, before anything else: finish journaled writes; return how many there were."""
+        return 0
+
     def resync_area(self, area: int) -> int:
         """Make parity or mirrors agree after a crash; return how many chunks had to be written.
 

@@ -38,7 +38,7 @@ def check_replaceable(group: RaidGroup, old: Member, new: BlockFile) -> None:
         raise BadInput(f"{new.path} has {new.size} bytes, group {group.info.name} needs {need}", "take a larger one")
 
 
-def replace(group: RaidGroup, ledger: Ledger, old: Member, new: BlockFile) -> Member:
+def replace(group: RaidGroup, allocator: Allocator, ledger: Ledger, old: Member, new: BlockFile) -> Member:
     """Put a new, empty member in the place of an old one, which takes no part from then on.
 
     Raises MediumError when the new member cannot be written; then nothing changed.
@@ -52,16 +52,18 @@ def replace(group: RaidGroup, ledger: Ledger, old: Member, new: BlockFile) -> Me
             blank = group.intents.image()
         format_member(new, superblock, group.info.areas, group.geometry, blank)
         write_superblock(new, superblock)
-        with group.all_rows(), group.intents.lock, ledger.lock:
+        with group.all_rows(), group.intents.lock:
             group.intents.wait_idle()
             new.pwrite_durable(group.intents.image(), group.layout.intent_offset)
-            if not new.zeroes_fast():
-                group.info.dirty.update(set(range(group.info.areas)) - _allocated(ledger, group))
-            group.members[old.index] = member
-            group.info.members[old.index] = info
-            group.info.journaled = False
-            group.refresh()
-            ledger.commit()
+            ledger.sync_members()
+            with ledger.lock:
+                group.members[old.index] = member
+                group.info.members[old.index] = info
+                group.begin_journal()
+                if not new.zeroes_fast():
+                    allocator.distrust_clean()
+                group.refresh()
+                ledger.commit()
     except OSError as exc:
         raise MediumError(f"{new.path} cannot be written: {exc.strerror or exc}", "take another one") from exc
     return member
@@ -126,9 +128,9 @@ class Rebuild:
                 return
             member.info.state = MemberState.IN_SYNC
             member.info.rebuilt_areas = 0
+            if not any(m.info.state is not MemberState.IN_SYNC for m in self.group.members):
+                # Whole again: from here on marks and resync close the write hole, and the journal must not be replayed.
+                self.group.info.journaled = 0
             ledger.commit()
             self.group.refresh()
 
-
-def _allocated(ledger: Ledger, group: RaidGroup) -> set[int]:
-    return {a for v in ledger.state.volumes.values() if v.group == group.index for a in v.areas.values()}

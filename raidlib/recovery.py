@@ -63,24 +63,38 @@ def suspect_areas(state: PoolState, group: int, marked: set[int]) -> list[int]:
     return sorted(area for area in allocated_areas(state, group) if area // size in marked)
 
 
-def check_write_hole(state: PoolState, group: RaidGroup, suspects: list[int], force: bool) -> None:
+def check_write_hole(group: RaidGroup, suspects: list[int], force: bool) -> None:
     """Raise Refused when stripes may be torn and the chunks to repair them are missing, unless forced."""
     info = group.info
-    if force or not group.geometry.parity_chunks or info.journaled:
+    if force or not group.degraded or not group.geometry.parity_chunks or info.journaled:
         return
     away = [member for member in group.members if member.info.state is not MemberState.IN_SYNC]
     torn = [area for area in suspects if any(area >= member.info.rebuilt_areas for member in away)]
     if torn:
         raise Refused(
-            f"pool {state.name}: group {info.name} stopped uncleanly and {', '.join(m.path for m in away)} is missing:"
-            f" stripes in {len(torn)} areas ({len(torn) * state.area_bytes} bytes) may be damaged and cannot be checked",
+            f"group {info.name} stopped uncleanly and {', '.join(m.path for m in away)} is missing: stripes in"
+            f" {len(torn)} areas ({len(torn) * group.geometry.area_bytes} bytes) may be damaged and cannot be checked",
             "attach the missing member; or take over on the replica; or open with force, then check the data",
         )
 
 
-def repair(group: RaidGroup, suspects: list[int]) -> int:
-    """Make parity and mirrors of the areas good; return how many chunks were wrong. Raises MediumError."""
-    return sum(group.resync_area(area) for area in suspects)
+def repair(group: RaidGroup, suspects: list[int], force: bool) -> int:
+    """Make parity and mirrors of the areas good; return how many chunks were wrong.
+
+    Raises MediumError; Refused when a member is lost before all is good (yields to force).
+    """
+    if group.lost:
+        return 0
+    if group.info.journaled:
+        # Every row is as its last write left it; rows that are whole are gone through like any others.
+        group.replay_journal()
+        force = True
+    wrong = 0
+    for done, area in enumerate(suspects):
+        check_write_hole(group, suspects[done:], force)
+        wrong += group.resync_area(area)
+        check_write_hole(group, suspects[done:], force)
+    return wrong
 
 
 def unclean_ranges(state: PoolState, marked: list[set[int]]) -> Ranges:

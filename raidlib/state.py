@@ -91,8 +91,9 @@ class GroupInfo:
     region_areas: int
     members: list[MemberInfo]
     dirty: set[int] = field(default_factory=set)
-    journaled: bool = False
-    """Degraded, and every write since went through the stripe journal: a crash leaves no write hole."""
+    journaled: int = 0
+    """Not 0: degraded, and every write since went through the stripe journal that began at this generation, so that a
+    crash leaves no write hole."""
 
 
 @dataclass

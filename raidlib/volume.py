@@ -144,13 +144,21 @@ class Volume:
             self.cool()
         self.gate.wait()
 
-    def allocate_all(self) -> list[Record]:
-        """Take areas for the whole volume; return the records. Call under the ledger's lock, before it is served."""
-        return [
-            Record(Kind.ALLOC, self.info.group, self.info.id, index, self._allocator.take())
-            for index in range(-(-self.info.size >> self._shift))
-            if index not in self.info.areas
-        ]
+    def allocate_all(self, size: int) -> list[Record] | None:
+        """Take areas for every logical area below `size`; return the records, None when prepare() must come first.
+
+        Call under the ledger's lock, before the areas are served.
+        """
+        records: list[Record] = []
+        for index in range(-(-size >> self._shift)):
+            if index not in self.info.areas:
+                area = self._allocator.take()
+                if area is None:
+                    for record in records:
+                        self._allocator.give_back(record.area)
+                    return None
+                records.append(Record(Kind.ALLOC, self.info.group, self.info.id, index, area))
+        return records
 
     def zero_tail(self) -> None:
         """Zero what lies behind the end in the last area, so that growing shows zeroes. Durable: nothing."""
@@ -305,16 +313,19 @@ class Volume:
 
     def _allocate(self, index: int) -> int:
         info, ledger = self.info, self._ledger
-        with ledger.lock:
-            known = info.areas.get(index)
-            if known is not None:
-                return known
-            if index << self._shift >= self._size[0]:
-                raise NotFound(f"volume {info.name} ends before area {index}")
-            area = self._allocator.take()
-            self._touch({index // TOUCH_AREAS})
-            ledger.record([Record(Kind.ALLOC, info.group, info.id, index, area)])
-            return area
+        while True:
+            with ledger.lock:
+                known = info.areas.get(index)
+                if known is not None:
+                    return known
+                if index << self._shift >= self._size[0]:
+                    raise NotFound(f"volume {info.name} ends before area {index}")
+                area = self._allocator.take()
+                if area is not None:
+                    self._touch({index // TOUCH_AREAS})
+                    ledger.record([Record(Kind.ALLOC, info.group, info.id, index, area)])
+                    return area
+            self._allocator.prepare(1)
 
     def _touch(self, blocks: set[int]) -> None:
         """Note that areas come or go in these blocks of the volume, whatever a power cut keeps of it.

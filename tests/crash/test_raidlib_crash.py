@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from tests.testing.fakedisk import PowerCut
-from tests.testing.poolworld import PoolWorld
+from tests.testing.poolworld import DoubleFault, PoolWorld
 
 STRIDE = int(os.environ.get("FARSTRIPE_CRASH_STRIDE", "7"))
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
@@ -53,6 +54,35 @@ def _draw(rng: random.Random) -> Step:
     if dice < 0.96:
         return _remake
     return lambda w: w.close_and_open()
+
+
+def degraded_workload(seed: int, steps: int = 24) -> list[Step]:
+    """Draw steps in which members fail, are replaced and rebuilt under writes."""
+    rng = random.Random(seed)
+    plan: list[Step] = [lambda w: w.create_volume("a", 8 * 16384), lambda w: w.create_volume("b", 6 * 16384)]
+    for _ in range(steps):
+        index, dice = rng.randrange(4), rng.random()
+        if dice < 0.5:
+            plan.append(_draw(rng))
+        else:
+            plan.append(partial(_member_step, index=index, dice=dice))
+        plan.append(PoolWorld.settle)
+    return plan
+
+
+def _member_step(world: PoolWorld, index: int, dice: float) -> None:
+    index %= len(world.pool.status()["groups"][0]["members"])
+    if dice < 0.58:
+        world.fail_member(index)
+    elif dice < 0.63:
+        world.break_member(index)
+    elif dice < 0.68:
+        world.lose_writes(index)
+    elif dice < 0.78:
+        states = [member["state"] for member in world.pool.status()["groups"][0]["members"]]
+        world.replace_member(states.index("failed") if "failed" in states else index)
+    else:
+        world.rebuild(4 if dice < 0.95 else 100)
 
 
 def _remake(world: PoolWorld) -> None:
@@ -102,6 +132,8 @@ def explore(level: int, members: int, seed: int, stride: int, plan: list[Step] |
         for outcome in ("kill", "drop", "random", "random again", "twice"):
             try:
                 _crash(world.fork(random.Random(f"{seed} {cut} {outcome}")), outcome)
+            except DoubleFault:
+                continue
             except BaseException as exc:
                 exc.add_note(f"level {level}, members {members}, seed {seed}, cut {cut}, {outcome}")
                 raise
@@ -119,6 +151,7 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     else:
         world.power_cut_and_open()
     world.check_new_volume_is_zero()
+    world.rebuild(100)
     world.check_redundancy()
 
 
@@ -126,3 +159,9 @@ def _crash(world: PoolWorld, outcome: str) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_crash_loses_or_invents_data(level: int, members: int, seed: int) -> None:
     assert explore(level, members, seed, STRIDE * 3) > 20
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES[1:])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_crash_while_members_fail_and_are_rebuilt_loses_data(level: int, members: int, seed: int) -> None:
+    assert explore(level, members, seed, STRIDE * 5, degraded_workload(seed)) > 5

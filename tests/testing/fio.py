@@ -38,7 +38,9 @@ class FioLoad:
         fresh.rename(self._dir / "node")
 
     def start(self, seconds: float) -> None:
-        """Start writing and verifying; it ends by itself after about `seconds`."""
+        """Start writing and verifying; returns after its first write. It ends by itself after about `seconds`.
+
+        The first connection is not retried by anybody, so the node must be up when this is called."""
         if self._proxy is None:
             self._start_proxy()
         self._seed += 1
@@ -53,12 +55,28 @@ class FioLoad:
             cwd=self._dir, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
+        requests = self._dir / "requests"
+        already = requests.stat().st_size
+        deadline = time.monotonic() + 30
+        while b" Write " not in requests.read_bytes()[already:]:
+            assert self._fio.poll() is None and time.monotonic() < deadline, f"fio does not begin\n{self._proxy_log()}"
+            time.sleep(0.02)
+
     def _start_proxy(self) -> None:
         socket = self._dir / "proxy"
-        argv = ["nbdkit", "-f", "-U", str(socket), "--filter=retry", "nbd", f"socket={self._dir / 'node'}"]
+        argv = ["nbdkit", "-f", "-U", str(socket), "--filter=log", "--filter=retry", "nbd"]
         with (self._dir / "proxy.log").open("ab") as log:
             self._proxy = subprocess.Popen(
-                [*argv, f"export={self._export}", *RETRY], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [
+                    *argv,
+                    f"socket={self._dir / 'node'}",
+                    f"export={self._export}",
+                    *RETRY,
+                    f"logfile={self._dir / 'requests'}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         while not socket.exists():
             assert self._proxy.poll() is None, (self._dir / "proxy.log").read_text()

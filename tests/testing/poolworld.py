@@ -24,11 +24,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from raidlib import GroupSpec, Pool, Volume
-from raidlib.errors import NotFound, OutOfSpace, RaidError
+from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
 from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
 
 TOLERATES = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}
 """Members that any group of a level can lose (RAID 1 of two)."""
+
+
+class DoubleFault(Exception):
+    """The pool refused to open: it lost power, or was killed, in the very moment it lost a member. Not a defect."""
 
 
 class Violation(AssertionError):
@@ -92,6 +96,8 @@ class PoolWorld:
         self.models: dict[str, VolumeModel] = {}
         self.spares = 0
         self.area_bytes = area_bytes
+        self.losing = False
+        """A member is being lost, and the pool has not said yet that it has coped."""
         self._tags = itertools.count(1)
         self._in_flight: _InFlight | None = None
         copies = {1: members, 10: 2}.get(level, 1)
@@ -165,11 +171,27 @@ class PoolWorld:
         self.pool.clear_intents()
 
     def fail_member(self, index: int) -> None:
-        """Take a member out."""
-        self.pool.fail_member(self.paths[index])
+        """Take a member out, if the level bears it."""
+        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
+            self.pool.fail_member(self.paths[index])
+
+    def break_member(self, index: int) -> None:
+        """From now on a member takes no writes, if the level bears that; who writes to it next will find out."""
+        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
+            self.losing = True
+            self.disk.fail_writes(self.paths[index])
+
+    def lose_writes(self, index: int) -> None:
+        """The next sync of a member fails and drops what was not synced, if the level bears that."""
+        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
+            self.losing = True
+            self.disk.fail_next_sync(self.paths[index])
 
     def replace_member(self, index: int) -> None:
-        """Put a new disk in."""
+        """Put a new disk in, in the place of a failed member, or of a good one if the level bears that."""
+        good = self._state(index) == "in_sync"
+        if self.losing or self._away() + good > TOLERATES[self.level]:
+            return
         self.spares += 1
         path = f"spare{self.spares}"
         self.disk.create(path, self._member_bytes)
@@ -179,6 +201,13 @@ class PoolWorld:
         except PowerCut:
             self.paths.append(old)  # either may be the member now; the superblocks will say
             raise
+
+    def settle(self) -> None:
+        """Note whether the pool has coped with a member that breaks. Call between operations."""
+        if self.losing and self._away():
+            self.pool.sync()
+            self.pool._groups[0].secure_degraded()
+            self.losing = False
 
     def rebuild(self, steps: int) -> int:
         """Rebuild a little; return what remains."""
@@ -212,19 +241,25 @@ class PoolWorld:
         self._reopen(power=True, cut_open_at=cut_open_at)
 
     def _reopen(self, *, power: bool, cut_open_at: int | None) -> None:
-        if cut_open_at is not None:
-            self.disk.cut_at(self.disk.operations + cut_open_at)
-            try:
-                self.pool = Pool.open(self.paths, self._open, boot_id="b" if power else "a")
-            except PowerCut:
-                if power:
-                    self.disk.crash()
-                else:
-                    self.disk.kill()
-                self.pool = Pool.open(self.paths, self._open, boot_id="b" if power else "a")
-            self.disk.cut_at(None)
-        else:
-            self.pool = Pool.open(self.paths, self._open, boot_id="b" if power else "a")
+        boot_id = "b" if power else "a"
+        try:
+            if cut_open_at is not None:
+                self.disk.cut_at(self.disk.operations + cut_open_at)
+                try:
+                    self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
+                except PowerCut:
+                    if power:
+                        self.disk.crash()
+                    else:
+                        self.disk.kill()
+                    self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
+                self.disk.cut_at(None)
+            else:
+                self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
+        except Refused as exc:
+            if self.losing:
+                raise DoubleFault(str(exc)) from exc
+            raise
         self._settle_lifecycle()
         unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
         flight = self._in_flight
@@ -309,6 +344,12 @@ class PoolWorld:
             self.disk.restore(saved)
 
     # Inside
+
+    def _away(self) -> int:
+        return sum(member["state"] != "in_sync" for member in self.pool.status()["groups"][0]["members"])
+
+    def _state(self, index: int) -> str:
+        return str(self.pool.status()["groups"][0]["members"][index]["state"])
 
     def _open(self, path: str) -> object:
         return self.disk.open_exclusive(path)

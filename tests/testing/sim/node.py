@@ -16,7 +16,7 @@ from replicator.capture.bitmaps import blocks_of
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import BITMAP, FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, GroupState, Policy, StateFile
 from replicator.core.epochs import node_tag
-from replicator.core.errors import FarstripeError, IntegrityError
+from replicator.core.errors import FarstripeError, IntegrityError, MediumError
 from replicator.core.events import Log
 from replicator.journal.page import APPLIED_SEQ, SLOTS, Page
 from tests.testing.fakedisk import FakeDisk, PowerCut
@@ -62,6 +62,7 @@ class Node:
         self._risk_syncs = 0
         self.leftover: list[Change] = []
         """What a power loss left in the image beyond the recovered position, until an epoch begins with it."""
+        self._epochs: list[int] = []
         self.interrupted: Request | None = None
         """The change under way when the target died."""
         self.applied_high = 0
@@ -118,7 +119,7 @@ class Node:
 
         try:
             self.run("start", start)
-        except IntegrityError as exc:
+        except (IntegrityError, MediumError) as exc:
             self.note(f"target cannot start: {exc}")  # its journal lost what it had taken; after a reboot it counts as lost
             self.die("power")
         if not box:
@@ -126,7 +127,7 @@ class Node:
         engine = box[0]
         self.target = Target(self, engine)
         if engine.state.role == SECONDARY and engine.state.copy == OK:
-            self.target.settled_upto = min(was_applied, engine.pos)
+            self.target.settled_upto = min(was_applied + 1, engine.pos)  # it may have died inside the next record
         self.note(f"target started: {engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos}")
         self._check_recovered(engine)
 
@@ -219,10 +220,17 @@ class Node:
         self.written_at = (engine.epoch, request.seq)
 
     def epoch_begins(self, epoch: int, engine: GroupEngine) -> None:
-        """Called with every record: the first of an epoch takes over what a power loss left in the image."""
-        if self.leftover and epoch not in self.truth.power_left:
-            self.truth.power_left[epoch] = self.leftover
+        """Called with every record: the first of an epoch takes over what power losses left in the image.
+
+        An epoch whose records were all lost is dropped from the history; what it began with is still there.
+        """
+        hist = [int(e) for e, _ in engine.state.hist]
+        if epoch not in self.truth.power_left:
+            dropped = [e for e in self._epochs if e not in hist]
+            left = [change for e in dropped for change in self.truth.power_left.get(e, [])]
+            self.truth.power_left[epoch] = left + self.leftover
             self.leftover = []
+        self._epochs = hist
 
     def hist(self) -> Hist:
         """The history of the running target."""

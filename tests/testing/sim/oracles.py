@@ -186,5 +186,5 @@ def check_promises(node: Node) -> None:
     assert node.target is not None
     hist, pos = node.hist(), node.target.engine.pos
     for promise in node.truth.promises:
-        if not node.truth.holds(hist, pos, promise.epoch, promise.seq):
+        if promise.holder == node.name and not node.truth.holds(hist, pos, promise.epoch, promise.seq):
             raise Violation(f"promises: {node.name} took over at {pos} without record {promise.seq} of epoch {promise.epoch:#x}")

@@ -243,7 +243,7 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            self.node.truth.promises.append(Promise(epoch, seq, request.wants_durable))
+            self.node.truth.promises.append(Promise(self.node.world.other(self.node).name, epoch, seq, request.wants_durable))
         self._answer(request, "ok")
 
     def _ended_alone(self, request: Request) -> None:

@@ -31,6 +31,7 @@ class Change(NamedTuple):
 class Promise:
     """A write that a host was told is safe on both sides."""
 
+    holder: str  # the node that was secondary then
     epoch: int
     seq: int
     durable: bool  # told to be on stable storage there

@@ -245,7 +245,9 @@ class World:
         if power:
             hist = [(int(e), int(b)) for e, b in engine.state.hist]
             self.truth.promises = [
-                p for p in self.truth.promises if p.durable or self.truth.holds(hist, engine.pos, p.epoch, p.seq)
+                p
+                for p in self.truth.promises
+                if p.durable or p.holder != node.name or self.truth.holds(hist, engine.pos, p.epoch, p.seq)
             ]
         node.written_at = (engine.epoch, engine.pos) if engine.state.role == PRIMARY and engine.state.hist else None
 
@@ -258,7 +260,9 @@ class World:
         elif op == "group.attach":
             # What the source lost itself, or the operator gave up, is no promise any more.
             hist = [(int(e), int(b)) for e, b in args["hist"]]
-            self.truth.promises = [p for p in self.truth.promises if self.truth.holds(hist, args["p"], p.epoch, p.seq)]
+            self.truth.promises = [
+                p for p in self.truth.promises if p.holder != node.name or self.truth.holds(hist, args["p"], p.epoch, p.seq)
+            ]
             node.flushed_at = node.written_at = None
             node.leftover = []
         elif op == "group.demote":
