@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,21 @@ from pathlib import Path
 
 def client_sockets(unix_path: Path, port: int | None) -> list[socket.socket]:
     """Return duplicates of the connected sockets that were accepted on the given addresses; the caller closes them."""
-    found = []
+    found: list[socket.socket] = []
     for entry in os.listdir("/proc/self/fd"):
+        if any(int(entry) == sock.fileno() for sock in found):
+            continue  # a duplicate of ours has the number that the listing itself used
         try:
-            sock = socket.socket(fileno=os.dup(int(entry)))
+            if not stat.S_ISSOCK(os.stat(int(entry)).st_mode):
+                continue
+            copy = os.dup(int(entry))
         except OSError:
-            continue  # no socket, or closed meanwhile
+            continue  # closed meanwhile
+        try:
+            sock = socket.socket(fileno=copy)
+        except OSError:
+            os.close(copy)  # closed and its number given to something else meanwhile
+            continue
         if _is_client(sock, unix_path, port):
             found.append(sock)
         else:
@@ -45,16 +55,22 @@ def _is_client(sock: socket.socket, unix_path: Path, port: int | None) -> bool:
 
 
 def drain(
-    unix_path: Path, port: int | None, give_up: Callable[[], None], patience_s: float = 4.0, deadline_s: float = 20.0
+    unix_path: Path,
+    port: int | None,
+    open_volumes: Callable[[], int],
+    give_up: Callable[[], None],
+    patience_s: float = 4.0,
+    deadline_s: float = 20.0,
 ) -> bool:
     """End all client connections; returns whether all are gone.
 
-    give_up: called once when requests are still under way after `patience_s` seconds, with their connections shut:
-    makes waiting requests fail.
+    open_volumes: how many connections nbdkit has not closed; one whose client has gone may still have a request under
+    way. give_up: called once when that is so after `patience_s` seconds, with the sockets shut: makes waiting requests
+    fail.
     """
     started = time.monotonic()
     gave_up = False
-    while sockets := client_sockets(unix_path, port):
+    while (sockets := client_sockets(unix_path, port)) or open_volumes():
         waited_s = time.monotonic() - started
         how = socket.SHUT_RD if waited_s < patience_s else socket.SHUT_RDWR
         for sock in sockets:

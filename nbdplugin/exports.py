@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nbdplugin.routes import VolumeRoute, group_slots, pool_slots, refusing_slots
+from nbdplugin.routes import VolumeRoute, group_slots, pool_slots
 from replicator.capture.service import GroupService
 from replicator.capture.state import OK, PRIMARY
 from replicator.core.errors import NotFound, Refused
@@ -69,16 +69,20 @@ class Exports:
             else:
                 route.writers -= 1
 
+    def open_count(self) -> int:
+        """How many connections have a volume open."""
+        return sum(route.writers + route.readers for route in self.routes())
+
     def join_group(self, names: list[str], service: GroupService) -> None:
         """Send the requests of these volumes, in index order, through a group's service from now on."""
         for index, name in enumerate(names):
             self.get(name).switch(group_slots(service, index), service, index)
 
-    def block(self, names: list[str], reason: Callable[[], Exception]) -> None:
-        """Let nothing change these volumes: their group could not be opened."""
+    def block(self, names: list[str], why: str) -> None:
+        """Serve these volumes read-only and let nothing change them; `why` is told to whoever tries."""
         for name in names:
             if name in self._routes:
-                self._routes[name].switch(refusing_slots(reason), None, 0)
+                self._routes[name].block(why)
 
     def leave_group(self, names: list[str], sync: Callable[[], object]) -> None:
         """Send the requests of these volumes straight to the pool again."""
@@ -89,11 +93,13 @@ class Exports:
 
 def writable(route: VolumeRoute) -> bool:
     """Whether a new connection may write."""
-    return route.group is None or route.group.engine.state.role == PRIMARY
+    return not route.blocked and (route.group is None or route.group.engine.state.role == PRIMARY)
 
 
 def describe(route: VolumeRoute) -> str:
     """One line for the NBD client: what the export is and, when it is read-only, why."""
+    if route.blocked:
+        return f"volume {route.name}: read-only, {route.blocked}"
     if route.group is None:
         return f"volume {route.name}"
     state = route.group.engine.state
@@ -116,6 +122,8 @@ def refuse_if_open(route: VolumeRoute, verb: str) -> None:
 
 def refuse_if_grouped(route: VolumeRoute, verb: str) -> None:
     """Raise Refused when the volume is in a group."""
+    if route.blocked:
+        raise Refused(f"volume {route.name} cannot be {verb}d: {route.blocked}", "farstripe group delete --force")
     if route.group is not None:
         raise Refused(
             f"volume {route.name} cannot be {verb}d: it is in group {route.group.engine.state.name}",

@@ -100,11 +100,9 @@ class GroupHost:
         listed = self._listed(uuid)  # when even this fails nobody knows which volumes to protect: the start fails
         reason = str(exc)
         self._broken[uuid] = {**listed, "failed": reason}
-        self._exports.block(
-            [v["name"] for v in listed["volumes"]],
-            lambda: MediumError(f"group {listed['name']} could not be opened: {reason}", "see 'farstripe events'"),
-        )
-        self._events.add("group.broken", f"group {listed['name']} could not be opened: {reason}", group=listed["name"])
+        why = f"group {listed['name']} could not be opened: {reason}"
+        self._exports.block([v["name"] for v in listed["volumes"]], why)
+        self._events.add("group.broken", why, group=listed["name"])
 
     def release_waiters(self) -> None:
         """End every wait of a host request, with an error: the process stops and the connections are shut."""
@@ -250,6 +248,8 @@ class GroupHost:
 
     def _check_free(self, volume: str) -> None:
         route = self._exports.get(volume)
+        if route.blocked:
+            raise Refused(f"volume {volume} is not to be used: {route.blocked}", "farstripe group delete --force")
         if route.group is not None:
             group = route.group.engine.state.name
             raise Refused(f"volume {volume} is in group {group}", "a volume is in one group only")
@@ -302,6 +302,8 @@ class GroupHost:
         Raises Refused, unless forced, while it is paired or its copy here is not consistent.
         """
         with self._pools.changing:
+            if force and self._delete_broken(which):
+                return
             service = self.get(which)
             state = service.engine.state
             paired = (self._pairs / f"{state.uuid}.json").exists()
@@ -320,6 +322,17 @@ class GroupHost:
             finally:
                 self._remove_files(state.uuid)
         self._events.add("group.deleted", f"group {state.name} deleted", group=state.name)
+
+    def _delete_broken(self, which: str) -> bool:
+        """Forget a group that could not be opened, if `which` is one."""
+        for broken in self._broken.values():
+            if which in (broken["name"], broken["uuid"]):
+                self._exports.leave_group([v["name"] for v in broken["volumes"]], self._pools.require().sync)
+                del self._broken[broken["uuid"]]
+                self._remove_files(broken["uuid"])
+                self._events.add("group.deleted", f"group {broken['name']} deleted", group=broken["name"])
+                return True
+        return False
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
 
-from replicator.core.errors import TimedOut
+from replicator.core.errors import MediumError, TimedOut
 
 Buffer = memoryview | bytes | bytearray
 
@@ -56,7 +56,7 @@ class VolumeRoute:
     """One volume as its clients see it."""
 
     __slots__ = (
-        "_codes", "_switching", "extents", "flush", "group", "index", "name", "read", "readers", "trim", "volume",
+        "_switching", "blocked", "extents", "flush", "group", "index", "name", "read", "readers", "trim", "volume",
         "write", "write_fua", "writers", "zero",
     )  # fmt: skip
 
@@ -67,6 +67,8 @@ class VolumeRoute:
         """The engine of the group the volume is in, or None."""
         self.index = 0
         """The volume's index in its group."""
+        self.blocked = ""
+        """Why nothing may change the volume at all; empty when that is not so."""
         self.writers = 0
         """Open connections that may write. NBD names no client, so several connections of one host count each."""
         self.readers = 0
@@ -78,6 +80,15 @@ class VolumeRoute:
 
     def _install(self, slots: Slots) -> None:
         self.write, self.write_fua, self.zero, self.trim, self.flush = slots
+
+    def block(self, why: str) -> None:
+        """Refuse every change from now on, with the reason `why`."""
+
+        def refuse(*_args: object) -> None:
+            raise MediumError(f"volume {self.name} is read-only: {why}", "see 'farstripe events'")
+
+        self.switch(Slots(refuse, refuse, refuse, refuse, refuse), None, 0)
+        self.blocked = why
 
     def switch(self, slots: Slots, group: Any, index: int, timeout_s: float = 30.0) -> None:
         """Send all further requests through `slots`, after those under way have ended.
@@ -96,7 +107,7 @@ class VolumeRoute:
                 raise
             else:
                 self._install(slots)
-                self.group, self.index = group, index
+                self.group, self.index, self.blocked = group, index, ""
             finally:
                 gate.set()
 
@@ -204,11 +215,3 @@ def group_slots(service: Any, index: int) -> Slots:
 
     return Slots(write, write_fua, zero, trim, service.flush)
 
-
-def refusing_slots(reason: Callable[[], Exception]) -> Slots:
-    """Slots that raise `reason()`: nothing may change the volume now."""
-
-    def refuse(*_args: object) -> None:
-        raise reason()
-
-    return Slots(refuse, refuse, refuse, refuse, refuse)

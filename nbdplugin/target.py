@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import datetime
 import errno
+import faulthandler
 import os
 import signal
 import socket
@@ -132,6 +133,7 @@ class Target:
             while number := reader.recv(1):
                 self.request_stop(f"signal {signal.Signals(number[0]).name}")
 
+        faulthandler.register(signal.SIGUSR2, all_threads=True)  # where every thread is, into the log
         self._wakeup = writer  # open as long as the process: the C handler writes to its number
         threading.Thread(target=wait_for_signals, name="signals", daemon=True).start()
 
@@ -145,7 +147,9 @@ class Target:
         threading.Thread(target=self._end_connections, name="drain", daemon=True).start()
 
     def _end_connections(self) -> None:
-        gone = drain(self.run_dir / "nbd.sock", self.config.nbd_port, self.groups.release_waiters)
+        gone = drain(
+            self.run_dir / "nbd.sock", self.config.nbd_port, self.exports.open_count, self.groups.release_waiters
+        )
         if not gone:
             self.events.add("node.stop_slow", "NBD requests are still under way; waiting for them")
         self._shutdown()

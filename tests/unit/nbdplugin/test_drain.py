@@ -60,7 +60,7 @@ def test_a_server_in_the_middle_of_a_request_still_answers(unix_path: Path) -> N
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert drain(unix_path, None, lambda: gave_up.append(True))
+    assert drain(unix_path, None, lambda: 0, lambda: gave_up.append(True))
     thread.join(5)
     assert client.recv(100) == b"answer to the request before"
     assert not gave_up
@@ -80,14 +80,19 @@ def test_a_waiting_request_loses_its_connection_before_it_is_given_up(unix_path:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert drain(unix_path, None, released.set, patience_s=0.05)
+    assert drain(unix_path, None, lambda: 0, released.set, patience_s=0.05)
     thread.join(5)
     assert client.recv(100) == b""
     listener.close()
     client.close()
 
 
+def test_a_request_whose_client_has_gone_is_given_up_too(unix_path: Path) -> None:
+    waiting = [1]
+    assert drain(unix_path, None, lambda: len(waiting), waiting.clear, patience_s=0.05)
+
+
 def test_a_request_that_never_ends_is_reported(unix_path: Path) -> None:
     listener, client, server = _pair(unix_path)
     with listener, client, server:
-        assert not drain(unix_path, None, lambda: None, patience_s=0.01, deadline_s=0.05)
+        assert not drain(unix_path, None, lambda: 0, lambda: None, patience_s=0.01, deadline_s=0.05)
