@@ -45,11 +45,7 @@ def switchover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = node.call(peer, "pair.switchover", SWITCHOVER_S, group=pair.group, **more)
     else:
         result = node.pairs.loop(pair).command("switchover", SWITCHOVER_S, **more)
-    return result | {"primary_name": _name(node, str(result.get("primary", "")))}
-
-
-def _name(node: Node, node_id: str) -> str:
-    return node.config.name if node_id == node.config.node_id else node.pairs.name_of(node_id)
+    return result | {"primary_name": node.pairs.name_of(str(result.get("primary", "")))}
 
 
 class _Judged:

@@ -43,6 +43,7 @@ class Pairs:
         state_dir: Path,
         run_dir: Path,
         node_id: str,
+        node_name: str,
         store: PairStore,
         peers: PeerStore,
         contexts: Contexts,
@@ -50,7 +51,7 @@ class Pairs:
     ) -> None:
         """note(pair, event name, detail): records what happened."""
         self._state_dir, self._run_dir = state_dir, run_dir
-        self._node_id = node_id
+        self._node_id, self._node_name = node_id, node_name
         self.store = store
         self._peers = peers
         self._contexts = contexts
@@ -131,6 +132,8 @@ class Pairs:
 
     def name_of(self, node_id: str) -> str:
         """A node's name, its id when it is not known."""
+        if node_id == self._node_id:
+            return self._node_name
         peer = self._peers.get(node_id)
         return peer.name if peer is not None else node_id
 

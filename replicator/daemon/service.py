@@ -44,7 +44,10 @@ class Replicator:
         peers.on_change = contexts.refresh
         events = EventLog(state_dir / "replicator-events.jsonl")
         self.stop_wanted = threading.Event()
-        pairs = Pairs(state_dir, run_dir, config.node_id, PairStore(state_dir / "pairs"), peers, contexts, self._note)
+        self._last_down: dict[str, Any] = {}
+        pairs = Pairs(
+            state_dir, run_dir, config.node_id, config.name, PairStore(state_dir / "pairs"), peers, contexts, self._note
+        )
         self.node = Node(
             state_dir, run_dir, config, identity, peers, TokenStore(state_dir / "tokens.json"), contexts, events, pairs
         )
@@ -120,6 +123,10 @@ class Replicator:
         if name in eventtext.QUIET:
             log.debug("pair %s: %s %s", pair.name, name, detail)
             return
+        if name == "link-down" and self._last_down.get(pair.group) == detail.get("reason"):
+            return  # a peer that is away would fill the log
+        if name in ("link-up", "link-down"):
+            self._last_down[pair.group] = detail.get("reason")
         peer = self.node.pairs.name_of(pair.peer)
         kind, text = eventtext.describe(name, {"peer": peer, **detail})
         log.info("pair %s: %s", pair.name, text)

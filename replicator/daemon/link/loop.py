@@ -66,6 +66,8 @@ from replicator.journal.page import Doorbell
 log = logging.getLogger("farstripe.link")
 
 MAX_SLEEP_S = 1.0
+MIN_TICK_S = 0.02
+_ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,12 @@ class PairLoop:
         self._stopping = False
         self._poller: select.poll | None = None
         self._watched: tuple[object, ...] = ()
+        self._hung_up = False
         self._readable = False
         """Whether the connection may have bytes for us."""
         self._conn: Connection | None = None
         self._link = 0
-        self._last_rx = 0.0
+        self._last_rx = self._last_tick = 0.0
         self._shared_policy: dict[str, Any] | None = None
         self._commands: dict[int, Future[dict[str, Any]]] = {}
         self._next_command = 0
@@ -205,11 +208,17 @@ class PairLoop:
         now = time.monotonic()
         while self._inbox:
             self._take_inbox(self._inbox.popleft(), now)
-        deadline = self._session.next_deadline()
+        deadline = self._next_tick()
         if deadline is not None and now >= deadline:
+            self._last_tick = now
             self._feed(Tick(self._last_rx), now)
         more = self._move(now)
         self._sleep(now, more)
+
+    def _next_tick(self) -> float | None:
+        """When the session wants a Tick; at most every MIN_TICK_S, also while what it waits for is late."""
+        deadline = self._session.next_deadline()
+        return None if deadline is None else max(deadline, self._last_tick + MIN_TICK_S)
 
     def _move(self, now: float) -> bool:
         """Read and write what the connection has and takes. Returns whether to come back without sleeping."""
@@ -238,6 +247,8 @@ class PairLoop:
         flow, newest_ack = self._flow, None
         link = self._link
         if flow.blocked:
+            if self._hung_up:
+                raise Lost("the peer closed the connection")  # the held run will be sent again
             if not flow.unblock():
                 return False
             self._readable = True
@@ -297,7 +308,7 @@ class PairLoop:
         timeout_s = 0.0
         if not more:
             timeout_s = min(MAX_SLEEP_S, flow.next_work(now))
-            deadline = self._session.next_deadline()
+            deadline = self._next_tick()
             if deadline is not None and deadline - now < timeout_s:
                 timeout_s = max(0.0, deadline - now)
             if conn is not None and not flow.may_sleep(conn):
@@ -305,8 +316,8 @@ class PairLoop:
         files = flow.files
         bell = files.own_bell if files is not None and flow.shipper is not None else None
         wanted = self._watch(conn, bell, flow.blocked)
-        self._readable = more
-        for fd, _ in wanted.poll(timeout_s * 1000 if timeout_s else 0):
+        self._readable, self._hung_up = more, False
+        for fd, what in wanted.poll(timeout_s * 1000 if timeout_s else 0):
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
@@ -314,6 +325,7 @@ class PairLoop:
                 bell.clear()
             else:
                 self._readable = True
+                self._hung_up = bool(what & _ENDED)
         flow.awake()
 
     def _watch(self, conn: Connection | None, bell: Doorbell | None, blocked: bool) -> select.poll:

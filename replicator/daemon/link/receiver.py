@@ -44,6 +44,7 @@ class Receiver:
         self._journal = files.journal
         if files.u64[HEAD_SEQ] != expect_seq - 1:
             raise Stopped("journal", f"the journal ends at record {files.u64[HEAD_SEQ]}, wanted {expect_seq - 1}")
+        self._journal.forget_beyond_head()  # what a killed replicator had written and not published
         self.expect = expect_seq
         self._epoch = max(min_epoch, files.u64[EPOCH])
         self.durable_acks = False
