@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from replicator.control import ControlClient
-from replicator.core.errors import BadInput, DaemonNotRunning, NotFound
+from replicator.core.errors import BadInput, DaemonNotRunning, NotFound, Refused
 
 DEFAULT_STATE = "/var/lib/farstripe"
 DEFAULT_RUN = "/run/farstripe"
@@ -38,6 +38,8 @@ class Node:
             raw = json.loads(self.config_path.read_text())
         except FileNotFoundError:
             raise NotFound(f"there is no node in {self.state}", "make one: farstripe node init NAME") from None
+        except PermissionError:
+            raise Refused(f"{self.config_path} may not be read by you", "run as root") from None
         except (OSError, ValueError) as exc:
             raise BadInput(f"{self.config_path} cannot be read: {exc}", "restore it from a backup") from exc
         if not isinstance(raw, dict):
@@ -73,8 +75,9 @@ class Node:
         try:
             return client.call(op, **args)
         except DaemonNotRunning as exc:
-            if not self.config_path.exists():
-                self.config()  # says that there is no node at all
+            if isinstance(exc.__cause__, PermissionError):
+                raise Refused(f"{client.path} may not be opened by you", "run as root") from exc
+            self.config()  # there may be no node at all, which is then what to say
             raise DaemonNotRunning(
                 f"the {process} does not answer on {client.path}",
                 f"farstripe node status tells why; its log is {self.run / process}.log",

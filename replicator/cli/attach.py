@@ -64,7 +64,8 @@ def attach(
     """Make VOLUME a kernel block device and keep it connected.
 
     A small supervisor process stays behind: when the target restarts, it connects the device again, and programs see
-    a pause instead of an error. VOLUME comes from this node's target, or from another one with --host.
+    a pause instead of an error. VOLUME comes from this node's target, or from another one with --host; whether somebody
+    else writes to it there, cannot be seen from here.
     """
     if list_them:
         _list(here, as_json)

@@ -8,7 +8,7 @@ import click
 
 from replicator.cli import names, policy
 from replicator.cli.access import Node, pass_node
-from replicator.cli.output import confirm, emit, json_option, table, yes_option
+from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
 
 DEFAULT_JOURNAL = 256 << 20
@@ -90,11 +90,12 @@ def policy_(here: Node, name: str, as_json: bool, **options: Any) -> None:
 
 @group.command()
 @click.argument("name", shell_complete=names.groups)
+@force_option("Also a group that is paired, could not be opened, or whose copy here is not consistent.")
 @yes_option
 @json_option
 @pass_node
-def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
+def delete(here: Node, name: str, force: bool, yes: bool, as_json: bool) -> None:
     """Delete the group NAME, its journal and history; its volumes stay. Refused while it is paired."""
     confirm(f"Delete group {name} with its journal and history? Its volumes stay.", yes, as_json)
-    here.target("group.delete", group=name, wait_s=300)
+    here.target("group.delete", group=name, force=force, wait_s=300)
     emit(as_json, {"name": name, "deleted": True}, f"group {name} deleted")

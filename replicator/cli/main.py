@@ -18,7 +18,7 @@ import click
 
 from replicator.cli import output
 from replicator.cli.access import DEFAULT_RUN, DEFAULT_STATE, Node
-from replicator.core.errors import EXIT_INTERNAL, EXIT_USAGE, BadInput, FarstripeError, InternalError
+from replicator.core.errors import EXIT_INTERNAL, EXIT_USAGE, BadInput, FarstripeError, InternalError, Refused
 
 EXIT_INTERRUPTED = 130
 
@@ -118,6 +118,9 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; that is no error
         return 0
+    except PermissionError as exc:
+        output.complain(Refused(f"{exc.filename or 'something'} may not be used by you", "run as root"), as_json)
+        return Refused.exit_code
     except Exception as exc:  # outermost: an unforeseen error is a defect of ours and says where
         if os.environ.get("FARSTRIPE_DEBUG"):
             traceback.print_exc()

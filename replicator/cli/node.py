@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from replicator.attach import records
 from replicator.cli import processes
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, force_option, json_option, table
-from replicator.core.errors import EXIT_DAEMON, AlreadyExists, BadInput
+from replicator.core.errors import EXIT_DAEMON, AlreadyExists, BadInput, FarstripeError
 
 DEFAULT_REPLICATION_PORT = 10810
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -131,8 +132,7 @@ def start(here: Node, as_json: bool) -> None:
     systemd, rather: systemctl start farstripe-target farstripe-replicator.
     """
     here.config()
-    done = {process: processes.start(process, here) for process in processes.PROCESSES}
-    emit(as_json, done, "\n".join(f"{process}: {word}" for process, word in done.items()))
+    _each(lambda process: processes.start(process, here), as_json)
 
 
 @node.command()
@@ -146,11 +146,26 @@ def stop(here: Node, timeout_s: float, force: bool, as_json: bool) -> None:
     Clients lose their connection. A device that `farstripe attach` made waits for the node to come back.
     """
     here.config()
-    done = {process: processes.stop(process, here, timeout_s, force) for process in processes.PROCESSES}
     for at in records.load_all(here.run):
         if at.supervised and not as_json:
             click.echo(f"note: {at.device} is attached; its I/O waits {at.dead_timeout_s} s for the node", err=True)
-    emit(as_json, done, "\n".join(f"{process}: {word}" for process, word in done.items()))
+    _each(lambda process: processes.stop(process, here, timeout_s, force), as_json)
+
+
+def _each(act: Callable[[str], str], as_json: bool) -> None:
+    """Do something to both processes, also when it fails for the first; then raise the first error."""
+    done: dict[str, str] = {}
+    failures: list[FarstripeError] = []
+    for process in processes.PROCESSES:
+        try:
+            done[process] = act(process)
+        except FarstripeError as exc:
+            done[process] = f"failed: {exc.message}"
+            failures.append(exc)
+    if not (as_json and failures):
+        emit(as_json, done, "\n".join(f"{process}: {word}" for process, word in done.items()))
+    if failures:
+        raise failures[0]
 
 
 @node.command()

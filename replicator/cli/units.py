@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from replicator.core.errors import BadInput
+
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 
@@ -28,7 +30,7 @@ def parse_size(text: str) -> int:
 
 
 class SizeType(click.ParamType[int]):
-    """A size option. `multiple_of` bytes, when given, must divide it."""
+    """A size option: at least `least` bytes and a multiple of `multiple_of`. Raises BadInput for anything else."""
 
     name = "size"
 
@@ -40,17 +42,15 @@ class SizeType(click.ParamType[int]):
         try:
             size = value if isinstance(value, int) else parse_size(value)
         except ValueError as exc:
-            self.fail(str(exc), param, ctx)
+            raise BadInput(str(exc)) from None
         if size % self.multiple_of:
             below = size - size % self.multiple_of
-            self.fail(
-                f"{size} bytes is not a multiple of {self.multiple_of}; the nearest are {below} and "
-                f"{below + self.multiple_of}",
-                param,
-                ctx,
+            raise BadInput(
+                f"a size of {size} bytes is not a multiple of {self.multiple_of}",
+                f"the nearest are {below} and {below + self.multiple_of}",
             )
         if size < self.least:
-            self.fail(f"{size} bytes is below the least of {format_size(self.least)}", param, ctx)
+            raise BadInput(f"a size of {size} bytes is below the least of {format_size(self.least)}")
         return size
 
 

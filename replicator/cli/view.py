@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from replicator.cli.access import Node
-from replicator.core.errors import DaemonNotRunning, NotFound
+from replicator.core.errors import DaemonNotRunning, NotFound, TimedOut
 from replicator.core.status import describe
 
 Facts = dict[str, Any]
+
+PATIENCE_S = 15.0
+"""A process that takes longer counts as not answering: a status that hangs helps nobody."""
 
 FLOWING = ("source", "sync-source", "holding", "draining", "target")
 """Sessions in which the two sides tell each other their positions all the time; a link alone is not enough."""
@@ -51,8 +54,8 @@ def one_group(here: Node, name: str) -> Facts:
 
 def _ask(here: Node, process: str, op: str) -> Any:
     try:
-        return here.target(op) if process == "target" else here.replicator(op)
-    except DaemonNotRunning:
+        return here.target(op, wait_s=PATIENCE_S) if process == "target" else here.replicator(op, wait_s=PATIENCE_S)
+    except (DaemonNotRunning, TimedOut):
         return None
 
 
@@ -62,7 +65,7 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
     `replicator`: whether the replicator answered, so that no pair means that there is none.
     """
     known = status or {}
-    words = describe(status, _session_facts(known, pair, replicator))
+    words = describe(_for_words(status, pair, replicator), (pair or {}).get("facts") or None)
     journal = known.get("journal") or {}
     used, capacity = journal.get("used"), journal.get("capacity")
     paired = True if pair else (False if replicator or known.get("mode") == "none" else None)
@@ -91,12 +94,10 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
     }
 
 
-def _session_facts(status: Facts, pair: Facts | None, replicator: bool) -> Facts | None:
-    if pair:
-        return pair.get("facts") or None
-    if replicator:
-        status["mode"] = "none"  # the replicator answers and knows no pair: there is none
-    return None
+def _for_words(status: Facts | None, pair: Facts | None, replicator: bool) -> Facts | None:
+    if status and replicator and not pair:
+        return {**status, "mode": "none"}  # the replicator answers and knows no pair: there is none
+    return status
 
 
 def _peer(pair: Facts | None) -> Facts | None:

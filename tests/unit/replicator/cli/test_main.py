@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from replicator.cli import main
@@ -61,7 +63,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["nonsense"], ["volume"], ["volume", "create"], ["volume", "create", "x", "--size", "12"], ["status", "--no"]],
+    [[], ["nonsense"], ["volume"], ["volume", "create"], ["status", "--no"]],
 )
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(argv) in (0, 2)
@@ -81,8 +83,9 @@ def test_with_json_errors_are_json(node: FakeNode) -> None:
     done = node.run("volume", "list", "--json")
     assert done.code == 9
     assert done.error == {"name": "MediumError", "message": "a disk is gone", "way_out": "", "exit_code": 9}
-    done = node.run("volume", "create", "x", "--size", "17", "--json")
-    assert done.code == done.error["exit_code"] == 2
+    for argv, code in ((["--size", "17"], 3), (["--size", "many"], 3), (["--sise", "17"], 2)):
+        done = node.run("volume", "create", "x", *argv, "--json")
+        assert done.code == done.error["exit_code"] == code
 
 
 def test_an_exit_code_of_another_package_passes_through(node: FakeNode) -> None:
@@ -131,6 +134,16 @@ def test_the_environment_names_the_node(node: FakeNode, monkeypatch: pytest.Monk
     monkeypatch.setenv("FARSTRIPE_STATE", str(node.state))
     monkeypatch.setenv("FARSTRIPE_RUN", str(node.run_dir))
     assert main.run(["volume", "list"]) == 0
+
+
+def test_what_only_root_may_see_says_so(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, *_a: object, **_k: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", deny)
+    for argv in (["status"], ["node", "status"]):
+        done = node.run(*argv)
+        assert done.code == 4 and "run as root" in done.err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

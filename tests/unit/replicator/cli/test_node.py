@@ -17,6 +17,7 @@ from replicator.attach.handshake import Endpoint
 from replicator.attach.records import Attachment
 from replicator.cli import processes
 from replicator.cli.access import Node
+from replicator.core.errors import MediumError
 from tests.unit.replicator.cli.conftest import FakeNode
 
 # -- init ----------------------------------------------------------------------------------------------------
@@ -177,6 +178,19 @@ def test_a_replicator_that_ends_at_once_is_reported_with_its_last_words(
     with pytest.raises(Exception, match="no_such_module"):
         processes.start("replicator", cli_node)
     assert time.monotonic() - started < 10
+
+
+def test_the_replicator_is_started_although_the_target_is_not(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(process: str, _node: Node) -> str:
+        if process == "target":
+            raise MediumError("two disks are gone")
+        return "started"
+
+    monkeypatch.setattr(processes, "start", start)
+    done = node.run("node", "start")
+    assert done.code == 9 and "replicator: started" in done.out and "two disks are gone" in done.err
+    done = node.run("node", "start", "--json")
+    assert done.out == "" and done.error["message"] == "two disks are gone"
 
 
 def test_start_without_a_node_says_so(node: FakeNode) -> None:

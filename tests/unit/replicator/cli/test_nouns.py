@@ -141,7 +141,7 @@ def test_volume_create(node: FakeNode) -> None:
 
 def test_a_size_that_is_no_multiple_of_4096_names_its_neighbours(node: FakeNode) -> None:
     done = node.run("volume", "create", "data", "--size", "4097")
-    assert done.code == 2 and "4096" in done.err and "8192" in done.err
+    assert done.code == 3 and "4096" in done.err and "8192" in done.err
 
 
 def test_volume_list(node: FakeNode) -> None:
@@ -203,6 +203,15 @@ def test_group_policy_changes_what_is_given_and_shows_the_rest(node: FakeNode) -
     node.target.calls.clear()
     assert node.run("group", "policy", "app").code == 0
     assert [op for op, _ in node.target.calls] == ["group.status"]
+
+
+def test_group_delete_asks_and_forces_only_when_told(node: FakeNode) -> None:
+    node.target.answers["group.delete"] = None
+    assert node.run("group", "delete", "app").code == 4
+    assert node.run("group", "delete", "app", "--yes").code == 0
+    assert node.target.asked("group.delete") == {"group": "app", "force": False}
+    assert node.run("group", "delete", "app", "--yes", "--force").code == 0
+    assert node.target.asked("group.delete")["force"] is True
 
 
 # -- events --------------------------------------------------------------------------------------------------

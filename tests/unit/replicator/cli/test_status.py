@@ -85,10 +85,11 @@ def test_without_both_there_is_nothing_to_say(node: FakeNode) -> None:
 
 
 def test_a_group_that_the_replicator_does_not_know_is_unpaired(node: FakeNode) -> None:
-    node.target.answers["group.list"] = [group_status(mode="none")]
     node.replicator.answers["status"] = {"node": {}, "pairs": [], "peers": []}
-    one = node.run("status", "--json").json["groups"][0]
-    assert (one["word"], one["paired"], one["rpo"]) == ("UNPAIRED", False, None)
+    for mode in ("none", "journal"):
+        node.target.answers["group.list"] = [group_status(mode=mode)]
+        one = node.run("status", "--json").json["groups"][0]
+        assert (one["word"], one["paired"], one["rpo"], one["mode"]) == ("UNPAIRED", False, None, mode)
 
 
 def test_a_broken_group_shows_its_reason(node: FakeNode) -> None:
