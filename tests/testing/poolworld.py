@@ -96,8 +96,8 @@ class PoolWorld:
         self.models: dict[str, VolumeModel] = {}
         self.spares = 0
         self.area_bytes = area_bytes
-        self.losing = False
-        """A member is being lost, and the pool has not said yet that it has coped."""
+        self.losing = ""
+        """A member that breaks, until the pool has coped with it."""
         self._tags = itertools.count(1)
         self._in_flight: _InFlight | None = None
         copies = {1: members, 10: 2}.get(level, 1)
@@ -178,14 +178,14 @@ class PoolWorld:
     def break_member(self, index: int) -> None:
         """From now on a member takes no writes, if the level bears that; who writes to it next will find out."""
         if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = True
-            self.disk.fail_writes(self.paths[index])
+            self.losing = self.paths[index]
+            self.disk.fail_writes(self.losing)
 
     def lose_writes(self, index: int) -> None:
         """The next sync of a member fails and drops what was not synced, if the level bears that."""
         if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = True
-            self.disk.fail_next_sync(self.paths[index])
+            self.losing = self.paths[index]
+            self.disk.fail_next_sync(self.losing)
 
     def replace_member(self, index: int) -> None:
         """Put a new disk in, in the place of a failed member, or of a good one if the level bears that."""
@@ -204,10 +204,11 @@ class PoolWorld:
 
     def settle(self) -> None:
         """Note whether the pool has coped with a member that breaks. Call between operations."""
-        if self.losing and self._away():
+        members = self.pool.status()["groups"][0]["members"]
+        if self.losing and any(m["path"] == self.losing and m["state"] == "failed" for m in members):
             self.pool.sync()
             self.pool._groups[0].secure_degraded()
-            self.losing = False
+            self.losing = ""
 
     def rebuild(self, steps: int) -> int:
         """Rebuild a little; return what remains."""
@@ -270,7 +271,8 @@ class PoolWorld:
             for sector, value in enumerate(found):
                 acknowledged = model.current[sector]
                 allowed = {acknowledged}
-                if power:
+                if power or self.losing:
+                    # A sync that failed dropped writes, and nobody lived to record it: as after a power cut.
                     allowed |= model.since_sync.get(sector, set())
                 if in_flight is not None and sector in in_flight.sectors:
                     allowed.add(in_flight.tag)

@@ -1,0 +1,203 @@
+"""The crash explorer bites: each of these bugs, put into raidlib on purpose, is found.
+
+A bug is a patch of a line or two that a tired engineer could write. Names say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import pytest
+
+from raidlib import recovery, stripejournal
+from raidlib.allocator import Allocator
+from raidlib.errors import RaidError
+from raidlib.intents import HOT, IntentMap
+from raidlib.ledger import Ledger
+from raidlib.metastore import MetaStore, encode_header
+from raidlib.parityraid import ParityGroup
+from raidlib.pool import Pool
+from raidlib.raidgroup import RaidGroup
+from raidlib.rebuild import Rebuild
+from raidlib.volume import Volume
+from tests.testing.poolcrash import degraded_workload, explore, workload
+from tests.testing.poolworld import Violation
+
+Patch = pytest.MonkeyPatch
+
+
+def mark_in_memory_only(patch: Patch) -> None:
+    def mark(self: IntentMap, regions: set[int]) -> None:
+        for region in regions:
+            self.states[region] = HOT
+
+    patch.setattr(IntentMap, "mark", mark)
+
+
+def mark_not_durable(patch: Patch) -> None:
+    good = RaidGroup._store_intents
+    patch.setattr(RaidGroup, "_store_intents", lambda self, offset, data, durable: good(self, offset, data, False))
+
+
+def clear_marks_without_sync(patch: Patch) -> None:
+    good = Pool.clear_intents
+
+    def clear(self: Pool) -> int:
+        patch.setattr(self, "sync", lambda: None)
+        return good(self)
+
+    patch.setattr(Pool, "clear_intents", clear)
+
+
+def skip_resync_after_crash(patch: Patch) -> None:
+    patch.setattr(recovery, "repair", lambda group, suspects, force: 0)
+
+
+def checkpoint_written_in_place(patch: Patch) -> None:
+    def write(self: MetaStore, generation: int, payload: bytes) -> None:
+        self._file.pwrite_durable(encode_header(generation, payload) + payload, self._slot_offset(self._current))
+
+    patch.setattr(MetaStore, "write_checkpoint", write)
+
+
+def checkpoint_not_durable(patch: Patch) -> None:
+    def write(self: MetaStore, generation: int, payload: bytes) -> None:
+        self._current = 1 - self._current
+        self._file.pwrite(encode_header(generation, payload) + payload, self._slot_offset(self._current))
+
+    patch.setattr(MetaStore, "write_checkpoint", write)
+
+
+def freed_area_reused_at_once(patch: Patch) -> None:
+    def punched(self: Allocator, areas: list[int]) -> None:
+        for area in areas:
+            self._limbo.discard(area)
+            self._dirty.discard(area)
+            heapq.heappush(self._clean, area)
+
+    patch.setattr(Allocator, "punched", punched)
+
+
+def freed_area_not_zeroed(patch: Patch) -> None:
+    patch.setattr(RaidGroup, "punch_area", lambda self, area: None)
+    patch.setattr(ParityGroup, "punch_area", lambda self, area: None)
+
+
+def free_areas_trusted_after_power_cut(patch: Patch) -> None:
+    patch.setattr(recovery, "distrust_free_areas", lambda state, group, marked: None)
+
+
+def coming_and_going_of_areas_not_noted(patch: Patch) -> None:
+    patch.setattr(Volume, "_touch", lambda self, blocks: None)
+
+
+def failed_sync_ignored(patch: Patch) -> None:
+    good = Ledger._sync_each
+
+    def each(self: Ledger, members: list[object]) -> list[None]:
+        return [None for _ in good(self, members)]  # type: ignore[arg-type]
+
+    patch.setattr(Ledger, "_sync_each", each)
+
+
+def failure_kept_in_memory(patch: Patch) -> None:
+    good = Ledger.fail
+
+    def fail(self: Ledger, *args: object, **more: object) -> None:
+        commit = self._commit
+        self._commit = lambda: None  # type: ignore[method-assign]
+        try:
+            good(self, *args, **more)  # type: ignore[arg-type]
+        finally:
+            self._commit = commit  # type: ignore[method-assign]
+
+    patch.setattr(Ledger, "fail", fail)
+
+
+def rebuild_progress_before_its_data(patch: Patch) -> None:
+    good = Rebuild._note_progress
+
+    def note(self: Rebuild) -> None:
+        file = self.member.live_file()
+        sync, file.fdatasync = file.fdatasync, lambda: None  # type: ignore[method-assign]
+        try:
+            good(self)
+        finally:
+            file.fdatasync = sync  # type: ignore[method-assign]
+
+    patch.setattr(Rebuild, "_note_progress", note)
+    patch.setattr("raidlib.rebuild.PROGRESS_AREAS", 1)
+
+
+def stripe_journal_after_the_stripe(patch: Patch) -> None:
+    def write_columns(self: ParityGroup, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
+        self._write_in_place(row, columns)
+        if self.info.journaled and self._journal is not None:
+            with self._journal.journaled(stripejournal.COLUMNS, row, columns):
+                pass
+
+    patch.setattr(ParityGroup, "_write_columns", write_columns)
+
+
+def stripe_journal_not_replayed(patch: Patch) -> None:
+    def replay(self: ParityGroup) -> int:
+        self.info.journaled = 0
+        return 0
+
+    patch.setattr(ParityGroup, "replay_journal", replay)
+
+
+def stripe_journal_wraps_without_sync(patch: Patch) -> None:
+    good = stripejournal.StripeJournal._append
+
+    def append(self: stripejournal.StripeJournal, *args: object) -> Callable[[], int]:
+        self._sync = lambda: None
+        return good(self, *args)  # type: ignore[arg-type]
+
+    patch.setattr(stripejournal.StripeJournal, "_append", append)
+
+
+HEALTHY = [
+    (mark_in_memory_only, 5, 3, 1),
+    (mark_not_durable, 6, 4, 1),
+    (clear_marks_without_sync, 1, 2, 1),
+    (skip_resync_after_crash, 5, 3, 1),
+    (checkpoint_written_in_place, 0, 2, 1),
+    (checkpoint_not_durable, 0, 2, 1),
+    (freed_area_reused_at_once, 0, 2, 1),
+    (freed_area_not_zeroed, 0, 2, 1),
+    (free_areas_trusted_after_power_cut, 0, 2, 1),
+    (coming_and_going_of_areas_not_noted, 0, 2, 1),
+]
+DEGRADED = [
+    (failed_sync_ignored, 1, 2, 12),
+    (failure_kept_in_memory, 1, 2, 7),
+    (rebuild_progress_before_its_data, 1, 2, 2),
+    (stripe_journal_after_the_stripe, 5, 3, 1),
+    (stripe_journal_not_replayed, 5, 3, 1),
+    (stripe_journal_wraps_without_sync, 5, 3, 2),
+]
+Found = (Violation, RaidError)
+
+
+def name_of(value: object) -> str:
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), HEALTHY, ids=name_of)
+def test_bug_is_found(monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Found):
+        for further in range(10):
+            explore(level, members, seed + further, 5, workload(seed + further))
+
+
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), DEGRADED, ids=name_of)
+def test_bug_of_a_degraded_pool_is_found(
+    monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Found):
+        for further in range(10):
+            explore(level, members, seed + further, 3, degraded_workload(seed + further))

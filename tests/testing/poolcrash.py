@@ -1,0 +1,147 @@
+"""Cuts a pool's workload at each of its storage operations, and looks at what every outcome leaves.
+
+A run is named by its level, members and seed; the workload is drawn from the seed. It is run again and again, cut one
+operation (or `stride`) later each time, then killed or deprived of power in several ways, opened and compared. What
+must hold is PoolWorld's business.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+from tests.testing.fakedisk import PowerCut
+from tests.testing.poolworld import DoubleFault, PoolWorld
+
+Step = Callable[[PoolWorld], object]
+
+
+def workload(seed: int, steps: int = 30) -> list[Step]:
+    """Draw steps that write, trim, sync, run out of space, and make and unmake volumes."""
+    rng = random.Random(seed)
+    plan: list[Step] = [lambda w: w.create_volume("a", 8 * 16384), lambda w: w.create_volume("b", 6 * 16384)]
+    for _ in range(steps):
+        plan.append(_draw(rng))
+    return plan
+
+
+def _draw(rng: random.Random) -> Step:
+    name = rng.choice("ab")
+    sectors = {"a": 256, "b": 192}[name]
+    first = rng.randrange(sectors)
+    count = min(rng.choice([1, 3, 8, 16, 40]), sectors - first)
+    dice = rng.random()
+    if dice < 0.45:
+        return lambda w: w.write(name, first, count)
+    if dice < 0.62:
+        area = first // 32 * 32
+        return lambda w: w.zero(name, area, 32 * (1 + (area + 64 <= sectors)))
+    if dice < 0.68:
+        punch = rng.random() < 0.5
+        return lambda w: w.zero(name, first, count, punch)
+    if dice < 0.82:
+        return lambda w: w.sync()
+    if dice < 0.92:
+        return lambda w: w.clear_intents()
+    if dice < 0.96:
+        return _remake
+    return lambda w: w.close_and_open()
+
+
+def degraded_workload(seed: int, steps: int = 24) -> list[Step]:
+    """Draw steps in which members fail, are replaced and rebuilt under writes."""
+    rng = random.Random(seed)
+    plan: list[Step] = [lambda w: w.create_volume("a", 8 * 16384), lambda w: w.create_volume("b", 6 * 16384)]
+    for _ in range(steps):
+        index, dice = rng.randrange(4), rng.random()
+        if dice < 0.5:
+            plan.append(_draw(rng))
+        else:
+            plan.append(partial(_member_step, index=index, dice=dice))
+        plan.append(PoolWorld.settle)
+    return plan
+
+
+def _member_step(world: PoolWorld, index: int, dice: float) -> None:
+    index %= len(world.pool.status()["groups"][0]["members"])
+    if dice < 0.58:
+        world.fail_member(index)
+    elif dice < 0.63:
+        world.break_member(index)
+    elif dice < 0.68:
+        world.lose_writes(index)
+    elif dice < 0.78:
+        states = [member["state"] for member in world.pool.status()["groups"][0]["members"]]
+        world.replace_member(states.index("failed") if "failed" in states else index)
+    else:
+        world.rebuild(4 if dice < 0.95 else 100)
+
+
+def _remake(world: PoolWorld) -> None:
+    """Volume c comes, is written, grows, and goes."""
+    if "c" in world.models:
+        if world.models["c"].size > 32768:
+            world.delete_volume("c")
+        else:
+            world.resize_volume("c", 40960)
+    else:
+        world.create_volume("c", 20480)
+        world.write("c", 30, 10)
+
+
+def run(level: int, members: int, seed: int, cut: int | None, plan: list[Step]) -> PoolWorld | None:
+    """Run the plan up to the cut; None when it ends before."""
+    world = PoolWorld(random.Random(seed), level, members)
+    start = world.disk.operations
+    if cut is not None:
+        world.disk.cut_at(start + cut)
+    try:
+        for step in plan:
+            step(world)
+    except PowerCut:
+        return world
+    return None if cut is not None else world
+
+
+def operations_of(level: int, members: int, seed: int, plan: list[Step]) -> int:
+    """How many storage operations the plan makes."""
+    world = PoolWorld(random.Random(seed), level, members)
+    start = world.disk.operations
+    for step in plan:
+        step(world)
+    return world.disk.operations - start
+
+
+def explore(level: int, members: int, seed: int, stride: int, plan: list[Step]) -> int:
+    """Cut the run at every stride-th operation, each time with a kill and several power cuts; return the crashes."""
+    total = operations_of(level, members, seed, plan)
+    crashes = 0
+    for cut in range(seed % stride, total, stride):
+        world = run(level, members, seed, cut, plan)
+        if world is None:
+            break
+        for outcome in ("kill", "drop", "random", "random again", "twice"):
+            try:
+                _crash(world.fork(random.Random(f"{seed} {cut} {outcome}")), outcome)
+            except DoubleFault:
+                continue
+            except BaseException as exc:
+                exc.add_note(f"level {level}, members {members}, seed {seed}, cut {cut}, {outcome}")
+                raise
+            crashes += 1
+    return crashes
+
+
+def _crash(world: PoolWorld, outcome: str) -> None:
+    if outcome == "kill":
+        world.kill_and_open()
+    elif outcome == "drop":
+        world.power_cut_and_open(lambda _i, _w: "drop")
+    elif outcome == "twice":
+        world.power_cut_and_open(cut_open_at=world.rng.randrange(1, 40))
+    else:
+        world.power_cut_and_open()
+    world.check_new_volume_is_zero()
+    world.rebuild(100)
+    world.check_redundancy()
