@@ -61,6 +61,7 @@ SEQ_RESERVE = 1 << 20  # numbers reserved at a time in bitmap mode
 HIST_ENTRIES = 128
 PIECE_BYTES = 1 << 20  # largest payload of a record that tells what a refused write left behind
 
+_WRITE = int(Kind.WRITE)
 _REFUSE, _PLAIN, _JOURNALING, _BITMAPPING, _PARK = range(5)
 
 
@@ -133,6 +134,7 @@ class GroupEngine:
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
+        self._room_bytes = journal.capacity - RESERVE_BYTES
         self._inflight: set[int] = set()
         self._ticket = 0
         self._last_time = state.last_time_ns
@@ -173,11 +175,21 @@ class GroupEngine:
         )
 
     def fail(self, reason: str) -> None:
-        """Stop the group: every further write and flush is an error until the target restarts."""
-        self.failed = self.failed or reason
-        self.refresh()
+        """Stop the group: every further write and flush is an error until the target restarts.
+
+        The replicator stops too, by the new incarnation: its own sync of the same journal could succeed after ours failed,
+        and then call records durable that the failed sync has dropped.
+        """
+        self._seal(reason)
         with self.opened:
             self.opened.notify_all()
+
+    def _seal(self, reason: str) -> None:
+        """`fail` for a caller that holds the group lock: parked writers find out when they look again."""
+        if not self.failed:
+            self.failed = reason
+            self._u64[INCARNATION] += 1
+        self.refresh()
 
     def save(self) -> None:
         """Write the state. Durable: the state. A failure fails the group and is raised."""
@@ -188,8 +200,7 @@ class GroupEngine:
         try:
             self.state_file.save(state)
         except OSError as e:
-            self.failed = self.failed or f"its state cannot be written: {e}"
-            self._admit = _REFUSE
+            self._seal(f"its state cannot be written: {e}")
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
 
     def commit(self, **changes: Any) -> None:
@@ -208,8 +219,7 @@ class GroupEngine:
             self.bitmaps.sync()
             self.pool_sync()
         except Exception as e:
-            self.failed = self.failed or f"its pool cannot be synced: {e}"
-            self.refresh()
+            self._seal(f"its pool cannot be synced: {e}")
             raise self._refusal() from e
 
     @property
@@ -236,7 +246,7 @@ class GroupEngine:
         first = offset >> RANGE_SHIFT
         if (offset + n - 1) >> RANGE_SHIFT == first:
             with self._ranges[(first + volume * 97) & 255]:
-                seq = self._record(Kind.WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
+                seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
@@ -246,7 +256,7 @@ class GroupEngine:
                     self._inflight.discard(seq)
         else:
             with self._span(volume, offset, n):
-                seq = self._record(Kind.WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
+                seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
@@ -340,10 +350,10 @@ class GroupEngine:
         with self.lock:
             if self._admit != _JOURNALING:
                 return self._record_other(volume, offset, length)
-            u64 = self._u64
-            if u64[HEAD_OFF] + payload_len - u64[TAIL_OFF] > self.journal.capacity - RESERVE_BYTES:
+            u64, state = self._u64, self.state
+            if u64[HEAD_OFF] + payload_len - u64[TAIL_OFF] > self._room_bytes:
                 raise NoRoom
-            if self.state.new_epoch_wanted:
+            if state.new_epoch_wanted:
                 self.open_epoch()
             seq = u64[HEAD_SEQ] + 1
             now = self.clock_ns()
@@ -351,10 +361,9 @@ class GroupEngine:
                 now = self._last_time + 1
             self._last_time = now
             self._maps[volume].mark(self.bitmaps.live, offset, length)
-            header = pack_header(
-                kind, flags, self.state.hist[-1][0], seq, now, volume, payload_len, offset, length, crc
-            )
-            self.journal.append(header, payload, seq, self.state.hist[-1][0])
+            epoch = state.hist[-1][0]
+            header = pack_header(kind, flags, epoch, seq, now, volume, payload_len, offset, length, crc)
+            self.journal.append(header, payload, seq, epoch)
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
@@ -456,7 +465,7 @@ class GroupEngine:
                 return False
             if self.parked_for and not of_host_write:
                 return False
-            if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self.journal.capacity - RESERVE_BYTES:
+            if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self._room_bytes:
                 return False
             if self.state.new_epoch_wanted:
                 self.open_epoch()
