@@ -349,6 +349,8 @@ class Session:
 
     def _say_hello(self, event: Reply, now: float) -> tuple[State, list[Effect]]:
         self.status = event.result
+        if event.result.get("failed"):
+            return self._go_down(now, f"this node's group has failed: {event.result['failed']}", close=True, soon=False)
         if now >= self._discard_until:
             self.discard = ""
         successor = self.handover if event.result.get("role") != "primary" else ""
@@ -730,8 +732,11 @@ class Session:
         self._ask_peer_resync = True
         self.discard, self._discard_until = discard, now + CONSENT_S
         self._backoff.reset()
+        effects: list[Effect] = [Persist({"split": False})]
+        if self.link:
+            effects.append(Send({"t": "resync", "discard": discard}))  # this wish replaces an older one on the other side
         _, more = self._go_down(now, "resync asked by the operator", close=True, soon=True)
-        return State.DOWN, [Persist({"split": False}), *more, Log("resync", {"discard": discard}), Answer(event.id)]
+        return State.DOWN, [*effects, *more, Log("resync", {"discard": discard}), Answer(event.id)]
 
     def _takeover(self, event: Command, now: float) -> tuple[State, list[Effect]]:
         """`args`: force (bool), status (this node's group.status, asked by the shell just now)."""
@@ -753,6 +758,9 @@ class Session:
 
     def _peer_resync(self, event: FrameIn, now: float) -> tuple[State, list[Effect]]:
         self.split_wanted = False
+        discard = event.frame.get("discard")
+        self.discard = discard if discard in (self.node, self.peer) else ""
+        self._discard_until = now + CONSENT_S
         _, more = self._go_down(now, "resync asked by the peer's operator", close=True, soon=True)
         return State.DOWN, [Persist({"split": False}), *more]
 

@@ -118,7 +118,7 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     **_rows((S.HANDED,), I.TICK, "watch_handed", S.DOWN, stays=True),
     # The handshake.
     **_rows((S.ASKING,), I.HELLO, "keep_hello"),
-    **_rows((S.ASKING,), I.REPLY, "say_hello", S.HELLO, S.VERDICT),
+    **_rows((S.ASKING,), I.REPLY, "say_hello", S.HELLO, S.VERDICT, S.DOWN),
     **_rows((S.HELLO,), I.HELLO, "judge", S.VERDICT),
     **_rows((S.HELLO,), I.VERDICT, "keep_verdict"),
     **_rows(
