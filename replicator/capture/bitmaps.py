@@ -69,7 +69,7 @@ class BlockMap:
         self.array[first : first + count] &= ~bits & 0xFF
 
     def clear_covered(self, bits: int, offset: int, length: int) -> None:
-        """Clear `bits` of the blocks that lie wholly in [offset, offset + length); the volume's last block may be short."""
+        """Clear `bits` of the blocks that lie wholly in [offset, offset + length), the volume's short last one too."""
         first = (offset + BLOCK_BYTES - 1) >> BLOCK_SHIFT
         end = offset + length
         last = self.blocks if end >= self.size else end >> BLOCK_SHIFT
@@ -104,7 +104,7 @@ class BlockMap:
         self.array[(self.array & source) != 0] |= np.uint8(target)
 
     def next_run(self, bit: int, start: int, most: int) -> tuple[int, int] | None:
-        """Find blocks with `bit` at or after block `start`: (first, count) with count <= most, None when there is none."""
+        """Find blocks with `bit` at or after block `start`: (first, count), count <= most; None when there is none."""
         step = 1 << 16
         for at in range(start, self.blocks, step):
             hits = np.flatnonzero(self.array[at : at + step] & bit)
@@ -121,7 +121,7 @@ class BlockMap:
 
 
 class Bitmaps:
-    """The block maps of a group's volumes, and which slots are live. The state's `bitmaps` dict is shared, not copied."""
+    """The block maps of a group's volumes, and which slots are live. `starts` is the state's own dict, not a copy."""
 
     def __init__(self, maps: Sequence[BlockMap], starts: dict[int, int]) -> None:
         self.maps = list(maps)

@@ -11,8 +11,8 @@ pool may have kept bytes whose record was lost: then a new epoch begins and the 
 copied to the peer again (roles.py).
 
 A write that the pool refuses after its record was published (no space, a dead medium) is followed, under the same range
-lock, by COPY records of what the range really holds, so the copy follows this node and not the failed write. Errors of a
-pool are of classes that this package does not know, so what comes out of one is caught as Exception.
+lock, by COPY records of what the range really holds, so the copy follows this node and not the failed write. Errors
+of a pool are of classes that this package does not know, so what comes out of one is caught as Exception.
 
 One lock orders everything of a group (`lock`); it is held over the journal's page-cache write, which keeps publication
 in order without a queue. Hot path: `write` and `_record`; keep them short.
@@ -177,8 +177,8 @@ class GroupEngine:
     def fail(self, reason: str) -> None:
         """Stop the group: every further write and flush is an error until the target restarts.
 
-        The replicator stops too, by the new incarnation: its own sync of the same journal could succeed after ours failed,
-        and then call records durable that the failed sync has dropped.
+        The replicator stops too, by the new incarnation: its own sync of the same journal could succeed after ours
+        failed, and then call records durable that the failed sync has dropped.
         """
         self._seal(reason)
         with self.opened:
@@ -235,7 +235,7 @@ class GroupEngine:
     # -- host requests --------------------------------------------------------------------------------------------
 
     def write(self, volume: int, offset: int, buf: Buffer, fua: bool = False) -> int:
-        """Store a host write. Returns the seq a synchronous group waits for, 0 or less when there is nothing to wait for.
+        """Store a host write. Returns the seq a synchronous group waits for, 0 or less when there is none.
 
         buf: borrowed until return. Raises Parked or NoRoom (try again later; nothing happened), Refused (wrong role),
         MediumError or OSError.
@@ -480,7 +480,7 @@ class GroupEngine:
             return True
 
     def _compensate(self, volume: int, offset: int, length: int, error: BaseException) -> None:
-        """After the pool refused a published change: record what the range really holds. Fails the group if it cannot."""
+        """After the pool refused a published change: record what the range holds. Fails the group if it cannot."""
         if self.state.mode != JOURNAL:
             return  # the bits say all there is to say
         try:

@@ -1,8 +1,8 @@
 """Redo: applying the journal to the pool, in order. A secondary does it all the time, any node after a crash.
 
-A record is applied only when it is on stable storage in the journal, so that after power loss the pool never holds what
-the journal has lost: the image of a secondary is always a prefix of the sequence. Redo is idempotent: applying a stretch
-again from any earlier point gives the same image, bitmaps and history.
+A record is applied only when it is on stable storage in the journal, so that after power loss the pool never holds
+what the journal has lost: the image of a secondary is always a prefix of the sequence. Redo is idempotent: applying a
+stretch again from any earlier point gives the same image, bitmaps and history.
 
 Bits are set before data is changed (J1), in the bitmaps that had begun by then. Records that change the group's state
 (epochs, bitmaps, SYNCED) save it before the next record is looked at.
@@ -98,7 +98,7 @@ def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
     kind = header.kind
     if kind in (Kind.WRITE, Kind.COPY):
         if header.length != header.payload_len:
-            raise IntegrityError(f"record {header.seq} of group {engine.state.name} states two lengths", "resync the pair")
+            raise IntegrityError(f"record {header.seq} of {engine.state.name} states two lengths", "resync the pair")
         _check_range(engine, header)
         engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live_at(header.seq), header.offset, header.length)
         engine.volumes[header.volume].pwrite(payload, header.offset)

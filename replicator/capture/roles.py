@@ -280,7 +280,7 @@ def unpark(engine: GroupEngine, why: str) -> None:
 def overflow(engine: GroupEngine) -> bool:
     """Give up the journal and count differences from now on. The caller has parked writers and drained them.
 
-    Returns False, with nothing done, when one came in all the same: the journal is its redo log until it is in the pool.
+    Returns False, with nothing done, when one came in all the same: the journal is its redo log till it is in the pool.
     Durable on return: the pool up to here, and the mode; only then may the writers go on, and those be answered that
     wait for the peer.
     """
@@ -392,7 +392,8 @@ def _check_maps(engine: GroupEngine, packed: dict[int, bytes] | None) -> None:
         have = len((packed or {}).get(index, b""))
         if have != (m.blocks + 7) // 8:
             raise BadInput(
-                f"the peer's bitmap of volume {index} has {have} bytes for {m.blocks} blocks", "compare the volumes' sizes"
+                f"the peer's bitmap of volume {index} has {have} bytes for {m.blocks} blocks",
+                "compare the volumes' sizes",
             )
 
 

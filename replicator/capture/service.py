@@ -5,8 +5,8 @@
     copier          initial copy and resync, paced by the journal's room
     keeper          checkpoints, bitmap rotation, the deadline of holds
 
-Public methods are what the plugin and the control ops call. Waiting happens here, deciding in replicator.core.losspolicy,
-everything durable in engine.py, follower.py and roles.py.
+Public methods are what the plugin and the control ops call. Waiting happens here, deciding in
+replicator.core.losspolicy, everything durable in engine.py, follower.py and roles.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from replicator.capture import copier, follower, recovery, roles
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
 from replicator.capture.waiters import Waiters
-from replicator.core.errors import FarstripeError, MediumError, Refused, TimedOut
+from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, on_full, on_unanswered
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
@@ -88,7 +88,7 @@ class GroupService:
             self._threads.append(thread)
 
     def end_waits(self) -> None:
-        """Answer host requests that wait (for the peer, for room, for a hold to end) with an error: the target stops."""
+        """Answer host requests that wait (for the peer, for room, in a hold) with an error: the target stops."""
         self._closing = True
         with self.engine.opened:
             self.engine.opened.notify_all()
@@ -307,7 +307,9 @@ class GroupService:
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
 
     def checkpoint(self, tail_off: int | None = None) -> bool:
-        """Sync the pool and free journal space; waits for host writes under way. Durable: see follower.finish_checkpoint.
+        """Sync the pool and free journal space; waits for host writes under way.
+
+        Durable: see follower.finish_checkpoint.
 
         tail_off: do nothing when the tail has left this offset meanwhile; somebody else's checkpoint did that.
         """
@@ -333,7 +335,7 @@ class GroupService:
 
     def status(self, settle: bool = False) -> dict[str, Any]:
         """All facts about the group. With `settle` a secondary first applies everything it has received, so that
-        history and position belong together; the replicator asks so before it shakes hands, when it receives nothing."""
+        history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
             follower.settle(self.engine)
         return self.engine.status()
@@ -408,7 +410,7 @@ class GroupService:
         return result
 
     def demote(self, diverged: bool = False, upto: int | None = None) -> dict[str, Any]:
-        """Park and drain writers, then roles.demote. Parked writers are refused afterwards; when it fails they go on."""
+        """Park and drain writers, then roles.demote. Parked writers are refused then; when it fails they go on."""
         engine = self.engine
         try:
             if engine.state.role == PRIMARY:

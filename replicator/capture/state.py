@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 from crc32c import crc32c
@@ -53,7 +53,7 @@ class Policy:
     full_timeout_s: float = 10.0
     startup_wait_s: float = 3.0
 
-    _CHOICES = {
+    _CHOICES: ClassVar = {
         "mode": ("async", "sync"),
         "ack": ("receive", "durable"),
         "on_loss": ("stall", "degrade"),
@@ -148,7 +148,8 @@ class StateFile:
         known = {f.name for f in fields(GroupState)}
         if unknown := set(values) - known:
             raise IntegrityError(
-                f"the group's state was written by a newer farstripe ({', '.join(sorted(unknown))})", "upgrade this node"
+                f"the group's state was written by a newer farstripe ({', '.join(sorted(unknown))})",
+                "upgrade this node",
             )
         values["policy"] = Policy(**values["policy"])
         return GroupState(**values)

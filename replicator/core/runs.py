@@ -50,7 +50,8 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
     min_epoch: epoch of the last record held; a record of an older epoch at or above expect_seq is refused
 
     A record cut short at the end of `buf` is left out, not an error. Raises BadRecord when a CRC, the magic or the
-    version is wrong, a seq is missing, or the epoch falls or rises without its record: then nothing of `buf` may be used.
+    version is wrong, a seq is missing, or the epoch falls or rises without its record: then nothing of `buf` may be
+    used.
     """
     view = memoryview(buf)
     total = len(view)
@@ -61,7 +62,7 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
     last_seq = expect_seq - 1
     last_epoch = min_epoch
     while total - at >= HEADER_BYTES:
-        (magic, kind, flags, version, epoch, seq, _t, _vol, payload_len, _off, _len, payload_crc, crc) = unpack(view, at)
+        magic, kind, flags, version, epoch, seq, _t, _vol, payload_len, _off, _len, payload_crc, crc = unpack(view, at)
         if magic != MAGIC or crc != crc32c(view[at : at + 60]):
             raise BadRecord("bad magic" if magic != MAGIC else "header CRC mismatch")
         if version != VERSION or payload_len > MAX_PAYLOAD_BYTES:

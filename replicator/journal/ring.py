@@ -6,9 +6,9 @@ can be walked by their lengths, and seq rises by one from each to the next.
 
 The space of a record may be overwritten only after a superblock that no longer points at it is durable; so TAIL_OFF in
 the page moves after `set_tail` has synced, never before. After a crash the chain is walked from the durable tail and
-ends at the first record that is torn, out of sequence or of another epoch (which only an EPOCH record may begin): bytes
-of an earlier lap have a lower seq, bytes of a lost branch another epoch (whoever continues after a lost tail opens a new
-epoch or gets the same records again).
+ends at the first record that is torn, out of sequence or of another epoch (which only an EPOCH record may begin):
+bytes of an earlier lap have a lower seq, bytes of a lost branch another epoch (whoever continues after a lost tail
+opens a new epoch or gets the same records again).
 
 On a primary the target appends; on a secondary the replicator does. Both hold a Journal of their own on the same file,
 and the page says where the journal ends. Only the target writes the superblock.

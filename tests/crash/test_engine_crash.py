@@ -28,7 +28,7 @@ from replicator.capture.bitmaps import BLOCK_BYTES
 from replicator.capture.state import DIVERGED, OK, PRIMARY, SECONDARY, StateFile
 from replicator.core.epochs import common_position
 from replicator.core.handshake import Action
-from tests.testing.fakedisk import SECTOR_BYTES, Fate, FakeDisk, PowerCut
+from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, Fate, PowerCut
 from tests.testing.pairharness import Pair, Saved, Side, running_pair
 
 DEEP = os.environ.get("FARSTRIPE_CRASH") == "deep"
@@ -181,7 +181,8 @@ class Aftermath:
                 continue
             for at in range(0, len(want), SECTOR_BYTES):
                 if have[at : at + SECTOR_BYTES] != want[at : at + SECTOR_BYTES]:
-                    assert (volume, at // SECTOR_BYTES) in unflushed, f"{side.name}: answered write lost at {volume}:{at}"
+                    lost = (volume, at // SECTOR_BYTES) not in unflushed
+                    assert not lost, f"{side.name}: answered write lost at {volume}:{at}"
         if flight is not None and side.name not in self.lost:
             piece = side.image()[flight.volume][flight.offset : flight.offset + len(flight.data)]
             old = bytes(model[flight.volume][flight.offset : flight.offset + len(flight.data)])
@@ -211,8 +212,9 @@ class Aftermath:
                 at = block * BLOCK_BYTES
                 if x[at : at + BLOCK_BYTES] == y[at : at + BLOCK_BYTES]:
                     continue
-                marked = [s.engine.bitmaps.maps[volume].bytes[block] & bit for s, bit in zip((self.a, self.b), bits)]  # type: ignore[operator]
-                assert any(marked), f"block {volume}:{block} differs unmarked, c={c}, one={one}, two={two}"
+                maps = [side.engine.bitmaps.maps[volume].bytes for side in (self.a, self.b)]
+                marked = any(m[block] & (bit or 0) for m, bit in zip(maps, bits, strict=True))
+                assert marked, f"block {volume}:{block} differs unmarked, c={c}, one={one}, two={two}"
 
     def _die_again(self) -> None:
         """Die once more while coming together."""
@@ -272,7 +274,7 @@ def _durable_epochs(saved: tuple[Saved, Saved]) -> set[int]:
     return found
 
 
-# -- workloads ------------------------------------------------------------------------------------------------------------
+# -- workloads --------------------------------------------------------------------------------------------------------
 
 
 def clear_intents(side: Side) -> None:

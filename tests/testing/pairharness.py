@@ -1,8 +1,8 @@
 """Two engines in one process, and a function that does what the replicators do: the small sister of tests.testing.sim.
 
-No threads, no network, no virtual time: a test says what happens when. Each Side keeps all of its storage on one FakeDisk,
-so kill() and power_cut() hit everything at once, and save() gives a state that can be brought to life on another Side, as
-often as a test likes. `Pair.meet` shakes hands with the real decision table and does what it says.
+No threads, no network, no virtual time: a test says what happens when. Each Side keeps all of its storage on one
+FakeDisk, so kill() and power_cut() hit everything at once, and save() gives a state that can be brought to life on
+another Side, as often as a test likes. `Pair.meet` shakes hands with the real decision table and does what it says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from replicator.journal.page import (
     SLOTS,
     Page,
 )
-from tests.testing.fakedisk import Fate, FakeDisk, Unsynced
+from tests.testing.fakedisk import FakeDisk, Fate, Unsynced
 from tests.testing.sim.storage import SimMap, SimPool
 from tests.testing.sim.truth import Change, Image, Truth
 
@@ -242,7 +242,7 @@ class Pair:
         return hello.from_status(side.node_id, side.engine.status(), split=False, discard=discard)
 
     def meet(self, discard: str = "") -> Decision:
-        """Shake hands and do what the table says, again until records flow or the pair waits. Returns the last decision."""
+        """Shake hands and do what the table says, until records flow or the pair waits. Returns the last decision."""
         for _ in range(6):
             decision = handshake.decide(self.hello(self.a, discard), self.hello(self.b, discard))
             acts = {self.a.node_id: self.a, self.b.node_id: self.b}.get(decision.acts)
