@@ -117,7 +117,8 @@ def find(name: str, run_dir: str) -> Attachment:
 def detach(name: str, run_dir: str, force: bool = False) -> Attachment:
     """Flush and disconnect a device and end its supervisor; returns what was attached.
 
-    Refused while it is mounted or otherwise claimed, unless `force`, which also skips the flush.
+    Refused while it is mounted or otherwise claimed, unless `force`, which also skips the flush: then I/O fails from now
+    on, and the kernel frees the device when its last user is gone, for example at the unmount.
     Durable: what was written through the device, unless `force`.
     """
     at = find(name, run_dir)
@@ -131,7 +132,7 @@ def detach(name: str, run_dir: str, force: bool = False) -> Attachment:
     if attached:
         _disconnect(at.index)
     until = time.monotonic() + 10
-    while device.is_attached(at.index):
+    while device.is_attached(at.index) and not (force and device.users(at.index)):
         if time.monotonic() > until:
             raise TimedOut(f"the kernel has not let go of {at.device} after 10 s", "dmesg may say why")
         time.sleep(0.02)
