@@ -5,6 +5,9 @@
     tracked    blocks that differ between the nodes are in the bitmaps' union, or in records received and not applied
     durable    after any stop a primary has every flushed write, and after a kill every write it took
     promises   what a host was told is on both sides is there when the other side takes over
+    honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
+               only when the state on disk says so
+    consent    a node gives up records it answered hosts for only when the operator named it
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from replicator.capture.engine import GroupEngine
 from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
 from replicator.core.epochs import common_position
 from replicator.core.records import HEADER_BYTES, Kind
+from replicator.core.transitions import State
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ
-from tests.testing.sim.truth import Change, Truth, Violation
+from tests.testing.sim.truth import Change, Hist, Truth, Violation
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
@@ -120,6 +124,23 @@ def blocks_of_change(change: Change) -> set[tuple[int, int]]:
     return {(change.volume, block) for block in range(change.offset // BLOCK_BYTES, last + 1)}
 
 
+def check_honest(node: Node) -> None:
+    """What the session says against what the target has."""
+    if node.target is None or node.replicator is None or node.target.engine.failed:
+        return
+    if node.replicator.session.state is State.TARGET and node.target.engine.state.copy != OK:
+        raise Violation(f"honest: the session of {node.name} says its copy is complete, the target says {node.target.engine.state.copy}")
+
+
+def check_consent(node: Node, hist: Hist, pos: int, allowed: bool) -> None:
+    """Called when `node` attaches to a source with this history: what it gives up was not promised by itself to hosts."""
+    if allowed:
+        return
+    for epoch, seq in node.answered_alone:
+        if not node.truth.holds(hist, pos, epoch, seq):
+            raise Violation(f"consent: {node.name} gives up record {seq} of epoch {epoch:#x}, which it had answered, unasked")
+
+
 def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
     """Local durability of a primary that was started again; notes what a power loss left behind."""
     state = engine.state
@@ -145,6 +166,7 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
             truth.add(engine.epoch, engine.pos, Kind.WRITE, change)
     if not power:
         return
+    node.answered_alone = [a for a in node.answered_alone if truth.holds(hist, engine.pos, *a)]
     if state.mode == JOURNAL:
         _learn_last_record(truth, engine)
     node.image.move(hist, engine.pos)

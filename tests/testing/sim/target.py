@@ -253,12 +253,13 @@ class Target:
         except FarstripeError as exc:
             self._answer(request, type(exc).__name__)
             return
-        if not self.engine.state.degraded and self.engine.state.policy.mode == "sync" and self.engine.state.role == PRIMARY:
-            self.node.check_degraded_is_durable(request)
         self._answer(request, "ok-alone")
 
     def _answer(self, request: Request, outcome: str) -> None:
         request.outcome = outcome
+        state = self.engine.state
+        if outcome == "ok-alone" and request.seq > 0 and state.policy.mode == "sync" and state.role == PRIMARY:
+            self.node.check_degraded_is_durable(request)
         self.node.note(f"{request.kind} {request.volume}:{request.offset}+{request.length} seq {request.seq} {outcome}")
         self.node.answered(request)
 

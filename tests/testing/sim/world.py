@@ -130,6 +130,8 @@ class World:
         self.b = Node(self, "b", ids[1], sizes, o.journal_bytes)
         self.host_rng = random.Random(self.rng.getrandbits(64))
         self.nemesis_rng = random.Random(self.rng.getrandbits(64))
+        self.consents: set[str] = set()
+        """Nodes that the operator named for discarding, until it happened."""
         self.calm = False
         self.writes = self.takeovers = 0
         self.labels: dict[str, int] = {}
@@ -214,7 +216,9 @@ class World:
                 node.run("target", lambda target=target, request=request: target.submit(request))
 
     def answered(self, node: Node, request: Request) -> None:
-        """A host has its answer; the outcome matters to the promises only."""
+        """A host has its answer."""
+        if request.outcome in ("ok", "ok-alone") and request.kind != "flush" and request.seq > 0:
+            node.answered_alone.append((request.epoch, request.seq))
 
     # -- oracles --------------------------------------------------------------------------------------------------
 
@@ -231,6 +235,7 @@ class World:
                 self._seen[node.name] = now
                 changed = True
                 oracles.check_prefix(node)
+            oracles.check_honest(node)
         if changed:
             oracles.check_tracked(self.a, self.b)
 
@@ -258,8 +263,11 @@ class World:
             node.flushed_at = node.written_at = None
             oracles.check_promises(node)
         elif op == "group.attach":
-            # What the source lost itself, or the operator gave up, is no promise any more.
             hist = [(int(e), int(b)) for e, b in args["hist"]]
+            oracles.check_consent(node, hist, args["p"], node.node_id in self.consents)
+            self.consents.discard(node.node_id)
+            node.answered_alone.clear()
+            # What the source lost itself, or the operator gave up, is no promise any more.
             self.truth.promises = [
                 p for p in self.truth.promises if p.holder != node.name or self.truth.holds(hist, args["p"], p.epoch, p.seq)
             ]
@@ -348,6 +356,8 @@ class World:
 
     def _command(self, node: Node, op: str, **args: Any) -> None:
         replicator = node.replicator
+        if args.get("discard"):
+            self.consents.add(args["discard"])
         if replicator is not None and node.target is not None:
             node.run("replicator", lambda: replicator.command(op, **args))
 

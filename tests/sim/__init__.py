@@ -1,0 +1,1 @@
+"""Seeded runs of the pair simulator; `python -m tests.sim --seed S --runs N`."""
