@@ -20,6 +20,7 @@ import shutil
 import stat
 import time
 import uuid as uuids
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,12 @@ class GroupHost:
         path = self._dir / uuid / "group.json"
         try:
             listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {"uuid": uuid, "name": str(listed["name"]), "volumes": list(listed["volumes"])}
+            return {
+                "uuid": uuid,
+                "name": str(listed["name"]),
+                "volumes": list(listed["volumes"]),
+                "made": list(listed.get("made", ())),
+            }
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise MediumError(f"{path} cannot be read: {exc}", "restore it, or delete the group's directory") from exc
 
@@ -225,7 +231,7 @@ class GroupHost:
                     if volume["name"] not in have:
                         self._pools.create_volume(volume["name"], volume["size"], volume.get("raid_group"))
                         made.append(volume["name"])
-                service = self._make(uuid, name, names, journal_bytes, None, SECONDARY)
+                service = self._make(uuid, name, names, journal_bytes, None, SECONDARY, made)
             except BaseException:
                 for name_made in made:
                     self._pools.delete_volume(self._exports.get(name_made))
@@ -267,8 +273,16 @@ class GroupHost:
             raise Refused(f"volume {name} is open for writing here and would be overwritten", "detach it first")
 
     def _make(
-        self, uuid: str, name: str, names: list[str], journal_bytes: int, journal_path: str | None, role: str
+        self,
+        uuid: str,
+        name: str,
+        names: list[str],
+        journal_bytes: int,
+        journal_path: str | None,
+        role: str,
+        made: Sequence[str] = (),
     ) -> GroupService:
+        """Make files and service of a group; `made`: volumes that were made for it."""
         routes = [self._exports.get(n) for n in names]
         volumes = [
             {"index": i, "name": r.name, "uuid": r.volume.uuid, "size": r.volume.size} for i, r in enumerate(routes)
@@ -276,7 +290,7 @@ class GroupHost:
         new, final = self._dir / f".{uuid}", self._dir / uuid
         service = None
         try:
-            listed = {"name": name, "volumes": volumes}
+            listed = {"name": name, "volumes": volumes, "made": list(made)}
             journal_bytes = self._make_files(new, listed, journal_bytes, journal_path)
             state = GroupState(uuid, name, self._tag, volumes, role=role, copy=OK if role == PRIMARY else FRESH)
             engine = create_engine(self._parts(new, uuid, volumes), state, journal_bytes)
@@ -296,8 +310,8 @@ class GroupHost:
         service.start()
         return service
 
-    def delete(self, which: str, force: bool) -> None:
-        """Forget a group; its volumes stay and are served without it.
+    def delete(self, which: str, force: bool, undo: bool = False) -> None:
+        """Forget a group; its volumes stay and are served without it. `undo`: those that adopting it made go too.
 
         Raises Refused, unless forced, while it is paired or its copy here is not consistent.
         """
@@ -310,6 +324,7 @@ class GroupHost:
             if not force and (paired or (state.role == PRIMARY and state.mode != UNTRACKED)):
                 raise Refused(f"group {state.name} is paired", "farstripe pair delete comes first")
             names = [v["name"] for v in state.volumes]
+            made = self._listed(state.uuid)["made"] if undo else []
             if state.role == SECONDARY and state.copy != OK and not force:
                 raise Refused(
                     f"the copy of group {state.name} is {state.copy}: its volumes hold no consistent image",
@@ -321,6 +336,8 @@ class GroupHost:
                 service.stop()
             finally:
                 self._remove_files(state.uuid)
+            for name in made:
+                self._pools.delete_volume(self._exports.get(name))
         self._events.add("group.deleted", f"group {state.name} deleted", group=state.name)
 
     def _delete_broken(self, which: str) -> bool:

@@ -31,6 +31,7 @@ from replicator.core.errors import AlreadyExists, BadInput, DaemonNotRunning, No
 
 FIRST_PASSED_FD = 3
 UNIX_PATH_MAX_BYTES = 107
+START_TIMEOUT_S = 900.0  # a full journal is redone before the target serves; systemd is told the same
 FAILURE_FILE = "target.failed"
 """RUN/target.failed: the error map of the last start that failed."""
 
@@ -95,6 +96,7 @@ def nbdkit_environment(listeners: int) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([here, *site, *filter(None, given.split(os.pathsep))])),
+        "OPENBLAS_NUM_THREADS": "1",  # numpy is used for parity and bitmaps, not for algebra
         "LISTEN_FDS": str(listeners),
         "LISTEN_PID": str(os.getpid()),
     }
@@ -128,7 +130,7 @@ def become_nbdkit(state_dir: Path, run_dir: Path, force: bool = False) -> None:
     )  # fmt: skip
 
 
-def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = 60.0, force: bool = False) -> int:
+def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = START_TIMEOUT_S, force: bool = False) -> int:
     """Start the target as a process of its own and return its id once it serves.
 
     Its output goes to RUN/target.log. Raises the error the target failed with, or TimedOut (the target is then ended).

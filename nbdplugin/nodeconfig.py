@@ -14,7 +14,7 @@ from pathlib import Path
 from replicator.core.epochs import node_tag
 from replicator.core.errors import BadInput, NotFound
 
-DEFAULT_THREADS = 16
+DEFAULT_THREADS = 32
 """Requests in service at a time for one connection; docs/ARCHITECTURE.md has the measurement."""
 MIN_THREADS = 2  # nbdkit serves a connection that has one thread without watching for its own shutdown
 MAX_THREADS = 256

@@ -41,7 +41,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         return groups.statuses()
 
     def delete(args: dict[str, Any]) -> None:
-        groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"))
+        groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"), arguments.flag(args, "undo"))
 
     def on(run: Callable[[GroupService, dict[str, Any]], object]) -> Handler:
         """An operation of one group; `run` gets the arguments without `group`."""

@@ -14,6 +14,7 @@ import ctypes
 import datetime
 import errno
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -56,6 +57,7 @@ class Target:
         except BaseException as exc:  # whoever waits for the start learns why, whatever it was
             launch.record_failure(self.run_dir, exc)
             raise
+        gc.freeze()  # what the start made lives on: collections need not look at it
         self._catch_signals()
         (self.run_dir / "target.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
         self.events.add("node.started", f"target of node {self.config.name} started", pid=os.getpid())
@@ -117,7 +119,7 @@ class Target:
     # -- stop -----------------------------------------------------------------------------------------------------
 
     def _catch_signals(self) -> None:
-        """Turn SIGTERM and SIGINT into request_stop, in a thread.
+        """Turn the signals that end nbdkit into request_stop, in a thread.
 
         nbdkit's own handler would drain connections without telling us, and wait for ever for a write that waits for
         a peer. Python runs signal handlers only between bytecodes of the main thread, which sleeps in nbdkit: the
@@ -126,7 +128,7 @@ class Target:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
 
         def wait_for_signals() -> None:

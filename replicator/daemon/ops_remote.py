@@ -40,7 +40,7 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
             return {"note": forget(node, pair)}
         node.pairs.stop_one(pair.group)
         node.pairs.store.delete(pair.group)
-        node.target("group.delete", group=pair.group, force=True)
+        node.target("group.delete", group=pair.group, force=True, undo=True)
         return {"note": ""}
 
     def switchover(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
         node.pairs.store.put(pair)
     except BaseException:
         if made:
-            node.target("group.delete", group=group, force=True)
+            node.target("group.delete", group=group, force=True, undo=True)
         raise
     node.pairs.start_one(pair)
     node.events.add("pair.adopted", f"group {name} is a copy of {peer.name}'s now", group=name)

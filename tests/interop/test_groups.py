@@ -210,13 +210,21 @@ def test_adopting_makes_missing_volumes_and_a_read_only_copy(target: TargetProce
     assert not target.connect("new").is_read_only()
 
 
+def test_undoing_an_adoption_removes_the_volumes_it_made_and_no_others(target: TargetProcess) -> None:
+    volumes = [{"name": "v", "size": 64 * MIB}, {"name": "new", "size": 8 * MIB}]
+    target.call("group.adopt", uuid=UUID, name="theirs", volumes=volumes, journal_bytes=32 * MIB)
+    target.call("group.delete", group=UUID, force=True, undo=True)
+    assert [v["name"] for v in target.call("volume.list")] == ["v"]
+
+
 def test_adopting_over_what_is_different_or_in_use_is_refused_and_makes_nothing(target: TargetProcess) -> None:
     other = {"name": "new", "size": 8 * MIB}
     base = {"uuid": UUID, "name": "theirs", "journal_bytes": 32 * MIB}
     wrong = [other, {"name": "v", "size": 32 * MIB}]
     refused(target, BAD_INPUT, "on the peer", "group.adopt", **base, volumes=wrong)
     handle = target.connect("v")
-    refused(target, REFUSED, "open for writing", "group.adopt", **base, volumes=[other, {"name": "v", "size": 64 * MIB}])
+    right = [other, {"name": "v", "size": 64 * MIB}]
+    refused(target, REFUSED, "open for writing", "group.adopt", **base, volumes=right)
     refused(target, BAD_INPUT, "uuid", "group.adopt", **{**base, "uuid": "../../etc"}, volumes=[other])
     assert [v["name"] for v in target.call("volume.list")] == ["v"]
     assert target.call("group.list") == []

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 
 import nbd
@@ -102,3 +106,33 @@ def test_a_connection_during_the_stop_is_turned_away(target: TargetProcess) -> N
     target.terminate()
     with pytest.raises(nbd.Error):
         target.connect("v")
+
+
+def test_a_service_manager_is_told_when_it_serves_and_when_it_stops() -> None:
+    with TargetProcess() as target, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(target.base / "notify"))
+        manager.settimeout(30)
+        argv = [sys.executable, "-m", "nbdplugin.launch", "--state", target.state, "--run", target.run]
+        env = {**os.environ, "NOTIFY_SOCKET": str(target.base / "notify")}
+        process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert manager.recv(1000).startswith(b"READY=1")
+            assert target.call("node.info")["pid"] == process.pid
+            process.terminate()
+            assert manager.recv(1000) == b"STOPPING=1"
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_target_lives_on_when_the_one_who_started_it_ends() -> None:
+    with TargetProcess() as target:
+        argv = [sys.executable, "-m", "nbdplugin.launch", "--state", target.state, "--run", target.run, "--background"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        pid = int(done.stdout)
+        try:
+            time.sleep(0.3)
+            assert target.call("node.info")["pid"] == pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
