@@ -1,9 +1,9 @@
 """RAID pools over files or block devices, and thin volumes on them. Knows no replication and no network.
 
-    Pool.create("tank", [GroupSpec("g6", 6, paths)])     make a pool
-    pool = Pool.open(paths)                              open it, repairing what a crash left
-    volume = pool.create_volume("v1", 1 << 30)
-    volume.pwrite(data, offset); pool.sync()
+Pool.create("tank", [GroupSpec("g6", 6, paths)])     make a pool
+pool = Pool.open(paths)                              open it, repairing what a crash left
+volume = pool.create_volume("v1", 1 << 30)
+volume.pwrite(data, offset); pool.sync()
 """
 
 from raidlib.blockfile import BlockFile, OSFile

@@ -116,9 +116,7 @@ class _Search:
             raise NotFound("no pool member was found: " + "; ".join(self.remarks), "give the paths of its members")
         found = [candidate.found for candidate in self.candidates.values() if candidate.found is not None]
         if not found:
-            raise IntegrityError(
-                f"no member of pool {self.pool_uuid} has valid metadata", "restore from a replica"
-            )
+            raise IntegrityError(f"no member of pool {self.pool_uuid} has valid metadata", "restore from a replica")
         newest = max(found, key=lambda one: one.rank)
         newest.state.committed = max(one.state.committed for one in found)
         return newest

@@ -23,6 +23,8 @@ from functools import partial
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
+RawWrite = Callable[[Buffer, int], int]
+RawRead = Callable[[Sequence[bytearray | memoryview], int], int]
 
 _FALLOC_KEEP_SIZE = 0x01
 _FALLOC_PUNCH_HOLE = 0x02
@@ -35,13 +37,21 @@ _libc.fallocate.argtypes = [c_int, c_int, c_long, c_long]
 class BlockFile(Protocol):
     """A fixed-size array of bytes on storage. Offsets and lengths are bytes; every method is thread-safe."""
 
-    path: str
-    raw_pwrite: Callable[[Buffer, int], int]
-    """raw_pwrite(buf, off) -> bytes written; may be short."""
-    raw_preadv: Callable[[Sequence[bytearray | memoryview], int], int]
-    """raw_preadv([buf], off) -> bytes read; may be short."""
-    parallel_sync: bool
-    """Whether syncing several files from several threads is worth it."""
+    @property
+    def path(self) -> str:
+        """The name it was opened by."""
+
+    @property
+    def raw_pwrite(self) -> RawWrite:
+        """raw_pwrite(buf, off) -> bytes written; may be short."""
+
+    @property
+    def raw_preadv(self) -> RawRead:
+        """raw_preadv([buf], off) -> bytes read; may be short."""
+
+    @property
+    def parallel_sync(self) -> bool:
+        """Whether syncing several files from several threads is worth it."""
 
     @property
     def size(self) -> int:
@@ -86,8 +96,8 @@ class OSFile:
         self._size = size
         self._is_device = is_device
         self._punch_mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
-        self.raw_pwrite = partial(os.pwrite, fd)
-        self.raw_preadv = partial(os.preadv, fd)
+        self.raw_pwrite: RawWrite = partial(os.pwrite, fd)
+        self.raw_preadv: RawRead = partial(os.preadv, fd)
 
     @classmethod
     def open(cls, path: str) -> OSFile:

@@ -58,7 +58,9 @@ def open_member(path: str, open_file: OpenFile) -> BlockFile:
         if exc.errno == errno.ENOENT:
             raise NotFound(f"{path} does not exist", "create the file, or correct the path") from exc
         if exc.errno == errno.EBUSY:
-            raise MemberInUse(f"{path} is in use", "another pool or process has it open, or it was given twice") from exc
+            raise MemberInUse(
+                f"{path} is in use", "a pool or another process has it open, or it is given twice"
+            ) from exc
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise BadInput(f"{path} cannot be written: {exc.strerror}", "run as root, or change its owner") from exc
         if exc.errno in (errno.EISDIR, errno.EINVAL):
@@ -68,7 +70,7 @@ def open_member(path: str, open_file: OpenFile) -> BlockFile:
 
 def check_unused(file: BlockFile) -> None:
     """Raise MemberInUse when the file is a member of a pool, saying of which."""
-    way_out = "take another file, or create with force to give up what it holds"
+    way_out = "take another file, or use force to give up what it holds"
     try:
         superblock = read_superblock(file)
     except IntegrityError as exc:
@@ -129,9 +131,7 @@ def plan_layouts(
     return plans
 
 
-def create_members(
-    name: str, specs: Sequence[GroupSpec], area_bytes: int, open_file: OpenFile, force: bool
-) -> None:
+def create_members(name: str, specs: Sequence[GroupSpec], area_bytes: int, open_file: OpenFile, force: bool) -> None:
     """Turn files into the members of a new, empty pool. Raises BadInput, NotFound, MemberInUse, MediumError.
 
     Durable: the pool.

@@ -46,7 +46,7 @@ class Geometry:
         data = self.members // copies - parity
         if self.area_bytes < data * self.chunk_bytes:
             raise BadInput(
-                f"an area of {self.area_bytes} bytes is smaller than one row of {data} chunks of {self.chunk_bytes} bytes",
+                f"an area of {self.area_bytes} bytes is smaller than a row of {data} chunks of {self.chunk_bytes}",
                 "take larger areas, smaller chunks or fewer members",
             )
         rows = -(-self.area_bytes // (data * self.chunk_bytes))

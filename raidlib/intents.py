@@ -59,7 +59,11 @@ def decode_map(data: bytes, regions: int) -> set[int]:
             found.update(range(first, min(first + SECTOR_REGIONS, regions)))
         elif any(bits):
             found.update(
-                first + byte * 8 + bit for byte, value in enumerate(bits) if value for bit in range(8) if value >> bit & 1
+                first + byte * 8 + bit
+                for byte, value in enumerate(bits)
+                if value
+                for bit in range(8)
+                if value >> bit & 1
             )
     return {region for region in found if region < regions}
 
@@ -122,7 +126,7 @@ class IntentMap:
         return self.states[region] == HOT
 
     def cool(self) -> list[int]:
-        """Turn every hot region cool; return those that were cool already. Call under `lock`, and empty the hot maps."""
+        """Turn hot regions cool; return those that were cool already. Call under `lock`, and empty the hot maps."""
         states = self.states
         idle = [region for region, state in enumerate(states) if state == COOL]
         for region, state in enumerate(states):

@@ -55,7 +55,7 @@ class Ledger:
     # Changing the state
 
     def record(self, records: Sequence[Record], *, durable: bool = False) -> None:
-        """Apply log records and append them on every member. Raises MediumError when members are lost beyond redundancy.
+        """Apply log records and append them on every member. Raises MediumError when a group is lost by it.
 
         Durable: with durable=True these and all earlier records; else they survive the death of the process alone.
         """
@@ -75,7 +75,7 @@ class Ledger:
             if durable:
                 self._stable = self._used
                 self._tail.clear()
-            failures: list[tuple[Member, OSError]] = []
+            failures: list[tuple[Member, str]] = []
             for member in self.carriers():
                 assert member.store is not None
                 at = member.store.log_offset + first * RECORD_BYTES
@@ -85,9 +85,9 @@ class Ledger:
                     else:
                         member.live_file().pwrite(data, at)
                 except OSError as exc:
-                    failures.append((member, exc))
-            for member, exc in failures:
-                self.fail(member, f"metadata write: {exc.strerror}", even_if_lost=True)
+                    failures.append((member, f"metadata write: {exc.strerror}"))
+            for member, reason in failures:
+                self.fail(member, reason, even_if_lost=True)
 
     def commit(self) -> None:
         """Write the state as the next generation. Raises MediumError when no member can take it.
@@ -197,18 +197,18 @@ class Ledger:
             payload = state.encode()
             for layout in self._layouts:
                 check_fits(payload, layout)
-            failures: list[tuple[Member, OSError]] = []
+            failures: list[tuple[Member, str]] = []
             carriers = self.carriers()
             for member in carriers:
                 assert member.store is not None
                 try:
                     member.store.write_checkpoint(state.generation, payload)
                 except OSError as exc:
-                    failures.append((member, exc))
+                    failures.append((member, f"metadata write: {exc.strerror}"))
             if not failures:
                 break
-            for member, exc in failures:
-                self._mark_failed(member, f"metadata write: {exc.strerror}")
+            for member, reason in failures:
+                self._mark_failed(member, reason)
         if not carriers:
             raise MediumError(f"pool {state.name}: no member is left that takes metadata", "restore from a replica")
         self._used = self._stable = 0

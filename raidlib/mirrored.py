@@ -107,9 +107,7 @@ class MirroredGroup(RaidGroup):
         geometry = self.geometry
         column = member.index // geometry.copies
         sources = [
-            self.members[i]
-            for i in geometry.copies_of(column)
-            if self.members[i].info.state is MemberState.IN_SYNC
+            self.members[i] for i in geometry.copies_of(column) if self.members[i].info.state is MemberState.IN_SYNC
         ]
         if not sources:
             self._raise_lost()

@@ -46,8 +46,8 @@ class Engine(Protocol):
 
 def span_of(buf: bytes | bytearray | memoryview) -> Span:
     """Return the span of a caller's buffer, read-only or not."""
-    array = np.frombuffer(buf, np.uint8)
-    return Span(memoryview(buf).cast("B") if not isinstance(buf, memoryview) else buf, array.__array_interface__["data"][0])
+    address: int = np.frombuffer(buf, np.uint8).__array_interface__["data"][0]
+    return Span(memoryview(buf), address)
 
 
 class Scratch:
@@ -58,7 +58,7 @@ class Scratch:
         self._memory = np.zeros(count * pitch + 4096, np.uint8)
         base = int(self._memory.__array_interface__["data"][0])
         skip = -base % 4096
-        view = memoryview(self._memory)
+        view = memoryview(self._memory)  # type: ignore[arg-type]
         self.spans = [
             Span(view[skip + i * pitch : skip + i * pitch + size], base + skip + i * pitch) for i in range(count)
         ]

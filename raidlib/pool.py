@@ -50,7 +50,7 @@ class Pool:
         self._ledger = ledger
         self._groups = groups
         self._admin = threading.RLock()
-        self._touched = {block: False for block in ledger.state.touched}
+        self._touched = dict.fromkeys(ledger.state.touched, False)
         self._allocators = [
             Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index)) for group in groups
         ]
@@ -340,7 +340,9 @@ class Pool:
 
     # Members
 
-    def replace_member(self, old: str, new_path: str, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False) -> None:
+    def replace_member(
+        self, old: str, new_path: str, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False
+    ) -> None:
         """Put a new file or device in the place of a member (its path or uuid); rebuild_step() then fills it.
 
         Raises NotFound, MemberInUse (yields to force), BadInput, Refused, MediumError; then nothing was changed.
@@ -488,7 +490,7 @@ class Pool:
                 except OutOfSpace:
                     info.size = old_size
                     for record in records:
-                        del info.areas[record.index]
+                        del info.areas[record.place]
                         allocator.give_back(record.area)
                     if is_new:
                         del state.volumes[info.id]

@@ -133,4 +133,3 @@ class Rebuild:
                 self.group.info.journaled = 0
             ledger.commit()
             self.group.refresh()
-

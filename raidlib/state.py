@@ -1,4 +1,4 @@
-"""What a pool is: groups, members, volumes, the map of areas. Pure data, its encoding, and the log records that change it.
+"""What a pool is: groups, members, volumes, the map of areas. Pure data, its encoding, the records that change it.
 
 The whole state is one checkpoint (msgpack) plus the records that followed it. A generation names a checkpoint; records
 belong to exactly one generation, so a log left from an older one is never taken for a newer one's.
@@ -13,7 +13,7 @@ Log record, 32 bytes, little-endian:
          8     8  generation   the checkpoint it follows
         16     4  number       position in the log, from 0
         20     4  volume       volume id; member index for REBUILT
-        24     4  index        logical area of the volume; block of 64 logical areas for TOUCH and UNTOUCH
+        24     4  place        logical area of the volume; block of 64 logical areas for TOUCH and UNTOUCH
         28     4  area         area of the group; areas rebuilt for REBUILT
 """
 
@@ -24,7 +24,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 from crc32c import crc32c
 
 from raidlib.errors import IntegrityError
@@ -56,7 +56,8 @@ class Record(NamedTuple):
     kind: int
     group: int = 0
     volume: int = 0
-    index: int = 0
+    place: int = 0
+    """Logical area, or block of them."""
     area: int = 0
 
 
@@ -250,7 +251,7 @@ class PoolState:
 def pack_record(record: Record, generation: int, number: int) -> bytes:
     """Return the 32 bytes of a log record."""
     body = _BODY.pack(
-        record.kind, record.group, STATE_VERSION, generation, number, record.volume, record.index, record.area
+        record.kind, record.group, STATE_VERSION, generation, number, record.volume, record.place, record.area
     )
     return _CRC.pack(crc32c(body)) + body
 

@@ -61,7 +61,7 @@ class Entry:
 
 
 def journal_bytes(geometry: Geometry, usable: int) -> int:
-    """Room for a group's journal on each member: eight full rows where that is little, one at least; 0 without parity."""
+    """Room for a group's journal on each member: eight full rows where that is little, at least one."""
     if not geometry.parity_chunks:
         return 0
     record = _ALIGN + geometry.members * (geometry.chunk_bytes + _COLUMN.size)

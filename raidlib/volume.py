@@ -212,7 +212,7 @@ class Volume:
             try:
                 n = len(buf)
                 start = off & area_mask
-                if 0 < n and start + n <= area_bytes and 0 <= off <= size[0] - n:
+                if n > 0 and start + n <= area_bytes and 0 <= off <= size[0] - n:
                     area = writable[off >> shift]
                     if area is not None:
                         write(area, start, memoryview(buf))

@@ -156,9 +156,7 @@ class PoolWorld:
         """Zero or trim `count` sectors."""
         sectors = range(first, first + count)
         self._begin(_InFlight("zero", name, sectors, 0))
-        self._write(
-            name, sectors, 0, lambda volume: volume.zero(first * SECTOR_BYTES, count * SECTOR_BYTES, punch)
-        )
+        self._write(name, sectors, 0, lambda volume: volume.zero(first * SECTOR_BYTES, count * SECTOR_BYTES, punch))
 
     def sync(self) -> None:
         """Sync; what was acknowledged before is then the only truth."""
@@ -383,9 +381,7 @@ class PoolWorld:
             data = volume.pread(volume.size, 0)
         except (NotFound, RaidError) as exc:
             raise Violation(f"{name} cannot be read: {exc}") from exc
-        return [
-            _tag_of(data[at : at + SECTOR_BYTES], at // SECTOR_BYTES) for at in range(0, len(data), SECTOR_BYTES)
-        ]
+        return [_tag_of(data[at : at + SECTOR_BYTES], at // SECTOR_BYTES) for at in range(0, len(data), SECTOR_BYTES)]
 
 
 def sector_bytes(tag: int, sector: int) -> bytes:
