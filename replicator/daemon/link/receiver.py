@@ -134,6 +134,8 @@ class Receiver:
             self._files.sync_journal()
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be synced: {exc.strerror or exc}") from exc
+        if not self._files.current:
+            raise Stopped("journal", "the group failed or was started over: this sync proves nothing")
         self._synced = received
         self._must_sync = False
 

@@ -262,7 +262,7 @@ def test_no_force_makes_an_incomplete_copy_primary(paired: Two, state: str) -> N
     assert "group.promote" not in b.target.ops()
 
 
-# -- what a peer may ask ------------------------------------------------------------------------------------------------
+# -- what a peer may ask -----------------------------------------------------------------------------------------------
 
 
 def test_a_peer_may_not_touch_pairs_of_others(paired: Two, make_node: Callable[[str], InProcess]) -> None:
