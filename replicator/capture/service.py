@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from replicator.capture import copier, follower, recovery, roles
+from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
 from replicator.capture.waiters import Waiters
@@ -70,6 +71,8 @@ class GroupService:
         self._hold_until = 0.0
         self._role_changed = threading.Event()
         self._closing = False
+        self._backlog = Backlog()
+        self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
 
@@ -296,6 +299,7 @@ class GroupService:
             try:
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
+                self._note_head(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
@@ -338,7 +342,24 @@ class GroupService:
         history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
             follower.settle(self.engine)
-        return self.engine.status()
+        status = self.engine.status()
+        status["behind"] = self._behind()
+        return status
+
+    def _note_head(self, now: float) -> None:
+        with self._backlog_lock:
+            self._backlog.note(self._u64[HEAD_SEQ], self._u64[HEAD_OFF], now)
+
+    def _behind(self) -> dict[str, Any] | None:
+        """What the peer of a primary lacks, as backlog.Behind; None when it is not known."""
+        engine, u64 = self.engine, self._u64
+        received = u64[PEER_RECEIVED_SEQ]
+        if engine.state.role != PRIMARY or engine.state.mode != JOURNAL or not received:
+            return None
+        now = time.monotonic()
+        with self._backlog_lock:
+            found = self._backlog.behind(received, u64[HEAD_SEQ], u64[HEAD_OFF], now)
+        return None if found is None else found._asdict()
 
     def set_link(self, up: bool) -> None:
         """The replicator says whether records flow to the peer."""

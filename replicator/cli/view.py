@@ -156,12 +156,10 @@ def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
     if not received:
         return {}
     writes = max(0, int(status.get("pos") or 0) - received)
-    journal = status.get("journal") or {}
-    from_off = journal.get("peer_durable_off")
-    size = journal["head_off"] - from_off if status.get("mode") == "journal" and from_off else None
+    behind = status.get("behind") or {}
     return {
         "writes": writes,
-        "bytes": 0 if not writes else size,
-        "seconds": 0.0 if not writes else facts.get("contact_age_s"),
+        "bytes": 0 if not writes else behind.get("bytes"),
+        "seconds": 0.0 if not writes else behind.get("seconds", facts.get("contact_age_s")),
         "bound": "at most",
     }

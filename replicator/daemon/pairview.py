@@ -5,7 +5,7 @@ word, level, why, means, then, commands      replicator.core.status
 role, state, mode, connected, split, session
 lag           records the peer has not received (None: not known)
 lag_applied   records the peer has not applied
-lag_bytes     bytes of journal not yet sent
+lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
 todo_bytes    left of a copy
 compress, policy, facts (of the session), status (of the target; None when it does not answer)
@@ -65,14 +65,18 @@ def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
 
 
 def _lag_bytes(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
-    if facts.get("unsent_bytes") is not None:
-        return int(facts["unsent_bytes"])
+    """At most so many bytes of journal are missing on the secondary."""
+    if status.get("behind"):
+        return int(status["behind"]["bytes"])
     beat = facts.get("peer_beat")
     return int(beat["unsent_bytes"]) if beat and status.get("role") == "secondary" else None
 
 
 def _lag_s(status: dict[str, Any], facts: dict[str, Any]) -> float | None:
-    """On a secondary: the age of what is applied here, 0 while nothing is missing."""
+    """On a primary: what is missing there was written in the last so many seconds. On a secondary: the age of what is
+    applied here, 0 while nothing is missing."""
+    if status.get("behind"):
+        return round(float(status["behind"]["seconds"]), 3)
     if status.get("role") != "secondary" or facts.get("session") not in ("target", "copy-target"):
         return None
     if not _lag_applied(status, facts):

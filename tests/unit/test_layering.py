@@ -14,9 +14,23 @@ ALLOWED = {
     "replicator/core": {"replicator.core"},
     "replicator/journal": {"replicator.core", "replicator.journal"},
     "replicator/capture": {"replicator.core", "replicator.journal", "replicator.capture"},
-    "replicator/daemon": {"replicator.core", "replicator.journal", "replicator.control", "replicator.daemon"},
+    "replicator/daemon": {
+        "replicator.core",
+        "replicator.journal",
+        "replicator.control",
+        "replicator.eventlog",
+        "replicator.daemon",
+    },
     "replicator/attach": {"replicator", "replicator.attach", "replicator.core.errors"},
-    "nbdplugin": {"raidlib", "nbdplugin", "replicator.core", "replicator.journal", "replicator.capture", "replicator.control"},
+    "nbdplugin": {
+        "raidlib",
+        "nbdplugin",
+        "replicator.core",
+        "replicator.journal",
+        "replicator.capture",
+        "replicator.control",
+        "replicator.eventlog",
+    },
 }
 OURS = ("raidlib", "replicator", "nbdplugin")
 IMPURE = {"asyncio", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "ssl", "subprocess", "tempfile", "threading", "time"}

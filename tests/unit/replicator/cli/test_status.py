@@ -28,6 +28,7 @@ def group_status(**changes: Any) -> dict[str, Any]:
         "policy": {"mode": "sync", "ack": "receive", "on_loss": "stall"}, "held": False, "copying": False,
         "todo_bytes": 0,
         "journal": {"used": 1 << 20, "capacity": 4 << 20, "head_off": 5000, "peer_durable_off": 3000}, "failed": "",
+        "behind": {"writes": 10, "bytes": 2048, "seconds": 42.0},
         "peer": {"received": 0}, "volumes": [{"name": "data", "index": 0, "size": 1 << 30}], "size": 1 << 30,
         "sync_on": True, **changes,
     }  # fmt: skip
