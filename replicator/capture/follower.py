@@ -20,6 +20,7 @@ from replicator.core.runs import iter_run
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
     PEER_DURABLE_OFF,
@@ -86,6 +87,7 @@ def settle(engine: GroupEngine) -> None:
         u64 = engine.page.u64
         if engine.state.role == SECONDARY and u64[APPLIED_OFF] == u64[HEAD_OFF]:
             u64[HEAD_SEQ] = u64[APPLIED_SEQ]
+            u64[DURABLE_SEQ] = min(u64[DURABLE_SEQ], u64[HEAD_SEQ])
 
 
 def apply_all(engine: GroupEngine) -> None:
