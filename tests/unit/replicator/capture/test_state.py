@@ -1,0 +1,95 @@
+"""The group's state on disk."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replicator.capture.state import RESYNC, SECONDARY, STATE_FILE_BYTES, GroupState, Policy, StateFile
+from replicator.core.errors import BadInput, IntegrityError
+from tests.testing.fakedisk import FakeDisk
+
+
+def disk(seed: int = 0) -> FakeDisk:
+    made = FakeDisk(random.Random(seed))
+    made.create("state", STATE_FILE_BYTES)
+    return made
+
+
+def state(**fields: object) -> GroupState:
+    return GroupState("ab" * 16, "g", 7, **fields)  # type: ignore[arg-type]
+
+
+def load(d: FakeDisk) -> GroupState:
+    return StateFile(d.open("state")).load()  # type: ignore[arg-type]
+
+
+def test_everything_comes_back() -> None:
+    d = disk()
+    saved = state(role=SECONDARY, copy=RESYNC, hist=[[1 << 24 | 7, 0]], bitmaps={2: 77}, policy=Policy(mode="sync"))
+    saved.attaching = {"p": 5, "epoch": 9, "hist": [[9, 4]], "copy_id": "c"}
+    StateFile(d.open("state")).save(saved)  # type: ignore[arg-type]
+    assert load(d) == saved
+
+
+@given(st.integers(0, 1 << 30), st.integers(2, 6))
+@settings(max_examples=100, deadline=None)
+def test_after_any_power_cut_the_last_or_the_one_before_is_whole(seed: int, saves: int) -> None:
+    d = disk(seed)
+    file = StateFile(d.open("state"))  # type: ignore[arg-type]
+    s = state()
+    for n in range(1, saves):
+        s.floor = n
+        file.save(s)
+    s.floor, s.hist = saves, [[n << 24, n] for n in range(seed % 100)]
+    d.cut_at(d.operations + 1)  # after the write, before its sync
+    with pytest.raises(BaseException, match="cut at"):
+        file.save(s)
+    d.crash()
+    found = load(d)
+    assert found.floor in (saves - 1, saves)
+    assert len(found.hist) == (0 if found.floor < saves else seed % 100)
+
+
+def test_a_file_without_a_state_is_refused_with_a_way_out() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        load(disk())
+    assert caught.value.way_out
+
+
+def test_a_state_that_does_not_fit_its_slot_leaves_the_former_one() -> None:
+    d = disk()
+    file = StateFile(d.open("state"))  # type: ignore[arg-type]
+    file.save(state(floor=1))
+    with pytest.raises(BadInput):
+        file.save(state(volumes=[{"name": "x" * 70000}]))
+    assert load(d).floor == 1
+
+
+def test_the_state_of_a_newer_version_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = disk()
+    s = state()
+    real = StateFile.save.__globals__["asdict"]
+    monkeypatch.setitem(StateFile.save.__globals__, "asdict", lambda x: {**real(x), "from_the_future": 1})
+    StateFile(d.open("state")).save(s)  # type: ignore[arg-type]
+    with pytest.raises(IntegrityError, match="from_the_future"):
+        load(d)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mode": "maybe"}, {"ack": 1}, {"loss_timeout_s": -1}, {"loss_timeout_s": True}, {"full_timeout_s": "5"}, {"x": 1}],
+)
+def test_a_wrong_policy_is_refused_and_named(changes: dict[str, object]) -> None:
+    policy = Policy()
+    with pytest.raises(BadInput, match=next(iter(changes))):
+        policy.changed(changes)
+
+
+def test_a_policy_changes_by_copy() -> None:
+    policy = Policy()
+    assert policy.changed({"mode": "sync", "loss_timeout_s": 0.5}).mode == "sync"
+    assert policy.mode == "async"

@@ -1,0 +1,134 @@
+"""Every waiting write returns when its answer comes, none sleeps on, and giving up frees the place of the leader."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from replicator.capture import waiters
+from replicator.capture.waiters import Waiters
+from replicator.journal.page import PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TARGET_ASLEEP, Doorbell, Page
+
+
+class Peer:
+    """What the replicator does: stores an answer and rings when the target sleeps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.page = Page.in_memory()
+        self.bell = Doorbell(directory / "bell")
+        self.waiters = Waiters(self.page, self.bell)
+
+    def answer(self, seq: int, slot: int = PEER_RECEIVED_SEQ) -> None:
+        self.page[slot] = seq
+        if self.page[TARGET_ASLEEP]:
+            self.bell.ring()
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Peer:
+    return Peer(tmp_path)
+
+
+def start(peer: Peer, seq: int, done: dict[int, bool], give_up: object = None, slot: int = PEER_RECEIVED_SEQ) -> threading.Thread:
+    asked = give_up if callable(give_up) else lambda: False
+    thread = threading.Thread(target=lambda: done.__setitem__(seq, peer.waiters.wait(seq, slot, asked)), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_what_is_answered_already_does_not_wait(peer: Peer) -> None:
+    peer.page[PEER_RECEIVED_SEQ] = 7
+    assert peer.waiters.wait(7, PEER_RECEIVED_SEQ, lambda: False)
+
+
+def test_many_waits_end_in_any_order_of_answers(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiters, "LOOK_S", 5.0)  # so that only rings and hand-overs can end a wait
+    monkeypatch.setattr(waiters, "ASK_S", 5.0)
+    done: dict[int, bool] = {}
+    threads = [start(peer, seq, done) for seq in range(1, 33)]
+    for seq in (1, 2, 9, 10, 20, 31, 32):
+        time.sleep(0.01)
+        peer.answer(seq)
+    for thread in threads:
+        thread.join(2)
+    assert done == dict.fromkeys(range(1, 33), True)
+    assert not peer.waiters._led and not peer.waiters._waiting
+
+
+def test_a_steady_stream_of_writes_is_answered_without_waiting_for_a_timeout(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiters, "LOOK_S", 5.0)
+    monkeypatch.setattr(waiters, "ASK_S", 5.0)
+    lock, last, ended = threading.Lock(), [0], threading.Event()
+
+    def host() -> None:
+        for _ in range(200):
+            with lock:
+                last[0] += 1
+                seq = last[0]
+            assert peer.waiters.wait(seq, PEER_RECEIVED_SEQ, lambda: False)
+
+    def replicator() -> None:
+        while not ended.is_set():
+            peer.answer(last[0])
+            time.sleep(0.0002)
+
+    hosts = [threading.Thread(target=host, daemon=True) for _ in range(8)]
+    answering = threading.Thread(target=replicator, daemon=True)
+    begin = time.monotonic()
+    for thread in [*hosts, answering]:
+        thread.start()
+    for thread in hosts:
+        thread.join(4)
+    ended.set()
+    answering.join()
+    assert last[0] == 1600 and not any(thread.is_alive() for thread in hosts)
+    assert time.monotonic() - begin < 4
+
+
+def test_the_slots_are_waited_for_apart(peer: Peer) -> None:
+    done: dict[int, bool] = {}
+    durable = start(peer, 5, done, slot=PEER_DURABLE_SEQ)
+    received = start(peer, 6, done)
+    peer.answer(6)
+    received.join(2)
+    assert done == {6: True}
+    peer.answer(5, PEER_DURABLE_SEQ)
+    durable.join(2)
+    assert done[5]
+
+
+@pytest.mark.parametrize("who", [1, 2, 3])
+def test_one_that_gives_up_leaves_the_others_waiting(peer: Peer, who: int) -> None:
+    done: dict[int, bool] = {}
+    gone = threading.Event()
+    threads = []
+    for seq in (1, 2, 3):
+        threads.append(start(peer, seq, done, gone.is_set if seq == who else None))
+        time.sleep(0.02)  # 1 leads
+    gone.set()
+    peer.waiters.wake_all()
+    threads[who - 1].join(2)
+    assert done == {who: False}
+    peer.answer(3)
+    for thread in threads:
+        thread.join(2)
+    assert {seq for seq, ok in done.items() if ok} == {1, 2, 3} - {who}
+
+
+def test_an_error_raised_by_the_one_who_asks_frees_its_place(peer: Peer) -> None:
+    def fails() -> bool:
+        raise RuntimeError("no answer")
+
+    with pytest.raises(RuntimeError):
+        peer.waiters.wait(1, PEER_RECEIVED_SEQ, fails)
+    done: dict[int, bool] = {}
+    thread = start(peer, 2, done)
+    time.sleep(0.02)
+    peer.answer(2)
+    thread.join(2)
+    assert done == {2: True}
