@@ -11,28 +11,15 @@ nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.core.errors import (
-    FarstripeError,
-    InternalError,
-    PeerError,
-    ProtocolError,
-    Refused,
-    TimedOut,
-    from_map,
-    to_map,
-)
+from replicator.core.errors import ProtocolError, Refused, to_map
 from replicator.core.events import (
     Acked,
     Answer,
@@ -60,6 +47,7 @@ from replicator.core.session import NotExpected, Session
 from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection, Lost
 from replicator.daemon.link.flow import FRAMES_A_ROUND, Flow
+from replicator.daemon.link.mailbox import Incoming, Item, Knock, Mailbox, Query
 from replicator.daemon.link.shipper import Stopped
 from replicator.journal.page import Doorbell
 
@@ -86,24 +74,6 @@ class Surroundings:
     """The thread ends because of an error nobody expected."""
 
 
-@dataclass
-class _Incoming:
-    """A connection that another thread has made and authenticated."""
-
-    conn: Connection
-
-
-class _Knock:
-    """The peer asks to be called."""
-
-
-@dataclass
-class _Query:
-    """A question about the session, answered in its thread."""
-
-    future: Future[dict[str, Any]]
-
-
 class PairLoop:
     """One pair's thread. Methods without underscore may be called from any thread."""
 
@@ -111,8 +81,7 @@ class PairLoop:
         self._session = session
         self._flow = flow
         self._around = around
-        self._inbox: deque[Event | _Incoming | _Knock | _Query] = deque()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._box = Mailbox(around.name)
         self._stopping = False
         self._poller: select.poll | None = None
         self._watched: tuple[object, ...] = ()
@@ -123,9 +92,6 @@ class PairLoop:
         self._link = 0
         self._last_rx = self._last_tick = 0.0
         self._shared_policy: dict[str, Any] | None = None
-        self._commands: dict[int, Future[dict[str, Any]]] = {}
-        self._next_command = 0
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"pair-{around.name}", daemon=True)
 
     # -- from other threads ---------------------------------------------------------------------------------------
@@ -137,57 +103,32 @@ class PairLoop:
     def stop(self) -> None:
         """End the thread and the connection. Open commands fail."""
         self._stopping = True
-        self._wake()
+        self._box.wake()
         self._thread.join(timeout=10)
 
     def reply(self, reply: Reply) -> None:
         """Pass the target's answer on."""
-        self._put(reply)
+        self._box.put(reply)
 
     def connected(self, conn: Connection) -> None:
         """Hand over an authenticated connection to the peer. It replaces one that stands."""
-        self._put(_Incoming(conn))
+        self._box.put(Incoming(conn))
 
     def knock(self) -> None:
         """Call the peer at once: it has asked for it."""
-        self._put(_Knock())
+        self._box.put(Knock())
 
     def not_connected(self, reason: str) -> None:
         """Report that dialling failed."""
-        self._put(LinkDown(0, reason))
+        self._box.put(LinkDown(0, reason))
 
     def command(self, op: str, timeout_s: float, **args: Any) -> dict[str, Any]:
-        """Have the session carry out a command and return its result.
-
-        Raises what the session answers, TimedOut when it does not in `timeout_s` seconds (it may still happen).
-        """
-        future: Future[dict[str, Any]] = Future()
-        with self._lock:
-            self._next_command += 1
-            number = self._next_command
-            self._commands[number] = future
-        self._put(Command(number, op, args))
-        return self._result(future, op, timeout_s)
+        """Have the session carry out a command and return its result. Raises as Mailbox.command."""
+        return self._box.command(op, args, timeout_s)
 
     def facts(self, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return Session.facts() and what the data path knows: bytes and records moved, the peer's last beat."""
-        query = _Query(Future())
-        self._put(query)
-        return self._result(query.future, "facts", timeout_s)
-
-    def _result(self, future: Future[dict[str, Any]], what: str, timeout_s: float) -> dict[str, Any]:
-        try:
-            return future.result(timeout_s)
-        except TimeoutError as exc:
-            raise TimedOut(f"pair {self._around.name}: no outcome of {what} after {timeout_s:g} s") from exc
-
-    def _put(self, item: Event | _Incoming | _Knock | _Query) -> None:
-        self._inbox.append(item)
-        self._wake()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake_fd, 1)
+        return self._box.query(timeout_s)
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
@@ -200,19 +141,20 @@ class PairLoop:
             self._around.event("internal-error", {"message": "the pair's thread failed; see the replicator's log"})
         self._flow.end()
         self._drop_conn(gently=True)
-        self._fail_open_commands()
+        self._box.close()
         if not self._stopping:
             self._around.failed()
 
     def _round(self) -> None:
         now = time.monotonic()
-        while self._inbox:
-            self._take_inbox(self._inbox.popleft(), now)
+        for item in self._box.take():
+            self._take(item, now)
+        more = self._move(now)
+        now = time.monotonic()  # a sync may have taken its time; what came meanwhile was read first
         deadline = self._next_tick()
         if deadline is not None and now >= deadline:
             self._last_tick = now
             self._feed(Tick(self._last_rx), now)
-        more = self._move(now)
         self._sleep(now, more)
 
     def _next_tick(self) -> float | None:
@@ -249,6 +191,7 @@ class PairLoop:
         if flow.blocked:
             if self._hung_up:
                 raise Lost("the peer closed the connection")  # the held run will be sent again
+            self._last_rx = now  # we are the ones who do not read; that is no silence of the peer's
             if not flow.unblock():
                 return False
             self._readable = True
@@ -318,9 +261,8 @@ class PairLoop:
         wanted = self._watch(conn, bell, flow.blocked)
         self._readable, self._hung_up = more, False
         for fd, what in wanted.poll(timeout_s * 1000 if timeout_s else 0):
-            if fd == self._wake_fd:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(fd)
+            if fd == self._box.fileno():
+                self._box.clear_wake()
             elif bell is not None and fd == bell.fileno():
                 bell.clear()
             else:
@@ -337,7 +279,7 @@ class PairLoop:
         if self._poller is None or wanted != self._watched:
             self._watched = wanted
             self._poller = select.poll()
-            self._poller.register(self._wake_fd, select.POLLIN)
+            self._poller.register(self._box.fileno(), select.POLLIN)
             if conn is not None:
                 self._poller.register(conn.fileno(), events)
             if bell is not None:
@@ -346,8 +288,8 @@ class PairLoop:
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def _take_inbox(self, item: Event | _Incoming | _Knock | _Query, now: float) -> None:
-        if isinstance(item, _Incoming):
+    def _take(self, item: Item, now: float) -> None:
+        if isinstance(item, Incoming):
             if self._conn is not None:
                 self._lost(self._link, "the peer made a new connection", now)
             self._conn = item.conn
@@ -355,9 +297,9 @@ class PairLoop:
             self._link += 1
             self._last_rx = now
             self._feed(LinkUp(self._link), now)
-        elif isinstance(item, _Knock):
+        elif isinstance(item, Knock):
             self._session.hurry(now)
-        elif isinstance(item, _Query):
+        elif isinstance(item, Query):
             item.future.set_result(self._facts(now))
         else:
             self._feed(item, now)
@@ -390,7 +332,7 @@ class PairLoop:
 
     def _not_expected(self, event: Event, exc: ProtocolError) -> None:
         if isinstance(event, Command):
-            self._answer(Answer(event.id, error=to_map(Refused(exc.message))))
+            self._box.answer(Answer(event.id, error=to_map(Refused(exc.message))))
         elif isinstance(event, LinkUp):
             self._drop_conn(gently=True)
         elif not isinstance(exc, NotExpected):
@@ -419,13 +361,13 @@ class PairLoop:
         link = self._link
         try:
             self._do(effect)
-        except Lost as exc:
-            self._put(LinkDown(link, str(exc)))
+        except (Lost, ProtocolError) as exc:  # a frame too large to send ends the link as well
+            self._box.put(LinkDown(link, str(exc)))
             self._flow.end()
             self._drop_conn(gently=False)
         except Stopped as exc:
             self._flow.end()
-            self._put(DataStopped(link, exc.cause, str(exc)))
+            self._box.put(DataStopped(link, exc.cause, str(exc)))
 
     def _do(self, effect: Effect) -> None:
         around, flow, conn = self._around, self._flow, self._conn
@@ -453,38 +395,9 @@ class PairLoop:
         elif isinstance(effect, Persist):
             around.persist(effect.changes)
         else:
-            self._answer(effect)
+            self._box.answer(effect)
 
     def _drop_conn(self, *, gently: bool) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close(gently=gently)
-
-    def _answer(self, answer: Answer) -> None:
-        with self._lock:
-            future = self._commands.pop(answer.id, None)
-        if future is None:
-            return
-        if answer.error is None:
-            future.set_result(answer.result)
-        else:
-            future.set_exception(_as_error(answer.error))
-
-    def _fail_open_commands(self) -> None:
-        with self._lock:
-            futures, self._commands = list(self._commands.values()), {}
-        for item in self._inbox:
-            if isinstance(item, _Query):
-                futures.append(item.future)
-            elif isinstance(item, _Incoming):
-                item.conn.close(gently=False)
-        self._inbox.clear()
-        for future in futures:
-            future.set_exception(PeerError(f"pair {self._around.name} was stopped", "look at it again"))
-
-
-def _as_error(error: dict[str, Any]) -> FarstripeError:
-    try:
-        return from_map(error)
-    except (TypeError, ValueError):
-        return InternalError(str(error))
