@@ -1,8 +1,14 @@
 """Synchronous writes that wait for the peer's answer.
 
 The replicator stores what the peer has acknowledged in the page and rings. One of the waiting threads (the leader)
-sleeps on the doorbell itself, so that a lone write is answered without a hop through another thread; it releases every
-write that the answer covers and, when its own is done, wakes another to lead.
+sleeps on the doorbell itself, so that a lone write is answered without a hop through another thread. It releases every
+write that an answer covers, and when its own is among them it makes one of the others leader.
+
+The point is to wake a thread once, when there is something for it to do: every needless wake-up is two context switches
+and a fight for the interpreter lock, and with many writes under way these cost more than all the rest of a write.
+
+Invariants, under `_lock`: as long as anybody waits there is exactly one leader (`_led`), and it is not in `_waiting`;
+`listed` says whether a waiter is in it; who is taken off it by another is woken, because it leads now or is answered.
 """
 
 from __future__ import annotations
@@ -13,16 +19,20 @@ from collections.abc import Callable
 from replicator.journal.page import TARGET_ASLEEP, Doorbell, Page
 
 LOOK_S = 0.02
+"""How long the leader sleeps at most before it looks at the page again."""
+ASK_S = 0.1
+"""How often a write that waits asks whether it should give up."""
 
 
 class _Waiter:
-    __slots__ = ("lock", "seq", "slot")
+    __slots__ = ("bell", "leads", "listed", "seq", "slot")
 
     def __init__(self, seq: int, slot: int) -> None:
         self.seq = seq
         self.slot = slot
-        self.lock = threading.Lock()
-        self.lock.acquire()
+        self.leads = self.listed = False
+        self.bell = threading.Lock()
+        self.bell.acquire()
 
 
 class Waiters:
@@ -33,7 +43,7 @@ class Waiters:
         self._bell = bell
         self._lock = threading.Lock()
         self._waiting: list[_Waiter] = []
-        self._leader = threading.Lock()
+        self._led = False
 
     def wait(self, seq: int, slot: int, give_up: Callable[[], bool]) -> bool:
         """Block until page slot `slot` reaches `seq`; returns False when `give_up` (asked now and then) said so first.
@@ -45,49 +55,69 @@ class Waiters:
             return True
         me = _Waiter(seq, slot)
         with self._lock:
-            self._waiting.append(me)
+            if self._led:
+                self._waiting.append(me)
+                me.listed = True
+            else:
+                self._led = me.leads = True
+        if not me.leads:
+            while True:
+                me.bell.acquire(timeout=ASK_S)
+                listed = me.listed  # read first: whoever is made leader leads before it is off the list
+                if me.leads:
+                    break
+                if not listed:
+                    return True
+                try:
+                    stays = u64[slot] < seq and not give_up()
+                except BaseException:
+                    self._leave(me)
+                    raise
+                if not stays:
+                    self._leave(me)
+                    return u64[slot] >= seq
         try:
             while u64[slot] < seq:
-                if self._leader.acquire(blocking=False):
-                    try:
-                        self._lead(me)
-                    finally:
-                        self._leader.release()
-                else:
-                    me.lock.acquire(timeout=LOOK_S * 5)
+                u64[TARGET_ASLEEP] = 1
+                if u64[slot] < seq:
+                    self._bell.wait(LOOK_S)
+                u64[TARGET_ASLEEP] = 0
+                if self._waiting:
+                    with self._lock:
+                        self._release_answered()
                 if u64[slot] < seq and give_up():
                     return False
             return True
         finally:
-            with self._lock:
-                if me in self._waiting:
-                    self._waiting.remove(me)
-            self._wake()
+            self._hand_over()
 
-    def _lead(self, me: _Waiter) -> None:
-        """Sleep on the doorbell once, then release whoever is answered."""
-        u64 = self._u64
-        u64[TARGET_ASLEEP] = 1
-        if u64[me.slot] < me.seq:
-            self._bell.wait(LOOK_S)
-        u64[TARGET_ASLEEP] = 0
+    def _leave(self, me: _Waiter) -> None:
+        """Take `me` off the list; if it was made leader just now, the next one is."""
         with self._lock:
-            if len(self._waiting) > 1:
-                self._release_answered()
+            if me.listed:
+                self._waiting.remove(me)
+                me.listed = False
+        if me.leads:
+            self._hand_over()
 
-    def _wake(self) -> None:
-        """Release every answered write, and one more so that somebody leads."""
+    def _hand_over(self) -> None:
+        """The leader is done: make the first write that still waits leader."""
         with self._lock:
             self._release_answered()
             if self._waiting:
-                _release(self._waiting[0])
+                heir = self._waiting.pop(0)
+                heir.leads, heir.listed = True, False
+                _ring(heir)
+            else:
+                self._led = False
 
     def _release_answered(self) -> None:
         u64 = self._u64
         rest = []
         for w in self._waiting:
             if u64[w.slot] >= w.seq:
-                _release(w)
+                w.listed = False
+                _ring(w)
             else:
                 rest.append(w)
         self._waiting = rest
@@ -96,12 +126,11 @@ class Waiters:
         """Make every waiting write ask `give_up` now."""
         with self._lock:
             for w in self._waiting:
-                _release(w)
+                _ring(w)
+        self._bell.ring()
 
 
-def _release(waiter: _Waiter) -> None:
-    if waiter.lock.locked():
-        try:
-            waiter.lock.release()
-        except RuntimeError:
-            pass  # another thread released it between the two lines
+def _ring(waiter: _Waiter) -> None:
+    """Wake a waiter; the caller holds the list's lock, so nobody else rings at the same time."""
+    if waiter.bell.locked():
+        waiter.bell.release()

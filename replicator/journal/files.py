@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from replicator.journal.shortcalls import ShortWrites
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -53,6 +55,7 @@ class PlainFile:
                 os.close(self._fd)
                 os.unlink(self.path)
                 raise
+        self._short = ShortWrites(self._fd)
 
     @property
     def size(self) -> int:
@@ -88,7 +91,7 @@ class PlainFile:
 
     def pwritev(self, bufs: Sequence[Buffer], offset: int) -> None:
         """See RandomFile."""
-        n = os.pwritev(self._fd, bufs, offset)
+        n = self._short.pwritev(bufs, offset)
         if n != sum(map(len, bufs)):
             self._finish(bufs, n, offset)
 
@@ -110,6 +113,7 @@ class PlainFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._short = ShortWrites(-1)
 
 
 class MappedFile:

@@ -27,6 +27,8 @@ import os
 import select
 from typing import Final
 
+from replicator.journal.shortcalls import write_byte
+
 MAGIC: Final = 0
 BOOT: Final = 1
 INCARNATION: Final = 2
@@ -121,7 +123,7 @@ class Doorbell:
     def ring(self) -> None:
         """Wake the waiter, or make its next wait return at once."""
         try:
-            os.write(self._fd, b"!")
+            write_byte(self._fd)
         except BlockingIOError:
             pass  # full: it has been rung already
 
