@@ -92,7 +92,7 @@ class KernelDisk(Disk):
         """The node is dead and stays so: fail the I/O that waits for it, then unmount."""
         device, self.device = self.device, ""
         if device:
-            self.node.farstripe("detach", device, "--force")
+            self.node.farstripe("detach", device, "--force", "--yes")
         self.unmount()
 
 

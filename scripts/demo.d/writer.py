@@ -37,8 +37,8 @@ def _on_term(signum: int, frame: FrameType | None) -> None:
 
 
 def write_file(root: Path, number: int) -> tuple[str, int, int]:
-    """Write and fsync one file of 4 to 128 KiB; returns its SHA-256, size and when it was safe."""
-    data = random.randbytes(random.randrange(4 << 10, 128 << 10))
+    """Write and fsync one file of 4 to 64 KiB; returns its SHA-256, size and when it was safe."""
+    data = random.randbytes(random.randrange(4 << 10, 64 << 10))
     file = os.open(root / f"{number:06d}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         view = memoryview(data)
