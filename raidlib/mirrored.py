@@ -48,7 +48,7 @@ class MirroredGroup(RaidGroup):
                 if unreadable:
                     names = ", ".join(member.path for member in unreadable)
                     raise MediumError(f"group {self.info.name}: no copy can be read ({names})", "check the disks")
-                self._raise_lost()
+                self.raise_lost()
             for member in unreadable:
                 try:
                     member.live_file().pwrite(piece, at)
@@ -95,7 +95,7 @@ class MirroredGroup(RaidGroup):
             copies = [self.members[i] for i in geometry.copies_of(column)]
             sources = [m for m in copies if m.info.state is MemberState.IN_SYNC]
             if not sources:
-                self._raise_lost()
+                self.raise_lost()
             truth = self._read_any(sources, size, at)
             for member in copies:
                 if member.info.state is MemberState.IN_SYNC or area < member.info.rebuilt_areas:
@@ -110,7 +110,7 @@ class MirroredGroup(RaidGroup):
             self.members[i] for i in geometry.copies_of(column) if self.members[i].info.state is MemberState.IN_SYNC
         ]
         if not sources:
-            self._raise_lost()
+            self.raise_lost()
         first_row, base = area * geometry.rows_per_area, self.member_offset(area)
         for i in range(geometry.rows_per_area):
             at = base + i * geometry.chunk_bytes
@@ -138,7 +138,7 @@ class MirroredGroup(RaidGroup):
             except OSError as exc:
                 self.ledger.fail(member, f"write: {exc.strerror}")
         if self.lost:
-            self._raise_lost()
+            self.raise_lost()
 
     def _read_any(self, sources: list[Member], n: int, at: int) -> bytes:
         trouble: OSError | None = None

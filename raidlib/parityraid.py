@@ -74,7 +74,7 @@ class ParityGroup(RaidGroup):
 
     def secure_degraded(self) -> None:
         """See RaidGroup. Waits for every row write in progress, syncs, and starts the stripe journal."""
-        if not self.degraded or self.lost:
+        if not self.degraded or self.lost or self.info.journaled:
             return
         with self.all_rows():
             if self.info.journaled or self.lost:
@@ -302,7 +302,7 @@ class ParityGroup(RaidGroup):
         else:
             self._write_in_place(row, columns)
         if self.lost:
-            self._raise_lost()
+            self.raise_lost()
 
     def _write_in_place(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
         at = self._row_offset(row)

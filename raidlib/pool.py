@@ -21,7 +21,7 @@ from raidlib.allocator import Allocator
 from raidlib.assemble import assemble
 from raidlib.blockfile import OSFile
 from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
-from raidlib.errors import AlreadyExists, BadInput, NotFound, OutOfSpace, Refused
+from raidlib.errors import AlreadyExists, BadInput, MediumError, NotFound, OutOfSpace, Refused
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.mirrored import MirroredGroup
@@ -265,12 +265,19 @@ class Pool:
 
     # Durability
 
-    def sync(self) -> None:
+    def sync(self, volume: Volume | None = None) -> None:
         """Sync every member. Calls that come together share one round.
 
-        A member whose sync fails is failed and never synced again. Raises MediumError when that loses a group.
-        Durable: everything written, zeroed or freed before the call, in every volume.
+        A member whose sync fails is failed and never synced again. Raises MediumError as soon as and as long as a group
+        is lost; when a volume is given, only for the loss of its own group.
+        Durable: everything written, zeroed or freed before the call, in every volume of a group that is not lost.
         """
+        self._sync_shared()
+        for group in self._groups if volume is None else [volume.group]:
+            if group.lost:
+                group.raise_lost()
+
+    def _sync_shared(self) -> None:
         turn = self._sync_turn
         with turn:
             need = self._syncs_begun + 1
@@ -515,11 +522,17 @@ class Pool:
     def _sync_round(self) -> None:
         with self._ledger.lock:
             ready = [allocator.unsettled() for allocator in self._allocators]
-        self._ledger.sync_members()
-        if any(ready):
-            with self._ledger.lock:
-                for allocator, areas in zip(self._allocators, ready, strict=True):
-                    allocator.settle(areas)
+        try:
+            self._ledger.sync_members()
+        except MediumError:
+            return  # sync() looks for itself whom this concerns; nothing is called clean
+        for group in self._groups:
+            if group.degraded:
+                # What is durable now must be readable after a power cut, also when nobody writes any more.
+                group.secure_degraded()
+        with self._ledger.lock:
+            for allocator, areas in zip(self._allocators, ready, strict=True):
+                allocator.settle(areas)
 
 
 def _check_size(name: str, size: int) -> None:

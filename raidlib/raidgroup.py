@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from typing import NoReturn
 
 from raidlib.errors import MediumError
 from raidlib.geometry import Geometry
@@ -210,8 +211,10 @@ class RaidGroup:
             stack.enter_context(self._locks[index])
         return stack
 
-    def _raise_lost(self) -> None:
+    def raise_lost(self) -> NoReturn:
+        """Raise MediumError for a group that has lost too many members."""
+        names = ", ".join(member.path for member in self.members if member.info.state is not MemberState.IN_SYNC)
         raise MediumError(
-            f"group {self.info.name} has lost more members than RAID {self.info.level} can bear",
+            f"group {self.info.name} has lost more members than RAID {self.info.level} can bear: {names}",
             "take over on the replica, or open the pool with force and check the data",
         )

@@ -98,11 +98,11 @@ class StripedGroup(RaidGroup):
 
     def rebuild_area(self, area: int, member: Member) -> None:
         """There is nothing to rebuild from."""
-        self._raise_lost()
+        self.raise_lost()
 
     def _check_there(self, member: Member) -> None:
         if member.info.state is not MemberState.IN_SYNC or member.file is None:
-            self._raise_lost()
+            self.raise_lost()
 
     def _raise_medium(self, member: Member, what: str, exc: OSError) -> NoReturn:
         raise MediumError(
