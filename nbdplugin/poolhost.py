@@ -1,7 +1,8 @@
 """The node's pool as the target holds it: opening, creating, its volumes, and the list of where its members are.
 
 STATE/pool.json holds {"name": …, "members": [paths]}: hints only. What a member is, its own superblock says; a hint
-that is wrong costs a clear error, never data.
+that is wrong costs a clear error, never data. The list is written as pool.json.making before the members of a new pool
+are touched, so a crash in between leaves a pool that the next start finds, or none.
 
 `changing` serialises everything that changes the pool's shape; requests of clients never take it.
 """
@@ -18,8 +19,10 @@ from nbdplugin import arguments
 from nbdplugin.events import EventLog
 from nbdplugin.exports import Exports, refuse_if_open
 from nbdplugin.routes import VolumeRoute
+from raidlib.errors import RaidError
 from raidlib.pool import GroupSpec, Pool
 from replicator.core.errors import AlreadyExists, BadInput, NotFound
+from replicator.journal.files import sync_directory
 
 
 class PoolHost:
@@ -27,6 +30,7 @@ class PoolHost:
 
     def __init__(self, state_dir: Path, exports: Exports, events: EventLog) -> None:
         self._hints = state_dir / "pool.json"
+        self._making = state_dir / "pool.json.making"
         self._exports = exports
         self._events = events
         self.pool: Pool | None = None
@@ -37,14 +41,28 @@ class PoolHost:
 
         force: open a RAID group although it is degraded and was not stopped in order.
         """
+        if (members := _read_members(self._hints)) is not None:
+            self._opened(Pool.open(members, force=force))
+        elif (members := _read_members(self._making)) is not None:
+            self._finish_making(members)
+
+    def _finish_making(self, members: list[str]) -> None:
+        """Open the pool that a crash kept us from listing. What is not whole, or not that pool, is left alone."""
         try:
-            hints = json.loads(self._hints.read_text(encoding="utf-8"))
-            members = [str(path) for path in hints["members"]]
-        except FileNotFoundError:
+            pool = Pool.open(members)
+        except (RaidError, OSError):
+            self._making.unlink()
             return
-        except (ValueError, KeyError, TypeError) as exc:
-            raise BadInput(f"{self._hints} cannot be read", 'write {"members": [paths of all members]}') from exc
-        self.pool = pool = Pool.open(members, force=force)
+        name = json.loads(self._making.read_text(encoding="utf-8"))["name"]
+        if pool.name == name and not pool.volumes:
+            self._making.replace(self._hints)
+            self._opened(pool)
+        else:
+            pool.close()
+            self._making.unlink()
+
+    def _opened(self, pool: Pool) -> None:
+        self.pool = pool
         status = pool.status()
         for group in status["groups"]:
             if group["state"] != "ok":
@@ -76,24 +94,27 @@ class PoolHost:
         with self.changing:
             if self.pool is not None:
                 raise AlreadyExists(f"this node has a pool: {self.pool.name}", "a node has one pool")
-            self.pool = Pool.create(name, specs, area_bytes)
-            self._save_hints(self.pool)
+            self._write_members(self._making, name, [member for spec in specs for member in spec.members])
+            try:
+                self.pool = Pool.create(name, specs, area_bytes)
+                self._save_hints(self.pool)
+            finally:
+                self._making.unlink()
             self._serve_volumes(self.pool)
         self._events.add("pool.created", f"pool {name} created", groups=[spec.name for spec in specs])
 
     def _save_hints(self, pool: Pool) -> None:
         members = [member["path"] for group in pool.status()["groups"] for member in group["members"]]
-        fresh = self._hints.with_suffix(".new")
+        self._write_members(self._hints, pool.name, members)
+
+    def _write_members(self, path: Path, name: str, members: list[str]) -> None:
+        fresh = path.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as f:
-            json.dump({"name": pool.name, "members": members}, f, indent=1)
+            json.dump({"name": name, "members": members}, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
-        fresh.replace(self._hints)
-        directory = os.open(self._hints.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        fresh.replace(path)
+        sync_directory(path.parent)
 
     def status(self) -> dict[str, Any]:
         """The pool's status map (raidlib)."""
@@ -149,6 +170,15 @@ class PoolHost:
         """Durable: everything, and the pool is marked clean."""
         if self.pool is not None:
             self.pool.close()
+
+
+def _read_members(path: Path) -> list[str] | None:
+    try:
+        return [str(member) for member in json.loads(path.read_text(encoding="utf-8"))["members"]]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BadInput(f"{path} cannot be read", 'write {"members": [paths of all members]}') from exc
 
 
 def group_specs(groups: Any) -> list[GroupSpec]:

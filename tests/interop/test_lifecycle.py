@@ -92,6 +92,25 @@ def test_a_volume_made_before_a_kill_is_there_after_it(target: TargetProcess) ->
     assert target.connect("late").pread(4096, 0) == b"x" * 4096
 
 
+def test_a_pool_whose_making_was_cut_short_is_found_or_forgotten(target: TargetProcess) -> None:
+    hints, making = target.state / "pool.json", target.state / "pool.json.making"
+    target.call("volume.delete", name="v")
+    target.terminate()
+    hints.rename(making)
+    target.start()
+    assert target.call("pool.status")["name"] == "pool"
+    assert hints.exists() and not making.exists()
+    target.terminate()
+    hints.rename(making)
+    for disk in target.disks.iterdir():
+        disk.write_bytes(bytes(64 * MIB))
+    target.start()
+    assert target.call("node.info")["pool"] is None
+    target.call("pool.create", name="p", groups=[
+        {"name": "g", "level": 0, "members": [str(d) for d in target.disks.iterdir()], "chunk": 65536}
+    ])  # fmt: skip
+
+
 def test_a_target_whose_pool_is_gone_says_so_at_start(target: TargetProcess) -> None:
     target.terminate()
     for disk in target.disks.iterdir():
