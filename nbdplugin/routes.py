@@ -184,28 +184,15 @@ def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:
     return Slots(pwrite, write_fua, zero, trim, sync)
 
 
-GROUP_WRITE_MAX_BYTES = 1 << 20
-"""Longest record that a client's write makes; longer writes become several. NBD promises no atomicity of its own, and a
-journal need not have room for 32 MiB at once."""
-
-
 def group_slots(service: Any, index: int) -> Slots:
     """Slots of volume `index` of a group: everything passes the group's service."""
     service_write, service_zero = service.write, service.zero
 
     def write(buf: Buffer, off: int) -> None:
-        if len(buf) <= GROUP_WRITE_MAX_BYTES:
-            service_write(index, off, buf)
-        else:
-            for at in range(0, len(buf), GROUP_WRITE_MAX_BYTES):
-                service_write(index, off + at, buf[at : at + GROUP_WRITE_MAX_BYTES])
+        service_write(index, off, buf)
 
     def write_fua(buf: Buffer, off: int) -> None:
-        if len(buf) <= GROUP_WRITE_MAX_BYTES:
-            service_write(index, off, buf, True)
-        else:
-            write(buf, off)
-            service.flush()
+        service_write(index, off, buf, True)
 
     def zero(off: int, length: int, punch: bool, fua: bool) -> None:
         service_zero(index, off, length, punch, fua)
@@ -214,4 +201,3 @@ def group_slots(service: Any, index: int) -> Slots:
         service_zero(index, off, length, True, fua, True)
 
     return Slots(write, write_fua, zero, trim, service.flush)
-
