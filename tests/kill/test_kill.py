@@ -25,7 +25,7 @@ from tests.testing.stamped import BLOCK, StampedLoad, check_nothing_lost, check_
 
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(1200)]
 
-ROUNDS = int(os.environ.get("FARSTRIPE_KILL_ROUNDS", "14"))
+ROUNDS = int(os.environ.get("FARSTRIPE_KILL_ROUNDS", "16"))
 VOLUMES = {"data": 16 << 20, "log": 16 << 20}
 SYNC = ["--mode", "sync", "--on-loss", "stall", "--loss-timeout", "120"]
 ASYNC = ["--mode", "async"]
@@ -72,9 +72,21 @@ class Arena:
 
     def primary_node_and_takeover(self) -> None:
         """The survivor becomes primary; the dead node comes back as its secondary, by difference."""
+        self.pair.primary.kill()
+        self._take_over()
+
+    def primary_node_and_takeover_with_lag(self) -> None:
+        """The same, after the survivor's replicator has stood still: what was written meanwhile is not there."""
+        survivor = self.pair.secondary
+        survivor.pause("replicator")
+        time.sleep(0.1 + self.rng.random() * 0.4)
+        self.pair.primary.kill()
+        survivor.resume("replicator")
+        self._take_over()
+
+    def _take_over(self) -> None:
         old, new = self.pair.primary, self.pair.secondary
         assert self.load is not None
-        old.kill()
         self.load.stop()
         new.farstripe("takeover", "app", "--yes")
         image = new.generations("data", VOLUMES["data"] // BLOCK)
@@ -92,14 +104,14 @@ class Arena:
 
     VICTIMS: tuple[Callable[[Arena], None], ...] = (
         primary_target, secondary_target, primary_replicator, secondary_replicator, secondary_node, primary_node,
-        primary_node_and_takeover,
+        primary_node_and_takeover, primary_node_and_takeover_with_lag,
     )  # fmt: skip
 
     # -- a round ------------------------------------------------------------------------------------------------------
 
     def round(self, victim: Callable[[Arena], None]) -> None:
         self.fio.aim(self.pair.primary.run_dir / "nbd.sock")
-        fio_runs = self.sync or victim is not Arena.primary_node_and_takeover
+        fio_runs = self.sync or "takeover" not in victim.__name__
         if fio_runs:
             self.fio.start(2.0)
         self._start_stamps(self.load)

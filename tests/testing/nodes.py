@@ -176,6 +176,13 @@ class Node:
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(_alive(pid) for pid in pids), f"{self.name}: {pids} survive SIGKILL", 30)
 
+    def pause(self, process: str) -> None:
+        """SIGSTOP: it lives, its sockets stay open, and it does nothing until `resume`."""
+        os.kill(self.pid(process), signal.SIGSTOP)
+
+    def resume(self, process: str) -> None:
+        os.kill(self.pid(process), signal.SIGCONT)
+
     def close(self) -> None:
         """Kill whatever of this node still runs, its attach supervisors included, and remove its directories."""
         mark = str(self.dir).encode()
