@@ -17,9 +17,9 @@ from replicator.core.errors import BadInput, NotFound
 DEFAULT_THREADS = 32
 """Requests in service at a time for one connection.
 
-Measured with 4 KiB random writes at depth 32 on two loaded cores: unreplicated, 4 to 32 threads differ less than two runs
-of the same (what made threads expensive, workers.py took away); a synchronous pair, in which each thread waits for the
-peer, does a third more with 32 than with 16.
+Measured with 4 KiB random writes at depth 32 on two loaded cores: unreplicated, 4 to 32 threads differ less than two
+runs of the same (what made threads expensive, workers.py took away); a synchronous pair, in which each thread waits for
+its peer, does a third more with 32 than with 16.
 """
 MIN_THREADS = 2  # nbdkit serves a connection that has one thread without watching for its own shutdown
 MAX_THREADS = 256
