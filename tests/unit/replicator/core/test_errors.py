@@ -9,7 +9,8 @@ from replicator.core import errors
 
 @pytest.mark.parametrize("cls", sorted(errors._all_classes().values(), key=lambda c: c.__name__))
 def test_every_class_survives_the_round_trip(cls: type[errors.FarstripeError]) -> None:
-    original = cls("volume v1 is in use", "detach it")
+    original = cls.__new__(cls)  # some say their own message: what counts here is the class
+    errors.FarstripeError.__init__(original, "volume v1 is in use", "detach it")
     again = errors.from_map(errors.to_map(original))
     assert type(again) is cls
     assert (again.message, again.way_out, again.exit_code, again.errno) == (
