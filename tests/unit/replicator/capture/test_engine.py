@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 
 import pytest
@@ -173,7 +172,7 @@ def test_a_secondary_and_a_parked_group_take_no_writes(pair: Pair) -> None:
     pair.a.write(0, 1)
 
 
-# -- synchronous groups ---------------------------------------------------------------------------------------------------
+# -- synchronous groups ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -219,7 +218,7 @@ def test_a_hold_keeps_the_position_it_promised(sync_pair: Pair) -> None:
     assert side.engine.pos == pos
 
 
-# -- errors of the pool and the journal -----------------------------------------------------------------------------------
+# -- errors of the pool and the journal -----------------------------------------------------------------------------
 
 
 class PoolTrouble(Exception):
@@ -265,7 +264,8 @@ def test_a_refused_zero_of_a_large_range_is_recorded_in_pieces(monkeypatch: pyte
     side.disk.fail_writes("volume0")
     with pytest.raises(OSError, match="Input/output"):
         side.engine.zero(0, 0, 192 << 10, True)
-    assert headers(side)[-3:] == [("COPY_ZERO", 0, 1 << 16), ("COPY", 1 << 16, 1 << 16), ("COPY_ZERO", 2 << 16, 1 << 16)]
+    block = 64 << 10
+    assert headers(side)[-3:] == [("COPY_ZERO", 0, block), ("COPY", block, block), ("COPY_ZERO", 2 * block, block)]
 
 
 def test_a_refused_write_that_cannot_be_told_stops_the_group(side: Side) -> None:
@@ -326,7 +326,7 @@ def test_a_failed_pool_sync_of_unknown_class_seals_the_group(side: Side) -> None
         side.write(0, 1)
 
 
-# -- epochs ---------------------------------------------------------------------------------------------------------------
+# -- epochs ---------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_recorded_in_an_epoch_without_a_record(side: Side) -> None:

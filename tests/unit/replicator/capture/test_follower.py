@@ -169,7 +169,7 @@ def test_a_copy_is_ok_only_after_it_is_durable(pair: Pair) -> None:
     assert pair.b.engine.state.copy == OK
 
 
-# -- checkpoints ----------------------------------------------------------------------------------------------------------
+# -- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def test_a_secondarys_journal_is_free_once_applied_and_durable(pair: Pair) -> None:

@@ -132,3 +132,31 @@ def test_an_error_raised_by_the_one_who_asks_frees_its_place(peer: Peer) -> None
     peer.answer(2)
     thread.join(2)
     assert done == {2: True}
+
+
+def test_who_is_made_leader_just_as_it_wakes_by_itself_is_not_answered(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overtaken(waiters._Waiter):
+        """Is handed the lead between its two looks at itself."""
+
+        __slots__ = ("looks",)
+
+        def __getattribute__(self, name: str) -> object:
+            found = object.__getattribute__(self, name)
+            if name == "leads":
+                self.looks = getattr(self, "looks", 0) + 1
+                if self.looks == 2:
+                    peer.waiters._hand_over()
+            return found
+
+    monkeypatch.setattr(waiters, "ASK_S", 0.01)
+    monkeypatch.setattr(waiters, "_Waiter", Overtaken)
+    peer.waiters._led = True  # by a write that is about to be answered
+    asked: list[int] = []
+
+    def give_up() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    assert not peer.waiters.wait(7, PEER_RECEIVED_SEQ, give_up), "nobody has answered it"
