@@ -33,6 +33,8 @@ class Allocator:
         self._dirty = group.info.dirty
         self.allocated = allocated
         """Areas that belong to a volume."""
+        self.epoch = 0
+        """Rises when a member joins that missed earlier punches."""
         self._limbo: set[int] = set()
         self._punched: set[int] = set()
         self._cleaning = threading.Lock()
@@ -72,10 +74,11 @@ class Allocator:
                         )
                     batch = heapq.nsmallest(max(CLEAN_BATCH_AREAS, areas - len(self._clean)), usable)
                     unpunched = [area for area in batch if area not in self._punched]
+                    epoch = self.epoch
                 for area in unpunched:
                     self._group.punch_area(area)
                 with self._ledger.lock:
-                    self._punched.update(unpunched)
+                    self.punched(unpunched, epoch)
                     ready = self.unsettled()
                 self._ledger.sync_members()
                 with self._ledger.lock:
@@ -91,16 +94,18 @@ class Allocator:
         self._dirty.update(self._clean)
         self._clean.clear()
         self._punched.clear()
+        self.epoch += 1
 
     def freed(self, areas: list[int]) -> None:
         """Areas whose FREE is logged, and which the state has in `dirty`: calls in flight may still use them."""
         self.allocated.difference_update(areas)
         self._limbo.update(areas)
 
-    def punched(self, areas: list[int]) -> None:
-        """Areas that nobody can use any more and that have been punched."""
+    def punched(self, areas: list[int], epoch: int) -> None:
+        """Areas that nobody can use any more and that have been punched since `epoch` was looked up."""
         self._limbo.difference_update(areas)
-        self._punched.update(areas)
+        if epoch == self.epoch:
+            self._punched.update(areas)
 
     def unsettled(self) -> list[int]:
         """The areas that a sync which starts now will make clean; give them to settle() after it."""

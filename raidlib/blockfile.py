@@ -26,9 +26,9 @@ Buffer = bytes | bytearray | memoryview
 RawWrite = Callable[[Buffer, int], int]
 RawRead = Callable[[Sequence[bytearray | memoryview], int], int]
 
-_FALLOC_KEEP_SIZE = 0x01
-_FALLOC_PUNCH_HOLE = 0x02
-_FALLOC_ZERO_RANGE = 0x10
+_RESERVE = 0x01  # FALLOC_FL_KEEP_SIZE alone
+_PUNCH = 0x01 | 0x02  # FALLOC_FL_PUNCH_HOLE
+_ZERO = 0x01 | 0x10  # FALLOC_FL_ZERO_RANGE
 _ZEROES = memoryview(bytes(1 << 20))
 _libc = CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [c_int, c_int, c_long, c_long]
@@ -76,7 +76,13 @@ class BlockFile(Protocol):
         """Raises OSError, never to be retried. Durable: every write and punch that returned before the call."""
 
     def punch(self, off: int, length: int) -> None:
-        """Make the range read as zeroes, freeing space where the medium can. Durable: nothing."""
+        """Make the range read as zeroes, giving its space back where the medium can. Durable: nothing."""
+
+    def zero(self, off: int, length: int) -> None:
+        """Make the range read as zeroes, keeping its space where the medium can. Durable: nothing."""
+
+    def reserve(self, off: int, length: int) -> None:
+        """Make sure that later writes to the range find space. Raises OSError ENOSPC. Durable: nothing."""
 
     def zeroes_fast(self) -> bool:
         """Whether punch() frees space instead of writing zeroes one by one."""
@@ -95,7 +101,7 @@ class OSFile:
         self.path = path
         self._size = size
         self._is_device = is_device
-        self._punch_mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
+        self._unsupported: set[int] = set()
         self.raw_pwrite: RawWrite = partial(os.pwrite, fd)
         self.raw_preadv: RawRead = partial(os.preadv, fd)
 
@@ -215,27 +221,44 @@ class OSFile:
 
     def punch(self, off: int, length: int) -> None:
         """See BlockFile. Tries to punch a hole, then to zero the range in one call, then writes zeroes."""
-        if length <= 0:
+        self._zero_by((_PUNCH, _ZERO), off, length)
+
+    def zero(self, off: int, length: int) -> None:
+        """See BlockFile. Tries to zero the range in one call, then to punch a hole, then writes zeroes."""
+        self._zero_by((_ZERO, _PUNCH), off, length)
+
+    def reserve(self, off: int, length: int) -> None:
+        """See BlockFile. Does nothing where the filesystem cannot; a device has its space."""
+        if not self._is_device:
+            self._fallocate(_RESERVE, off, length)
+
+    def zeroes_fast(self) -> bool:
+        """See BlockFile. True for files; a device may write zeroes for hours, so nobody should wait for it."""
+        return not self._is_device and not {_PUNCH, _ZERO} <= self._unsupported
+
+    def _zero_by(self, modes: tuple[int, int], off: int, length: int) -> None:
+        if length <= 0 or any(self._fallocate(mode, off, length) for mode in modes):
             return
-        while self._punch_mode:
-            if _libc.fallocate(self._fd, self._punch_mode, off, length) == 0:
-                return
-            code = get_errno()
-            if code == errno.EINTR:
-                continue
-            if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                raise OSError(code, os.strerror(code), self.path)
-            punches = bool(self._punch_mode & _FALLOC_PUNCH_HOLE)
-            self._punch_mode = _FALLOC_ZERO_RANGE | _FALLOC_KEEP_SIZE if punches else 0
         end = off + length
         while off < end:
             step = min(len(_ZEROES), end - off)
             self.pwrite(_ZEROES[:step], off)
             off += step
 
-    def zeroes_fast(self) -> bool:
-        """See BlockFile. True for files; a device may write zeroes for hours, so nobody should wait for it."""
-        return not self._is_device and bool(self._punch_mode & _FALLOC_PUNCH_HOLE)
+    def _fallocate(self, mode: int, off: int, length: int) -> bool:
+        """Return whether it was done; False when this medium, or this alignment on it, does not support it."""
+        if mode in self._unsupported:
+            return False
+        while _libc.fallocate(self._fd, mode, off, length) != 0:
+            code = get_errno()
+            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+                self._unsupported.add(mode)
+                return False
+            if code == errno.EINVAL:
+                return False
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code), self.path)
+        return True
 
     def close(self) -> None:
         """See BlockFile."""

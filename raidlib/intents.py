@@ -121,6 +121,13 @@ class IntentMap:
                             states[region] = HOT if region in needed else max(states[region], COOL)
                     self.lock.notify_all()
 
+    def heat(self, region: int) -> bool:
+        """Make a marked region hot; return False when it is not marked. Call under `lock`."""
+        if self.states[region] == CLEAR:
+            return False
+        self.states[region] = HOT
+        return True
+
     def is_hot(self, region: int) -> bool:
         """Whether writes may go to a region without mark(). Call under `lock`."""
         return self.states[region] == HOT

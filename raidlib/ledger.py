@@ -87,7 +87,12 @@ class Ledger:
                 except OSError as exc:
                     failures.append((member, f"metadata write: {exc.strerror}"))
             for member, reason in failures:
-                self.fail(member, reason, even_if_lost=True)
+                try:
+                    self.fail(member, reason, even_if_lost=True)
+                except MediumError:
+                    # Its group is lost, and says so to whoever uses it. The records are with all the others.
+                    if not self.carriers():
+                        raise
 
     def commit(self) -> None:
         """Write the state as the next generation. Raises MediumError when no member can take it.
@@ -149,7 +154,12 @@ class Ledger:
         trouble: MediumError | None = None
         for member, reason in failures:
             try:
-                self.fail(member, reason, even_if_lost=True)
+                try:
+                    self.fail(member, reason, even_if_lost=True)
+                except MediumError:
+                    # Its group is lost, and says so to whoever uses it. The records are with all the others.
+                    if not self.carriers():
+                        raise
             except MediumError as exc:
                 trouble = exc
         if trouble is not None:

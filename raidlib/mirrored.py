@@ -76,10 +76,10 @@ class MirroredGroup(RaidGroup):
                 self._write_copies(column, row, base + self.row_offset[chunk] + inner, view[at - off : at - off + n])
             at += n
 
-    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
+    def zero(self, area: int, off: int, length: int) -> None:
         """See RaidGroup."""
-        if not punch or self.geometry.data_chunks != 1:
-            super().zero(area, off, length, punch)
+        if self.geometry.data_chunks != 1:
+            super().zero(area, off, length)
             return
         first_row = area * self.geometry.rows_per_area
         first = first_row + (off >> self.chunk_shift)
@@ -119,7 +119,7 @@ class MirroredGroup(RaidGroup):
                 member.rebuilt_rows = first_row + i + 1
 
     def _write_copies(self, column: int, row: int, at: int, view: memoryview | None, length: int = 0) -> None:
-        """Write (or with view None punch) at `at` on every copy; the range begins in `row`. Locks are held."""
+        """Write (or with view None zero) at `at` on every copy; the range begins in `row`. Locks are held."""
         length = length if view is None else len(view)
         for index in self.geometry.copies_of(column):
             member = self.members[index]
@@ -132,7 +132,7 @@ class MirroredGroup(RaidGroup):
                 continue
             try:
                 if view is None:
-                    member.live_file().punch(at, n)
+                    member.live_file().zero(at, n)
                 else:
                     member.live_file().pwrite(view if n == length else view[:n], at)
             except OSError as exc:

@@ -118,25 +118,25 @@ class ParityGroup(RaidGroup):
         self.info.journaled = 0
         return len(entries)
 
-    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
-        """See RaidGroup. Whole rows are punched, parity too: the parity of zeroes is zero."""
+    def zero(self, area: int, off: int, length: int) -> None:
+        """See RaidGroup. Whole rows are zeroed at once, parity too: the parity of zeroes is zero."""
         geometry = self.geometry
         row_bytes = geometry.data_chunks * geometry.chunk_bytes
         first, last = -(-off // row_bytes), (off + length) // row_bytes
-        if not punch or first >= last or self.degraded:
-            super().zero(area, off, length, punch)
+        if first >= last or self.degraded:
+            super().zero(area, off, length)
             return
-        super().zero(area, off, first * row_bytes - off, punch)
-        super().zero(area, last * row_bytes, off + length - last * row_bytes, punch)
+        super().zero(area, off, first * row_bytes - off)
+        super().zero(area, last * row_bytes, off + length - last * row_bytes)
         for row in range(area * geometry.rows_per_area + first, area * geometry.rows_per_area + last):
             with self._locks[row & 255]:
                 at = self._row_offset(row)
                 for member in self.members:
                     if member.has_row(row):
                         try:
-                            member.live_file().punch(at, geometry.chunk_bytes)
+                            member.live_file().zero(at, geometry.chunk_bytes)
                         except OSError as exc:
-                            self.ledger.fail(member, f"punch: {exc.strerror}")
+                            self.ledger.fail(member, f"zero: {exc.strerror}")
 
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
         """See RaidGroup. Recovers the piece from the other columns; writes it back when the member is there."""

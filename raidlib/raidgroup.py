@@ -10,12 +10,13 @@ consistent after a crash and how to rebuild it on a new member.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import NoReturn
 
-from raidlib.errors import MediumError
+from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
 from raidlib.ledger import Ledger
@@ -129,13 +130,31 @@ class RaidGroup:
         """
         raise NotImplementedError
 
-    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
-        """Make a range read as zeroes; with punch free space where that is possible. Otherwise like write()."""
+    def zero(self, area: int, off: int, length: int) -> None:
+        """Make a range read as zeroes; its space stays reserved. Otherwise like write()."""
         end = off + length
         while off < end:
             n = min(len(ZEROES), end - off)
             self.write(area, off, ZEROES[:n])
             off += n
+
+    def reserve_areas(self, first: int, count: int) -> None:
+        """Make sure that writes to a run of areas find space on every member, before any depends on it.
+
+        A stripe that is half written when the filesystem under a member turns out to be full would cost redundancy.
+        Raises OutOfSpace; then nothing but unused space is reserved. Durable: nothing.
+        """
+        at, length = self.member_offset(first), count * self._area_member_bytes
+        for member in self.members:
+            if member.carries:
+                try:
+                    member.live_file().reserve(at, length)
+                except OSError as exc:
+                    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise OutOfSpace(
+                            f"the filesystem that {member.path} is on is full", "make space there, or trim volumes"
+                        ) from exc
+                    self.ledger.fail(member, f"reserve: {exc.strerror}")
 
     def punch_area(self, area: int) -> None:
         """Zero an unused area on every member, parity included. Raises MediumError. Durable: nothing."""

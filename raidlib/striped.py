@@ -74,11 +74,8 @@ class StripedGroup(RaidGroup):
             except OSError as exc:
                 self._raise_medium(member, "write", exc)
 
-    def zero(self, area: int, off: int, length: int, punch: bool) -> None:
+    def zero(self, area: int, off: int, length: int) -> None:
         """See RaidGroup."""
-        if not punch:
-            super().zero(area, off, length, punch)
-            return
         base, chunk_bytes = self.member_offset(area), self.geometry.chunk_bytes
         end = off + length
         while off < end:
@@ -87,9 +84,9 @@ class StripedGroup(RaidGroup):
             member = self.members[chunk % self.geometry.data_chunks]
             self._check_there(member)
             try:
-                member.live_file().punch(base + self.row_offset[chunk] + inner, n)
+                member.live_file().zero(base + self.row_offset[chunk] + inner, n)
             except OSError as exc:
-                self._raise_medium(member, "punch", exc)
+                self._raise_medium(member, "zero", exc)
             off += n
 
     def resync_area(self, area: int) -> int:

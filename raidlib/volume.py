@@ -90,8 +90,8 @@ class Volume:
     def zero(self, off: int, length: int, punch: bool = True) -> None:
         """Make a range read as zeroes.
 
-        With punch, whole areas of a thin volume are freed and space inside areas is given back where the group can;
-        without, everything in the range ends up allocated. Errors as pwrite. Durable: nothing until Pool.sync().
+        With punch, whole areas of a thin volume are freed; without, everything in the range ends up allocated.
+        Errors as pwrite. Durable: nothing until Pool.sync().
         """
         self._check(off, length)
         freeable: list[int] = []
@@ -150,15 +150,22 @@ class Volume:
         Call under the ledger's lock, before the areas are served.
         """
         records: list[Record] = []
-        for index in range(-(-size >> self._shift)):
-            if index not in self.info.areas:
-                area = self._allocator.take()
-                if area is None:
-                    for record in records:
-                        self._allocator.give_back(record.area)
-                    return None
-                records.append(Record(Kind.ALLOC, self.info.group, self.info.id, index, area))
-        return records
+        done = False
+        try:
+            for index in range(-(-size >> self._shift)):
+                if index not in self.info.areas:
+                    area = self._allocator.take()
+                    if area is None:
+                        return None
+                    records.append(Record(Kind.ALLOC, self.info.group, self.info.id, index, area))
+            for first, count in _runs(sorted(record.area for record in records)):
+                self.group.reserve_areas(first, count)
+            done = True
+            return records
+        finally:
+            if not done:
+                for record in records:
+                    self._allocator.give_back(record.area)
 
     def zero_tail(self) -> None:
         """Zero what lies behind the end in the last area, so that growing shows zeroes. Durable: nothing."""
@@ -169,10 +176,11 @@ class Volume:
     def punch_freed(self, areas: list[int]) -> None:
         """Areas that were unmapped durably: zero them once nobody can be using them, and hand them on."""
         self.gate.wait()
+        epoch = self._allocator.epoch
         for area in areas:
             self.group.punch_area(area)
         with self._ledger.lock:
-            self._allocator.punched(areas)
+            self._allocator.punched(areas, epoch)
 
     # Hot closures
 
@@ -288,7 +296,7 @@ class Volume:
             fresh = index not in self.info.areas
             area = self._prepare(index)
             if not fresh:
-                self.group.zero(area, start, length, punch)
+                self.group.zero(area, start, length)
         finally:
             leave()
 
@@ -303,13 +311,13 @@ class Volume:
             if area is None:
                 area = self._allocate(index)
             region = group.region_of(area)
-            group.intents.mark((region,))
             with group.intents.lock:
-                # Cooled or freed meanwhile: look again. An entry goes in only while the region is hot.
-                if areas.get(index) == area and group.intents.is_hot(region):
+                # An entry goes in only while the region is hot and the area is this one.
+                if group.intents.heat(region) and areas.get(index) == area:
                     self._readable[index] = group.entry(area)
                     self._writable[index] = self._write_entry(area)
                     return area
+            group.intents.mark((region,))
 
     def _allocate(self, index: int) -> int:
         info, ledger = self.info, self._ledger
@@ -322,6 +330,11 @@ class Volume:
                     raise NotFound(f"volume {info.name} ends before area {index}")
                 area = self._allocator.take()
                 if area is not None:
+                    try:
+                        self.group.reserve_areas(area, 1)
+                    except BaseException:
+                        self._allocator.give_back(area)
+                        raise
                     self._touch({index // TOUCH_AREAS})
                     ledger.record([Record(Kind.ALLOC, info.group, info.id, index, area)])
                     return area
@@ -380,6 +393,17 @@ class Volume:
                 f"volume {self.info.name} has {self._size[0]} bytes; {off}+{length} is beyond its end",
                 "the request must lie within the volume",
             )
+
+
+def _runs(areas: list[int]) -> list[tuple[int, int]]:
+    """Rising numbers as runs (first, count)."""
+    runs: list[tuple[int, int]] = []
+    for area in areas:
+        if runs and sum(runs[-1]) == area:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((area, 1))
+    return runs
 
 
 def _fill_zeroes(view: memoryview) -> None:

@@ -70,7 +70,7 @@ def checkpoint_not_durable(patch: Patch) -> None:
 
 
 def freed_area_reused_at_once(patch: Patch) -> None:
-    def punched(self: Allocator, areas: list[int]) -> None:
+    def punched(self: Allocator, areas: list[int], epoch: int) -> None:
         for area in areas:
             self._limbo.discard(area)
             self._dirty.discard(area)

@@ -12,7 +12,7 @@ cannot write into the next life.
 Faults: fail_reads, fail_writes and fail_next_sync raise EIO; a failed sync drops the file's dirty pages, as Linux may.
 cut_at stops the process before the n-th change with PowerCut, for explorers that cut at every operation.
 
-What it does not do: space accounting, latency, threads racing inside one call (a lock makes each call atomic).
+What it does not do: space accounting beyond `full`, latency, threads racing inside one call (a lock makes each call atomic).
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class FakeDisk:
         """Changes so far: writes, punches and syncs."""
         self.trace: Callable[[str, str, int, int], None] | None = None
         """Called as trace(op, file, off, length) before each change; op is write, write_durable, punch or sync."""
+        self.full = False
+        """The filesystem under the files has no space to reserve."""
         self._stores: dict[str, _Store] = {}
         self._life = 0
         self._cut_at: int | None = None
@@ -321,6 +323,16 @@ class FakeFile:
         if length > 0:
             with self._disk._lock:
                 self._change("punch", bytes(length), off)
+
+    def zero(self, off: int, length: int) -> None:
+        """See BlockFile."""
+        self.punch(off, length)
+
+    def reserve(self, off: int, length: int) -> None:
+        """See BlockFile. ENOSPC while the disk is called full."""
+        self._store()
+        if self._disk.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     def zeroes_fast(self) -> bool:
         """See BlockFile."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from raidlib import Pool
 from raidlib.errors import BadInput, OutOfSpace
+from raidlib.parity import NumpyEngine
 from tests.testing.fakedisk import FakeDisk
-from tests.testing.pools import AREA, CHUNK, new_pool, pattern
+from tests.testing.pools import AREA, CHUNK, new_pool, pattern, reopen, states
 
 LEVELS = pytest.mark.parametrize(("level", "members"), [(0, 1), (0, 3), (1, 2), (5, 3), (5, 4), (6, 5), (10, 4)])
 
@@ -209,3 +211,37 @@ def test_a_gathered_raid0_write_is_one_call_a_member() -> None:
     volume.pwrite(pattern(AREA), 0)
     assert seen == [("write", AREA // 2)] * 2
     assert volume.pread(AREA, 0) == pattern(AREA)
+
+
+@pytest.mark.parametrize(("level", "members"), [(0, 2), (1, 2), (6, 4)])
+def test_a_full_filesystem_is_told_to_the_writer_and_costs_no_member(level: int, members: int) -> None:
+    disk, pool = new_pool(level, members)
+    volume = pool.create_volume("v", 4 * AREA)
+    volume.pwrite(pattern(AREA), 0)
+    free = free_areas(pool)
+    disk.full = True
+    with pytest.raises(OutOfSpace, match="the filesystem that m0 is on is full"):
+        volume.pwrite(b"x", AREA)
+    with pytest.raises(OutOfSpace):
+        pool.create_volume("thick", AREA, thin=False)
+    volume.pwrite(pattern(AREA, 2), 0)
+    assert volume.pread(4 * AREA, 0) == pattern(AREA, 2) + bytes(3 * AREA)
+    assert free_areas(pool) == free and states(pool) == ["in_sync"] * members
+    disk.full = False
+    volume.pwrite(b"x", AREA)
+
+
+def test_a_pool_without_isal_gives_the_same_bytes() -> None:
+    disk, pool = new_pool(6, 4)
+    pool.create_volume("v", 4 * AREA).pwrite(pattern(4 * AREA), 0)
+    pool.close()
+    pool = Pool.open(disk.names(), disk.open_exclusive, engine=NumpyEngine())
+    assert pool.status()["parity"] == "numpy"
+    volume = pool.volume("v")
+    volume.pwrite(pattern(5000, 2), 3000)
+    for index in (0, 2):
+        pool.fail_member(f"m{index}")
+    expected = pattern(4 * AREA)[:3000] + pattern(5000, 2) + pattern(4 * AREA)[8000:]
+    assert volume.pread(4 * AREA, 0) == expected
+    pool.close()
+    assert reopen(disk).volume("v").pread(4 * AREA, 0) == expected

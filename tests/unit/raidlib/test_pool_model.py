@@ -1,0 +1,123 @@
+"""Hypothesis plays with a pool: whatever is written, trimmed, broken, rebuilt, killed and cut, the model holds."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.testing.fakedisk import SECTOR_BYTES
+from tests.testing.poolworld import DoubleFault, PoolWorld
+
+NAMES = st.sampled_from("abc")
+FRACTION = st.floats(0, 1, exclude_max=True)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Rules on a PoolWorld, which checks."""
+
+    shape = (5, 3)
+
+    @initialize(seed=st.integers(0, 1 << 32))
+    def start(self, seed: int) -> None:
+        """A pool with one volume."""
+        self.world = PoolWorld(random.Random(seed), *self.shape)
+        self.world.create_volume("a", 8 * self.world.area_bytes)
+
+    @rule(name=NAMES, areas=st.integers(1, 9), thin=st.booleans())
+    def create(self, name: str, areas: int, thin: bool) -> None:
+        if name not in self.world.models:
+            self.world.create_volume(name, areas * self.world.area_bytes - 4096 * (areas % 3), thin)
+
+    @rule(name=NAMES)
+    def delete(self, name: str) -> None:
+        if name in self.world.models:
+            self.world.delete_volume(name)
+
+    @rule(name=NAMES, pages=st.integers(1, 40))
+    def resize(self, name: str, pages: int) -> None:
+        model = self.world.models.get(name)
+        if model is not None and self.world.pool.volume(name).info.thin and pages * 4096 != model.size:
+            self.world.resize_volume(name, pages * 4096)
+
+    @rule(name=NAMES, at=FRACTION, count=st.sampled_from([1, 2, 8, 16, 32, 70]), kind=st.sampled_from("wwwzp"))
+    def change(self, name: str, at: float, count: int, kind: str) -> None:
+        model = self.world.models.get(name)
+        if model is None:
+            return
+        first = int(at * (model.size // SECTOR_BYTES))
+        count = min(count, model.size // SECTOR_BYTES - first)
+        if kind == "w":
+            self.world.write(name, first, count)
+        else:
+            self.world.zero(name, first // 32 * 32 if count == 32 else first, count, kind == "p")
+
+    @rule()
+    def sync(self) -> None:
+        self.world.sync()
+
+    @rule()
+    def clear_intents(self) -> None:
+        self.world.clear_intents()
+
+    @rule(index=st.integers(0, 3), how=st.sampled_from(["fail", "break", "lose", "replace"]))
+    @precondition(lambda self: self.shape[0] != 0)
+    def member(self, index: int, how: str) -> None:
+        index %= self.shape[1]
+        states = [member["state"] for member in self.world.pool.status()["groups"][0]["members"]]
+        if how == "fail":
+            self.world.fail_member(index)
+        elif how == "break":
+            self.world.break_member(index)
+        elif how == "lose":
+            self.world.lose_writes(index)
+        else:
+            self.world.replace_member(states.index("failed") if "failed" in states else index)
+
+    @rule(steps=st.integers(1, 12))
+    def rebuild(self, steps: int) -> None:
+        self.world.rebuild(steps)
+
+    @rule()
+    def check(self) -> None:
+        self.world.settle()
+        self.world.check_contents()
+
+    @rule()
+    def restart(self) -> None:
+        self.world.settle()
+        if not self.world.losing:
+            self.world.close_and_open()
+
+    @rule(power=st.booleans())
+    def crash(self, power: bool) -> None:
+        self.world.settle()
+        try:
+            if power:
+                self.world.power_cut_and_open()
+            else:
+                self.world.kill_and_open()
+        except DoubleFault:
+            self.start(self.world.rng.randrange(1 << 32))
+
+    def teardown(self) -> None:
+        """Whatever happened, what is there can be read with members gone."""
+        if hasattr(self, "world"):
+            self.world.settle()
+            if not self.world.losing:
+                self.world.rebuild(50)
+                self.world.check_redundancy()
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)], ids=lambda s: f"raid{s[0]}")
+def test_a_pool_behaves_like_its_model(shape: tuple[int, int]) -> None:
+    machine = type(f"Raid{shape[0]}Machine", (PoolMachine,), {"shape": shape})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
