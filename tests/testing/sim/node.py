@@ -132,6 +132,10 @@ class Node:
             self.target.settled_upto = min(was_applied + 1, engine.pos)  # it may have died inside the next record
         self.note(f"target started: {engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos}")
         self._check_recovered(engine)
+        state = engine.state
+        if state.role == PRIMARY and state.hist and engine.pos > state.hist[-1][1]:
+            self.epoch_begins(state.hist[-1][0], engine)  # recovery may have added the epoch's record
+            self.image = Image(self.truth)
 
     def start_replicator(self, peer: Node, *, dials: bool) -> None:
         """Start the replicator process."""

@@ -96,7 +96,7 @@ def check_tracked(one: Node, other: Node) -> None:
         if bit is None:
             return  # a full copy would follow
         for index, m in enumerate(engine.bitmaps.maps):
-            allowed |= {(index, int(b)) for b in np.flatnonzero(m.array & (bit | (TODO if engine.state.copying else 0)))}
+            allowed |= {(index, int(b)) for b in np.flatnonzero(m.array & (bit | (TODO if engine.state.copying and engine.state.copy_id else 0)))}
         allowed |= _received_not_applied(node.truth, engine)
     missing = differing - allowed
     if missing:
@@ -141,6 +141,22 @@ def check_consent(node: Node, hist: Hist, pos: int, allowed: bool) -> None:
             raise Violation(f"consent: {node.name} gives up record {seq} of epoch {epoch:#x}, which it had answered, unasked")
 
 
+def check_durable_promises(node: Node, hist: Hist, pos: int) -> None:
+    """Called when a node comes back from a power loss: what was promised to be on its stable storage is."""
+    for promise in node.truth.promises:
+        if promise.durable and promise.holder == node.name and not node.truth.holds(hist, pos, promise.epoch, promise.seq):
+            raise Violation(f"promises: {node.name} is at {pos} after a power loss, without the durable record {promise.seq}")
+
+
+def check_handover(old: Node, new: Node) -> None:
+    """Called when a switchover made `new` primary: it has everything the old primary answered."""
+    assert new.target is not None
+    hist, pos = new.hist(), new.target.engine.pos
+    for epoch, seq in old.answered_alone:
+        if not new.truth.holds(hist, pos, epoch, seq):
+            raise Violation(f"handover: {new.name} became primary at {pos} without record {seq} of epoch {epoch:#x}")
+
+
 def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
     """Local durability of a primary that was started again; notes what a power loss left behind."""
     state = engine.state
@@ -170,8 +186,10 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
     if state.mode == JOURNAL:
         _learn_last_record(truth, engine)
     node.image.move(hist, engine.pos)
-    lost = [c for (e, s), c in truth.records.items() if c is not None and s > engine.pos and any(e == h for h, _ in hist)]
-    risk = [*lost, *node.at_risk]
+    epochs = {e for e, _ in hist} | set(node._epochs)  # those of which every record was lost are in the history no more
+    lost = [c for (e, s), c in truth.records.items() if c is not None and s > engine.pos and e in epochs]
+    left = [c for e in epochs for c in truth.power_left.get(e, [])]
+    risk = [*lost, *left, *node.leftover, *node.at_risk]
     node.leftover = []
     for index, expected in enumerate(node.image.volumes):
         raw = node.pool.raw(index)

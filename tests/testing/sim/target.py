@@ -72,6 +72,7 @@ class Target:
         self.waiting: list[Request] = []  # admitted, waiting for the peer
         self.settled_upto = 0
         """A secondary's image is a prefix from here on: the position it had applied before its target died."""
+        self._idle_until = 0.0
         self._watch_journal()
         self._again(STEP_S, self._step)
         self._again(KEEPER_S, self._keep)
@@ -106,9 +107,13 @@ class Target:
         """Follower, copier and waiting requests."""
         engine = self.engine
         self._again(STEP_S, self._step)
+        self.serve()
         if engine.failed:
             self._fail_all("failed")
             return
+        if self.clock.now < self._idle_until:
+            return
+        self._idle_until = self.clock.now + STEP_S * (self.node.world.options.lazy - 1) * self.rng.random()
         try:
             if engine.state.role == SECONDARY:
                 follower.apply_some(engine, self.rng.choice((1, APPLY_BYTES)))
@@ -116,7 +121,6 @@ class Target:
                 copier.copy_some(engine, COPY_BYTES)
         except (OSError, FarstripeError) as exc:
             self.node.note(f"step failed: {exc}")
-        self.serve()
 
     def _keep(self) -> None:
         """Keeper and maintenance."""
@@ -132,7 +136,7 @@ class Target:
                 if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
-            if rng.random() < 0.3:
+            if rng.random() < 0.6:
                 self.node.pool.clear_intents([v.file for v in engine.volumes], self._sync_tracking)  # type: ignore[attr-defined]
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")

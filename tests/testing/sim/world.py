@@ -8,7 +8,7 @@ operator can, and within LIVENESS_S the pair must be in sync and both images equ
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from replicator.capture import copier, service
@@ -57,6 +57,8 @@ class Options:
     delay_s: float = 0.002
     rotate_blocks: int = 2
     first_writes: int = 6
+    lazy: float = 1.0
+    flushes: float = 0.1
 
     @classmethod
     def draw(cls, rng: random.Random) -> Options:
@@ -79,6 +81,8 @@ class Options:
             delay_s=rng.choice((0.0005, 0.003, 0.03)),
             rotate_blocks=rng.choice((1, 3, 6)),
             first_writes=rng.choice((0, 6, 20)),
+            lazy=rng.choice((1.0, 1.0, 8.0, 30.0)),
+            flushes=rng.choice((0.1, 0.02, 0.0)),
         )
 
 
@@ -181,6 +185,7 @@ class World:
         assert self.a.target is not None
         for _ in range(o.first_writes):
             self.a.target.submit(self._request())
+        self.a.target.submit(Request("flush"))  # the truth begins with a stable image
         self.truth.genesis = [bytes(self.a.pool.raw(i)) for i in range(len(self.truth.sizes))]
         self.b.make(GROUP, SECONDARY, Policy(**policy))
         self.a.target.service.arm()
@@ -198,9 +203,10 @@ class World:
         if rng.random() < 0.3:
             first = first % 40  # a hot spot, overwritten often
         self._token += 1
-        kind = rng.choices(("write", "zero", "trim", "flush"), (80, 5, 5, 10))[0]
+        flushes = self.options.flushes
+        kind = rng.choices(("write", "zero", "trim", "flush"), (80, 5, 5, 100 * flushes))[0]
         data = b"%15d|" % self._token * (count * 32) if kind == "write" else b""
-        return Request(kind, volume, first * 512, count * 512, data, fua=rng.random() < 0.1)
+        return Request(kind, volume, first * 512, count * 512, data, fua=rng.random() < flushes)
 
     def _host(self) -> None:
         gap = self.options.write_gap_s * (4 if self.calm else 1)
@@ -249,10 +255,12 @@ class World:
         oracles.check_recovered(node, engine, power=power)
         if power:
             hist = [(int(e), int(b)) for e, b in engine.state.hist]
+            if engine.state.copy == OK:  # else it gave some up when it was attached, perhaps in its last moment
+                oracles.check_durable_promises(node, hist, engine.pos)
             self.truth.promises = [
                 p
                 for p in self.truth.promises
-                if p.durable or p.holder != node.name or self.truth.holds(hist, engine.pos, p.epoch, p.seq)
+                if (p.durable and engine.state.copy == OK) or p.holder != node.name or self.truth.holds(hist, engine.pos, p.epoch, p.seq)
             ]
         node.written_at = (engine.epoch, engine.pos) if engine.state.role == PRIMARY and engine.state.hist else None
 
@@ -262,6 +270,8 @@ class World:
             self.takeovers += 1
             node.flushed_at = node.written_at = None
             oracles.check_promises(node)
+            if node.replicator is not None and node.replicator.session._takeover_id is None:
+                oracles.check_handover(self.other(node), node)
         elif op == "group.attach":
             hist = [(int(e), int(b)) for e, b in args["hist"]]
             oracles.check_consent(node, hist, args["p"], node.node_id in self.consents)
@@ -272,7 +282,7 @@ class World:
                 p for p in self.truth.promises if p.holder != node.name or self.truth.holds(hist, args["p"], p.epoch, p.seq)
             ]
             node.flushed_at = node.written_at = None
-            node.leftover = []
+            node.leftover, node._epochs = [], []
         elif op == "group.demote":
             node.flushed_at = node.written_at = None
 
@@ -392,6 +402,7 @@ class World:
     def _live(self) -> None:
         """No more faults: everything must come together."""
         self.calm = True
+        self.options = replace(self.options, lazy=1.0)
         self.clock.note("the faults stop")
         for node in self.nodes:
             if node.armed:

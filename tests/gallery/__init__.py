@@ -1,0 +1,1 @@
+"""Seeded bugs: small patches of real code, each of which the simulator must find."""

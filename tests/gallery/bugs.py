@@ -1,0 +1,312 @@
+"""The gallery. Each bug is one wrong decision put into the running code; `focus` narrows the faults so that it shows soon.
+
+A bug says what is wrong, as a reviewer would have to see it. The test beside this file shows that a run with the bug breaks a
+promise and that the same run without it does not: so it is the oracle that bites, not the fault that hurts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from replicator.capture import copier, engine, follower, recovery, roles
+from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
+from replicator.core import handshake, session
+from replicator.core.epochs import Comparison, Relation
+from replicator.core.transitions import State
+from replicator.daemon.link import receiver, shipper
+from replicator.journal import ring
+from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
+from tests.testing.sim.target import Target
+
+Patch = tuple[Any, str, Any]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One seeded bug."""
+
+    name: str
+    wrong: str
+    patches: Callable[[], list[Patch]]
+    focus: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 60
+    """It must be found within so many seeds."""
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The bug is in the code inside this context."""
+        started = []
+        try:
+            for owner, name, wrong in self.patches():
+                one = patch.object(owner, name, wrong)
+                one.start()
+                started.append(one)
+            yield
+        finally:
+            for one in reversed(started):
+                one.stop()
+
+
+BUGS: list[Bug] = []
+
+
+def bug(name: str, wrong: str, seeds: int = 60, **focus: Any) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
+    """Add a bug to the gallery."""
+
+    def add(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
+        BUGS.append(Bug(name, wrong, patches, focus, seeds))
+        return patches
+
+    return add
+
+
+POWER = ("power", "force-takeover")
+KILLS = ("kill-target", "kill-node", "cut")
+
+
+@bug("ack-before-durable", "the receiver calls records durable without syncing its journal", mode="sync", ack="durable", faults=POWER, lazy=30.0, flushes=0.0)
+def _() -> list[Patch]:
+    def claim(self: receiver.Receiver, received: int) -> None:
+        self._synced, self._must_sync = received, False
+
+    return [(receiver.Receiver, "_sync", claim)]
+
+
+@bug("todo-cleared-before-journal", "a block leaves the copy list before its COPY record is in the journal", faults=KILLS, mid_write=0.9, lazy=8.0, fault_gap_s=0.2)
+def _() -> list[Patch]:
+    right = engine.GroupEngine.append_copy
+
+    def early(self: engine.GroupEngine, volume: int, offset: int, length: int, data: Any) -> bool:
+        first = offset >> 16
+        self._maps[volume].clear_blocks(TODO, first, ((offset + length - 1) >> 16) - first + 1)
+        return right(self, volume, offset, length, data)
+
+    return [(engine.GroupEngine, "append_copy", early)]
+
+
+@bug("resync-overwrites-newer", "a block is read, then other writes pass, then the old data is appended as a copy")
+def _() -> list[Patch]:
+    right = engine.GroupEngine.append_copy
+    held: dict[int, tuple[Any, ...]] = {}
+
+    def late(self: engine.GroupEngine, volume: int, offset: int, length: int, data: Any) -> bool:
+        key = (volume, offset, length)
+        kept = held.pop(id(self), None)
+        if kept is not None and kept[0] == key:
+            return right(self, volume, offset, length, kept[1])
+        held[id(self)] = (key, None if data is None else bytes(data))
+        return False
+
+    return [(engine.GroupEngine, "append_copy", late)]
+
+
+@bug("numbers-without-epochs", "positions are compared by number alone, whatever history they belong to", faults=("force-takeover", "kill-node", "down"))
+def _() -> list[Patch]:
+    def by_number(x_hist: Any, x_pos: int, y_hist: Any, y_pos: int) -> Comparison:
+        if not y_hist:
+            return Comparison(Relation.FRESH, 0, 0, x_pos)
+        return Comparison(Relation.SAME if y_pos <= x_pos else Relation.BEHIND, min(x_pos, y_pos), 0, 0)
+
+    return [(handshake, "compare", by_number)]
+
+
+@bug("newest-bitmap-whatever-it-covers", "a resync takes the newest bitmap, even one that starts after the common position",
+     faults=("power", "kill-node", "force-takeover"), rotate_blocks=1)
+def _() -> list[Patch]:
+    def newest(self: Bitmaps, common: int) -> int | None:
+        return 1 << max(self.starts, key=lambda slot: self.starts[slot]) if self.starts else None
+
+    return [(Bitmaps, "newest_for", newest)]
+
+
+@bug("own-bitmap-only", "the source copies what it changed itself and forgets what the target changed", faults=("force-takeover", "kill-node", "resync"))
+def _() -> list[Patch]:
+    right = roles.begin_copy
+
+    def own(e: engine.GroupEngine, c: int | None, peer_bitmaps: Any, copy_id: str) -> Any:
+        nothing = None if peer_bitmaps is None else {i: bytes(len(b)) for i, b in peer_bitmaps.items()}
+        return right(e, c, nothing, copy_id)
+
+    return [(roles, "begin_copy", own)]
+
+
+@bug("epoch-not-opened-on-takeover", "a takeover goes on in the old epoch", faults=("force-takeover", "kill-node", "down"))
+def _() -> list[Patch]:
+    right = engine.GroupEngine.new_history_entry
+
+    def same(self: engine.GroupEngine) -> None:
+        if not self.state.hist or self.state.new_epoch_wanted:
+            right(self)
+        else:
+            self.save()
+
+    return [(engine.GroupEngine, "new_history_entry", same)]
+
+
+@bug("seq-reused-after-power-loss", "a primary goes on in the same epoch after it lost records in a power cut", faults=("power",))
+def _() -> list[Patch]:
+    right = recovery._recover_primary
+
+    def forget(e: engine.GroupEngine, power_lost: bool) -> None:
+        right(e, power_lost)
+        e.state.new_epoch_wanted = False
+
+    return [(recovery, "_recover_primary", forget)]
+
+
+@bug("power-loss-forgotten", "after a power cut the primary does not say that its blocks may differ from its journal", faults=("power", "cut"))
+def _() -> list[Patch]:
+    right = recovery._recover_primary
+
+    def forget(e: engine.GroupEngine, power_lost: bool) -> None:
+        right(e, power_lost)
+        e.state.unclean = False
+
+    return [(recovery, "_recover_primary", forget)]
+
+
+@bug("synced-before-last-copy", "SYNCED is written while blocks are still on the copy list", faults=("power", "cut", "kill-node"))
+def _() -> list[Patch]:
+    return [(Bitmaps, "todo_blocks", lambda self: 0), (copier, "_copy_run", _one_run_then_done(copier._copy_run))]
+
+
+def _one_run_then_done(right: Any) -> Any:
+    def one(e: engine.GroupEngine, volume: int, first: int, count: int) -> int:
+        done = right(e, volume, first, 1)
+        copier._finish(e)
+        return int(done)
+
+    return one
+
+
+@bug("degraded-not-durable", "a write is answered without the peer before the state on disk says so", mode="sync", on_loss="degrade", loss_timeout_s=0.3, faults=("down", "kill-node"))
+def _() -> list[Patch]:
+    def in_memory(e: engine.GroupEngine) -> None:
+        e.state.sync_on, e.state.degraded = False, True
+        e.refresh()
+
+    return [(roles, "degrade", in_memory)]
+
+
+@bug("torn-tail-accepted", "after a power cut a record with a wrong payload checksum at the journal's end is taken for whole", faults=("power",), mid_write=0.0)
+def _() -> list[Patch]:
+    def no_runs(*args: Any) -> Any:
+        raise ring.BadRecord("walk singly")
+
+    return [
+        (ring, "parse_run", no_runs),
+        (ring, "check_payload", lambda header, payload: None),
+        (follower, "iter_run", _iter_without_payload_crc),
+    ]
+
+
+def _iter_without_payload_crc(view: memoryview) -> list[Any]:
+    out, at = [], 0
+    while len(view) - at >= ring.HEADER_BYTES:
+        header = ring.unpack_header(view, at)
+        if at + header.total_bytes > len(view):
+            break
+        out.append((header, at + ring.HEADER_BYTES))
+        at += header.total_bytes
+    return out
+
+
+@bug("copy-said-complete-early", "the target of a copy says COPIED before SYNCED was applied")
+def _() -> list[Patch]:
+    def early(self: session.Session, event: Any, now: float) -> Any:
+        return State.TARGET, [session.Send({"t": "copied", "seq": 0})]
+
+    return [(session.Session, "_copy_progress", early)]
+
+
+@bug("promote-without-applying", "a takeover starts before what was received is applied", faults=("force-takeover",), write_gap_s=0.01, lazy=30.0)
+def _() -> list[Patch]:
+    def skip(e: engine.GroupEngine) -> None:
+        e.page[APPLIED_SEQ] = e.page[HEAD_SEQ]
+
+    return [(roles, "settle", skip)]
+
+
+@bug("floor-not-kept", "the target of a copy calls everything certain up to where the copy began", faults=("power",), lazy=30.0, fault_gap_s=0.3, flushes=0.1, first_writes=20, write_gap_s=0.08)
+def _() -> list[Patch]:
+    right = roles.attach
+
+    def forget(e: engine.GroupEngine, **step: Any) -> Any:
+        result = right(e, **step)
+        e.state.floor = step["p"]
+        e.save()
+        return result
+
+    return [(roles, "attach", forget)]
+
+
+@bug("bits-never-durable", "checkpoints do not sync the bitmaps", faults=("power", "down"), flushes=0.1, fault_gap_s=0.8)
+def _() -> list[Patch]:
+    return [(BlockMap, "sync", lambda self: None)]
+
+
+@bug("intents-cleared-too-early", "write-intent marks go while records and bits are still only in the page cache", faults=("power", "down", "silence"), write_gap_s=0.08, flushes=0.0, fault_gap_s=0.8)
+def _() -> list[Patch]:
+    return [(Target, "_sync_tracking", lambda self: None)]
+
+
+@bug("failed-sync-swallowed", "a journal sync that failed counts as done", mode="sync", ack="durable", faults=("eio", "force-takeover"))
+def _() -> list[Patch]:
+    right = ring.Journal.sync
+
+    def swallow(self: ring.Journal) -> None:
+        try:
+            right(self)
+        except OSError:
+            pass  # the bug
+
+    return [(ring.Journal, "sync", swallow)]
+
+
+@bug("discard-without-consent", "a former primary's acknowledged writes are overwritten unasked", faults=("force-takeover", "kill-node"))
+def _() -> list[Patch]:
+    return [(handshake, "_tail", lambda lead, follow, comparison: "empty")]
+
+
+@bug("duplicates-applied", "records that come again after a reconnect are written again", replay=0.5, faults=("cut",), write_gap_s=0.01)
+def _() -> list[Patch]:
+    right = receiver.Receiver.take
+
+    def again(self: receiver.Receiver, body: memoryview, flags: int) -> int:
+        run = receiver.parse_run(body, self.expect, 0)
+        if run.begin:
+            disk = self._files.journal._file._disk
+            for header, at in follower.iter_run(memoryview(body)[: run.begin]):
+                if header.payload_len:
+                    disk.open(f"volume{header.volume}").pwrite(body[at : at + header.payload_len], header.offset)
+        return right(self, body, flags)
+
+    return [(receiver.Receiver, "take", again)]
+
+
+@bug("sent-counts-as-received", "the sender takes what it sent for received", mode="sync", faults=("cut", "force-takeover", "down"))
+def _() -> list[Patch]:
+    right = shipper.Shipper.pump
+
+    def trusting(self: shipper.Shipper) -> int:
+        sent = right(self)
+        if sent:
+            self._u64[shipper.PEER_RECEIVED_SEQ] = self.seq - 1
+        return sent
+
+    return [(shipper.Shipper, "pump", trusting)]
+
+
+@bug("handover-before-drained", "the old primary hands over before the peer has everything", faults=("switchover",), delay_s=0.03, write_gap_s=0.01)
+def _() -> list[Patch]:
+    right = session.Session._yield_if_drained
+
+    def at_once(self: session.Session) -> Any:
+        self._hold_seq = 0
+        return right(self)
+
+    return [(session.Session, "_yield_if_drained", at_once)]
