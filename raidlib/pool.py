@@ -30,6 +30,8 @@ from raidlib.parityraid import ParityGroup
 from raidlib.raidgroup import RaidGroup
 from raidlib.rebuild import Rebuild
 from raidlib.recovery import Ranges
+from raidlib.report import pool_report
+from raidlib.rounds import Rounds
 from raidlib.state import Kind, MemberState, Record, VolumeInfo
 from raidlib.striped import StripedGroup
 from raidlib.volume import BLOCK_BYTES, Volume
@@ -56,9 +58,7 @@ class Pool:
         ]
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
         self._rebuilds: list[Rebuild] = []
-        self._sync_turn = threading.Condition()
-        self._syncs_begun = 0
-        self._syncs_done = 0
+        self._syncs = Rounds(self._sync_round)
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
         """How the pool ended before this open: clean, killed (nothing written is lost), or lost power."""
@@ -272,34 +272,10 @@ class Pool:
         is lost; when a volume is given, only for the loss of its own group.
         Durable: everything written, zeroed or freed before the call, in every volume of a group that is not lost.
         """
-        self._sync_shared()
+        self._syncs.join()
         for group in self._groups if volume is None else [volume.group]:
             if group.lost:
                 group.raise_lost()
-
-    def _sync_shared(self) -> None:
-        turn = self._sync_turn
-        with turn:
-            need = self._syncs_begun + 1
-            while True:
-                if self._syncs_done >= need:
-                    return
-                if self._syncs_begun == self._syncs_done:
-                    break
-                turn.wait()
-            self._syncs_begun += 1
-            mine = self._syncs_begun
-        try:
-            self._sync_round()
-        except BaseException:
-            with turn:
-                # Nobody may take this round for a good one: whoever waits for it does its own.
-                self._syncs_begun = self._syncs_done
-                turn.notify_all()
-            raise
-        with turn:
-            self._syncs_done = mine
-            turn.notify_all()
 
     @property
     def unclean_ranges(self) -> Ranges:
@@ -397,60 +373,12 @@ class Pool:
     def status(self) -> dict[str, Any]:
         """Return what there is to know, as plain data: sizes in bytes, counts, states."""
         with self._ledger.lock:
-            state = self._ledger.state
             return {
-                "name": state.name,
-                "uuid": state.uuid,
-                "area_bytes": state.area_bytes,
-                "generation": state.generation,
-                "parity": self._groups[0].engine.name,
+                **pool_report(self._ledger.state, self._groups, self._allocators, self._volumes.values()),
                 "stopped": self.stopped,
                 "remarks": list(self.remarks),
                 "repaired_chunks": self.repaired_chunks,
-                "groups": [self._group_status(group) for group in self._groups],
-                "volumes": [
-                    {
-                        "name": volume.name,
-                        "uuid": volume.uuid,
-                        "size": volume.size,
-                        "group": volume.group.info.name,
-                        "thin": volume.info.thin,
-                        "allocated": len(volume.info.areas) * state.area_bytes,
-                    }
-                    for volume in self._volumes.values()
-                ],
             }
-
-    def _group_status(self, group: RaidGroup) -> dict[str, Any]:
-        info, allocator = group.info, self._allocators[group.index]
-        area_bytes = self._ledger.state.area_bytes
-        return {
-            "name": info.name,
-            "uuid": info.uuid,
-            "level": info.level,
-            "chunk_bytes": info.chunk_bytes,
-            "state": "lost" if group.lost else "degraded" if group.degraded else "ok",
-            "size": info.areas * area_bytes,
-            "free": allocator.free_areas * area_bytes,
-            "areas": info.areas,
-            "free_areas": allocator.free_areas,
-            "dirty_areas": len(info.dirty),
-            "marked_regions": len(group.intents.marked()),
-            "region_bytes": info.region_areas * area_bytes,
-            "members": [
-                {
-                    "path": member.path,
-                    "uuid": member.info.uuid,
-                    "state": member.info.state.value,
-                    "reason": member.info.reason,
-                    "read_errors": member.read_errors,
-                    "rebuilt": member.rebuilt_rows / (info.areas * group.geometry.rows_per_area)
-                    if member.info.state is MemberState.REBUILDING
-                    else None,
-                }
-                for member in group.members
-            ],
-        }
 
     # Inside
 

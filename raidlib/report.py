@@ -1,0 +1,69 @@
+"""What a pool tells about itself: plain data for status commands, sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from raidlib.allocator import Allocator
+from raidlib.raidgroup import RaidGroup
+from raidlib.state import MemberState, PoolState
+from raidlib.volume import Volume
+
+
+def pool_report(
+    state: PoolState, groups: list[RaidGroup], allocators: list[Allocator], volumes: Iterable[Volume]
+) -> dict[str, Any]:
+    """Return the pool's part of Pool.status(). Call under the ledger's lock."""
+    return {
+        "name": state.name,
+        "uuid": state.uuid,
+        "area_bytes": state.area_bytes,
+        "generation": state.generation,
+        "parity": groups[0].engine.name,
+        "groups": [
+            _group(group, allocator, state.area_bytes) for group, allocator in zip(groups, allocators, strict=True)
+        ],
+        "volumes": [
+            {
+                "name": volume.name,
+                "uuid": volume.uuid,
+                "size": volume.size,
+                "group": volume.group.info.name,
+                "thin": volume.info.thin,
+                "allocated": len(volume.info.areas) * state.area_bytes,
+            }
+            for volume in volumes
+        ],
+    }
+
+
+def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str, Any]:
+    info = group.info
+    return {
+        "name": info.name,
+        "uuid": info.uuid,
+        "level": info.level,
+        "chunk_bytes": info.chunk_bytes,
+        "state": "lost" if group.lost else "degraded" if group.degraded else "ok",
+        "size": info.areas * area_bytes,
+        "free": allocator.free_areas * area_bytes,
+        "areas": info.areas,
+        "free_areas": allocator.free_areas,
+        "dirty_areas": len(info.dirty),
+        "marked_regions": len(group.intents.marked()),
+        "region_bytes": info.region_areas * area_bytes,
+        "members": [
+            {
+                "path": member.path,
+                "uuid": member.info.uuid,
+                "state": member.info.state.value,
+                "reason": member.info.reason,
+                "read_errors": member.read_errors,
+                "rebuilt": member.rebuilt_rows / (info.areas * group.geometry.rows_per_area)
+                if member.info.state is MemberState.REBUILDING
+                else None,
+            }
+            for member in group.members
+        ],
+    }
