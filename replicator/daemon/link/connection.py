@@ -17,6 +17,7 @@ from collections import deque
 from replicator.daemon.link.wire import HEAD, HEAD_BYTES, check_head
 
 BUFFER_BYTES = 2 << 20
+CORK_BYTES = 64 << 10
 LINGER_S = 2.0
 MAX_QUEUED_BYTES = 64 << 20
 """More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue
@@ -66,6 +67,9 @@ class Connection:
     def flush(self) -> None:
         """Send as much as the socket takes. Raises Lost."""
         out, send = self._out, self._send
+        corked = self._out_bytes > CORK_BYTES
+        if corked:
+            self._cork(1)
         try:
             while out:
                 view = out[0]
@@ -81,7 +85,15 @@ class Connection:
             return
         except (OSError, ValueError) as exc:
             raise Lost(_reason(exc)) from exc
+        finally:
+            if corked:
+                self._cork(0)
         self.wants_write = False
+
+    def _cork(self, on: int) -> None:
+        """Have TCP gather what follows: each TLS record, 16 KiB, is a system call of its own."""
+        with contextlib.suppress(OSError, AttributeError):  # lost, or no Linux: the sends will say, or it is slower
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     # -- in -------------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from replicator.journal.page import (
     TAIL_SEQ,
 )
 
-RUN_BYTES = 256 << 10
+RUN_BYTES = (1 << 20) + HEADER_BYTES  # what a copy of 1 MiB takes
 _ROOM = wire.HEAD_BYTES
 _MARKS = 4096
 _MIN_COMPRESS_BYTES = 512
