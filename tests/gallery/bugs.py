@@ -310,3 +310,9 @@ def _() -> list[Patch]:
         return right(self)
 
     return [(session.Session, "_yield_if_drained", at_once)]
+
+
+@bug("stale-epoch-accepted", "a receiver takes records of an epoch that is over", seeds=100, faults=("power",), replay=0.5, lazy=30.0, flushes=0.02, delay_s=0.03)
+def _() -> list[Patch]:
+    right = receiver.parse_run
+    return [(receiver, "parse_run", lambda buf, expect, min_epoch: right(buf, expect, 0))]
