@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nbdplugin.events import EventLog
+from replicator.eventlog import EventLog
 from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
 from nbdplugin.nodeconfig import NodeConfig

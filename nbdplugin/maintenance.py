@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nbdplugin.events import EventLog
+from replicator.eventlog import EventLog
 from nbdplugin.poolhost import PoolHost
 
 TICK_S = 5.0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdplugin import arguments
-from nbdplugin.events import EventLog
+from replicator.eventlog import EventLog
 from nbdplugin.exports import Exports, refuse_if_open
 from nbdplugin.routes import VolumeRoute
 from raidlib.errors import RaidError

@@ -25,11 +25,11 @@ from pathlib import Path
 
 from nbdplugin import exports, launch, nodeconfig, ops_group, ops_node, ops_pool
 from nbdplugin.drain import drain
-from nbdplugin.events import EventLog
+from replicator.eventlog import EventLog
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
-from nbdplugin.notify import notify
+from replicator.notify import notify
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
 from replicator.control import ControlServer
@@ -67,7 +67,7 @@ class Target:
     def _open(self) -> None:
         self.started_at = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.config = nodeconfig.load(self.state_dir)
-        self.events = EventLog(self.state_dir)
+        self.events = EventLog(self.state_dir / "events.jsonl")
         self.exports = Exports()
         self.pools = PoolHost(self.state_dir, self.exports, self.events)
         self.pools.open(self._force)

@@ -19,6 +19,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from replicator.core import errors
 
 MAX_FRAME_BYTES = 16 << 20
 MAX_CONNECTIONS = 64
+LAST_WORDS_S = 1.0
+"""How long a server that stops lets answers under way go out."""
 _LEN = struct.Struct("<I")
 
 Handler = Callable[[dict[str, Any]], object]
@@ -122,7 +125,10 @@ class ControlServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the socket and every connection; handlers that are running finish by themselves."""
+        """Close the socket and every connection, after the answers under way are out or LAST_WORDS_S passed.
+
+        Handlers that run longer finish by themselves; nobody hears them.
+        """
         listener, self._listener = self._listener, None
         if listener is None:
             return
@@ -131,13 +137,20 @@ class ControlServer:
         listener.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+        self._shut_down(socket.SHUT_RD)
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self._connections and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._shut_down(socket.SHUT_RDWR)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+
+    def _shut_down(self, how: int) -> None:
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
+                connection.shutdown(how)
 
     def _accept_loop(self) -> None:
         while (listener := self._listener) is not None:

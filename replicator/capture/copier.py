@@ -57,6 +57,8 @@ def _copy_run(engine: GroupEngine, volume: int, first: int, count: int) -> int:
     piece = BLOCK_BYTES * max(1, min(COPY_BLOCKS, engine.journal.capacity // (16 * BLOCK_BYTES)))
     offset = first * BLOCK_BYTES
     end = min(vol.size, (first + count) * BLOCK_BYTES)
+    if not _leading_hole(vol.extents(offset, end - offset)):
+        end = min(end, offset + piece)  # hosts wait for no more than what is copied now
     with engine.span(volume, offset, end - offset):
         hole = _leading_hole(vol.extents(offset, end - offset))
         if hole == end - offset or hole >= piece:
@@ -100,6 +102,9 @@ def rotate_bitmaps(engine: GroupEngine) -> None:
     Rule of the drop (J2): every site holds the new bitmap durably, and no copy is incomplete anywhere.
     """
     state = engine.state
+    starts = list(state.bitmaps.values())
+    if len(starts) == 1 and not _well_filled(engine, starts[0]):
+        return  # counted without the lock: writers need not wait for a heuristic
     with engine.lock:
         if state.role != PRIMARY or state.mode != JOURNAL or engine.failed or state.copying or not state.bitmaps:
             return
@@ -109,7 +114,7 @@ def rotate_bitmaps(engine: GroupEngine) -> None:
         try:
             if len(state.bitmaps) > 1:
                 _drop_old(engine, newest)
-            elif _well_filled(engine, newest):
+            elif starts == [newest]:
                 seq = engine.append_control(Kind.BITMAP_OPEN)
                 engine.bitmaps.open(seq)
                 engine.save()
@@ -129,6 +134,8 @@ def _drop_old(engine: GroupEngine, newest: int) -> None:
 
 def _well_filled(engine: GroupEngine, start: int) -> bool:
     """A bitmap is due for a successor when it marks more than 1/64 of the group and ROTATE_MIN_BLOCKS."""
-    slot = next(s for s, v in engine.state.bitmaps.items() if v == start)
+    slot = next((s for s, v in engine.state.bitmaps.items() if v == start), None)
+    if slot is None:
+        return False
     dirty = sum(m.count(1 << slot) for m in engine.bitmaps.maps)
     return dirty > max(ROTATE_MIN_BLOCKS, sum(m.blocks for m in engine.bitmaps.maps) // 64)

@@ -59,7 +59,7 @@ RANGE_LOCKS = 256
 RESERVE_BYTES = 64 << 10  # journal room that only control records may use
 SEQ_RESERVE = 1 << 20  # numbers reserved at a time in bitmap mode
 HIST_ENTRIES = 128
-PIECE_BYTES = 1 << 20  # largest payload of a record that tells what a refused write left behind
+PIECE_BYTES = 1 << 20  # what a refused write left behind is told in pieces that do not cross multiples of this
 
 _WRITE = int(Kind.WRITE)
 _REFUSE, _PLAIN, _JOURNALING, _BITMAPPING, _PARK = range(5)
@@ -150,6 +150,8 @@ class GroupEngine:
         """Write time of the last record applied from the journal, 0 before the first."""
         self.recovering = False
         """The primary's journal is being redone; no host write comes meanwhile."""
+        self.refused: dict[tuple[int, int, int], Exception] = {}
+        """In redo: ranges (volume, offset, length) of records that the pool refused; see follower.redo_all."""
         self.refresh()
 
     # -- admission ------------------------------------------------------------------------------------------------
@@ -180,15 +182,24 @@ class GroupEngine:
         The replicator stops too, by the new incarnation: its own sync of the same journal could succeed after ours
         failed, and then call records durable that the failed sync has dropped.
         """
-        self._seal(reason)
         with self.opened:
+            self._seal(reason)
             self.opened.notify_all()
 
-    def _seal(self, reason: str) -> None:
-        """`fail` for a caller that holds the group lock: parked writers find out when they look again."""
+    def _seal(self, reason: str, *, write_down: bool = True) -> None:
+        """`fail` for a caller that holds the group lock: parked writers find out when they look again.
+
+        That it failed is written down if it can be: after a failed sync the kernel takes pages for clean that never
+        reached the disk, and the next process must not rely on its own first sync (see recovery.py).
+        """
         if not self.failed:
             self.failed = reason
             self._u64[INCARNATION] += 1
+            try:
+                if write_down:
+                    self.state_file.save(replace(self.state, sealed=True))
+            except OSError:
+                pass  # then the state itself says nothing new, and the next life is no worse off than after a kill
         self.refresh()
 
     def save(self) -> None:
@@ -200,7 +211,7 @@ class GroupEngine:
         try:
             self.state_file.save(state)
         except OSError as e:
-            self._seal(f"its state cannot be written: {e}")
+            self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
 
     def commit(self, **changes: Any) -> None:
@@ -484,8 +495,10 @@ class GroupEngine:
         if self.state.mode != JOURNAL:
             return  # the bits say all there is to say
         try:
-            for at in range(offset, offset + length, PIECE_BYTES):
-                data = bytearray(min(PIECE_BYTES, offset + length - at))
+            end = offset + length
+            for start in range(offset // PIECE_BYTES * PIECE_BYTES, end, PIECE_BYTES):
+                at = max(start, offset)
+                data = bytearray(min(start + PIECE_BYTES, end) - at)
                 self.volumes[volume].pread_into(memoryview(data), at)
                 if not self.append_copy(volume, at, len(data), data if any(data) else None, of_host_write=True):
                     self.fail(f"a write failed ({error}) and the journal has no room to say so")

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from replicator.capture.engine import GroupEngine
+from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY
 from replicator.core.errors import IntegrityError
-from replicator.core.records import FLAG_NO_PUNCH, HEADER_BYTES, BadRecord, Header, Kind
+from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, HEADER_BYTES, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    DURABLE_OFF,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -44,7 +45,10 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
         at, head = u64[APPLIED_OFF], u64[HEAD_OFF]
         if at >= head:
             return 0
-        engine.sync_journal()
+        if u64[DURABLE_OFF] > at:
+            head = min(head, u64[DURABLE_OFF])  # one sync covers many batches
+        else:
+            engine.sync_journal()
         want = min(limit_bytes, head - at)
         view = memoryview(bytearray(want))
         engine.journal.read_into(view, at)
@@ -66,7 +70,10 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
         for header, body in records:
             if header.seq != expect:
                 raise IntegrityError(f"journal holds record {header.seq} where {expect} belongs", "resync the pair")
-            _apply(engine, header, view[body : body + header.payload_len])
+            if engine.recovering:
+                _apply_again(engine, header, view[body : body + header.payload_len])
+            else:
+                _apply(engine, header, view[body : body + header.payload_len])
             expect += 1
             at = at + HEADER_BYTES + header.payload_len
             u64[APPLIED_SEQ] = header.seq
@@ -75,6 +82,48 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
             if header.kind in _HOST_KINDS:
                 engine.last_host_seq = header.seq
         return len(view)
+
+
+def redo_all(engine: GroupEngine) -> None:
+    """Apply a primary's journal at start-up, before hosts come.
+
+    A write that the pool refused when it came (and refuses again: no space) has been followed by COPY records of what
+    its range holds, and is passed over. Raises what the pool raised for any other.
+    """
+    engine.recovering = True
+    try:
+        apply_all(engine)
+    finally:
+        engine.recovering = False
+    for error in engine.refused.values():
+        raise error
+
+
+def _apply_again(engine: GroupEngine, header: Header, payload: memoryview) -> None:
+    try:
+        _apply(engine, header, payload)
+    except IntegrityError:
+        raise
+    except Exception as e:
+        if header.kind not in DATA_KINDS:
+            raise
+        engine.refused[header.volume, header.offset, header.length] = e
+    else:
+        if engine.refused and header.kind in (Kind.COPY, Kind.COPY_ZERO):
+            _forgive(engine, header)
+
+
+def _forgive(engine: GroupEngine, copy: Header) -> None:
+    """Take the range of a copy out of what was refused."""
+    begin, end = copy.offset, copy.offset + copy.length
+    for (volume, offset, length), error in list(engine.refused.items()):
+        if volume != copy.volume or begin >= offset + length or end <= offset:
+            continue
+        del engine.refused[volume, offset, length]
+        if offset < begin:
+            engine.refused[volume, offset, begin - offset] = error
+        if end < offset + length:
+            engine.refused[volume, end, offset + length - end] = error
 
 
 def settle(engine: GroupEngine) -> None:
@@ -126,6 +175,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
         with engine.lock:
             if not state.hist or state.hist[-1][0] < header.epoch:
                 state.hist.append([header.epoch, header.seq - 1])
+                del state.hist[:-HIST_ENTRIES]
                 engine.note_epoch(header.epoch)
                 engine.save()
     elif header.kind == Kind.BITMAP_OPEN:

@@ -9,6 +9,9 @@
 
 After redo the pool of a primary equals the fold of its journal, except for what power loss left behind.
 
+A group that had failed on a sync writes journal and bitmaps again before it relies on them: the kernel takes pages for
+clean whose write-back failed, so a later sync would succeed without having written them.
+
 A page of this boot counts also after an orderly stop, and on a secondary its head is left alone: the replicator may be
 alive, and appending, while the target is not.
 Source: seed 000 section 9.3, CRASH.
@@ -22,7 +25,7 @@ from typing import Any
 
 from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
-from replicator.capture.follower import apply_all, checkpoint
+from replicator.capture.follower import apply_all, checkpoint, redo_all
 from replicator.capture.roles import ensure_epoch_record, finish_attach
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, SECONDARY, UNTRACKED, GroupState, StateFile
 from replicator.journal.files import RandomFile
@@ -98,6 +101,9 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
         journal.start_empty(_position(state, trusted_head[2] if trusted else None), engine.epoch)
     if power_lost:
         _drop_lost_epochs(engine)
+    if state.sealed and not power_lost:
+        _write_again(engine)
+    state.sealed = False
     engine.last_host_seq = page[APPLIED_SEQ]
     if state.role == PRIMARY:
         _recover_primary(engine, power_lost)
@@ -118,9 +124,7 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
         return
     if state.mode == JOURNAL:
         engine.journal.forget_beyond_head()
-        engine.recovering = True
-        apply_all(engine)
-        engine.recovering = False
+        redo_all(engine)
         checkpoint(engine)
     if power_lost:
         state.new_epoch_wanted = state.unclean = True
@@ -133,6 +137,14 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
         except NoRoom:
             state.new_epoch_wanted = True
     page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
+
+
+def _write_again(engine: GroupEngine) -> None:
+    """After a failed sync: make everything dirty again that only the page cache may hold. Durable: all of it."""
+    engine.journal.rewrite()
+    for m in engine.bitmaps.maps:
+        m.clear_all(0)  # stores every byte as it is
+    engine.bitmaps.sync()
 
 
 def _drop_lost_epochs(engine: GroupEngine) -> None:

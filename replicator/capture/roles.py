@@ -79,14 +79,22 @@ def disarm(engine: GroupEngine) -> None:
                 f"the copy of group {state.name} is {state.copy}: its volumes are not consistent",
                 "delete the group with its volumes, or finish the resync first",
             )
-        state.role, state.mode, state.copy = PRIMARY, UNTRACKED, OK
+        engine.sync_pool()
         state.hist.clear()
         state.bitmaps.clear()
-        state.copying = state.sync_on = state.degraded = state.unclean = state.new_epoch_wanted = False
-        state.copy_id = ""
         engine.bitmaps.refresh()
-        engine.sync_pool()
-        engine.save()
+        engine.commit(
+            role=PRIMARY,
+            mode=UNTRACKED,
+            copy=OK,
+            copying=False,
+            copy_id="",
+            sync_on=False,
+            degraded=False,
+            unclean=False,
+            new_epoch_wanted=False,
+        )
+        engine.sync_pool()  # for a FUA write that still looked at the journal
         for m in engine.bitmaps.maps:
             m.clear_all(0xFF)
         engine.journal.reset(0, 0)

@@ -285,7 +285,9 @@ class GroupService:
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 continue
-            self._kick_copier.wait(0.01 if engine.state.copying else 0.5)
+            if engine.state.copying and self._u64[PEER_DURABLE_OFF] - self._u64[TAIL_OFF] > engine.journal.capacity // 16:
+                self._kick_keeper.set()  # the peer has made room that a checkpoint frees
+            self._kick_copier.wait(0.005 if engine.state.copying else 0.5)
             self._kick_copier.clear()
 
     def _keep(self) -> None:
@@ -433,6 +435,7 @@ class GroupService:
     def demote(self, diverged: bool = False, upto: int | None = None) -> dict[str, Any]:
         """Park and drain writers, then roles.demote. Parked writers are refused then; when it fails they go on."""
         engine = self.engine
+        self._hold_until = 0.0  # a hold that led here must not end half way
         try:
             if engine.state.role == PRIMARY:
                 self._drain(roles.park(engine, "hold"))
@@ -440,7 +443,6 @@ class GroupService:
         except BaseException:
             self.release("the role could not be given up")
             raise
-        self._hold_until = 0.0
         self._role_changed.set()
         self._waiters.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)

@@ -16,7 +16,7 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
 from replicator.core.errors import BadInput, NotFound, Refused
-from replicator.daemon.notify import notify
+from replicator.notify import notify
 
 DEFAULT_PORT = 10809
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from replicator.core.errors import FarstripeError
-from replicator.daemon.notify import notify
+from replicator.notify import notify
 from replicator.daemon.service import Replicator
 
 SWITCH_INTERVAL_S = 0.0005

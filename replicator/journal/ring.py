@@ -149,6 +149,18 @@ class Journal:
         if length > 0:
             self._write(bytes(length), off)
 
+    def rewrite(self) -> None:
+        """Write every record from tail to head where it is, and sync. For a page cache that may differ from the disk.
+
+        Durable: all of them.
+        """
+        off, head = self._u64[TAIL_OFF], self._u64[HEAD_OFF]
+        while off < head:
+            length = min(_SCAN_BYTES, head - off)
+            self._write(self.read(off, length), off)
+            off += length
+        self.sync()
+
     def start_empty(self, seq: int, epoch: int) -> None:
         """Publish an empty journal at position `seq`: nothing is journaled now."""
         off = self.super.tail_off

@@ -19,6 +19,7 @@ ALLOWED = {
         "replicator.journal",
         "replicator.control",
         "replicator.eventlog",
+        "replicator.notify",
         "replicator.daemon",
     },
     "replicator/attach": {"replicator", "replicator.attach", "replicator.core.errors"},
@@ -30,6 +31,7 @@ ALLOWED = {
         "replicator.capture",
         "replicator.control",
         "replicator.eventlog",
+        "replicator.notify",
     },
 }
 OURS = ("raidlib", "replicator", "nbdplugin")

@@ -8,7 +8,7 @@ from replicator.capture import copier, follower, roles
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC
 from replicator.core.errors import IntegrityError
-from replicator.core.records import HEADER_BYTES, Kind, pack_header
+from replicator.core.records import HEADER_BYTES, Kind, pack_header, unpack_header
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -230,3 +230,23 @@ def test_a_peer_position_that_is_no_record_boundary_is_an_integrity_error(pair: 
     pair.a.page[PEER_DURABLE_OFF] = pair.a.page[HEAD_OFF] - 4096 - HEADER_BYTES + 8
     with pytest.raises(IntegrityError, match="no record"):
         follower.checkpoint(pair.a.engine)
+
+
+def test_refused_ranges_are_forgiven_piece_by_piece(pair: Pair) -> None:
+    engine = pair.a.engine
+    engine.refused[0, 1000, 5000] = OSError("first")
+    engine.refused[1, 1000, 5000] = OSError("another volume")
+    for offset, length in ((3000, 1000), (0, 2000), (2000, 1000), (4000, 100)):
+        header = unpack_header(pack_header(Kind.COPY_ZERO, 0, 1, 1, 1, 0, 0, offset, length, 0))
+        follower._forgive(engine, header)
+    assert sorted(engine.refused) == [(0, 4100, 1900), (1, 1000, 5000)]
+
+
+def test_a_long_history_is_trimmed_on_a_secondary_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "HIST_ENTRIES", 3)
+    for n in range(6):
+        pair.a.engine.state.new_epoch_wanted = True
+        pair.a.write(0, n)
+    pair.flow(pair.a, pair.b)
+    assert pair.b.engine.state.hist == pair.a.engine.state.hist[-3:]
+    assert pair.sync_up().label == "stream"

@@ -15,7 +15,7 @@ from replicator.core.runs import parse_run
 from replicator.journal.page import APPLIED_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, INCARNATION, TAIL_OFF
 from replicator.journal.ring import Journal
 from tests.testing.pairharness import Pair, Side, running_pair
-from tests.testing.sim.storage import ReopeningFile
+from tests.testing.sim.storage import ReopeningFile, SimVolume
 
 
 @pytest.fixture
@@ -222,3 +222,55 @@ def test_an_untracked_group_opens_after_anything() -> None:
         stop()
         side.start()
         assert side.engine.state.mode == "none"
+
+
+def test_a_write_the_pool_had_refused_does_not_keep_a_group_from_opening(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = pair.a
+    side.disk.fail_writes("volume0", 0, 8192)
+    for fill in (1, 2):
+        with pytest.raises(OSError, match="Input/output"):
+            side.write(4096, fill)
+    side.disk.heal("volume0")
+    side.kill()
+
+    class Full(Exception):
+        """No space, from a pool."""
+
+    def refuse(self: SimVolume, buf: bytes, offset: int) -> None:
+        raise Full("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimVolume, "pwrite", refuse)
+        side.start()
+    assert side.image()[0][4096] == 0
+    pair.sync_up()
+
+
+def test_an_answered_write_that_redo_cannot_store_keeps_the_group_closed(pair: Pair) -> None:
+    pair.a.write(4096, 1)
+    pair.a.kill()
+    pair.a.disk.fail_writes("volume0", 0, 8192)
+    with pytest.raises(OSError, match="Input/output"):
+        pair.a.start()
+    pair.a.disk.heal("volume0")
+    pair.a.kill()
+    pair.a.start()
+    assert pair.a.image()[0][4096] == 1
+
+
+def test_after_a_failed_sync_the_next_life_writes_the_journal_again(pair: Pair) -> None:
+    side = pair.a
+    side.write(0, 1)
+    side.engine.fail("its journal cannot be synced")
+    side.kill()
+    ops: list[tuple[str, str]] = []
+    side.disk.trace = lambda op, file, *_: ops.append((op, file))
+    side.start()
+    assert ops[:3] == [("write", "journal"), ("sync", "journal"), ("sync", "bitmap0")]
+    assert not side.engine.state.sealed
+    ops.clear()
+    side.kill()
+    side.start()
+    assert ops[0] != ("sync", "bitmap0")
