@@ -24,7 +24,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
         prog="scripts/demo", description="Two nodes, a crash, a takeover, and the way back."
     )
     parser.add_argument(
-        "--mode", choices=("async", "sync"), default="async", help="how A's writes reach B (default: async)"
+        "--mode", choices=("async", "sync"), default="sync", help="how A's writes reach B (default: sync)"
     )
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long A writes before it is killed")
     parser.add_argument(
