@@ -74,7 +74,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),
         "group.promote": on(lambda g, a: g.promote(arguments.flag(a, "force"))),
-        "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"))),
+        "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"), _position(a, "upto"))),
     }
 
 
