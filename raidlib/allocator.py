@@ -22,6 +22,8 @@ from raidlib.ledger import Ledger
 from raidlib.raidgroup import RaidGroup
 
 CLEAN_BATCH_AREAS = 64
+SLOW_CLEAN_BATCH_AREAS = 4
+"""Areas cleaned at a time where zeroing means writing: a writer waits for it."""
 
 
 class Allocator:
@@ -61,6 +63,8 @@ class Allocator:
 
         Raises OutOfSpace, MediumError. Durable: the areas freed so far, and that they are zero.
         """
+        fast = all(member.live_file().zeroes_fast() for member in self._group.members if member.carries)
+        step = CLEAN_BATCH_AREAS if fast else SLOW_CLEAN_BATCH_AREAS
         with self._cleaning:
             while True:
                 with self._ledger.lock:
@@ -72,7 +76,7 @@ class Allocator:
                             f"group {self._group.info.name} has no free area left",
                             "delete or trim volumes, or use another group",
                         )
-                    batch = heapq.nsmallest(max(CLEAN_BATCH_AREAS, areas - len(self._clean)), usable)
+                    batch = heapq.nsmallest(max(step, areas - len(self._clean)), usable)
                     unpunched = [area for area in batch if area not in self._punched]
                     epoch = self.epoch
                 for area in unpunched:
