@@ -4,10 +4,10 @@ An epoch begins whenever a node becomes primary and writes (takeover, switchover
 stopped uncleanly). Its number is `counter << 24 | tag`: the counter rises by one along a history, the tag is taken from
 the node's id, so two nodes that open an epoch at the same time never open the same one.
 
-A history is the list of (epoch, base); base is the last seq before that epoch. Two nodes compare lists: up to the base of
-the first entry that differs they hold the same writes, whatever each of them did later. That answers at once whether one
-is behind the other (it can follow by seq) or holds writes the other never saw (it has parted, and something of it must be
-overwritten).
+A history is the list of (epoch, base); base is the last seq before that epoch. Two nodes compare lists: up to the
+base of the first entry that differs they hold the same writes, whatever each of them did later. That answers at once
+whether one is behind the other (it can follow by seq) or holds writes the other never saw (it has parted, and
+something of it must be overwritten).
 
 Invariants: the counter rises along a list, bases never fall, a node's position is at least the base of its last entry.
 This file knows no roles and decides nothing; handshake.py does. Source: seed 000 section 9.1 (common position).
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 TAG_BITS = 24
@@ -32,7 +33,9 @@ class Relation(enum.Enum):
 
     SAME = "same"  # the same list of epochs, Y's position is not beyond X's
     BEHIND = "behind"  # X has newer epochs, and all of Y lies before them: Y can follow
-    PARTED = "parted"  # Y's epochs are all X's, but Y holds records beyond the point where X's history goes on otherwise
+    PARTED = (
+        "parted"  # Y's epochs are all X's, but Y holds records beyond the point where X's history goes on otherwise
+    )
     FORKED = "forked"  # both opened an epoch of their own after the common point
     OUTDATED = "outdated"  # Y has newer epochs on top of all of X's: X's own time as primary is over
     UNRELATED = "unrelated"  # Y has a history, and no epoch of it is X's
@@ -79,7 +82,7 @@ def next_epoch(hist: Hist, tag: int) -> int:
 
 def check_hist(hist: Hist) -> None:
     """Raise ValueError unless counters rise and bases do not fall along `hist`."""
-    for (epoch, base), (later, later_base) in zip(hist, hist[1:], strict=False):
+    for (epoch, base), (later, later_base) in pairwise(hist):
         if counter_of(later) <= counter_of(epoch) or later_base < base:
             raise ValueError(f"history out of order at epoch {later:#x}, base {later_base}")
 

@@ -1,18 +1,18 @@
 """What goes into a pair's session, what comes out, and the control frames on the wire.
 
-`Session.handle(event, now)` returns a list of effects. The shell (the link thread, or the simulator) carries them out in
-the order of the list; an effect is begun only when the one before it has returned. Nothing here does I/O. `now` and all
-deadlines are seconds of a monotonic clock.
+`Session.handle(event, now)` returns a list of effects. The shell (the link thread, or the simulator) carries them out
+in the order of the list; an effect is begun only when the one before it has returned. Nothing here does I/O. `now`
+and all deadlines are seconds of a monotonic clock.
 
 The shell's duties, beside carrying out effects:
-  * Give each new connection a link number, rising, never reused while the process lives, and put it on every event of that
-    connection. The session drops events of any other link, so late frames of an old connection cannot do harm.
+  * Give each new connection a link number, rising, never reused while the process lives, and put it on every event of
+    that connection. The session drops events of any other link, so late frames of an old connection do no harm.
   * Call handle(Tick(...), now) when `session.next_deadline()` has passed.
   * When handle() raises ProtocolError (NotExpected is one) for a FrameIn: close the connection, report LinkDown.
   * CloseLink after Send: the frames sent before are delivered if the peer reads them (half-close, linger a little).
-  * Data frames and acks do not pass through the session. While a StartShipping is in force the shell reads the journal and
-    sends runs; while a StartReceiving is in force it takes runs with replicator.core.runs, appends, syncs and acknowledges.
-    A data frame that arrives while no StartReceiving is in force is dropped.
+  * Data frames and acks do not pass through the session. While a StartShipping is in force the shell reads the journal
+    and sends runs; while a StartReceiving is in force it takes runs, appends, syncs and acknowledges. A data frame that
+    arrives while no StartReceiving is in force is dropped.
   * Report acks with Acked, at most once per poll round (the newest is enough).
   * Answer each AskTarget with exactly one Reply of the same token, also when the target cannot be reached.
 
@@ -136,8 +136,8 @@ class AskTarget:
     """Call `op` on the target's control socket ("group" is added to `args` by the shell). Answered by Reply(token); for
     token 0 nobody waits, but calls are made in the order they were asked.
 
-    Durable: what the target's op promises; the session continues only after the Reply, so a frame that follows it in a later
-    effect list is sent after the promise holds.
+    Durable: what the target's op promises; the session continues only after the Reply, so a frame that follows it in
+    a later effect list is sent after the promise holds.
     """
 
     token: int

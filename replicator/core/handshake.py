@@ -1,133 +1,30 @@
 """The handshake decision: from two HELLOs, what this pair does now.
 
-The idea: derive a few facts from both HELLOs, look them up in one labelled table, and let both sides do it. The facts are
-symmetric (they name a *lead* and a *follow* side by role and history, never "me" and "you"), so both sides find the same
-row, and they compare their verdicts before anything is done.
+The idea: derive a few facts from both HELLOs, look them up in one labelled table, and let both sides do it. The facts
+are symmetric (they name a *lead* and a *follow* side by role and history, never "me" and "you"), so both sides find
+the same row, and they compare their verdicts before anything is done.
 
 Invariants: every combination of facts matches exactly one row (tests walk all of them). No row makes a node overwrite
-writes it acknowledged to hosts unless the tail is empty or the operator named that node. No row lets two primaries go on as
-a pair. A side that must give up the primary role does that first and durably, then the handshake runs again with the facts
-that hold afterwards.
+writes it acknowledged to hosts unless the tail is empty or the operator named that node. No row lets two primaries go
+on as a pair. A side that must give up the primary role does that first and durably, then the handshake runs again
+with the facts that hold afterwards.
 
-lead and follow: with one primary, lead is the primary. With two, lead is the one the operator did not name for discarding,
-else the one with the newer history. With none, the table does not use them.
+lead and follow: with one primary, lead is the primary. With two, lead is the one the operator did not name for
+discarding, else the one with the newer history. With none, the table does not use them.
 
 Sources: seed 000 sections 8 and 9 (H0-06, H0-13, H0-20, H0-21, H0-29), DRBD's sync rules, TigerBeetle's recovery table.
-docs/HANDSHAKE.md is generated from this file.
+The table itself is in decisions.py; docs/HANDSHAKE.md is generated from it.
 """
 
 from __future__ import annotations
 
-import enum
-from itertools import product
 from typing import NamedTuple
 
+from replicator.core.decisions import Action, Facts, look_up
 from replicator.core.epochs import Comparison, Relation, common_position, compare, epochs_of_tail, tag_of
 from replicator.core.hello import Hello
 
-
-class Action(enum.Enum):
-    """What the pair does after the verdicts agree."""
-
-    REFUSE = "refuse"  # nothing is shipped; both sides stay as they are until the operator acts
-    WAIT = "wait"  # stay connected, ship nothing
-    STEP_DOWN = "step-down"  # `target` gives up the primary role durably, then a new handshake
-    PROMOTE = "promote"  # `target` completes a switchover the other side has begun
-    STREAM = "stream"  # ship records after the follow side's position
-    RESUME = "resume"  # go on with the copy that was under way, records after the follow side's position
-    COPY = "copy"  # exchange bitmaps and copy the union of what either side touched since c
-
-
-class Facts(NamedTuple):
-    """What the decision depends on. Values are listed in DOMAIN."""
-
-    compat: str
-    split: str
-    primaries: str
-    handover: str
-    relation: str
-    tail: str
-    consent: str
-    follow: str
-    journal: str
-    image: str
-
-
-DOMAIN: dict[str, tuple[str, ...]] = {
-    "compat": ("ok", "version", "group", "volumes"),  # what does not fit, the first of these
-    "split": ("no", "yes"),  # either side's operator wants the pair split
-    "primaries": ("one", "both", "none"),
-    "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
-    "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
-    # records of follow that lead's history lacks: none that hosts wrote; received from lead, which lost them itself;
-    # or written by hosts on follow (or on a third node) and acknowledged
-    "tail": ("empty", "received", "acknowledged"),
-    "consent": ("no", "yes"),  # the operator named the follow side for discarding
-    "follow": ("ok", "resumable", "resync"),  # copy complete; copy under way and still known to lead; under way, unknown
-    "journal": ("covers", "lost"),  # lead's journal holds every record after follow's position
-    # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or lead
-    # began a copy that follow never adopted)
-    "image": ("exact", "unclean"),
-}
-
-
-class Row(NamedTuple):
-    """One row of the table: a label, the values it matches ("*" for any, "a|b" for either), what to do and why."""
-
-    label: str
-    when: Facts
-    action: Action
-    acts: str  # the side the action names as target: "lead", "follow" or ""
-    cause: str
-
-
-def _row(label: str, action: Action, acts: str, cause: str, **when: str) -> Row:
-    return Row(label, Facts(**{name: when.get(name, "*") for name in Facts._fields}), action, acts, cause)
-
-
-_GO = {"compat": "ok", "split": "no"}
-_ONE = {**_GO, "primaries": "one"}
-_BOTH = {**_GO, "primaries": "both"}
-_NONE = {**_GO, "primaries": "none"}
-
-TABLE: tuple[Row, ...] = (
-    # What cannot be a pair at all.
-    _row("version", Action.REFUSE, "", "the nodes run versions of farstripe that do not speak the same protocol", compat="version"),
-    _row("wrong-group", Action.REFUSE, "", "the nodes were joined over different groups", compat="group"),
-    _row("size-mismatch", Action.REFUSE, "", "the volumes of the two sides differ in number or size", compat="volumes"),
-    _row("split-wanted", Action.WAIT, "", "an operator split the pair and has not asked for a resync", compat="ok", split="yes"),
-    # No primary.
-    _row("finish-handover", Action.PROMOTE, "follow", "the link or a process failed in a switchover after the old primary had stepped down", **_NONE, handover="yes"),
-    _row("no-primary", Action.WAIT, "", "neither side is primary: both restarted as secondaries, or a switchover was left half way", **_NONE, handover="no"),
-    # Two primaries.
-    _row("dual-primary", Action.REFUSE, "", "both sides are primary and neither took over from the other: a group was made primary twice", **_BOTH, relation="same|fresh"),
-    _row("stale-primary", Action.STEP_DOWN, "follow", "follow was replaced by a takeover and holds nothing its successor lacks", **_BOTH, relation="behind"),
-    _row("superseded", Action.STEP_DOWN, "follow", "follow was replaced by a takeover and holds records its successor never received", **_BOTH, relation="parted"),
-    _row("split-brain", Action.REFUSE, "", "both sides opened a history of their own after they lost each other, and hosts wrote to both", **_BOTH, relation="forked", tail="acknowledged", consent="no"),
-    _row("split-brain-resolved", Action.STEP_DOWN, "follow", "two histories, and the operator named the one to give up", **_BOTH, relation="forked", tail="acknowledged", consent="yes"),
-    _row("split-brain-empty", Action.STEP_DOWN, "follow", "two histories, but no host wrote to the one that gives way", **_BOTH, relation="forked", tail="empty|received"),
-    _row("unrelated", Action.REFUSE, "", "both sides hold data and no common history: one was made anew, or belongs to another pair", **_GO, primaries="one|both", relation="unrelated", consent="no"),
-    _row("unrelated-step-down", Action.STEP_DOWN, "follow", "no common history, and the operator named the side to give up", **_BOTH, relation="unrelated", consent="yes"),
-    _row("outdated-both", Action.STEP_DOWN, "lead", "the operator named the side with the newer history, yet it alone continues the other's", **_BOTH, relation="outdated", consent="no"),
-    _row("superseded-chosen", Action.STEP_DOWN, "follow", "the operator prefers the former primary: the side that took over gives way", **_BOTH, relation="outdated", consent="yes"),
-    # One primary: nothing of follow stands against it.
-    _row("full-fresh", Action.COPY, "follow", "follow is new and holds nothing", **_ONE, relation="fresh"),
-    _row("stream", Action.STREAM, "follow", "the link was away, and the journal kept what was written meanwhile", **_ONE, relation="same|behind", follow="ok", journal="covers", image="exact"),
-    _row("diff-journal-lost", Action.COPY, "follow", "follow was away longer than the journal reaches back; bitmaps know the blocks", **_ONE, relation="same|behind", follow="ok", journal="lost", image="exact"),
-    _row("diff-unclean", Action.COPY, "follow", "a power loss left blocks on disk whose records are gone, or a copy was begun that follow never took up", **_ONE, relation="same|behind", follow="ok", image="unclean"),
-    _row("resume-resync", Action.RESUME, "follow", "the link was cut during a copy; the source still knows what is left to copy", **_ONE, relation="same|behind", follow="resumable", journal="covers", image="exact"),
-    _row("redo-resync-journal-lost", Action.COPY, "follow", "a copy was under way and the journal no longer reaches back to where it stopped", **_ONE, relation="same|behind", follow="resumable", journal="lost", image="exact"),
-    _row("redo-resync-unclean", Action.COPY, "follow", "a copy was under way when a side lost power", **_ONE, relation="same|behind", follow="resumable", image="unclean"),
-    _row("redo-resync", Action.COPY, "follow", "a copy was under way and its source was restarted or is another node now", **_ONE, relation="same|behind", follow="resync"),
-    # One primary, and follow holds what the primary's history lacks.
-    _row("diff-source-lost-power", Action.COPY, "follow", "the primary lost records it had sent but not yet made durable when its power failed; follow has them and gives them up", **_ONE, relation="parted|forked", tail="received"),
-    _row("diff-diverged-tail", Action.COPY, "follow", "follow parted from the primary's history without any host write in its tail", **_ONE, relation="parted|forked", tail="empty"),
-    _row("diff-discard", Action.COPY, "follow", "a former primary holds acknowledged writes its successor never got, and the operator gave them up", **_ONE, relation="parted|forked", tail="acknowledged", consent="yes"),
-    _row("former-primary", Action.REFUSE, "", "a former primary holds acknowledged writes its successor never got; nobody has said they may go", **_ONE, relation="parted|forked", tail="acknowledged", consent="no"),
-    _row("outdated-primary", Action.STEP_DOWN, "lead", "the secondary carries a newer history: it took over once, so the primary's time is over", **_ONE, relation="outdated", consent="no"),
-    _row("outdated-discard", Action.COPY, "follow", "the secondary carries a newer history and the operator gave it up", **_ONE, relation="outdated", consent="yes"),
-    _row("unrelated-discard", Action.COPY, "follow", "no common history, and the operator named the side to overwrite", **_ONE, relation="unrelated", consent="yes"),
-)  # fmt: skip
+__all__ = ["Action", "Decision", "Facts", "decide"]
 
 
 class Decision(NamedTuple):
@@ -155,24 +52,6 @@ class Decision(NamedTuple):
             "from_seq": self.from_seq,
             "full": self.full,
         }
-
-
-def matches(row: Row, facts: Facts) -> bool:
-    """True when every fact has a value the row allows."""
-    return all(want == "*" or have in want.split("|") for want, have in zip(row.when, facts, strict=True))
-
-
-def all_facts() -> list[Facts]:
-    """Every combination of facts, possible in practice or not."""
-    return [Facts(*values) for values in product(*DOMAIN.values())]
-
-
-def look_up(facts: Facts) -> Row:
-    """Return the row for `facts`. The table is total, so there always is one."""
-    for row in TABLE:
-        if matches(row, facts):
-            return row
-    raise AssertionError(f"handshake table has a hole at {facts}")
 
 
 def decide(one: Hello, other: Hello) -> Decision:

@@ -3,8 +3,8 @@
 Both sides send one, and both compute the same decision from the two (handshake.py). A HELLO is a snapshot: what it says
 about positions stays true until the decision is carried out, except that a primary's position may rise.
 
-Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes], ...],
-`journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
+Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes],
+...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Hello(NamedTuple):
     journal: tuple[int, int] | None  # [first, last] seq that can be streamed from the journal, first > last when empty
     starts: tuple[int, ...]  # start seqs of the history bitmaps
     unclean: bool  # after a power loss: blocks may hold writes newer than pos
-    copy_id: str  # at a copy's source: the last copy whose list of blocks it still knows; at its target: the one under way
+    copy_id: (
+        str  # at a copy's source: the last copy whose list of blocks it still knows; at its target: the one under way
+    )
     synced: int  # at a copy's source: seq of the SYNCED record of that copy, NOT_YET while blocks are left
     split: bool  # the operator wants the pair split
     discard: str  # node whose writes the operator allows to be thrown away, or ""

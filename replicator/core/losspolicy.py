@@ -1,7 +1,8 @@
 """What a group does when its peer does not answer, and when its journal is full. Two small tables.
 
-A waiting write asks again and again; the answer depends only on the policy and on how long it has waited. The order that
-matters is the caller's: DEGRADE and OVERFLOW are carried out, durably, before any write is answered because of them.
+A waiting write asks again and again; the answer depends only on the policy and on how long it has waited. The order
+that matters is the caller's: DEGRADE and OVERFLOW are carried out, durably, before any write is answered because of
+them.
 
 Waiting times are seconds. A timeout of 0 means no limit.
 """

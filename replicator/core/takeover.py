@@ -1,7 +1,8 @@
 """May this node become primary by force, and what would be lost: one labelled table.
 
-A takeover is always local: it asks nobody. So the table's business is to refuse what must not be, and to say in numbers what
-the operator gives up. Used by the session (the executor) and by `farstripe plan takeover`, so the plan cannot lie.
+A takeover is always local: it asks nobody. So the table's business is to refuse what must not be, and to say in
+numbers what the operator gives up. Used by the session (the executor) and by `farstripe plan takeover`, so the plan
+cannot lie.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Plan(NamedTuple):
 
 
 class Row(NamedTuple):
-    """First row whose `when` holds for (status, facts) counts. `force`: None never allowed, True needs --force, False free."""
+    """The first row whose `when` holds for (status, facts) counts; force: None never, True if forced, False always."""
 
     label: str
     when: Callable[[dict[str, Any], dict[str, Any]], bool]

@@ -1,7 +1,8 @@
 """States of a pair's session and the table of its transitions. Everything that may happen, and nothing else, is here.
 
-One session runs on each node of a pair. The table does not know which side we are: the states do. A (state, input) pair that
-is not in the table is an error and changes nothing: for a frame the peer broke the protocol, for anything else we did.
+One session runs on each node of a pair. The table does not know which side we are: the states do. A (state, input)
+pair that is not in the table is an error and changes nothing: for a frame the peer broke the protocol, for anything
+else we did.
 
 An entry names the handler (a method of session.Session) and every state it may leave the session in.
 docs/SESSION.md is generated from this table.
@@ -84,6 +85,12 @@ SHIPPING = frozenset({S.COPY_SOURCE, S.SOURCE, S.SYNC_SOURCE, S.HOLDING, S.DRAIN
 RECEIVING = frozenset({S.COPY_TARGET, S.TARGET})
 """States in which StartReceiving is in force."""
 
+GREETING = (S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.OFFERED, S.AWAITING)
+"""Waiting for the peer, or for a quick answer of our target."""
+ASKED = (S.PLANNING, S.MAPPING, S.ADOPTING)
+"""Waiting for a target that may take long."""
+FLOWING = (S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET)
+"""Records flow."""
 SWITCHING = (S.HOLDING, S.DRAINING, S.YIELDING, S.HANDED)
 BUSY = (S.STEPPING_DOWN, S.PROMOTING)
 UNLINKED = (S.DOWN, S.DIALLING, S.STOPPED)
@@ -110,17 +117,16 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     # Time.
     **_rows((S.DOWN,), I.TICK, "dial", S.DIALLING, stays=True),
     **_rows((S.DIALLING,), I.TICK, "nothing"),
-    **_rows((S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.OFFERED, S.AWAITING), I.TICK, "watch_handshake", S.DOWN, stays=True),
-    **_rows((S.PLANNING, S.MAPPING, S.ADOPTING, S.YIELDING, *BUSY, S.STOPPED), I.TICK, "watch_link_only", S.DOWN, stays=True),
+    **_rows(GREETING, I.TICK, "watch_handshake", S.DOWN, stays=True),
+    **_rows((*ASKED, S.YIELDING, *BUSY, S.STOPPED), I.TICK, "watch_link_only", S.DOWN, stays=True),
     **_rows((S.WAITING, S.REFUSED), I.TICK, "watch_idle", S.DOWN, stays=True),
-    **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.TICK, "watch_flow", S.DOWN, stays=True),
+    **_rows(FLOWING, I.TICK, "watch_flow", S.DOWN, stays=True),
     **_rows((S.HOLDING, S.DRAINING), I.TICK, "watch_switchover", S.DOWN, S.SOURCE, stays=True),
     **_rows((S.HANDED,), I.TICK, "watch_handed", S.DOWN, stays=True),
     # The handshake.
     **_rows((S.ASKING,), I.HELLO, "keep_hello"),
     **_rows((S.ASKING,), I.REPLY, "say_hello", S.HELLO, S.VERDICT, S.DOWN),
     **_rows((S.HELLO,), I.HELLO, "judge", S.VERDICT),
-    **_rows((S.HELLO,), I.VERDICT, "keep_verdict"),
     **_rows(
         (S.VERDICT,), I.VERDICT, "act", S.REFUSED, S.WAITING, S.STEPPING_DOWN, S.PROMOTING, S.SOURCE, S.TARGET,
         S.COPY_SOURCE, S.COPY_TARGET, S.COLLECTING, S.MAPPING, S.DOWN,
@@ -140,13 +146,13 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     # Records flow.
     **_rows((S.COPY_SOURCE, S.SYNC_SOURCE, S.HOLDING), I.ACKED, "acked"),
     **_rows((S.SOURCE,), I.ACKED, "acked", S.SYNC_SOURCE, stays=True),
-    **_rows((S.DRAINING,), I.ACKED, "acked", S.YIELDING, stays=True),
+    **_rows((S.DRAINING,), I.ACKED, "drained", S.YIELDING, stays=True),
     **_rows((S.COPY_SOURCE,), I.REPLY, "source_progress"),
     **_rows((S.SOURCE,), I.REPLY, "source_progress", S.SYNC_SOURCE, stays=True),
     **_rows((S.SYNC_SOURCE,), I.REPLY, "source_progress", S.SOURCE, stays=True),
     **_rows((S.TARGET,), I.REPLY, "target_progress"),
-    **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.FAILED, "poll_failed"),
-    **_rows((S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET), I.DATA_STOPPED, "data_stopped", S.DOWN, S.STOPPED),
+    **_rows(FLOWING, I.FAILED, "poll_failed"),
+    **_rows(FLOWING, I.DATA_STOPPED, "data_stopped", S.DOWN, S.STOPPED),
     **_rows((S.HOLDING, S.DRAINING), I.DATA_STOPPED, "switchover_link_lost", S.DOWN),
     # Switchover.
     **_rows((S.SOURCE, S.SYNC_SOURCE), I.CMD_SWITCHOVER, "switchover", S.HOLDING),

@@ -1,7 +1,8 @@
-"""The gallery. Each bug is one wrong decision put into the running code; `focus` narrows the faults so that it shows soon.
+"""The gallery. Each bug is one wrong decision put into the running code; `focus` narrows the faults so that it shows
+soon.
 
-A bug says what is wrong, as a reviewer would have to see it. The test beside this file shows that a run with the bug breaks a
-promise and that the same run without it does not: so it is the oracle that bites, not the fault that hurts.
+A bug says what is wrong, as a reviewer would have to see it. The test beside this file shows that a run with the bug
+breaks a promise and that the same run without it does not: so it is the oracle that bites, not the fault that hurts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from unittest.mock import patch
 
 from replicator.capture import copier, engine, follower, recovery, roles
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
-from replicator.core import handshake, session
+from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
@@ -54,7 +55,9 @@ class Bug:
 BUGS: list[Bug] = []
 
 
-def bug(name: str, wrong: str, seeds: int = 60, **focus: Any) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
+def bug(
+    name: str, wrong: str, seeds: int = 60, **focus: Any
+) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
     """Add a bug to the gallery."""
 
     def add(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
@@ -68,7 +71,15 @@ POWER = ("power", "force-takeover")
 KILLS = ("kill-target", "kill-node", "cut")
 
 
-@bug("ack-before-durable", "the receiver calls records durable without syncing its journal", mode="sync", ack="durable", faults=POWER, lazy=30.0, flushes=0.0)
+@bug(
+    "ack-before-durable",
+    "the receiver calls records durable without syncing its journal",
+    mode="sync",
+    ack="durable",
+    faults=POWER,
+    lazy=30.0,
+    flushes=0.0,
+)
 def _() -> list[Patch]:
     def claim(self: receiver.Receiver, received: int) -> None:
         self._synced, self._must_sync = received, False
@@ -76,7 +87,14 @@ def _() -> list[Patch]:
     return [(receiver.Receiver, "_sync", claim)]
 
 
-@bug("todo-cleared-before-journal", "a block leaves the copy list before its COPY record is in the journal", faults=KILLS, mid_write=0.9, lazy=8.0, fault_gap_s=0.2)
+@bug(
+    "todo-cleared-before-journal",
+    "a block leaves the copy list before its COPY record is in the journal",
+    faults=KILLS,
+    mid_write=0.9,
+    lazy=8.0,
+    fault_gap_s=0.2,
+)
 def _() -> list[Patch]:
     right = engine.GroupEngine.append_copy
 
@@ -104,7 +122,11 @@ def _() -> list[Patch]:
     return [(engine.GroupEngine, "append_copy", late)]
 
 
-@bug("numbers-without-epochs", "positions are compared by number alone, whatever history they belong to", faults=("force-takeover", "kill-node", "down"))
+@bug(
+    "numbers-without-epochs",
+    "positions are compared by number alone, whatever history they belong to",
+    faults=("force-takeover", "kill-node", "down"),
+)
 def _() -> list[Patch]:
     def by_number(x_hist: Any, x_pos: int, y_hist: Any, y_pos: int) -> Comparison:
         if not y_hist:
@@ -114,8 +136,12 @@ def _() -> list[Patch]:
     return [(handshake, "compare", by_number)]
 
 
-@bug("newest-bitmap-whatever-it-covers", "a resync takes the newest bitmap, even one that starts after the common position",
-     faults=("power", "kill-node", "force-takeover"), rotate_blocks=1)
+@bug(
+    "newest-bitmap-whatever-it-covers",
+    "a resync takes the newest bitmap, even one that starts after the common position",
+    faults=("power", "kill-node", "force-takeover"),
+    rotate_blocks=1,
+)
 def _() -> list[Patch]:
     def newest(self: Bitmaps, common: int) -> int | None:
         return 1 << max(self.starts, key=lambda slot: self.starts[slot]) if self.starts else None
@@ -123,7 +149,11 @@ def _() -> list[Patch]:
     return [(Bitmaps, "newest_for", newest)]
 
 
-@bug("own-bitmap-only", "the source copies what it changed itself and forgets what the target changed", faults=("force-takeover", "kill-node", "resync"))
+@bug(
+    "own-bitmap-only",
+    "the source copies what it changed itself and forgets what the target changed",
+    faults=("force-takeover", "kill-node", "resync"),
+)
 def _() -> list[Patch]:
     right = roles.begin_copy
 
@@ -134,7 +164,11 @@ def _() -> list[Patch]:
     return [(roles, "begin_copy", own)]
 
 
-@bug("epoch-not-opened-on-takeover", "a takeover goes on in the old epoch", faults=("force-takeover", "kill-node", "down"))
+@bug(
+    "epoch-not-opened-on-takeover",
+    "a takeover goes on in the old epoch",
+    faults=("force-takeover", "kill-node", "down"),
+)
 def _() -> list[Patch]:
     right = engine.GroupEngine.new_history_entry
 
@@ -147,7 +181,11 @@ def _() -> list[Patch]:
     return [(engine.GroupEngine, "new_history_entry", same)]
 
 
-@bug("seq-reused-after-power-loss", "a primary goes on in the same epoch after it lost records in a power cut", faults=("power",))
+@bug(
+    "seq-reused-after-power-loss",
+    "a primary goes on in the same epoch after it lost records in a power cut",
+    faults=("power",),
+)
 def _() -> list[Patch]:
     right = recovery._recover_primary
 
@@ -158,7 +196,11 @@ def _() -> list[Patch]:
     return [(recovery, "_recover_primary", forget)]
 
 
-@bug("power-loss-forgotten", "after a power cut the primary does not say that its blocks may differ from its journal", faults=("power", "cut"))
+@bug(
+    "power-loss-forgotten",
+    "after a power cut the primary does not say that its blocks may differ from its journal",
+    faults=("power", "cut"),
+)
 def _() -> list[Patch]:
     right = recovery._recover_primary
 
@@ -169,7 +211,11 @@ def _() -> list[Patch]:
     return [(recovery, "_recover_primary", forget)]
 
 
-@bug("synced-before-last-copy", "SYNCED is written while blocks are still on the copy list", faults=("power", "cut", "kill-node"))
+@bug(
+    "synced-before-last-copy",
+    "SYNCED is written while blocks are still on the copy list",
+    faults=("power", "cut", "kill-node"),
+)
 def _() -> list[Patch]:
     return [(Bitmaps, "todo_blocks", lambda self: 0), (copier, "_copy_run", _one_run_then_done(copier._copy_run))]
 
@@ -183,7 +229,14 @@ def _one_run_then_done(right: Any) -> Any:
     return one
 
 
-@bug("degraded-not-durable", "a write is answered without the peer before the state on disk says so", mode="sync", on_loss="degrade", loss_timeout_s=0.3, faults=("down", "kill-node"))
+@bug(
+    "degraded-not-durable",
+    "a write is answered without the peer before the state on disk says so",
+    mode="sync",
+    on_loss="degrade",
+    loss_timeout_s=0.3,
+    faults=("down", "kill-node"),
+)
 def _() -> list[Patch]:
     def in_memory(e: engine.GroupEngine) -> None:
         e.state.sync_on, e.state.degraded = False, True
@@ -192,7 +245,12 @@ def _() -> list[Patch]:
     return [(roles, "degrade", in_memory)]
 
 
-@bug("torn-tail-accepted", "after a power cut a record with a wrong payload checksum at the journal's end is taken for whole", faults=("power",), mid_write=0.0)
+@bug(
+    "torn-tail-accepted",
+    "after a power cut a record with a wrong payload checksum at the journal's end is taken for whole",
+    faults=("power",),
+    mid_write=0.0,
+)
 def _() -> list[Patch]:
     def no_runs(*args: Any) -> Any:
         raise ring.BadRecord("walk singly")
@@ -218,12 +276,18 @@ def _iter_without_payload_crc(view: memoryview) -> list[Any]:
 @bug("copy-said-complete-early", "the target of a copy says COPIED before SYNCED was applied")
 def _() -> list[Patch]:
     def early(self: session.Session, event: Any, now: float) -> Any:
-        return State.TARGET, [session.Send({"t": "copied", "seq": 0})]
+        return State.TARGET, [events.Send({"t": "copied", "seq": 0})]
 
     return [(session.Session, "_copy_progress", early)]
 
 
-@bug("promote-without-applying", "a takeover starts before what was received is applied", faults=("force-takeover",), write_gap_s=0.01, lazy=30.0)
+@bug(
+    "promote-without-applying",
+    "a takeover starts before what was received is applied",
+    faults=("force-takeover",),
+    write_gap_s=0.01,
+    lazy=30.0,
+)
 def _() -> list[Patch]:
     def skip(e: engine.GroupEngine) -> None:
         e.page[APPLIED_SEQ] = e.page[HEAD_SEQ]
@@ -231,7 +295,16 @@ def _() -> list[Patch]:
     return [(roles, "settle", skip)]
 
 
-@bug("floor-not-kept", "the target of a copy calls everything certain up to where the copy began", faults=("power",), lazy=30.0, fault_gap_s=0.3, flushes=0.1, first_writes=20, write_gap_s=0.08)
+@bug(
+    "floor-not-kept",
+    "the target of a copy calls everything certain up to where the copy began",
+    faults=("power",),
+    lazy=30.0,
+    fault_gap_s=0.3,
+    flushes=0.1,
+    first_writes=20,
+    write_gap_s=0.08,
+)
 def _() -> list[Patch]:
     right = roles.attach
 
@@ -244,17 +317,32 @@ def _() -> list[Patch]:
     return [(roles, "attach", forget)]
 
 
-@bug("bits-never-durable", "checkpoints do not sync the bitmaps", faults=("power", "down"), flushes=0.1, fault_gap_s=0.8)
+@bug(
+    "bits-never-durable", "checkpoints do not sync the bitmaps", faults=("power", "down"), flushes=0.1, fault_gap_s=0.8
+)
 def _() -> list[Patch]:
     return [(BlockMap, "sync", lambda self: None)]
 
 
-@bug("intents-cleared-too-early", "write-intent marks go while records and bits are still only in the page cache", faults=("power", "down", "silence"), write_gap_s=0.08, flushes=0.0, fault_gap_s=0.8)
+@bug(
+    "intents-cleared-too-early",
+    "write-intent marks go while records and bits are still only in the page cache",
+    faults=("power", "down", "silence"),
+    write_gap_s=0.08,
+    flushes=0.0,
+    fault_gap_s=0.8,
+)
 def _() -> list[Patch]:
     return [(Target, "_sync_tracking", lambda self: None)]
 
 
-@bug("failed-sync-swallowed", "a journal sync that failed counts as done", mode="sync", ack="durable", faults=("eio", "force-takeover"))
+@bug(
+    "failed-sync-swallowed",
+    "a journal sync that failed counts as done",
+    mode="sync",
+    ack="durable",
+    faults=("eio", "force-takeover"),
+)
 def _() -> list[Patch]:
     right = ring.Journal.sync
 
@@ -267,12 +355,22 @@ def _() -> list[Patch]:
     return [(ring.Journal, "sync", swallow)]
 
 
-@bug("discard-without-consent", "a former primary's acknowledged writes are overwritten unasked", faults=("force-takeover", "kill-node"))
+@bug(
+    "discard-without-consent",
+    "a former primary's acknowledged writes are overwritten unasked",
+    faults=("force-takeover", "kill-node"),
+)
 def _() -> list[Patch]:
     return [(handshake, "_tail", lambda lead, follow, comparison: "empty")]
 
 
-@bug("duplicates-applied", "records that come again after a reconnect are written again", replay=0.5, faults=("cut",), write_gap_s=0.01)
+@bug(
+    "duplicates-applied",
+    "records that come again after a reconnect are written again",
+    replay=0.5,
+    faults=("cut",),
+    write_gap_s=0.01,
+)
 def _() -> list[Patch]:
     right = receiver.Receiver.take
 
@@ -288,7 +386,12 @@ def _() -> list[Patch]:
     return [(receiver.Receiver, "take", again)]
 
 
-@bug("sent-counts-as-received", "the sender takes what it sent for received", mode="sync", faults=("cut", "force-takeover", "down"))
+@bug(
+    "sent-counts-as-received",
+    "the sender takes what it sent for received",
+    mode="sync",
+    faults=("cut", "force-takeover", "down"),
+)
 def _() -> list[Patch]:
     right = shipper.Shipper.pump
 
@@ -301,7 +404,13 @@ def _() -> list[Patch]:
     return [(shipper.Shipper, "pump", trusting)]
 
 
-@bug("handover-before-drained", "the old primary hands over before the peer has everything", faults=("switchover",), delay_s=0.03, write_gap_s=0.01)
+@bug(
+    "handover-before-drained",
+    "the old primary hands over before the peer has everything",
+    faults=("switchover",),
+    delay_s=0.03,
+    write_gap_s=0.01,
+)
 def _() -> list[Patch]:
     right = session.Session._yield_if_drained
 
@@ -312,7 +421,16 @@ def _() -> list[Patch]:
     return [(session.Session, "_yield_if_drained", at_once)]
 
 
-@bug("stale-epoch-accepted", "a receiver takes records of an epoch that is over", seeds=100, faults=("power",), replay=0.5, lazy=30.0, flushes=0.02, delay_s=0.03)
+@bug(
+    "stale-epoch-accepted",
+    "a receiver takes records of an epoch that is over",
+    seeds=100,
+    faults=("power",),
+    replay=0.5,
+    lazy=30.0,
+    flushes=0.02,
+    delay_s=0.03,
+)
 def _() -> list[Patch]:
     right = receiver.parse_run
     return [(receiver, "parse_run", lambda buf, expect, min_epoch: right(buf, expect, 0))]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from replicator.core import handshake, takeover
-from replicator.core.handshake import DOMAIN, Action, Facts
+from replicator.core import decisions, takeover
+from replicator.core.decisions import DOMAIN, Action, Facts
 from replicator.core.transitions import TRANSITIONS, Input, State
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -26,13 +26,14 @@ def handshake_page() -> str:
     lines = [
         "# The handshake",
         "",
-        "Generated from `replicator/core/handshake.py` by `python -m tests.testing.doctables`; do not edit.",
+        "Generated from `replicator/core/decisions.py` by `python -m tests.testing.doctables`; do not edit.",
         "",
-        "On every connection both nodes send a HELLO with the facts of their side, both compute the decision below from the two,",
-        "and both state it. Only when the two verdicts are equal does anything happen.",
+        "On every connection both nodes send a HELLO with the facts of their side, both compute the decision below",
+        "from the two, and both state it. Only when the two verdicts are equal does anything happen.",
         "",
-        "*lead* is the primary; with two primaries it is the one the operator did not name for discarding, else the one with the",
-        "newer history. *follow* is the other one. A `*` matches any value. Every combination of facts matches exactly one row.",
+        "*lead* is the primary; with two primaries it is the one the operator did not name for discarding, else the",
+        "one with the newer history. *follow* is the other one. A fact that a row does not name may have any value.",
+        "Every combination of facts matches exactly one row.",
         "",
         "## Facts",
         "",
@@ -51,11 +52,17 @@ def handshake_page() -> str:
         "| label | when | action | cause |",
         "|---|---|---|---|",
     ]
-    for row in handshake.TABLE:
+    for row in decisions.TABLE:
         when = ", ".join(f"{name} {value}".replace("|", " or ") for name, value in _named(row.when) if value != "*")
         action = row.action.value + (f" ({row.acts})" if row.acts else "")
         lines.append(f"| {row.label} | {when} | {action} | {row.cause} |")
-    lines += ["", "## Takeover", "", "Judged on the node that is to become primary; the first row that fits counts.", ""]
+    lines += [
+        "",
+        "## Takeover",
+        "",
+        "Judged on the node that is to become primary; the first row that fits counts.",
+        "",
+    ]
     lines += ["| label | allowed | says |", "|---|---|---|"]
     allowed = {None: "never", True: "with --force", False: "yes"}
     lines += [f"| {row.label} | {allowed[row.force]} | {row.message} |" for row in takeover.TABLE]
@@ -73,7 +80,8 @@ def session_page() -> str:
         "",
         "Generated from `replicator/core/transitions.py` by `python -m tests.testing.doctables`; do not edit.",
         "",
-        "One session runs on each node of a pair. An input that is not listed for a state is an error and changes nothing.",
+        "One session runs on each node of a pair. An input that is not listed for a state is an error and changes",
+        "nothing. State names are those of `replicator/core/transitions.py`.",
         "Frames are named in `replicator/core/events.py`.",
     ]
     for state in State:

@@ -1,8 +1,8 @@
 """The wire between two nodes: connections of whole frames, in order within a connection, nothing promised across them.
 
-Faults: a connection breaks and both ends hear of it; or it goes silent and nobody does until heartbeats fail; frames of a
-broken connection arrive late, with the number of their old link; a data frame that was delivered before is delivered again
-on the next connection; everything becomes slow; the sender's window closes.
+Faults: a connection breaks and both ends hear of it; or it goes silent and nobody does until heartbeats fail; frames
+of a broken connection arrive late, with the number of their old link; a data frame that was delivered before is
+delivered again on the next connection; everything becomes slow; the sender's window closes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One node: what survives its processes, how they start, and how they die.
 
-Two deaths: a process is killed (the page cache, the shared page and mapped files stay as they are), or the node loses power
-(every unsynced byte is kept, lost or torn, the shared page is gone, a new boot begins). Either may strike between two
-events, or in the middle of one, just before some write to the disk.
+Two deaths: a process is killed (the page cache, the shared page and mapped files stay as they are), or the node loses
+power (every unsynced byte is kept, lost or torn, the shared page is gone, a new boot begins). Either may strike
+between two events, or in the middle of one, just before some write to the disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 from replicator.capture import recovery
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.engine import GroupEngine
-from replicator.capture.state import BITMAP, FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, GroupState, Policy, StateFile
+from replicator.capture.state import (
+    BITMAP,
+    FRESH,
+    OK,
+    PRIMARY,
+    SECONDARY,
+    STATE_FILE_BYTES,
+    GroupState,
+    Policy,
+    StateFile,
+)
 from replicator.core.epochs import node_tag
 from replicator.core.errors import FarstripeError, IntegrityError, MediumError
 from replicator.core.events import Log
@@ -122,7 +132,9 @@ class Node:
         try:
             self.run("start", start)
         except (IntegrityError, MediumError) as exc:
-            self.note(f"target cannot start: {exc}")  # its journal lost what it had taken; after a reboot it counts as lost
+            self.note(
+                f"target cannot start: {exc}"
+            )  # its journal lost what it had taken; after a reboot it counts as lost
             self.die("power")
         if not box:
             return
@@ -169,7 +181,9 @@ class Node:
                 raise
             kind, self.armed = self.armed or "node", ""
             self.note(f"cut while the {process} wrote")
-            self.die("power" if kind == "power" else "target" if process != "replicator" and kind == "target" else "node")
+            self.die(
+                "power" if kind == "power" else "target" if process != "replicator" and kind == "target" else "node"
+            )
             return
         if self.disk._life != life and self.armed:
             kind, self.armed = self.armed, ""
@@ -247,7 +261,9 @@ class Node:
         """A synchronous primary answers a write alone: the state on disk must say so before."""
         state = StateFile(self.disk.open("state")).load()  # type: ignore[arg-type]
         if state.sync_on:
-            raise Violation(f"honest: write {request.seq} answered without the peer while the durable state says synchronous")
+            raise Violation(
+                f"honest: write {request.seq} answered without the peer while the durable state says synchronous"
+            )
 
     def called(self, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
         """The target carried out a control operation."""

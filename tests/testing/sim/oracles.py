@@ -1,13 +1,13 @@
 """What must hold. Each check raises Violation with what is wrong; all are called after every event.
 
-    prefix     every consistent secondary is its history folded up to what it applied, all volumes at one cut;
-               every primary is its history folded up to its position
-    tracked    blocks that differ between the nodes are in the bitmaps' union, or in records received and not applied
-    durable    after any stop a primary has every flushed write, and after a kill every write it took
-    promises   what a host was told is on both sides is there when the other side takes over
-    honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
-               only when the state on disk says so
-    consent    a node gives up records it answered hosts for only when the operator named it
+prefix     every consistent secondary is its history folded up to what it applied, all volumes at one cut;
+           every primary is its history folded up to its position
+tracked    blocks that differ between the nodes are in the bitmaps' union, or in records received and not applied
+durable    after any stop a primary has every flushed write, and after a kill every write it took
+promises   what a host was told is on both sides is there when the other side takes over
+honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
+           only when the state on disk says so
+consent    a node gives up records it answered hosts for only when the operator named it
 """
 
 from __future__ import annotations
@@ -96,7 +96,12 @@ def check_tracked(one: Node, other: Node) -> None:
         if bit is None:
             return  # a full copy would follow
         for index, m in enumerate(engine.bitmaps.maps):
-            allowed |= {(index, int(b)) for b in np.flatnonzero(m.array & (bit | (TODO if engine.state.copying and engine.state.copy_id else 0)))}
+            allowed |= {
+                (index, int(b))
+                for b in np.flatnonzero(
+                    m.array & (bit | (TODO if engine.state.copying and engine.state.copy_id else 0))
+                )
+            }
         allowed |= _received_not_applied(node.truth, engine)
     missing = differing - allowed
     if missing:
@@ -129,23 +134,33 @@ def check_honest(node: Node) -> None:
     if node.target is None or node.replicator is None or node.target.engine.failed:
         return
     if node.replicator.session.state is State.TARGET and node.target.engine.state.copy != OK:
-        raise Violation(f"honest: the session of {node.name} says its copy is complete, the target says {node.target.engine.state.copy}")
+        raise Violation(
+            f"honest: the session of {node.name} calls its copy complete, the target {node.target.engine.state.copy}"
+        )
 
 
 def check_consent(node: Node, hist: Hist, pos: int, allowed: bool) -> None:
-    """Called when `node` attaches to a source with this history: what it gives up was not promised by itself to hosts."""
+    """Called when `node` attaches to a source with this history: it gives up nothing it had answered hosts for."""
     if allowed:
         return
     for epoch, seq in node.answered_alone:
         if not node.truth.holds(hist, pos, epoch, seq):
-            raise Violation(f"consent: {node.name} gives up record {seq} of epoch {epoch:#x}, which it had answered, unasked")
+            raise Violation(
+                f"consent: {node.name} gives up record {seq} of epoch {epoch:#x}, which it had answered, unasked"
+            )
 
 
 def check_durable_promises(node: Node, hist: Hist, pos: int) -> None:
     """Called when a node comes back from a power loss: what was promised to be on its stable storage is."""
     for promise in node.truth.promises:
-        if promise.durable and promise.holder == node.name and not node.truth.holds(hist, pos, promise.epoch, promise.seq):
-            raise Violation(f"promises: {node.name} is at {pos} after a power loss, without the durable record {promise.seq}")
+        if (
+            promise.durable
+            and promise.holder == node.name
+            and not node.truth.holds(hist, pos, promise.epoch, promise.seq)
+        ):
+            raise Violation(
+                f"promises: {node.name} is at {pos} after a power loss, without the durable record {promise.seq}"
+            )
 
 
 def check_handover(old: Node, new: Node) -> None:
@@ -168,7 +183,9 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
         known = any(e == epoch for e, _ in hist)
         if known and not truth.holds(hist, engine.pos, epoch, seq):
             what = "flushed" if power else "taken"
-            raise Violation(f"durable: {node.name} has {what} record {seq} of epoch {epoch:#x} no more, it is at {engine.pos}")
+            raise Violation(
+                f"durable: {node.name} has {what} record {seq} of epoch {epoch:#x} no more, it is at {engine.pos}"
+            )
     interrupted, node.interrupted = node.interrupted, None
     if state.role != PRIMARY or state.mode == UNTRACKED:
         return
@@ -202,7 +219,9 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
         differs = np.frombuffer(raw, dtype=np.uint8) != np.frombuffer(expected, dtype=np.uint8)
         if (differs & ~touched).any():
             at = int(np.flatnonzero(differs & ~touched)[0])
-            raise Violation(f"durable: volume {index} of {node.name} changed at byte {at} in a power loss, which no lost write explains")
+            raise Violation(
+                f"durable: volume {index} of {node.name} changed at {at} in a power loss, no lost write explains it"
+            )
         for sector in sorted({int(b) // 512 for b in np.flatnonzero(differs)}):
             data = bytes(raw[sector * 512 : sector * 512 + 512])
             node.leftover.append(Change(index, sector * 512, 512, data))
@@ -210,7 +229,7 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
 
 
 def _learn_last_record(truth: Truth, engine: GroupEngine) -> None:
-    """A record whose write was cut off by the power loss may be whole on disk: then it was written, though never published."""
+    """A record whose write was cut off by the power loss may be whole on disk: then it counts, though not published."""
     pos = engine.pos
     if pos < engine.page[TAIL_SEQ]:
         return
@@ -227,4 +246,6 @@ def check_promises(node: Node) -> None:
     hist, pos = node.hist(), node.target.engine.pos
     for promise in node.truth.promises:
         if promise.holder == node.name and not node.truth.holds(hist, pos, promise.epoch, promise.seq):
-            raise Violation(f"promises: {node.name} took over at {pos} without record {promise.seq} of epoch {promise.epoch:#x}")
+            raise Violation(
+                f"promises: {node.name} took over at {pos} without record {promise.seq} of epoch {promise.epoch:#x}"
+            )

@@ -1,4 +1,4 @@
-"""One life of a replicator process: the real session and the real flow, joined as replicator.daemon.link.loop joins them."""
+"""One life of a replicator process: real session and real flow, joined as replicator.daemon.link.loop does."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Storage of a simulated node, all of it on one FakeDisk, so that one power cut hits everything at the same instant.
 
-SimPool follows raidlib's contract: a region is durably marked in the intent log before its first write, and cleared only
-when it stayed cool and a sync followed. Bitmaps live in mapped files: what was stored since the last sync is, byte by
-byte, kept or lost in a power cut.
+SimPool follows raidlib's contract: a region is durably marked in the intent log before its first write, and cleared
+only when it stayed cool and a sync followed. Bitmaps live in mapped files: what was stored since the last sync is,
+byte by byte, kept or lost in a power cut.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SimPool:
         self.syncs += 1
 
     def clear_intents(self, files: Sequence[FakeFile], sync_groups: Callable[[], None]) -> None:
-        """Clear marks of regions that stayed cool since the last call, after their writes, records and bits are stable."""
+        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable."""
         cool = self.marks - self._hot
         self._hot.clear()
         if cool:

@@ -247,7 +247,9 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            self.node.truth.promises.append(Promise(self.node.world.other(self.node).name, epoch, seq, request.wants_durable))
+            self.node.truth.promises.append(
+                Promise(self.node.world.other(self.node).name, epoch, seq, request.wants_durable)
+            )
         self._answer(request, "ok")
 
     def _ended_alone(self, request: Request) -> None:
@@ -290,7 +292,7 @@ class Target:
             "group.hold": lambda: svc.hold(args["deadline_s"]),
             "group.release": svc.release,
             "group.promote": lambda: svc.promote(args.get("force", False)),
-            "group.demote": lambda: svc.demote(args.get("diverged", False)),
+            "group.demote": lambda: svc.demote(args.get("diverged", False), args.get("upto")),
         }
         if self.engine.failed and op not in ("group.status", "group.link"):
             raise MediumError(f"the group has failed: {self.engine.failed}")

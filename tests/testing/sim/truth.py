@@ -1,7 +1,8 @@
 """What really was written: every record by (epoch, seq), taken where it enters the journal, and what hosts were told.
 
-Kept apart from the code under test: it knows nothing of bitmaps, positions or roles. An image at position n of a history is
-the genesis image with every record up to n applied, each found by the epoch that the history gives to its seq.
+Kept apart from the code under test: it knows nothing of bitmaps, positions or roles. An image at position n of a
+history is the genesis image with every record up to n applied, each found by the epoch that the history gives to its
+seq.
 """
 
 from __future__ import annotations

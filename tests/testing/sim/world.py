@@ -1,8 +1,8 @@
 """One run: two nodes, a wire, hosts that write, an operator, and a nemesis; first safety under faults, then liveness.
 
-The seed draws the options (mode, policies, sizes, which faults occur at all and how often), then everything else. After
-every event the oracles look. Then the faults stop, everything that was down is started, the operator clears what only an
-operator can, and within LIVENESS_S the pair must be in sync and both images equal.
+The seed draws the options (mode, policies, sizes, which faults occur at all and how often), then everything else.
+After every event the oracles look. Then the faults stop, everything that was down is started, the operator clears
+what only an operator can, and within LIVENESS_S the pair must be in sync and both images equal.
 """
 
 from __future__ import annotations
@@ -172,7 +172,13 @@ class World:
         finally:
             service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES = kept  # type: ignore[assignment]
         return Report(
-            self.seed, self.options, self.clock.trace_hash(), self.clock.events, self.writes, self.takeovers, self.labels
+            self.seed,
+            self.options,
+            self.clock.trace_hash(),
+            self.clock.events,
+            self.writes,
+            self.takeovers,
+            self.labels,
         )
 
     def _set_up(self) -> None:
@@ -236,7 +242,15 @@ class World:
                 self._seen.pop(node.name, None)
                 continue
             page, state = node.target.engine.page, node.target.engine.state
-            now = (page[HEAD_SEQ], page[APPLIED_SEQ], state.copy, state.role, state.mode, len(state.hist), tuple(state.bitmaps.values()))
+            now = (
+                page[HEAD_SEQ],
+                page[APPLIED_SEQ],
+                state.copy,
+                state.role,
+                state.mode,
+                len(state.hist),
+                tuple(state.bitmaps.values()),
+            )
             if self._seen.get(node.name) != now:
                 self._seen[node.name] = now
                 changed = True
@@ -260,7 +274,9 @@ class World:
             self.truth.promises = [
                 p
                 for p in self.truth.promises
-                if (p.durable and engine.state.copy == OK) or p.holder != node.name or self.truth.holds(hist, engine.pos, p.epoch, p.seq)
+                if (p.durable and engine.state.copy == OK)
+                or p.holder != node.name
+                or self.truth.holds(hist, engine.pos, p.epoch, p.seq)
             ]
         node.written_at = (engine.epoch, engine.pos) if engine.state.role == PRIMARY and engine.state.hist else None
 
@@ -279,7 +295,9 @@ class World:
             node.answered_alone.clear()
             # What the source lost itself, or the operator gave up, is no promise any more.
             self.truth.promises = [
-                p for p in self.truth.promises if p.holder != node.name or self.truth.holds(hist, args["p"], p.epoch, p.seq)
+                p
+                for p in self.truth.promises
+                if p.holder != node.name or self.truth.holds(hist, args["p"], p.epoch, p.seq)
             ]
             node.flushed_at = node.written_at = None
             node.leftover, node._epochs = [], []
@@ -430,8 +448,8 @@ class World:
         engine, session = node.target.engine, node.replicator.session
         label = session.decision.label if session.decision else ""
         return (
-            f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} session {session.state.value} {label} "
-            f"({session.link_reason}) failed={engine.failed!r}"
+            f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} "
+            f"session {session.state.value} {label} ({session.link_reason}) failed={engine.failed!r}"
         )
 
     def _operator(self) -> None:

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, look_up, matches
 from replicator.core.epochs import make_epoch
-from replicator.core.handshake import DOMAIN, TABLE, Action, Facts, all_facts, decide, look_up, matches
+from replicator.core.handshake import decide
 from replicator.core.hello import NOT_YET, VERSION, Hello
 
 A, B = "aa" * 16, "bb" * 16
@@ -148,7 +149,8 @@ def _random_side(rng: random.Random, node: str) -> Hello:
     return side(
         node, rng.choice(("primary", "secondary")), pos, tuple(hist),
         state=rng.choice(("ok", "resync", "diverged")), floor=rng.randint(0, pos), last_write=rng.randint(0, pos),
-        journal=rng.choice((None, (rng.randint(1, pos + 1), pos))), starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
+        journal=rng.choice((None, (rng.randint(1, pos + 1), pos))),
+        starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
         discard=rng.choice(("", "", A, B)), handover=rng.choice(("", "", A, B)),
     )  # fmt: skip

@@ -46,7 +46,8 @@ def test_another_version_is_understood_as_far_as_the_version():
 GARBAGE = [
     ("node", "short"), ("node", "z" * 32), ("group", 5), ("role", "king"), ("state", None), ("pos", -1), ("pos", "9"),
     ("pos", True), ("pos", 1 << 64), ("hist", [[E1]]), ("hist", [[E1, 0], [E1, 3]]), ("hist", 7), ("hist", [[E1, 10]]),
-    ("volumes", [[0]]), ("journal", [1]), ("journal", 3), ("starts", ["x"]), ("version", "one"), ("floor", None), ("synced", -1),
+    ("volumes", [[0]]), ("journal", [1]), ("journal", 3), ("starts", ["x"]), ("version", "one"),
+    ("floor", None), ("synced", -1),
 ]  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class FakeTarget:
     def _hold(self, deadline_s: float) -> dict[str, Any]:
         return {"seq": self.status["pos"]}
 
-    def _demote(self, diverged: bool) -> dict[str, Any]:
+    def _demote(self, diverged: bool, upto: int | None = None) -> dict[str, Any]:
         self.status.update(role="secondary", state="diverged" if diverged else "ok")
         return {"seq": self.status["pos"], "epoch": E1A}
 
@@ -225,7 +225,11 @@ def lost_journal() -> FakeTarget:
 def test_a_copy_by_difference_asks_attaches_and_only_then_ships():
     couple = Couple(a=lost_journal())
     assert couple.connect() == (State.COPY_SOURCE, State.COPY_TARGET)
-    assert [op for op, _ in couple.b.target.asked if op != "group.link"][:3] == ["group.status", "group.bitmap", "group.attach"]
+    assert [op for op, _ in couple.b.target.asked if op != "group.link"][:3] == [
+        "group.status",
+        "group.bitmap",
+        "group.attach",
+    ]
     begin = dict(couple.a.target.asked)["group.begin_copy"]
     assert (begin["c"], begin["peer_bitmaps"]) == (8, {0: b"\x01"})
     assert StartShipping(11) in couple.a.effects

@@ -14,8 +14,8 @@ STATUS: dict[str, Any] = {
     "policy": {"mode": "async"}, "sync_on": False, "degraded": False, "todo_bytes": 0,
 }  # fmt: skip
 FACTS: dict[str, Any] = {
-    "session": "source", "linked": True, "link_reason": "", "split_wanted": False, "peer": "bb" * 16, "peer_role": "secondary",
-    "peer_pos": 18, "acked": {"received": 18}, "contact_age_s": 0.5,
+    "session": "source", "linked": True, "link_reason": "", "split_wanted": False, "peer": "bb" * 16,
+    "peer_role": "secondary", "peer_pos": 18, "acked": {"received": 18}, "contact_age_s": 0.5,
     "decision": {"label": "stream", "cause": "the link was away", "follow": "bb" * 16, "lost_records": 0},
 }  # fmt: skip
 SYNC = {"policy": {"mode": "sync"}}
@@ -40,7 +40,11 @@ def refused(label: str) -> dict[str, Any]:
         ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
         ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
         ("COPY", STATUS, {**FACTS, "session": "copy-source"}),
-        ("RECOVERING", {**STATUS, "role": "secondary", "state": "resync"}, {**FACTS, "session": "down", "linked": False}),
+        (
+            "RECOVERING",
+            {**STATUS, "role": "secondary", "state": "resync"},
+            {**FACTS, "session": "down", "linked": False},
+        ),
         ("TRACKING", {**STATUS, "mode": "bitmap"}, {**FACTS, "session": "down", "linked": False}),
         ("DEGRADED", {**STATUS, **SYNC, "degraded": True}, FACTS),
         ("SYNC", {**STATUS, **SYNC, "sync_on": True}, {**FACTS, "session": "sync-source"}),
@@ -62,13 +66,20 @@ def test_every_word_has_a_story_above():
 
 
 def test_every_combination_gets_a_whole_explanation():
-    roles, copies, modes, flags = ("primary", "secondary"), ("fresh", "ok", "resync", "diverged"), ("none", "journal", "bitmap"), (False, True)
-    for session, role, copy, mode, sync_on, degraded, linked in product(State, roles, copies, modes, flags, flags, flags):
+    roles, copies, modes, flags = (
+        ("primary", "secondary"),
+        ("fresh", "ok", "resync", "diverged"),
+        ("none", "journal", "bitmap"),
+        (False, True),
+    )
+    for session, role, copy, mode, sync_on, degraded, linked in product(
+        State, roles, copies, modes, flags, flags, flags
+    ):
         status = {**STATUS, "role": role, "state": copy, "mode": mode, "sync_on": sync_on, "degraded": degraded, **SYNC}
         shown = describe(status, {**FACTS, "session": session.value, "linked": linked})
         assert "{" not in "".join([shown["why"], shown["means"], shown["then"], *shown["commands"]])
         if shown["word"] == "SYNC":
-            assert sync_on and not degraded or session is State.SYNC_SOURCE
+            assert (sync_on and not degraded) or session is State.SYNC_SOURCE
         if shown["level"] == "ok":
             assert session in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
             assert not degraded and copy != "resync" and mode != "bitmap"
@@ -93,5 +104,7 @@ def test_takeover(label: str, allowed: bool, forced: bool, status: dict, facts: 
 
 
 def test_a_takeover_says_how_many_records_are_missing():
-    plan = plan_takeover({"role": "secondary", "state": "ok", "pos": 7}, {"peer_pos": 12, "contact_age_s": 3.2}, force=False)
+    plan = plan_takeover(
+        {"role": "secondary", "state": "ok", "pos": 7}, {"peer_pos": 12, "contact_age_s": 3.2}, force=False
+    )
     assert "at least 5 records" in plan.message and "3.2 s" in plan.message

@@ -1,0 +1,182 @@
+"""What all of a session's handlers share: its variables, its constants, and the small tools."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from replicator.core.backoff import Backoff
+from replicator.core.errors import ProtocolError, to_map
+from replicator.core.events import (
+    Answer,
+    AskTarget,
+    CloseLink,
+    Effect,
+    Event,
+    Log,
+    Send,
+    StopReceiving,
+    StopShipping,
+    Tick,
+)
+from replicator.core.handshake import Decision
+from replicator.core.hello import Hello
+from replicator.core.transitions import RECEIVING, SHIPPING, State
+
+PING_S = 1.0
+"""A PING goes out this often. The peer answers, so a silent link is known within DEAD_S on both sides."""
+DEAD_S = 5.0
+"""A link on which nothing came for so long is closed. Shorter than the engine's default loss time plus its deadline."""
+HANDSHAKE_S = 15.0
+"""A handshake step that takes longer is given up; generous, because a target may be replaying its journal."""
+POLL_S = 0.25
+"""How often the target is asked how a copy or the catching-up goes."""
+IDLE_POLL_S = 2.0
+"""The same once nothing is expected to change soon."""
+RETRY_REFUSED_S = 20.0
+"""A refused or waiting pair compares its facts again this often: the way out may have been taken on the other side."""
+SWITCHOVER_S = 10.0
+"""Default deadline for draining in a switchover; writers are parked for no longer."""
+HANDED_S = 5.0
+"""How long the old primary waits for TAKEN before it connects again and lets the handshake finish the switchover."""
+COMMAND_S = 60.0
+"""A switchover whose outcome is not known after this is answered with TimedOut; it may still be completed."""
+CONSENT_S = 600.0
+"""The operator's leave to discard a node's writes lapses after this, so that it cannot meet writes made much later."""
+SYNC_LAG_RECORDS = 256
+"""Synchronous waiting is switched on when the peer is at most this far behind: the first writers wait for so much."""
+
+Step = tuple[State, list[Effect]]
+"""What a handler returns: the next state, and the effects in order."""
+
+
+class NotExpected(ProtocolError):
+    """An input that the table does not allow in this state. Nothing was changed. For a frame: close the link."""
+
+
+class SessionBase:
+    """Variables and tools of a session; the handlers are in the classes derived from it."""
+
+    def __init__(
+        self,
+        node: str,
+        peer: str,
+        *,
+        dials: bool,
+        rng: random.Random,
+        split: bool = False,
+        handover: str = "",
+    ) -> None:
+        """Start in DOWN.
+
+        node, peer: node ids, 32 hex digits
+        dials: this side makes the connections (exactly one side of a pair does)
+        rng: source of jitter and copy numbers
+        split, handover: as last made durable by Persist
+        """
+        self.node, self.peer = node, peer
+        self.dials = dials
+        self.split_wanted = split
+        self.handover = handover
+        self.state = State.DOWN
+        self.link = 0
+        self.decision: Decision | None = None
+        self.mine: Hello | None = None
+        self.theirs: Hello | None = None
+        self.status: dict[str, Any] = {}
+        self.peer_report: dict[str, Any] = {}
+        self.last_contact = 0.0
+        self.link_reason = "not connected yet"
+        self.acked: tuple[int, int, int] = (0, 0, 0)
+        self.discard = ""
+        self._discard_until = 0.0
+        self._ask_peer_resync = False
+        self._rng = rng
+        self._backoff = Backoff(rng)
+        self._token = 0
+        self._awaited = 0
+        self._since = 0.0
+        self._since_link = 0.0
+        self._next_ping = 0.0
+        self._next_poll = 0.0
+        self._retry_at: float | None = 0.0
+        self._bitmaps: dict[int, bytes | None] = {}
+        self._copy: dict[str, Any] = {}
+        self._hold_seq = 0
+        self._sync_seq = 0
+        self._command: tuple[int, float] | None = None
+        self._takeover_id: int | None = None
+
+    @property
+    def ships(self) -> bool:
+        """StartShipping is in force."""
+        return self.state in SHIPPING
+
+    @property
+    def receives(self) -> bool:
+        """StartReceiving is in force."""
+        return self.state in RECEIVING
+
+    def _ask(self, op: str, **args: Any) -> AskTarget:
+        self._token += 1
+        self._awaited = self._token
+        return AskTarget(self._token, op, args)
+
+    def _tell(self, op: str, **args: Any) -> AskTarget:
+        """Ask without caring for the reply."""
+        return AskTarget(0, op, args)
+
+    def _stop_flow(self) -> list[Effect]:
+        """Effects that end whatever records flow; the primary's engine learns that its peer is gone."""
+        if self.ships:
+            return [StopShipping(), self._tell("group.link", up=False)]
+        if self.receives:
+            return [StopReceiving()]
+        return []
+
+    def _go_down(self, now: float, reason: str, *, close: bool, soon: bool) -> Step:
+        """Leave the link. `soon`: connect again at once, else after the back-off."""
+        effects = self._stop_flow()
+        if close and self.link:
+            effects.append(CloseLink(reason))
+        self.link = 0
+        self.link_reason = reason
+        self._awaited = 0
+        self.mine = None
+        self._bitmaps, self._copy = {}, {}
+        self._sync_seq = 0
+        self._retry_at = now + (0.0 if soon else self._backoff.next_s())
+        effects.append(Log("link-down", {"reason": reason}))
+        return State.DOWN, effects
+
+    def _fail_command(self, error: Exception) -> list[Effect]:
+        if self._command is None:
+            return []
+        command, self._command = self._command[0], None
+        return [Answer(command, error=to_map(error))]
+
+    def _linked_chores(self, event: Tick, now: float) -> Step | None:
+        """Dead-peer check; None while the link lives. Otherwise the transition that gives it up."""
+        heard = max(event.last_rx, self.last_contact, self._since_link)
+        if now - heard >= DEAD_S:
+            return self._go_down(now, f"nothing heard from the peer for {DEAD_S:g} s", close=True, soon=False)
+        return None
+
+    def _ping_if_due(self, now: float) -> list[Effect]:
+        if now < self._next_ping or not self.link:
+            return []
+        self._next_ping = now + PING_S
+        return [Send({"t": "ping", **self._report()})]
+
+    def _report(self) -> dict[str, Any]:
+        """What the peer shows about us."""
+        return {"state": self.state.value, "seq": int(self.status.get("pos", 0)), "role": self.status.get("role", "")}
+
+    def _poll_if_due(self, now: float, pace_s: float) -> list[Effect]:
+        if self._awaited or now < self._next_poll:
+            return []
+        self._next_poll = now + pace_s
+        return [self._ask("group.status")]
+
+    def _nothing(self, event: Event, now: float) -> Step:
+        return self.state, []

@@ -1,0 +1,74 @@
+"""Handlers of links that come and go, of time, and of heartbeats."""
+
+from __future__ import annotations
+
+from replicator.core.events import CloseLink, Dial, Effect, FrameIn, LinkDown, LinkUp, Log, Send, Tick
+from replicator.core.session.base import HANDSHAKE_S, IDLE_POLL_S, PING_S, POLL_S, RETRY_REFUSED_S, SessionBase, Step
+from replicator.core.transitions import State
+
+
+class Links(SessionBase):
+    """Connecting, watching, giving up."""
+
+    def _dial(self, event: Tick, now: float) -> Step:
+        if not self.dials or self._retry_at is None or now < self._retry_at:
+            return State.DOWN, []
+        self._retry_at = None
+        return State.DIALLING, [Dial()]
+
+    def _link_up(self, event: LinkUp, now: float) -> Step:
+        self.link = event.link
+        self.last_contact = self._since_link = now
+        self._next_ping = now + PING_S
+        self.mine = self.theirs = None
+        self.acked = (0, 0, 0)
+        return State.ASKING, [Log("link-up", {"link": event.link}), self._ask("group.status", settle=True)]
+
+    def _turn_away(self, event: LinkUp, now: float) -> Step:
+        """The peer may call again when we know our role."""
+        self.link = event.link
+        effects: list[Effect] = [CloseLink("busy")]
+        self.link = 0
+        return self.state, effects
+
+    def _link_failed(self, event: LinkDown, now: float) -> Step:
+        state, effects = self._go_down(now, event.reason, close=False, soon=False)
+        return state, [self._tell("group.link", up=False), *effects]
+
+    def _link_lost(self, event: LinkDown, now: float) -> Step:
+        return self._go_down(now, event.reason, close=False, soon=False)
+
+    def _link_lost_while_busy(self, event: LinkDown, now: float) -> Step:
+        self.link = 0
+        return self.state, [Log("link-down", {"reason": event.reason})]
+
+    def _watch_handshake(self, event: Tick, now: float) -> Step:
+        if now - self._since >= HANDSHAKE_S:
+            return self._go_down(now, f"the handshake made no progress in {HANDSHAKE_S:g} s", close=True, soon=False)
+        return self._watch_link_only(event, now)
+
+    def _watch_link_only(self, event: Tick, now: float) -> Step:
+        if not self.link:
+            self._next_ping = now + PING_S
+            return self.state, []
+        return self._linked_chores(event, now) or (self.state, self._ping_if_due(now))
+
+    def _watch_idle(self, event: Tick, now: float) -> Step:
+        if now - self._since >= RETRY_REFUSED_S:
+            return self._go_down(now, "comparing again", close=True, soon=True)
+        return self._watch_link_only(event, now)
+
+    def _watch_flow(self, event: Tick, now: float) -> Step:
+        given_up = self._linked_chores(event, now)
+        if given_up:
+            return given_up
+        pace = IDLE_POLL_S if self.state in (State.SYNC_SOURCE, State.TARGET) else POLL_S
+        return self.state, [*self._ping_if_due(now), *self._poll_if_due(now, pace)]
+
+    def _ping(self, event: FrameIn, now: float) -> Step:
+        self.peer_report = {key: value for key, value in event.frame.items() if key != "t"}
+        return self.state, [Send({"t": "pong", **self._report()})]
+
+    def _pong(self, event: FrameIn, now: float) -> Step:
+        self.peer_report = {key: value for key, value in event.frame.items() if key != "t"}
+        return self.state, []

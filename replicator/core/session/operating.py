@@ -1,0 +1,99 @@
+"""Handlers of the operator's other commands: split, resync, takeover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replicator.core.errors import Refused, to_map
+from replicator.core.events import Answer, Command, Effect, FrameIn, Log, Persist, Send
+from replicator.core.session.base import CONSENT_S, SessionBase, Step
+from replicator.core.takeover import plan_takeover
+from replicator.core.transitions import State
+
+
+class Operating(SessionBase):
+    """What a person asks for, here or on the peer."""
+
+    def _split(self, event: Command, now: float) -> Step:
+        self.split_wanted = True
+        self._ask_peer_resync = False
+        effects: list[Effect] = [Persist({"split": True})]
+        if self.status.get("role") == "primary":
+            effects.append(self._tell("group.sync_on", on=False))
+        if self.link:
+            effects.append(Send({"t": "split", "reason": "operator"}))
+        state, more = self._go_down(now, "split by the operator", close=True, soon=True)
+        return state, [*effects, *more, Log("split", {}), Answer(event.id)]
+
+    def _split_stopped(self, event: Command, now: float) -> Step:
+        self.split_wanted = True
+        return self.state, [Persist({"split": True}), Log("split", {}), Answer(event.id)]
+
+    def _resync(self, event: Command, now: float) -> Step:
+        discard = str(event.args.get("discard") or "")
+        if discard and discard not in (self.node, self.peer):
+            error = Refused(f"node {discard} is not part of this pair", f"name {self.node} or {self.peer}")
+            return State.DOWN, [
+                *self._go_down(now, "resync", close=True, soon=True)[1],
+                Answer(event.id, error=to_map(error)),
+            ]
+        self.split_wanted = False
+        self._ask_peer_resync = True
+        self.discard, self._discard_until = discard, now + CONSENT_S
+        self._backoff.reset()
+        effects: list[Effect] = [Persist({"split": False})]
+        if self.link:
+            effects.append(
+                Send({"t": "resync", "discard": discard})
+            )  # this wish replaces an older one on the other side
+        _, more = self._go_down(now, "resync asked by the operator", close=True, soon=True)
+        return State.DOWN, [*effects, *more, Log("resync", {"discard": discard}), Answer(event.id)]
+
+    def _takeover(self, event: Command, now: float) -> Step:
+        """`args`: force (bool), status (this node's group.status, asked by the shell just now)."""
+        status = event.args.get("status") or self.status
+        plan = plan_takeover(status, self.facts(now), force=bool(event.args.get("force")))
+        if not plan.allowed:
+            return self.state, [Answer(event.id, error=to_map(Refused(plan.message, plan.way_out)))]
+        self._takeover_id = event.id
+        _, effects = self._go_down(now, "takeover", close=True, soon=True)
+        ask = self._ask("group.promote", force=bool(event.args.get("force")))
+        return State.PROMOTING, [*effects, Log("takeover", {"label": plan.label, "lost": plan.message}), ask]
+
+    def _busy_refused(self, event: Command, now: float) -> Step:
+        error = Refused("roles are being exchanged just now", "try again in a moment")
+        return self.state, [Answer(event.id, error=to_map(error))]
+
+    def _peer_split(self, event: FrameIn, now: float) -> Step:
+        return self._go_down(now, "split by the peer's operator", close=True, soon=True)
+
+    def _peer_resync(self, event: FrameIn, now: float) -> Step:
+        self.split_wanted = False
+        discard = event.frame.get("discard")
+        self.discard = discard if discard in (self.node, self.peer) else ""
+        self._discard_until = now + CONSENT_S
+        _, more = self._go_down(now, "resync asked by the peer's operator", close=True, soon=True)
+        return State.DOWN, [Persist({"split": False}), *more]
+
+    def facts(self, now: float) -> dict[str, Any]:
+        """What status.describe and plan_takeover need to know of this session. Plain values, safe to send as JSON."""
+        return {
+            "session": self.state.value,
+            "node": self.node,
+            "peer": self.peer,
+            "linked": bool(self.link),
+            "link_reason": self.link_reason,
+            "contact_age_s": round(now - self.last_contact, 3) if self.last_contact else None,
+            "split_wanted": self.split_wanted,
+            "decision": None if self.decision is None else self.decision.verdict() | {
+                "action": self.decision.action.value,
+                "follow": self.decision.follow,
+                "cause": self.decision.cause,
+                "lost_records": self.decision.lost_records,
+            },
+            "peer_role": self.peer_report.get("role") or (self.theirs.role if self.theirs else ""),
+            "peer_state": self.peer_report.get("state", ""),
+            "peer_pos": max(int(self.peer_report.get("seq") or 0), self.theirs.pos if self.theirs else 0),
+            "acked": {"received": self.acked[0], "durable": self.acked[1], "applied": self.acked[2]},
+            "discard": self.discard,
+        }  # fmt: skip
