@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -70,6 +71,7 @@ _CRC = struct.Struct("<I")
 _SLOT_BYTES = 4096
 _SCAN_BYTES = 4 << 20
 _WIPE_BYTES = 1 << 20
+_TAIL_LOOKS = 200
 
 
 class Super(NamedTuple):
@@ -284,6 +286,24 @@ class Journal:
         """Decode the header of the record at `off`. Raises BadRecord."""
         return unpack_header(self.read(off, HEADER_BYTES))
 
+    def tail(self) -> tuple[int, int]:
+        """Return offset and seq of the first record kept, as they belong together.
+
+        Another process stores one after the other, so what is read is held against the record. Raises IntegrityError
+        when they do not agree for good.
+        """
+        u64 = self._u64
+        for _ in range(_TAIL_LOOKS):
+            off, seq = u64[TAIL_OFF], u64[TAIL_SEQ]
+            try:
+                found = u64[HEAD_SEQ] + 1 if off == u64[HEAD_OFF] else self.header_at(off).seq
+            except BadRecord:
+                found = -1
+            if found == seq:
+                return off, seq
+            time.sleep(0.001)
+        raise IntegrityError(f"the journal's first record is not {seq}", "resync the pair")
+
     def find(self, seq: int, from_off: int | None = None, from_seq: int | None = None) -> int:
         """Return the offset of record `seq`; head offset for the seq that comes next.
 
@@ -291,8 +311,8 @@ class Journal:
         between tail and head: the caller compares with TAIL_SEQ and HEAD_SEQ first.
         """
         u64 = self._u64
-        off, at_seq = (u64[TAIL_OFF], u64[TAIL_SEQ]) if from_off is None or from_seq is None else (from_off, from_seq)
-        head_seq, head_off = u64[HEAD_SEQ], u64[HEAD_OFF]
+        off, at_seq = self.tail() if from_off is None or from_seq is None else (from_off, from_seq)
+        head_off, head_seq = u64[HEAD_OFF], u64[HEAD_SEQ]
         if seq == head_seq + 1:
             return head_off
         if not at_seq <= seq <= head_seq:

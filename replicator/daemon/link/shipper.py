@@ -17,6 +17,7 @@ from collections import deque
 
 import zstandard
 
+from replicator.core.errors import IntegrityError
 from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, unpack_header
 from replicator.core.runs import Run, parse_run
 from replicator.daemon.link import wire
@@ -30,7 +31,6 @@ from replicator.journal.page import (
     PEER_DURABLE_SEQ,
     PEER_RECEIVED_SEQ,
     TAIL_OFF,
-    TAIL_SEQ,
 )
 
 RUN_BYTES = (1 << 20) + HEADER_BYTES  # what a copy of 1 MiB takes
@@ -181,9 +181,14 @@ def locate(files: GroupFiles, seq: int) -> int:
     """
     u64 = files.u64
     head_off, head_seq = u64[HEAD_OFF], u64[HEAD_SEQ]
-    off, at = u64[TAIL_OFF], u64[TAIL_SEQ]
     if seq == head_seq + 1 and files.current:
         return head_off
+    try:
+        off, at = files.journal.tail()
+    except IntegrityError as exc:
+        raise Stopped("medium", str(exc)) from exc
+    except OSError as exc:
+        raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
     if not at <= seq <= head_seq:
         raise Stopped("journal", f"record {seq} is not in the journal, which holds {at} to {head_seq}")
     try:
@@ -215,8 +220,8 @@ def _walk(files: GroupFiles, off: int, at: int, seq: int, head_off: int) -> int:
             if header.seq != at or have < HEADER_BYTES:
                 raise BadRecord(f"record {header.seq} where {at} belongs")
         except BadRecord as exc:
-            if not files.current:
-                raise Stopped("journal", "the journal was started over") from exc
+            if not files.current or files.u64[TAIL_OFF] > off:
+                raise Stopped("journal", "the journal was started over, or trimmed meanwhile") from exc
             raise Stopped("medium", f"the journal is damaged at record {at}: {exc}") from exc
         off += header.total_bytes
         at += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 from crc32c import crc32c
@@ -254,3 +255,16 @@ def test_a_header_that_wraps_is_read_whole() -> None:
     assert off % 1024 == 1024 - 30
     assert unpack_header(ring.journal.read(off, HEADER_BYTES)).seq == seq
     assert ring.records() == [(2, b"behind the seam")]
+
+
+def test_the_tail_is_read_as_a_whole_while_another_process_moves_it() -> None:
+    ring = Ring()
+    for n in range(4):
+        ring.add(bytes([n]) * 10)
+    off = ring.journal.find(3)
+    ring.page[TAIL_SEQ] = 3  # stored; the offset follows
+    threading.Timer(0.02, lambda: ring.page.u64.__setitem__(TAIL_OFF, off)).start()
+    assert ring.journal.tail() == (off, 3)
+    ring.page[TAIL_SEQ] = 9
+    with pytest.raises(IntegrityError):
+        ring.journal.tail()
