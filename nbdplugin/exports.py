@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nbdplugin.routes import VolumeRoute, group_slots, pool_slots
@@ -24,10 +25,10 @@ class Exports:
         self._routes: dict[str, VolumeRoute] = {}
         self._lock = threading.Lock()
 
-    def add(self, volume: Any, sync: Callable[[], object]) -> None:
-        """Serve `volume`; `sync` makes the pool durable."""
+    def add(self, volume: Any, sync: Callable[[Any], object]) -> None:
+        """Serve `volume`; `sync(volume)` makes it durable."""
         with self._lock:
-            self._routes[volume.name] = VolumeRoute(volume, pool_slots(volume, sync))
+            self._routes[volume.name] = VolumeRoute(volume, pool_slots(volume, partial(sync, volume)))
 
     def remove(self, name: str) -> None:
         """Stop serving a volume. Raises Refused while a client has it open."""
@@ -84,11 +85,11 @@ class Exports:
             if name in self._routes:
                 self._routes[name].block(why)
 
-    def leave_group(self, names: list[str], sync: Callable[[], object]) -> None:
-        """Send the requests of these volumes straight to the pool again."""
+    def leave_group(self, names: list[str], sync: Callable[[Any], object]) -> None:
+        """Send the requests of these volumes straight to the pool again; `sync` as in add."""
         for name in names:
             route = self.get(name)
-            route.switch(pool_slots(route.volume, sync), None, 0)
+            route.switch(pool_slots(route.volume, partial(sync, route.volume)), None, 0)
 
 
 def writable(route: VolumeRoute) -> bool:

@@ -141,7 +141,7 @@ class GroupHost:
             page=Page.map(self._run / f"{uuid}.page"),
             maps=maps,
             volumes=served,
-            pool_sync=pool.sync,
+            pool_sync=lambda: _sync(pool, served),
             clock_ns=time.time_ns,
             boot=self._boot,
         )
@@ -301,7 +301,7 @@ class GroupHost:
             sync_directory(self._dir)
         except BaseException:
             if service is not None:
-                self._exports.leave_group([n for n in names if self._exports.get(n).group is service], self._pools.sync)
+                self._exports.leave_group([n for n in names if self._exports.get(n).group is service], self._pools.require().sync)
             shutil.rmtree(new, ignore_errors=True)
             if journal_path is not None and not _is_block_device(journal_path):
                 Path(journal_path).unlink(missing_ok=True)
@@ -374,3 +374,11 @@ def _is_block_device(path: str) -> bool:
         return stat.S_ISBLK(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def _sync(pool: Any, volumes: list[Any]) -> None:
+    """Make volumes durable in one round. Raises MediumError when a RAID group that one of them lies on is lost."""
+    pool.sync(volumes[0])
+    for volume in volumes[1:]:
+        if volume.group.lost:
+            volume.group.raise_lost()
