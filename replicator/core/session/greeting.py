@@ -109,7 +109,11 @@ class Greeting(SessionBase):
     def _act_step_down(self, decision: Decision, now: float) -> Step:
         if decision.acts != self.node:
             return State.WAITING, []
-        return State.STEPPING_DOWN, [self._ask("group.demote", diverged=decision.lost_records > 0)]
+        assert self.mine is not None
+        diverged = decision.lost_records > 0
+        # What hosts wrote since our HELLO is not in the verdict: then the target refuses, and we compare again.
+        upto = None if diverged else self.mine.pos
+        return State.STEPPING_DOWN, [self._ask("group.demote", diverged=diverged, upto=upto)]
 
     def _act_promote(self, decision: Decision, now: float) -> Step:
         if decision.acts != self.node:

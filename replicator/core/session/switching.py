@@ -79,7 +79,7 @@ class Switching(Links):
         return State.YIELDING, [
             StopShipping(),
             Persist({"handover": self.peer}),
-            self._ask("group.demote", diverged=False),
+            self._ask("group.demote", diverged=False, upto=self._hold_seq),
         ]
 
     def _hold_failed(self, event: Reply, now: float) -> Step:
