@@ -59,7 +59,7 @@ def names(args: dict[str, Any], key: str) -> list[str]:
         raise BadInput(f"the argument {key!r} must be a list of names, not {value!r}")
     if len(set(value)) != len(value):
         twice = next(v for v in value if value.count(v) > 1)
-        raise BadInput(f"{twice!r} is named twice in {key!r}")
+        raise BadInput(f"{twice!r} is named twice in {key!r}", "name it once")
     return value
 
 

@@ -266,11 +266,11 @@ class GroupHost:
         route = self._exports.get(name)
         if route.volume.size != volume["size"]:
             raise BadInput(
-                f"volume {name} has {route.volume.size} bytes here and {volume['size']} on the peer",
-                "make the sizes equal, or delete the volume here and let pairing make it",
+                f"volume {name} has {volume['size']} bytes on the primary and {route.volume.size} on the other node",
+                "make the sizes equal, or delete the volume on the other node and let pairing make it",
             )
         if route.writers:
-            raise Refused(f"volume {name} is open for writing here and would be overwritten", "detach it first")
+            raise Refused(f"volume {name} of the node that gets the copy is open for writing", "detach it there first")
 
     def _make(
         self,

@@ -70,7 +70,7 @@ def open_member(path: str, open_file: OpenFile) -> BlockFile:
 
 def check_unused(file: BlockFile) -> None:
     """Raise MemberInUse when the file is a member of a pool, saying of which."""
-    way_out = "take another file, or use force to give up what it holds"
+    way_out = "take another one; to give up what it holds, zero its first MiB (dd if=/dev/zero bs=1M count=1)"
     try:
         superblock = read_superblock(file)
     except IntegrityError as exc:

@@ -108,6 +108,12 @@ class Ledger:
         for layout in self._layouts:
             check_fits(payload, layout)
 
+    def bears_loss_of(self, member: Member) -> bool:
+        """Whether its group still has everything without this member."""
+        with self.lock:
+            lost = self._lost(member.group) | {member.index}
+            return self._geometries[member.group].survives(lost) or member.info.state is not MemberState.IN_SYNC
+
     def fail(
         self,
         member: Member,
@@ -126,10 +132,7 @@ class Ledger:
             if member.info.state is MemberState.FAILED:
                 self._raise_if_lost(member.group)
                 return
-            geometry = self._geometries[member.group]
-            lost = self._lost(member.group) | {member.index}
-            survives = geometry.survives(lost) or member.info.state is MemberState.REBUILDING
-            if not survives and not even_if_lost:
+            if not even_if_lost and not self.bears_loss_of(member):
                 raise MediumError(
                     f"{member.path}: {reason}; group {self.state.groups[member.group].name} cannot do without it",
                     "check the disk; restore from a replica if it is gone",

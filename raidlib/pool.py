@@ -360,13 +360,19 @@ class Pool:
         return sum(one.remaining_areas for one in self._rebuilds if one.active)
 
     def fail_member(self, path: str) -> None:
-        """Take a member (its path or uuid) out for good. Raises NotFound, MediumError when its group needs it.
+        """Take a member (its path or uuid) out for good. Raises NotFound, MediumError, Refused when its group needs it.
 
         Durable: that it is out.
         """
         with self._admin:
             member = self._find_member(path)
-            self._groups[member.group].retire_member(member, "failed by the operator")
+            group = self._groups[member.group]
+            if not self._ledger.bears_loss_of(member):
+                raise Refused(
+                    f"group {group.info.name} cannot do without {member.path}",
+                    "replace what it has lost already, or put another member in this one's place: pool replace",
+                )
+            group.retire_member(member, "failed by the operator")
 
     # Reporting
 

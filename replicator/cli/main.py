@@ -87,7 +87,7 @@ def cli(ctx: click.Context, state: Path, run: Path) -> None:
     \b
     A first pair, on two nodes A and B:
       farstripe node init A && farstripe node start
-      farstripe pool create main --raid raid6=/disks/{0..5}
+      farstripe pool create main raid6 /disks/{0..5}
       farstripe volume create data --size 10G
       farstripe group create app data
       farstripe peer join TOKEN          (on B: farstripe peer token)

@@ -50,12 +50,15 @@ def parse_layout(words: Sequence[str]) -> list[dict[str, Any]]:
         least = LEAST_MEMBERS[group["level"]]
         if len(group["members"]) < least:
             raise BadInput(
-                f"RAID group {group['name']} has {len(group['members'])} members; RAID-{group['level']} needs {least}"
+                f"RAID group {group['name']} has {len(group['members'])} members; RAID-{group['level']} needs {least}",
+                "name more files or disks after the level, or take a lower level",
             )
         for member in group["members"]:
             real = os.path.realpath(member)
             if real in seen:
-                raise BadInput(f"{member} is named twice (RAID groups {seen[real]} and {group['name']})")
+                raise BadInput(
+                    f"{member} is named twice (RAID groups {seen[real]} and {group['name']})", "name every member once"
+                )
             seen[real] = group["name"]
     return groups
 
@@ -69,7 +72,7 @@ def _new_group(match: re.Match[str], groups: Sequence[dict[str, Any]]) -> dict[s
         name = f"raid{level}-{number}"
         number += 1
     if name in names:
-        raise BadInput(f"two RAID groups are named {name!r}")
+        raise BadInput(f"two RAID groups are named {name!r}", "take another name, as in: data2=raid6 /disks/{0..5}")
     group: dict[str, Any] = {"name": name, "level": level, "members": []}
     if match["chunk"]:
         try:
@@ -93,7 +96,7 @@ def create(
 ) -> None:
     """Make the pool NAME.
 
-    LEVEL is raid0, raid1, raid5 or raid6, optionally with a name for the RAID group and a chunk size.
+    LEVEL is raid0, raid1, raid5, raid6 or raid10, optionally with a name for the RAID group and a chunk size.
 
     \b
       farstripe pool create main raid6 /disks/{0..5} raid0 /scratch/{0..1}

@@ -50,7 +50,9 @@ class SizeType(click.ParamType[int]):
                 f"the nearest are {below} and {below + self.multiple_of}",
             )
         if size < self.least:
-            raise BadInput(f"a size of {size} bytes is below the least of {format_size(self.least)}")
+            raise BadInput(
+                f"a size of {size} bytes is below the least of {format_size(self.least)}", "ask for that much or more"
+            )
         return size
 
 

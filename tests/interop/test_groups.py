@@ -221,7 +221,7 @@ def test_adopting_over_what_is_different_or_in_use_is_refused_and_makes_nothing(
     other = {"name": "new", "size": 8 * MIB}
     base = {"uuid": UUID, "name": "theirs", "journal_bytes": 32 * MIB}
     wrong = [other, {"name": "v", "size": 32 * MIB}]
-    refused(target, BAD_INPUT, "on the peer", "group.adopt", **base, volumes=wrong)
+    refused(target, BAD_INPUT, "on the other node", "group.adopt", **base, volumes=wrong)
     handle = target.connect("v")
     right = [other, {"name": "v", "size": 64 * MIB}]
     refused(target, REFUSED, "open for writing", "group.adopt", **base, volumes=right)

@@ -42,7 +42,7 @@ def test_a_loss_the_level_does_not_bear_is_refused_to_the_operator(level: int, m
     for index in range(bears):
         pool.fail_member(f"m{index}")
     before = states(pool)
-    with pytest.raises(MediumError, match=f"m{bears}: failed by the operator; group g cannot do without it"):
+    with pytest.raises(Refused, match=f"group g cannot do without m{bears}"):
         pool.fail_member(f"m{bears}")
     assert states(pool) == before
 

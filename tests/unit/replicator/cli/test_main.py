@@ -6,6 +6,7 @@ import pytest
 
 from replicator.cli import main
 from replicator.cli.main import COMMANDS, cli
+from replicator.cli.pool import parse_layout
 from replicator.core.errors import FarstripeError, MediumError, NotFound
 from tests.unit.replicator.cli.conftest import FakeNode
 
@@ -176,3 +177,10 @@ def test_completion_knows_names(
     assert complete(node, "takeover a", capsys, monkeypatch) == ["app"]
     node.target.stop()
     assert complete(node, "volume delete d", capsys, monkeypatch) == []
+
+
+def test_the_example_of_the_help_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--help"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "pool create main" in line)
+    assert parse_layout(["raid6", *(f"/disks/{n}" for n in range(6))])[0]["level"] == 6
+    assert line.split("pool create main ")[1] == "raid6 /disks/{0..5}"
