@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     report = Report()
-    root = Path(tempfile.mkdtemp(prefix="fsdemo-", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="fsdemo-"))
     demo = story.Demo(root, options.mode, options.seconds, report, disk.kernel_has_nbd())
     finished = False
     try:

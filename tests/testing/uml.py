@@ -133,10 +133,13 @@ class Guest:
         pairs = [socket.socketpair() for _ in range(self._line_count)]
         self._lines = [ours for ours, _ in pairs]
         argv = self._argv([theirs.fileno() for _, theirs in pairs])
+        environment = dict(os.environ)
+        if shutil.disk_usage("/dev/shm").free < self._mem_mb << 20:
+            environment["TMPDIR"] = str(self._dir)  # the guest's memory is a file; containers have a small /dev/shm
         with open(self._dir / "console", "wb") as console:
             self._proc = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
-                pass_fds=[theirs.fileno() for _, theirs in pairs], start_new_session=True,
+                pass_fds=[theirs.fileno() for _, theirs in pairs], start_new_session=True, env=environment,
             )  # fmt: skip
         for _, theirs in pairs:
             theirs.close()
