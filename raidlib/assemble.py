@@ -190,7 +190,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
         raise Refused(
             f"pool {state.name}: only {present} of {believed} members that were in sync are there"
             f" ({'; '.join(search.remarks)})",
-            "attach the others; or open with force, when they are lost for good and these are the newest",
+            "attach the others; or node start --force, when they are lost for good and these are the newest",
         )
     for group, geometry, its_members in zip(state.groups, geometries, members, strict=True):
         lost = {m.index for m in its_members if m.info.state is not MemberState.IN_SYNC}
@@ -201,7 +201,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 f"pool {state.name}: group {group.name} (RAID {group.level}) has lost {len(lost)} of"
                 f" {len(its_members)} members: {'; '.join(its_members[i].path for i in sorted(lost))}"
                 f" ({'; '.join(search.remarks)})",
-                "attach them; or take over on the replica; or open with force to take failed members back as they are",
+                "attach them; or take over on the replica; or node start --force takes failed members back as they are",
             )
         for member in its_members:
             candidate = search.candidates.get(member.info.uuid)

@@ -193,7 +193,7 @@ class Ledger:
             names = ", ".join(m.path for m in self.members[group] if m.info.state is MemberState.FAILED)
             raise MediumError(
                 f"group {info.name} has lost more members than RAID {info.level} can bear: {names}",
-                "take over on the replica, or open the pool with force and check the data",
+                "take over on the replica; or restart the node with node start --force, then check the data",
             )
 
     def _mark_failed(self, member: Member, reason: str) -> None:

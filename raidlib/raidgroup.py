@@ -235,5 +235,5 @@ class RaidGroup:
         names = ", ".join(member.path for member in self.members if member.info.state is not MemberState.IN_SYNC)
         raise MediumError(
             f"group {self.info.name} has lost more members than RAID {self.info.level} can bear: {names}",
-            "take over on the replica, or open the pool with force and check the data",
+            "take over on the replica; or restart the node with node start --force, then check the data",
         )

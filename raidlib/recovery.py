@@ -74,7 +74,7 @@ def check_write_hole(group: RaidGroup, suspects: list[int], force: bool) -> None
         raise Refused(
             f"group {info.name} stopped uncleanly and {', '.join(m.path for m in away)} is missing: stripes in"
             f" {len(torn)} areas ({len(torn) * group.geometry.area_bytes} bytes) may be damaged and cannot be checked",
-            "attach the missing member; or take over on the replica; or open with force, then check the data",
+            "attach the missing member; or take over on the replica; or node start --force, then check the data",
         )
 
 

@@ -123,16 +123,17 @@ def _write_once(here: Node, config: dict[str, Any]) -> None:
 
 
 @node.command()
+@force_option("Open the pool although it has lost too many members or its stripes may be torn. Check the data then.")
 @json_option
 @pass_node
-def start(here: Node, as_json: bool) -> None:
+def start(here: Node, force: bool, as_json: bool) -> None:
     """Start target and replicator in the background and wait until both answer.
 
     What runs already is left alone. Logs are target.log and replicator.log in the run directory. On a host with
     systemd, rather: systemctl start farstripe-target farstripe-replicator.
     """
     here.config()
-    _each(lambda process: processes.start(process, here), as_json)
+    _each(lambda process: processes.start(process, here, force), as_json)
 
 
 @node.command()

@@ -97,8 +97,11 @@ def log_of(process: str, node: Node) -> Path:
     return node.run / f"{process}.log"
 
 
-def start(process: str, node: Node) -> str:
-    """Start a process unless it runs; returns what happened in a word. Raises the reason when it does not come up."""
+def start(process: str, node: Node, force: bool = False) -> str:
+    """Start a process unless it runs; returns what happened in a word. Raises the reason when it does not come up.
+
+    `force`: the target opens a pool also when too many members are lost or stripes may be torn.
+    """
     if find_pid(process, node):
         if node.answers(process, PROBES[process], START_TIMEOUT_S) is None:
             raise DaemonNotRunning(
@@ -110,14 +113,16 @@ def start(process: str, node: Node) -> str:
     with contextlib.suppress(FileNotFoundError):  # find_pid has shown that it names nobody of ours
         (node.run / f"{process}.pid").unlink()
     if process == "target":
-        _start_target(node)
+        _start_target(node, force)
     else:
         _start_replicator(node)
     return "started"
 
 
-def _start_target(node: Node) -> None:
+def _start_target(node: Node, force: bool) -> None:
     argv = [sys.executable, "-m", _MODULES["target"], *_directories(node), "--background"]
+    if force:
+        argv.append("--force")
     done = subprocess.run(argv, capture_output=True, text=True, env=package_env(), check=False)
     if done.returncode == 0:
         return

@@ -29,12 +29,15 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
     if as_json:
         emit(True, found)
         return
+    none = "no groups; make one: farstripe group create"
     if node := found.get("node"):
         away = [name for name in ("target", "replicator") if not node[name]]
         remark = f"; does not answer: {', '.join(away)}" if away else ""
         click.echo(f"node {node['name']}{remark}")
+        if not node["target"]:
+            none = "its groups are unknown while the target does not run: farstripe node start"
     groups = found["groups"]
-    table(False, None, COLUMNS, [_row(one) for one in groups], "no groups; make one: farstripe group create")
+    table(False, None, COLUMNS, [_row(one) for one in groups], none)
     for one in groups:
         if one["level"] in ("bad", "warn"):
             click.echo(f"\n{one['name']}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")

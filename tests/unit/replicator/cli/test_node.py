@@ -181,7 +181,7 @@ def test_a_replicator_that_ends_at_once_is_reported_with_its_last_words(
 
 
 def test_the_replicator_is_started_although_the_target_is_not(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(process: str, _node: Node) -> str:
+    def start(process: str, _node: Node, _force: bool) -> str:
         if process == "target":
             raise MediumError("two disks are gone")
         return "started"
@@ -191,6 +191,22 @@ def test_the_replicator_is_started_although_the_target_is_not(node: FakeNode, mo
     assert done.code == 9 and "replicator: started" in done.out and "two disks are gone" in done.err
     done = node.run("node", "start", "--json")
     assert done.out == "" and done.error["message"] == "two disks are gone"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_force_reaches_the_target_that_opens_the_pool(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    node.target.stop()
+    started: list[list[str]] = []
+
+    def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append(argv)
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    monkeypatch.setattr(processes.subprocess, "run", run)
+    assert processes.start("target", Node(state=node.state, run=node.run_dir), force) == "started"
+    assert started[0][1:3] == ["-m", "nbdplugin.launch"] and ("--force" in started[0]) == force
 
 
 def test_start_without_a_node_says_so(node: FakeNode) -> None:

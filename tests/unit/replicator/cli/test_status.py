@@ -79,6 +79,13 @@ def test_without_the_target_roles_are_unknown(node: FakeNode) -> None:
     assert "does not answer: target" in node.run("status").out
 
 
+def test_groups_are_not_denied_while_nobody_can_name_them(node: FakeNode) -> None:
+    node.replicator.answers["status"] = {"node": {}, "pairs": [], "peers": []}
+    node.target.stop()
+    out = node.run("status").out
+    assert "unknown while the target does not run" in out and "group create" not in out
+
+
 def test_without_both_there_is_nothing_to_say(node: FakeNode) -> None:
     node.target.stop()
     node.replicator.stop()
