@@ -47,7 +47,10 @@ from replicator.journal.page import (
 
 
 def arm(engine: GroupEngine) -> dict[str, Any]:
-    """Start journaling and tracking on a primary. Does nothing when it is on already. Durable: the mode."""
+    """Start journaling and tracking on a primary. Does nothing when it is on already.
+
+    Durable: the mode, and the record of the first epoch: without it, power loss would make the copy a stranger.
+    """
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role != PRIMARY:
@@ -62,7 +65,9 @@ def arm(engine: GroupEngine) -> dict[str, Any]:
             engine.open_epoch()
             _new_incarnation(engine)
         engine.refresh()
-        return {"epoch": engine.epoch, "pos": engine.pos}
+        result = {"epoch": engine.epoch, "pos": engine.pos}
+    engine.sync_journal()
+    return result
 
 
 def disarm(engine: GroupEngine) -> None:
