@@ -197,10 +197,11 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
         if geometry.survives(lost):
             continue
         if not force:
+            why = f" ({'; '.join(search.remarks)})" if search.remarks else ""
             raise MediumError(
                 f"pool {state.name}: group {group.name} (RAID {group.level}) has lost {len(lost)} of"
                 f" {len(its_members)} members: {'; '.join(its_members[i].path for i in sorted(lost))}"
-                f" ({'; '.join(search.remarks)})",
+                f"{why}",
                 "attach them; or take over on the replica; or node start --force takes failed members back as they are",
             )
         for member in its_members:

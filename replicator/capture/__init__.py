@@ -6,7 +6,8 @@
     follower.py  a secondary's redo of the journal, and a primary's after a crash
     copier.py    initial copy and resync as records
     roles.py     arm, attach, promote, demote, overflow: changes of role and mode, each durable before it acts
-    losspath.py  waiting for the peer, and what to do when it does not answer
+    waiters.py   synchronous writes that wait for the peer
+    backlog.py   how far the peer is behind
     service.py   threads around an engine, for the real target
 
 Nothing here knows RAID or nbdkit: volumes and files are injected, so the simulator runs the same code.

@@ -1,7 +1,7 @@
 """GroupEngine: the write order of one group, and what is made durable before what.
 
 The path of a host write (`write`): range lock; group lock: next seq and write time, bits of every live bitmap, record
-into the journal, publish; then the pool; then release. Waiting for a synchronous peer comes after that, in losspath.py.
+into the journal, publish; then the pool; then release. Waiting for a synchronous peer comes after that, in service.py.
 The order of two overlapping writes is therefore the same in the journal, in the pool and on every copy.
 
 The journal is the redo log of the pool: a flush syncs the journal alone; the pool is synced at checkpoints, and after a

@@ -1,6 +1,6 @@
 """farstripe explain: why a group is in its state and what to do next; or what a word means.
 
-The texts come from the tables that decide (replicator.core.status, handshake, takeover), so they cannot differ from
+The texts come from the tables that decide (replicator.core.status, decisions, takeover), so they cannot differ from
 what the programs do; words that are not states stand in terms.py.
 """
 
@@ -15,23 +15,24 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option
 from replicator.cli.status import lost_text
 from replicator.cli.terms import TERMS
-from replicator.core import handshake, takeover
+from replicator.core import decisions, takeover
 from replicator.core import status as states
 from replicator.core.errors import FarstripeError, NotFound
 
 _PLACES = {
     "group": "GROUP", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
+    "waits": "writers wait as long as the policy says, and then fail or go on here alone",
     "cause": "the cause is shown", "lost": "its own", "follow": "that node", "failed": "which is named",
 }  # fmt: skip
 
 _ACTIONS = {
-    handshake.Action.REFUSE: "Nothing is shipped; both sides stay as they are until an operator acts.",
-    handshake.Action.WAIT: "The nodes stay connected and ship nothing.",
-    handshake.Action.STEP_DOWN: "One side gives up the primary role durably, then both look again.",
-    handshake.Action.PROMOTE: "The side that was handed the role becomes primary.",
-    handshake.Action.STREAM: "The journal is shipped from where the copy stopped.",
-    handshake.Action.RESUME: "The copy that was under way goes on.",
-    handshake.Action.COPY: "Blocks that either side touched since they parted are copied (all, when that is unknown).",
+    decisions.Action.REFUSE: "Nothing is shipped; both sides stay as they are until an operator acts.",
+    decisions.Action.WAIT: "The nodes stay connected and ship nothing.",
+    decisions.Action.STEP_DOWN: "One side gives up the primary role durably, then both look again.",
+    decisions.Action.PROMOTE: "The side that was handed the role becomes primary.",
+    decisions.Action.STREAM: "The journal is shipped from where the copy stopped.",
+    decisions.Action.RESUME: "The copy that was under way goes on.",
+    decisions.Action.COPY: "Blocks that either side touched since they parted are copied (all, when that is unknown).",
 }
 
 
@@ -90,7 +91,7 @@ def explain_word(word: str) -> dict[str, Any] | None:
             return _entry(row.word, "state of a pair", text.format(**_PLACES), commands)
     if term := TERMS.get(word.lower()):
         return _entry(word.lower(), "word", term.text, list(term.commands))
-    for step in handshake.TABLE:
+    for step in decisions.TABLE:
         if step.label == word.lower():
             return _entry(step.label, "outcome of a handshake", f"{step.cause}. {_ACTIONS[step.action]}", [])
     for plan in takeover.TABLE:

@@ -14,7 +14,7 @@ Facts = dict[str, Any]
 
 
 class Word(NamedTuple):
-    """One row. Texts may use {group}, {peer}, {lag}, {todo}, {reason}, {cause}, {lost}, {follow}."""
+    """One row. Texts may use {group}, {peer}, {lag}, {todo}, {reason}, {waits}, {cause}, {lost}, {follow}."""
 
     word: str
     level: str  # "ok" | "busy" | "warn" | "bad"
@@ -172,7 +172,7 @@ TABLE: tuple[Word, ...] = (
         "DEGRADED",
         "bad",
         lambda s, f: bool(s.get("degraded")),
-        "the peer did not answer in time ({reason})",
+        "writes do not wait for the peer ({reason})",
         "hosts get answers without the peer: what is written now exists once",
         "repair the link or the peer; synchronous writing comes back by itself",
         ("farstripe status", "farstripe events"),
@@ -207,9 +207,9 @@ TABLE: tuple[Word, ...] = (
         "bad",
         lambda s, f: s.get("role") == "primary" and bool(s.get("sync_on")),
         "the peer does not answer ({reason})",
-        "writers wait, as the policy says",
+        "{waits}",
         "repair the link or the peer, or change the policy",
-        ("farstripe group policy {group} --on-loss degrade",),
+        ("farstripe group policy {group}",),
     ),
     Word(
         "CONNECTING",
@@ -262,14 +262,24 @@ def lag_records(status: Facts, facts: Facts) -> int | None:
 def _texts(status: Facts, facts: Facts) -> dict[str, str]:
     decision = facts.get("decision") or {}
     lag = lag_records(status, facts)
-    reason = status.get("failed") or status.get("apply_error") or facts.get("link_reason") or "no reason known"
+    link = "the link is up" if facts.get("linked") else facts.get("link_reason")  # else it says why an older link ended
+    reason = status.get("failed") or status.get("apply_error") or link or "no reason known"
     return {
         "group": str(status.get("name") or "GROUP"),
         "peer": str(facts.get("peer_name") or facts.get("peer") or "the peer"),
         "lag": "an unknown number of" if lag is None else str(lag),
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),
+        "waits": _waits(status.get("policy") or {}),
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
     }
+
+
+def _waits(policy: Facts) -> str:
+    """What a write of a synchronous group does whose peer is silent."""
+    if not policy.get("loss_timeout_s"):
+        return "writers wait for it, however long it takes"
+    ends = "go on here alone, which is then shown" if policy.get("on_loss") == "degrade" else "fail"
+    return f"a write waits {policy['loss_timeout_s']:g} s for it; then writes {ends}"

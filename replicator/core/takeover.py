@@ -1,7 +1,7 @@
 """May this node become primary by force, and what would be lost: one labelled table.
 
 A takeover is always local: it asks nobody. So the table's business is to refuse what must not be, and to say in
-numbers what the operator gives up. Used by the session (the executor) and by `farstripe plan takeover`, so the plan
+numbers what the operator gives up. Used by the session (the executor) and by `farstripe takeover --plan`, so the plan
 cannot lie.
 """
 
@@ -35,7 +35,13 @@ def _primary_answers(status: dict[str, Any], facts: dict[str, Any]) -> bool:
 
 
 TABLE: tuple[Row, ...] = (
-    Row("already-primary", lambda s, f: s.get("role") == "primary", None, "this node is primary already", ""),
+    Row(
+        "already-primary",
+        lambda s, f: s.get("role") == "primary",
+        None,
+        "this node is primary already",
+        "nothing is to be done here; 'farstripe status' shows how it stands with the peer",
+    ),
     Row(
         "no-copy",
         lambda s, f: s.get("state") == "fresh",

@@ -100,7 +100,7 @@ def test_every_combination_gets_a_whole_explanation():
 def test_takeover(label: str, allowed: bool, forced: bool, status: dict, facts: dict):
     plan = plan_takeover(status, facts, force=False)
     assert (plan.label, plan.allowed, plan_takeover(status, facts, force=True).allowed) == (label, allowed, forced)
-    assert plan.message and (plan.allowed or plan.way_out or label == "already-primary")
+    assert plan.message and (plan.allowed or plan.way_out)
 
 
 def test_a_takeover_says_how_many_records_are_missing():
@@ -108,3 +108,23 @@ def test_a_takeover_says_how_many_records_are_missing():
         {"role": "secondary", "state": "ok", "pos": 7}, {"peer_pos": 12, "contact_age_s": 3.2}, force=False
     )
     assert "at least 5 records" in plan.message and "3.2 s" in plan.message
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        ({"on_loss": "stall", "loss_timeout_s": 5.0}, "a write waits 5 s for it; then writes fail"),
+        ({"on_loss": "degrade", "loss_timeout_s": 2.5}, "a write waits 2.5 s for it; then writes go on here alone"),
+        ({"on_loss": "degrade", "loss_timeout_s": 0.0}, "however long it takes"),
+    ],
+)
+def test_what_writers_of_a_stalled_group_wait_for(policy: dict, text: str):
+    status = {**STATUS, "policy": {"mode": "sync", **policy}, "sync_on": True}
+    shown = describe(status, {**FACTS, "session": "down", "linked": False, "link_reason": "cable"})
+    assert text in shown["means"] and "cable" in shown["why"]
+
+
+def test_why_an_older_link_ended_is_no_reason_while_one_is_up():
+    status = {**STATUS, **SYNC, "degraded": True}
+    shown = describe(status, {**FACTS, "session": "source", "linked": True, "link_reason": "cable"})
+    assert shown["word"] == "DEGRADED" and "cable" not in shown["why"]
