@@ -50,8 +50,8 @@ def _is_client(sock: socket.socket, unix_path: Path, port: int | None) -> bool:
     except OSError:
         return False  # a listener, or not connected any more
     if sock.family == socket.AF_UNIX:
-        return name == str(unix_path)
-    return sock.family in (socket.AF_INET, socket.AF_INET6) and name[1] == port
+        return bool(name == str(unix_path))
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and bool(name[1] == port)
 
 
 def drain(

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from replicator.eventlog import EventLog
 from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
 from nbdplugin.nodeconfig import NodeConfig
@@ -34,6 +33,7 @@ from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
+from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
 from replicator.journal.page import Doorbell, Page, boot_number
 
@@ -301,7 +301,8 @@ class GroupHost:
             sync_directory(self._dir)
         except BaseException:
             if service is not None:
-                self._exports.leave_group([n for n in names if self._exports.get(n).group is service], self._pools.require().sync)
+                joined = [n for n in names if self._exports.get(n).group is service]
+                self._exports.leave_group(joined, self._pools.require().sync)
             shutil.rmtree(new, ignore_errors=True)
             if journal_path is not None and not _is_block_device(journal_path):
                 Path(journal_path).unlink(missing_ok=True)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from replicator.eventlog import EventLog
 from nbdplugin.poolhost import PoolHost
+from replicator.eventlog import EventLog
 
 TICK_S = 5.0
 REBUILD_SHARE = 0.5

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from threading import get_ident
 
-import nbdkit  # type: ignore[import-not-found]  # made by nbdkit, exists only inside it
+import nbdkit  # made by nbdkit, exists only inside it
 
 from nbdplugin import routes, workers
 from nbdplugin.exports import describe
@@ -78,7 +78,7 @@ def config_complete() -> None:
 
 
 def thread_model() -> int:
-    return nbdkit.THREAD_MODEL_PARALLEL
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
 
 
 def after_fork() -> None:
@@ -170,11 +170,11 @@ def can_multi_conn(h: Handle) -> bool:
 
 
 def can_fua(h: Handle) -> int:
-    return nbdkit.FUA_NATIVE
+    return int(nbdkit.FUA_NATIVE)
 
 
 def can_cache(h: Handle) -> int:
-    return nbdkit.CACHE_EMULATE  # nbdkit reads the range into a buffer: that warms the page cache of the members
+    return int(nbdkit.CACHE_EMULATE)  # nbdkit reads the range into a buffer: that warms the page cache of the members
 
 
 # -- data -------------------------------------------------------------------------------------------------------------

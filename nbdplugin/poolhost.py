@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from nbdplugin import arguments
-from replicator.eventlog import EventLog
 from nbdplugin.exports import Exports, refuse_if_open
 from nbdplugin.routes import VolumeRoute
+from raidlib.create import GroupSpec
 from raidlib.errors import RaidError
-from raidlib.pool import GroupSpec, Pool
+from raidlib.pool import Pool
 from replicator.core.errors import AlreadyExists, BadInput, NotFound
+from replicator.eventlog import EventLog
 from replicator.journal.files import sync_directory
 
 

@@ -25,15 +25,15 @@ from pathlib import Path
 
 from nbdplugin import exports, launch, nodeconfig, ops_group, ops_node, ops_pool
 from nbdplugin.drain import drain
-from replicator.eventlog import EventLog
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
-from replicator.notify import notify
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
+from replicator.eventlog import EventLog
+from replicator.notify import notify
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

@@ -24,7 +24,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 from crc32c import crc32c
 
 from raidlib.errors import IntegrityError

@@ -117,8 +117,8 @@ def find(name: str, run_dir: str) -> Attachment:
 def detach(name: str, run_dir: str, force: bool = False) -> Attachment:
     """Flush and disconnect a device and end its supervisor; returns what was attached.
 
-    Refused while it is mounted or otherwise claimed, unless `force`, which also skips the flush: then I/O fails from now
-    on, and the kernel frees the device when its last user is gone, for example at the unmount.
+    Refused while it is mounted or otherwise claimed, unless `force`, which also skips the flush: then I/O fails from
+    now on, and the kernel frees the device when its last user is gone, for example at the unmount.
     Durable: what was written through the device, unless `force`.
     """
     at = find(name, run_dir)

@@ -285,7 +285,8 @@ class GroupService:
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 continue
-            if engine.state.copying and self._u64[PEER_DURABLE_OFF] - self._u64[TAIL_OFF] > engine.journal.capacity // 16:
+            freeable = self._u64[PEER_DURABLE_OFF] - self._u64[TAIL_OFF]
+            if engine.state.copying and freeable > engine.journal.capacity // 16:
                 self._kick_keeper.set()  # the peer has made room that a checkpoint frees
             self._kick_copier.wait(0.005 if engine.state.copying else 0.5)
             self._kick_copier.clear()

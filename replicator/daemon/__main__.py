@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from replicator.core.errors import FarstripeError
-from replicator.notify import notify
 from replicator.daemon.service import Replicator
+from replicator.notify import notify
 
 SWITCH_INTERVAL_S = 0.0005
 """How long one thread may keep the interpreter while another waits; synchronous writes would feel the default 5 ms."""

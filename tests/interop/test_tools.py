@@ -66,7 +66,8 @@ def test_fio_verifies_what_it_wrote(target: TargetProcess, depth: int) -> None:
     needs("fio")
     run(
         "fio", "--name=verify", "--ioengine=nbd", f"--uri={target.uri('v')}", "--rw=randwrite", "--bsrange=512-256k",
-        "--size=64m", "--io_size=48m", f"--iodepth={depth}", "--verify=crc32c", "--verify_state_save=0", "--do_verify=1", "--verify_fatal=1",
+        "--size=64m", "--io_size=48m", f"--iodepth={depth}", "--verify=crc32c",
+        "--verify_state_save=0", "--do_verify=1", "--verify_fatal=1",
         "--bsrange=4k-256k", "--randrepeat=1",
     )  # fmt: skip
 

@@ -12,7 +12,8 @@ cannot write into the next life.
 Faults: fail_reads, fail_writes and fail_next_sync raise EIO; a failed sync drops the file's dirty pages, as Linux may.
 cut_at stops the process before the n-th change with PowerCut, for explorers that cut at every operation.
 
-What it does not do: space accounting beyond `full`, latency, threads racing inside one call (a lock makes each call atomic).
+What it does not do: space accounting beyond `full`, latency, threads racing inside one call (a lock makes each
+call atomic).
 """
 
 from __future__ import annotations

@@ -35,7 +35,20 @@ ALLOWED = {
     },
 }
 OURS = ("raidlib", "replicator", "nbdplugin")
-IMPURE = {"asyncio", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "ssl", "subprocess", "tempfile", "threading", "time"}
+IMPURE = {
+    "asyncio",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "select",
+    "shutil",
+    "socket",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+}
 
 
 def imports_of(path: Path) -> set[str]:

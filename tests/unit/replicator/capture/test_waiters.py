@@ -32,7 +32,9 @@ def peer(tmp_path: Path) -> Peer:
     return Peer(tmp_path)
 
 
-def start(peer: Peer, seq: int, done: dict[int, bool], give_up: object = None, slot: int = PEER_RECEIVED_SEQ) -> threading.Thread:
+def start(
+    peer: Peer, seq: int, done: dict[int, bool], give_up: object = None, slot: int = PEER_RECEIVED_SEQ
+) -> threading.Thread:
     asked = give_up if callable(give_up) else lambda: False
     thread = threading.Thread(target=lambda: done.__setitem__(seq, peer.waiters.wait(seq, slot, asked)), daemon=True)
     thread.start()
