@@ -415,7 +415,7 @@ def _() -> list[Patch]:
     right = session.Session._yield_if_drained
 
     def at_once(self: session.Session) -> Any:
-        self._hold_seq = 0
+        self.acked = (self.acked[0], self._hold_seq, self.acked[2])
         return right(self)
 
     return [(session.Session, "_yield_if_drained", at_once)]
