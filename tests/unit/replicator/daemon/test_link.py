@@ -21,6 +21,7 @@ from replicator.journal.page import (
     PEER_DURABLE_OFF,
     PEER_DURABLE_SEQ,
     PEER_RECEIVED_SEQ,
+    SYNC_ON,
     TAIL_OFF,
     TAIL_SEQ,
 )
@@ -347,3 +348,24 @@ def test_make_loop_answers_questions_about_itself(folder: Path) -> None:
     loop = make_loop(Side(folder, 1 << 20), Scripted(), "x")
     assert loop.facts()["bytes_in"] == 0
     loop.stop()
+
+
+def test_records_that_nobody_waits_for_gather_and_those_that_are_waited_for_do_not(folder: Path) -> None:
+    with LinkPair(folder).connect() as pair:
+        assert pair.a.wait_acked(pair.a.append(b"first"))
+        pair.a.page[SYNC_ON] = 1
+        begin = time.monotonic()
+        for _ in range(50):
+            assert pair.a.wait_acked(pair.a.append(b"waited for"))
+        each_s = (time.monotonic() - begin) / 50
+        pair.a.page[SYNC_ON] = 0
+        before = pair.loop_a.facts()["bytes_out"]
+        for n in range(200):
+            last = pair.a.append(os.urandom(100))
+            if n % 10 == 9:
+                time.sleep(0.0002)
+        assert pair.a.wait_acked(last)
+        frames = (pair.loop_a.facts()["bytes_out"] - before - 200 * 164) / 16
+        assert frames < 100, "every record had a frame of its own"
+        assert each_s < 0.1
+        assert same_journals(pair.a, pair.b)
