@@ -5,7 +5,9 @@
     load.py       fio and nbdcopy as load generators
     peers.py      nbdkit's file plugin, QEMU's mirror job
     nodes.py      our nodes, started through the real command line
-    shipping.py   the replicator's data path alone: read, compress, send, receive, check, append
+    pair.py       two of them with one volume paired
+    replicated.py the rows that need a pair
+    settings.py   what a run is asked to do
     workspace.py  one directory and the processes of a run, and their end
 
 The load goes over NBD on unix sockets, directly to the servers; replication goes over loopback. Nothing of a run is

@@ -19,8 +19,8 @@ _OPTIONS = (
                  help="How long a write waits for a silent peer; 0: for ever."),
     click.option("--on-full", type=click.Choice(["stall", "bitmap", "fail"]),
                  help="The journal is full. bitmap: give up order and count differences; the copy keeps its last "
-                 "consistent moment until the resync. stall: writes wait, and fail after --full-timeout. fail: they "
-                 "fail at once."),
+                 "consistent moment until the resync. stall: writes wait, and fail after --full-timeout when no peer "
+                 "is connected. fail: they fail at once."),
     click.option("--full-timeout", "full_timeout_s", type=click.FloatRange(0), metavar="SECONDS",
                  help="How long a write waits for room in the journal; 0: for ever."),
 )  # fmt: skip

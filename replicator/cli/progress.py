@@ -50,7 +50,7 @@ def wait(look: Callable[[], Look], what: str, timeout_s: float | None, show: boo
                 text = f" ({now.text}{left})" if now.text else ""
                 raise TimedOut(
                     f"{what}: not reached in {format_duration(time.monotonic() - began)}{text}",
-                    "it goes on in the background; ask again, or see farstripe status",
+                    "ask again; farstripe status shows whether it goes on in the background or needs you",
                 )
             time.sleep(POLL_S if until is None else max(0.0, min(POLL_S, until - time.monotonic())))
     finally:
