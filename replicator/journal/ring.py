@@ -315,12 +315,22 @@ class Journal:
         head_off, head_seq = u64[HEAD_OFF], u64[HEAD_SEQ]
         if seq == head_seq + 1:
             return head_off
-        if not at_seq <= seq <= head_seq:
-            raise IntegrityError(f"record {seq} is not in the journal ({at_seq}..{head_seq})", "resync the pair")
-        while at_seq < seq:
-            off += self.header_at(off).total_bytes
-            at_seq += 1
-        return off
+        while True:
+            if not at_seq <= seq <= head_seq:
+                raise IntegrityError(f"record {seq} is not in the journal ({at_seq}..{head_seq})", "resync the pair")
+            if at_seq == seq:
+                return off
+            try:
+                header = self.header_at(off)
+            except BadRecord:
+                header = None
+            if header is not None and header.seq == at_seq:
+                off += header.total_bytes
+                at_seq += 1
+            elif u64[TAIL_OFF] > off:
+                off, at_seq = self.tail()  # it was freed, and overwritten, meanwhile
+            else:
+                raise IntegrityError(f"the journal is damaged at record {at_seq}", "resync the pair")
 
     # -- durability -----------------------------------------------------------------------------------------------
 
