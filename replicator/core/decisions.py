@@ -38,6 +38,8 @@ class Facts(NamedTuple):
     follow: str
     journal: str
     image: str
+    sync: str
+    own: str
 
 
 DOMAIN: dict[str, tuple[str, ...]] = {
@@ -59,6 +61,8 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or
     # lead began a copy that follow never adopted)
     "image": ("exact", "unclean"),
+    "sync": ("no", "yes"),  # the group is synchronous on either side: hosts were told that their writes are on both
+    "own": ("no", "yes"),  # hosts wrote to lead after the histories parted
 }
 
 
@@ -292,6 +296,56 @@ TABLE: tuple[Row, ...] = (
         **_ONE,
         relation="parted|forked",
         tail="received",
+        sync="no",
+    ),
+    _row(
+        "redo-source-lost-power",
+        Action.COPY,
+        "follow",
+        "the primary's power failed while it copied to follow, whose copy was not complete",
+        **_ONE,
+        relation="parted|forked",
+        tail="received",
+        sync="yes",
+        follow="resumable|resync",
+    ),
+    _row(
+        "primary-lost-tail",
+        Action.STEP_DOWN,
+        "lead",
+        "the primary's power failed and the secondary holds promised writes that it lost: the secondary goes on",
+        **_ONE,
+        relation="parted|forked",
+        tail="received",
+        sync="yes",
+        follow="ok",
+        own="no",
+        consent="no",
+    ),
+    _row(
+        "lost-tail-conflict",
+        Action.REFUSE,
+        "",
+        "the primary lost promised writes that the secondary holds, and hosts have written to it since",
+        **_ONE,
+        relation="parted|forked",
+        tail="received",
+        sync="yes",
+        follow="ok",
+        own="yes",
+        consent="no",
+    ),
+    _row(
+        "lost-tail-discard",
+        Action.COPY,
+        "follow",
+        "the primary lost writes that the secondary holds, and the operator gave them up",
+        **_ONE,
+        relation="parted|forked",
+        tail="received",
+        sync="yes",
+        follow="ok",
+        consent="yes",
     ),
     _row(
         "diff-diverged-tail",
@@ -355,6 +409,12 @@ TABLE: tuple[Row, ...] = (
 def matches(row: Row, facts: Facts) -> bool:
     """True when every fact has a value the row allows."""
     return all(want == "*" or have in want.split("|") for want, have in zip(row.when, facts, strict=True))
+
+
+def combinations(row: Row) -> list[Facts]:
+    """Every combination of facts that the row matches."""
+    allowed = [DOMAIN[n] if v == "*" else v.split("|") for n, v in zip(Facts._fields, row.when, strict=True)]
+    return [Facts(*values) for values in product(*allowed)]
 
 
 def all_facts() -> list[Facts]:

@@ -117,6 +117,8 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison) -> Facts:
         follow=copy,
         journal="covers" if _journal_covers(lead, follow) else "lost",
         image="unclean" if lead.unclean or follow.unclean or _copy_not_adopted(lead, follow) else "exact",
+        sync="yes" if lead.sync or follow.sync else "no",
+        own="yes" if lead.last_write > comparison.shared_upto else "no",
     )
 
 
@@ -134,11 +136,13 @@ def _compat(a: Hello, b: Hello) -> str:
 
 
 def _handover_complete(a: Hello, b: Hello) -> bool:
-    """One side names the other as its successor, and the successor holds all of it."""
+    """One side names the other as its successor, and the successor holds all that hosts wrote to it."""
     for old, new in ((a, b), (b, a)):
         if old.handover == new.node and not new.handover and new.state == "ok":
-            relation = compare(new.hist, new.pos, old.hist, old.pos).relation
-            return relation is Relation.SAME and new.durable >= old.pos
+            found = compare(new.hist, new.pos, old.hist, old.pos)
+            if found.relation in (Relation.UNRELATED, Relation.FRESH):
+                return False
+            return old.last_write <= found.shared_upto and new.durable >= min(old.pos, found.shared_upto)
     return False
 
 

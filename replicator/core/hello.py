@@ -41,6 +41,7 @@ class Hello(NamedTuple):
         str  # at a copy's source: the last copy whose list of blocks it still knows; at its target: the one under way
     )
     synced: int  # at a copy's source: seq of the SYNCED record of that copy, NOT_YET while blocks are left
+    sync: bool  # the group's policy is synchronous
     split: bool  # the operator wants the pair split
     discard: str  # node whose writes the operator allows to be thrown away, or ""
     handover: str  # node this side has handed the primary role to, or ""
@@ -73,6 +74,7 @@ def from_status(
         journal=(int(journal["first_seq"]), int(journal["head_seq"])) if streams else None,
         starts=tuple(sorted(int(s) for s in status["bitmaps"])),
         unclean=bool(status.get("unclean", False)),
+        sync=(status.get("policy") or {}).get("mode") == "sync",
         copy_id=str(status.get("copy_id") or ""),
         synced=NOT_YET if status.get("copying") else int(status.get("synced_seq", 0)),
         split=split,
@@ -116,6 +118,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             journal=None if frame["journal"] is None else (_u64(frame["journal"][0]), _u64(frame["journal"][1])),
             starts=tuple(_u64(s) for s in frame["starts"]),
             unclean=bool(frame["unclean"]),
+            sync=bool(frame["sync"]),
             copy_id=str(frame["copy_id"])[:64],
             synced=_u64(frame["synced"]),
             split=bool(frame["split"]),
@@ -132,7 +135,9 @@ def from_frame(frame: dict[str, Any]) -> Hello:
 
 def _only_version(version: int, frame: dict[str, Any]) -> Hello:
     node, group = _hex(frame["node"]), _hex(frame["group"])
-    return Hello(version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, "", "")
+    return Hello(
+        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", ""
+    )
 
 
 def _hex(value: Any) -> str:

@@ -434,3 +434,14 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = receiver.parse_run
     return [(receiver, "parse_run", lambda buf, expect, min_epoch: right(buf, expect, 0))]
+
+
+@bug(
+    "promised-tail-rolled-back",
+    "a synchronous primary that lost records in a power cut makes the copy forget them too",
+    mode="sync",
+    faults=("power",),
+)
+def _() -> list[Patch]:
+    right = handshake._facts
+    return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]

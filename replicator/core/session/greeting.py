@@ -110,10 +110,15 @@ class Greeting(SessionBase):
         if decision.acts != self.node:
             return State.WAITING, []
         assert self.mine is not None
+        effects: list[Effect] = []
+        if decision.label == "primary-lost-tail":
+            self.handover = self.peer
+            effects.append(Persist({"handover": self.peer}))
         diverged = decision.lost_records > 0
         # What hosts wrote since our HELLO is not in the verdict: then the target refuses, and we compare again.
         upto = None if diverged else self.mine.pos
-        return State.STEPPING_DOWN, [self._ask("group.demote", diverged=diverged, upto=upto)]
+        effects.append(self._ask("group.demote", diverged=diverged, upto=upto))
+        return State.STEPPING_DOWN, effects
 
     def _act_promote(self, decision: Decision, now: float) -> Step:
         if decision.acts != self.node:

@@ -150,6 +150,17 @@ def check_consent(node: Node, hist: Hist, pos: int, allowed: bool) -> None:
             )
 
 
+def check_promises_kept(node: Node, hist: Hist, pos: int, allowed: bool) -> None:
+    """Called when `node` attaches to a source with this history: no promised write goes unless the operator said so."""
+    if allowed or node.target is None or node.target.engine.state.copy != OK:
+        return
+    for promise in node.truth.promises:
+        if promise.holder == node.name and not node.truth.holds(hist, pos, promise.epoch, promise.seq):
+            raise Violation(
+                f"promises: {node.name} gives up the promised record {promise.seq} of epoch {promise.epoch:#x}"
+            )
+
+
 def check_durable_promises(node: Node, hist: Hist, pos: int) -> None:
     """Called when a node comes back from a power loss: what was promised to be on its stable storage is."""
     for promise in node.truth.promises:

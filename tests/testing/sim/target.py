@@ -296,6 +296,8 @@ class Target:
         }
         if self.engine.failed and op not in ("group.status", "group.link"):
             raise MediumError(f"the group has failed: {self.engine.failed}")
+        if op == "group.attach":
+            self.node.world.attaching(self.node, args)
         result = table[op]()
         self.node.called(op, args, result if isinstance(result, dict) else {})
         return result if isinstance(result, dict) else {}

@@ -280,6 +280,13 @@ class World:
             ]
         node.written_at = (engine.epoch, engine.pos) if engine.state.role == PRIMARY and engine.state.hist else None
 
+    def attaching(self, node: Node, args: dict[str, Any]) -> None:
+        """A target is about to become the target of a copy: what does it give up?"""
+        hist = [(int(e), int(b)) for e, b in args["hist"]]
+        allowed = node.node_id in self.consents
+        oracles.check_consent(node, hist, args["p"], allowed)
+        oracles.check_promises_kept(node, hist, args["p"], allowed)
+
     def called(self, node: Node, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
         """A target carried out a control operation."""
         if op == "group.promote":
@@ -290,10 +297,9 @@ class World:
                 oracles.check_handover(self.other(node), node)
         elif op == "group.attach":
             hist = [(int(e), int(b)) for e, b in args["hist"]]
-            oracles.check_consent(node, hist, args["p"], node.node_id in self.consents)
             self.consents.discard(node.node_id)
             node.answered_alone.clear()
-            # What the source lost itself, or the operator gave up, is no promise any more.
+            # What the operator gave up is no promise any more.
             self.truth.promises = [
                 p
                 for p in self.truth.promises
@@ -414,6 +420,8 @@ class World:
         target = node.target
         if target is not None and not target.engine.failed:
             node.run("target", lambda: target.service.set_policy(changes))
+            if changes.get("mode") == "async":
+                self.truth.promises.clear()
 
     # -- liveness -------------------------------------------------------------------------------------------------
 

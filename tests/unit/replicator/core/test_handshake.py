@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, look_up, matches
+from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, combinations, look_up, matches
 from replicator.core.epochs import make_epoch
 from replicator.core.handshake import decide
 from replicator.core.hello import NOT_YET, VERSION, Hello
@@ -21,7 +21,7 @@ def side(node: str = A, role: str = "primary", pos: int = 10, hist: tuple = ((E1
     base = Hello(
         version=VERSION, node=node, group=GROUP, volumes=((0, 4096),), role=role, state="ok", hist=hist, pos=pos,
         durable=pos, floor=pos, last_write=pos, journal=(1, pos), starts=(1,), unclean=False, copy_id="", synced=0,
-        split=False, discard="", handover="",
+        sync=False, split=False, discard="", handover="",
     )  # fmt: skip
     return base._replace(**changes)
 
@@ -30,13 +30,19 @@ def follower(**changes: object) -> Hello:
     return side(**{"node": B, "role": "secondary", "pos": 8, **changes})
 
 
+LABELS = {facts: row for row in TABLE for facts in combinations(row)}
+
+
 def test_every_combination_of_facts_matches_exactly_one_row():
-    hits: Counter[str] = Counter()
-    for facts in all_facts():
-        labels = [row.label for row in TABLE if matches(row, facts)]
-        assert len(labels) == 1, (facts, labels)
-        hits[labels[0]] += 1
-    assert set(hits) == {row.label for row in TABLE}
+    hits = Counter(facts for row in TABLE for facts in combinations(row))
+    assert set(hits) == set(all_facts())
+    assert set(hits.values()) == {1}
+
+
+def test_looking_up_finds_the_row_that_matches():
+    for facts in random.Random(1).sample(all_facts(), 2000):
+        row = look_up(facts)
+        assert matches(row, facts) and row is LABELS[facts]
 
 
 def test_rows_name_only_known_facts_and_values():
@@ -47,22 +53,30 @@ def test_rows_name_only_known_facts_and_values():
 
 
 def test_acknowledged_writes_are_overwritten_only_with_the_operators_consent():
-    for facts in all_facts():
-        row = look_up(facts)
+    for facts, row in LABELS.items():
         loses = facts.tail == "acknowledged" and facts.relation in ("parted", "forked", "unrelated", "outdated")
         if loses and facts.consent == "no":
             assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
 
 
+def test_promised_writes_are_given_up_only_with_the_operators_consent():
+    for facts, row in LABELS.items():
+        if facts.tail == "received" and facts.sync == "yes" and facts.follow == "ok" and facts.consent == "no":
+            assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME) or facts.relation not in (
+                "parted",
+                "forked",
+            )
+
+
 def test_nothing_is_shipped_between_two_primaries_or_none():
-    for facts in all_facts():
+    for facts, row in LABELS.items():
         if facts.primaries != "one":
-            assert look_up(facts).action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
+            assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
 
 
 def test_streaming_needs_the_journal_an_exact_image_and_one_history():
-    for facts in all_facts():
-        if look_up(facts).action in (Action.STREAM, Action.RESUME):
+    for facts, row in LABELS.items():
+        if row.action in (Action.STREAM, Action.RESUME):
             assert (facts.journal, facts.image, facts.split, facts.compat) == ("covers", "exact", "no", "ok")
             assert facts.relation in ("same", "behind")
 
@@ -102,6 +116,16 @@ STORIES = [
     ("redo-resync", side(), follower(state="resync", copy_id="c1", floor=2)),
     ("diff-source-lost-power", side(pos=7), follower(pos=9)),
     ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7))), follower(pos=9)),
+    ("redo-source-lost-power", side(pos=7, sync=True), follower(pos=9, state="resync", copy_id="c1", floor=2)),
+    ("primary-lost-tail", side(pos=7, sync=True), follower(pos=9)),
+    ("primary-lost-tail", side(hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, sync=True), follower(pos=9)),
+    ("lost-tail-conflict", side(hist=((E1A, 0), (E2A, 7)), pos=9, sync=True), follower(pos=9)),
+    ("lost-tail-discard", side(pos=7, sync=True, discard=B), follower(pos=9)),
+    (
+        "finish-handover",
+        side(role="secondary", hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, handover=B),
+        follower(pos=9),
+    ),
     ("diff-diverged-tail", side(B, **TOOK_OVER), side(A, "secondary", pos=10, last_write=8)),
     ("diff-discard", side(B, **TOOK_OVER, discard=A), side(A, "secondary", pos=10, state="diverged")),
     ("former-primary", side(B, **TOOK_OVER), side(A, "secondary", pos=10, state="diverged")),
