@@ -164,6 +164,7 @@ class GroupHost:
             PlainFile(directory / "journal", create_bytes=journal_bytes).close()
             return journal_bytes
         if _is_block_device(journal_path):
+            self._check_device(journal_path)
             device = PlainFile(journal_path)
             journal_bytes = device.size
             device.close()
@@ -174,8 +175,21 @@ class GroupHost:
                 PlainFile(journal_path, create_bytes=journal_bytes).close()
             except FileExistsError:
                 raise AlreadyExists(f"the journal {journal_path} exists", "name a new file or a block device") from None
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
+                why = f"the journal {journal_path} cannot be made: {exc.strerror}"
+                raise BadInput(why, "correct the path") from exc
         (directory / "journal").symlink_to(journal_path)
         return journal_bytes
+
+    def _check_device(self, path: str) -> None:
+        """Raise BadInput when a block device is in use: mounted, a member of a pool, the journal of a group here."""
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+        except OSError as exc:
+            raise BadInput(f"the journal {path} cannot be used: {exc.strerror}", "name a device nobody uses") from exc
+        for journal in self._dir.glob("*/journal"):
+            if journal.is_symlink() and journal.exists() and journal.samefile(path):
+                raise BadInput(f"{path} is the journal of another group", "name a device nobody uses")
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -303,9 +317,10 @@ class GroupHost:
             if service is not None:
                 joined = [n for n in names if self._exports.get(n).group is service]
                 self._exports.leave_group(joined, self._pools.require().sync)
+            journal = new / "journal"  # a link only once the file it names was made here, and by nobody before
+            if journal.is_symlink() and not _is_block_device(str(journal)):
+                journal.resolve().unlink(missing_ok=True)
             shutil.rmtree(new, ignore_errors=True)
-            if journal_path is not None and not _is_block_device(journal_path):
-                Path(journal_path).unlink(missing_ok=True)
             raise
         self._services[uuid] = service
         service.start()

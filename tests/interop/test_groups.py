@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import nbd
@@ -54,6 +58,11 @@ def test_groups_that_cannot_be_are_refused_and_change_nothing(target: TargetProc
     refused(
         target, EXISTS, "d0", "group.create", name="g", volumes=["v"], journal_bytes=32 * MIB,
         journal_path=str(target.disks / "d0"),
+    )  # fmt: skip
+    assert (target.disks / "d0").exists()
+    refused(
+        target, BAD_INPUT, "No such file", "group.create", name="g", volumes=["v"], journal_bytes=32 * MIB,
+        journal_path=str(target.disks / "nowhere" / "j"),
     )  # fmt: skip
     assert target.call("group.list") == []
     group(target, armed=False)
@@ -250,12 +259,45 @@ def test_the_journal_may_lie_elsewhere_and_goes_with_the_group(target: TargetPro
     assert elsewhere.stat().st_size == 32 * MIB
     target.call("group.arm", group="g")
     target.connect("v").pwrite(b"there", 0)
+    target.call("volume.create", name="w", size=4 * MIB)
+    refused(
+        target, EXISTS, "fast-journal", "group.create", name="h", volumes=["w"], journal_bytes=32 * MIB,
+        journal_path=str(elsewhere),
+    )  # fmt: skip
+    assert elsewhere.stat().st_size == 32 * MIB
     target.kill()
     target.start()
     assert target.connect("v").pread(5, 0) == b"there"
     target.call("group.disarm", group="g")
     target.call("group.delete", group="g")
     assert not elsewhere.exists()
+
+
+@pytest.fixture
+def loop_device(target: TargetProcess) -> Iterator[str]:
+    """A block device over a file of 32 MiB."""
+    if os.geteuid() != 0 or shutil.which("losetup") is None:
+        pytest.skip("needs root and losetup")
+    path = target.base / "device"
+    path.touch()
+    os.truncate(path, 32 * MIB)
+    done = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    yield device
+    target.kill()
+    subprocess.run(["losetup", "-d", device], check=False)
+
+
+def test_a_device_that_is_in_use_is_no_journal(target: TargetProcess, loop_device: str) -> None:
+    wanted = {"journal_bytes": 32 * MIB, "journal_path": loop_device}
+    held = os.open(loop_device, os.O_RDWR | os.O_EXCL)
+    refused(target, BAD_INPUT, "busy", "group.create", name="g", volumes=["v"], **wanted)
+    os.close(held)
+    target.call("group.create", name="g", volumes=["v"], **wanted)
+    target.call("volume.create", name="w", size=4 * MIB)
+    refused(target, BAD_INPUT, "another group", "group.create", name="h", volumes=["w"], **wanted)
 
 
 def test_a_full_journal_without_a_peer_becomes_a_bitmap_and_says_so(target: TargetProcess) -> None:
