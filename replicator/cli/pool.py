@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,7 +14,17 @@ from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size, parse_size
-from replicator.core.errors import AlreadyExists, BadInput, MediumError
+from replicator.control import someone_listens
+from replicator.core.errors import (
+    AlreadyExists,
+    BadInput,
+    DaemonNotRunning,
+    FarstripeError,
+    InternalError,
+    MediumError,
+    ProtocolError,
+    TimedOut,
+)
 
 _GROUP = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=)?raid(?P<level>0|1|5|6|10)(?:@(?P<chunk>\w+))?")
 GOOD, BAD = "in_sync", "failed"
@@ -107,15 +117,27 @@ def create(
     """
     groups = parse_layout(layout)
     members = [member for group in groups for member in group["members"]]
-    made = _make_files(members, make_files) if make_files else []
-    try:
+    with _made_files(here, members, make_files):
         status = here.target("pool.create", name=name, groups=groups, area_bytes=area_bytes, wait_s=300)
-    except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        raise
     emit(as_json, status, f"pool {name} made: {len(groups)} RAID group(s), {len(members)} members")
+
+
+@contextlib.contextmanager
+def _made_files(here: Node, paths: Sequence[str], size: int | None) -> Iterator[None]:
+    """Make member files of `size` bytes for what is asked of the target inside; nothing without a size.
+
+    They go again when the target says no, and only then: after Ctrl-C, a timeout or a lost connection it may be using
+    them.
+    """
+    made = _make_files(paths, size) if size and someone_listens(here.socket("target")) else []
+    try:
+        yield
+    except FarstripeError as exc:
+        if not isinstance(exc, (DaemonNotRunning, TimedOut, ProtocolError, InternalError)):
+            for path in made:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+        raise
 
 
 def _make_files(paths: Sequence[str], size: int) -> list[str]:
@@ -203,13 +225,8 @@ def replace(
     I/O goes on meanwhile, on a lost member with the redundancy that is left.
     """
     old, new = os.path.abspath(old), os.path.abspath(new)
-    made = _make_files([new], make_file) if make_file else []
-    try:
+    with _made_files(here, [new], make_file):
         status = here.target("pool.replace", old=old, new=new, wait_s=300)
-    except BaseException:
-        for path in made:
-            os.unlink(path)
-        raise
     if wait_for_it:
         status = wait_for_rebuild(here, new, timeout_s, show=not as_json)
     emit(as_json, status, f"{new} {'is rebuilt' if wait_for_it else 'is being rebuilt'} in the place of {old}")

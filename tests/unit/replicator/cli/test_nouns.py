@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replicator.cli.pool import member_bytes, parse_layout
-from replicator.core.errors import BadInput, MediumError
+from replicator.core.errors import BadInput, InternalError, MediumError, TimedOut
 from tests.unit.replicator.cli.conftest import FakeNode
 
 
@@ -75,6 +75,21 @@ def test_a_refused_pool_leaves_no_files(node: FakeNode, tmp_path: Path) -> None:
     paths = [str(tmp_path / str(n)) for n in range(2)]
     assert node.run("pool", "create", "main", "raid1", *paths, "--make-files", "8M").code == 3
     assert not any(Path(path).exists() for path in paths)
+
+
+@pytest.mark.parametrize("error", [TimedOut("slow"), InternalError("odd")])
+def test_files_that_the_target_may_be_using_stay(node: FakeNode, tmp_path: Path, error: Exception) -> None:
+    node.target.answers["pool.create"] = node.target.answers["pool.replace"] = error
+    new = tmp_path / "new"
+    assert node.run("pool", "create", "main", "raid0", str(tmp_path / "0"), "--make-files", "8M").code != 0
+    assert node.run("pool", "replace", str(tmp_path / "0"), str(new), "--make-file", "8M").code != 0
+    assert (tmp_path / "0").exists() and new.exists()
+
+
+def test_no_files_are_made_for_a_target_that_does_not_run(node: FakeNode, tmp_path: Path) -> None:
+    node.target.stop()
+    assert node.run("pool", "create", "main", "raid0", str(tmp_path / "0"), "--make-files", "8M").code == 7
+    assert not (tmp_path / "0").exists()
 
 
 def test_files_that_exist_are_not_overwritten(node: FakeNode, tmp_path: Path) -> None:
