@@ -16,6 +16,7 @@ from benchmarks.pair import GROUP, VOLUME, Pair
 from benchmarks.peers import FilePlugin, QemuMirror
 from benchmarks.settings import Settings
 from benchmarks.workspace import BenchmarkError, Workspace, settle
+from replicator.cli.group import DEFAULT_JOURNAL
 
 QEMU_GRANULARITY = 65536  # QEMU's own default for a raw image
 RECORD_BYTES = 64 << 10
@@ -81,8 +82,8 @@ def resync(settings: Settings) -> Result:
     size = settings.resync_bytes
     with Workspace(settings.directory) as space:
         source, target = FilePlugin(space, "source", size), FilePlugin(space, "target", size)
-        # The journal is too small for what is written during the split, so the difference is kept as a bitmap.
-        pair = Pair(space, size, "async", journal_bytes=64 << 20)
+        # A journal of the default size is too small for what is written during the split, so the difference is a bitmap.
+        pair = Pair(space, size, "async", journal_bytes=DEFAULT_JOURNAL)
 
         def ours() -> float:
             pair.a.run("pair", "split", GROUP)
@@ -177,7 +178,7 @@ def _first_write(pair: Pair) -> None:
 def memory(settings: Settings) -> Result:
     """The most memory a replicator had resident while it worked off a backlog and then a resync."""
     with Workspace(settings.directory) as space:
-        pair = Pair(space, settings.size_bytes, "async", journal_bytes=256 << 20)
+        pair = Pair(space, settings.size_bytes, "async", journal_bytes=DEFAULT_JOURNAL)
         payload = space.path / "payload"
         write_compressible(payload, settings.size_bytes)
         pair.b.kill("replicator")

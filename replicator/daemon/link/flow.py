@@ -30,7 +30,7 @@ LOOK_S = 0.2
 GATHER_S = 0.001
 GATHER_BYTES = 256 << 10
 """While no write waits for the peer, records gather for GATHER_S or until there are GATHER_BYTES of them: waking two
-processes on each node for a record costs more than all that is done with it. The first one after a pause goes at once."""
+processes on each node for a record costs more than all that is done with it. The first after a pause goes at once."""
 FRAMES_A_ROUND = 32
 """Frames shipped or taken before the loop looks at everything else again."""
 
