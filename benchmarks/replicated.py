@@ -82,7 +82,7 @@ def resync(settings: Settings) -> Result:
     size = settings.resync_bytes
     with Workspace(settings.directory) as space:
         source, target = FilePlugin(space, "source", size), FilePlugin(space, "target", size)
-        # A journal of the default size is too small for what is written during the split, so the difference is a bitmap.
+        # A journal of the default size does not hold what is written during the split: the difference is a bitmap.
         pair = Pair(space, size, "async", journal_bytes=DEFAULT_JOURNAL)
 
         def ours() -> float:
