@@ -13,7 +13,7 @@ Setting bits and bulk changes happen under the group lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -128,6 +128,7 @@ class Bitmaps:
         self.starts = starts
         self.live = 0
         self._newest = 0
+        self._todo_at = (0, 0)
         self.refresh()
 
     def refresh(self) -> None:
@@ -182,13 +183,20 @@ class Bitmaps:
         """Blocks still to be copied."""
         return sum(m.count(TODO) for m in self.maps)
 
-    def todo_runs(self, most: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (volume, first block, count) of blocks to copy, in order, looking afresh each time."""
-        for index, m in enumerate(self.maps):
-            at = 0
-            while (run := m.next_run(TODO, at, most)) is not None:
-                yield index, *run
-                at = run[0] + run[1]
+    def next_todo(self, most: int) -> tuple[int, int, int] | None:
+        """Find blocks to copy: (volume, first block, count <= most); None when none is left.
+
+        Looks from where the last call found some and goes round once: a look from the start of a large volume takes
+        longer than a copy.
+        """
+        volume, at = self._todo_at
+        for step in range(len(self.maps) + 1):
+            index = (volume + step) % len(self.maps)
+            run = self.maps[index].next_run(TODO, at if step == 0 else 0, most)
+            if run is not None:
+                self._todo_at = index, run[0]
+                return index, *run
+        return None
 
     def sync(self) -> None:
         """Durable: all bits set before the call."""

@@ -40,7 +40,7 @@ def copy_some(engine: GroupEngine, limit_bytes: int = 8 << 20) -> int:
     """
     done = 0
     while done < limit_bytes and may_copy(engine):
-        run = next(engine.bitmaps.todo_runs(ZERO_BLOCKS), None)
+        run = engine.bitmaps.next_todo(ZERO_BLOCKS)
         if run is None:
             _finish(engine)
             break

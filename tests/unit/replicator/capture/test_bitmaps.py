@@ -61,12 +61,36 @@ def test_runs_of_the_copy_list_name_every_block_once(size: int, wanted: set[int]
     for block in wanted:
         maps.maps[0].bytes[block] |= TODO
     found: list[int] = []
-    for volume, first, count in maps.todo_runs(most):
+    while (run := maps.next_todo(most)) is not None:
+        volume, first, count = run
         assert volume == 0
         assert 1 <= count <= most
         found += range(first, first + count)
+        maps.maps[0].clear_blocks(TODO, first, count)
     assert found == sorted(wanted)
-    assert maps.todo_blocks() == len(wanted)
+    assert maps.todo_blocks() == 0
+
+
+places = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 9)))
+
+
+@given(places, places)
+def test_blocks_that_join_the_copy_list_behind_the_last_look_are_found(
+    first: set[tuple[int, int]], later: set[tuple[int, int]]
+) -> None:
+    maps = Bitmaps([block_map(10 * BLOCK_BYTES) for _ in range(3)], {})
+    found: set[tuple[int, int]] = set()
+    for wanted in (first, later):
+        for volume, block in wanted:
+            maps.maps[volume].bytes[block] |= TODO
+        for _ in wanted if wanted is first else range(31):
+            run = maps.next_todo(1)
+            if run is None:
+                break
+            found.add(run[:2])
+            maps.maps[run[0]].clear_blocks(TODO, run[1], 1)
+    assert maps.todo_blocks() == 0
+    assert found == first | later
 
 
 @given(sizes, st.sets(st.integers(0, 39)), st.sets(st.integers(0, 39)))
