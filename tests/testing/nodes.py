@@ -145,10 +145,10 @@ class Node:
         return handle
 
     def writer(self, volume: str) -> nbd.NBD:
-        """A connection that may write, or nbd.Error: a secondary hands out read-only ones."""
+        """A connection that may write. OSError when it may not: a secondary hands out read-only ones."""
         handle = self.connect(volume)
         if handle.is_read_only():
-            raise nbd.Error(f"{self.name} serves {volume} read-only")
+            raise OSError(f"{self.name} serves {volume} read-only")
         return handle
 
     def uri(self, volume: str) -> str:
@@ -170,11 +170,7 @@ class Node:
 
     def kill(self, *processes: str) -> None:
         """SIGKILL, all at once; returns when they are gone. With no name: the whole node."""
-        pids = [pid for process in processes or PROCESSES if (pid := self.pid(process))]
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(_alive(pid) for pid in pids), f"{self.name}: {pids} survive SIGKILL", 30)
+        _kill({pid for process in processes or PROCESSES if (pid := self.pid(process))})
 
     def pause(self, process: str) -> None:
         """SIGSTOP: it lives, its sockets stay open, and it does nothing until `resume`."""
@@ -199,6 +195,18 @@ class Node:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def kill_together(*nodes: Node) -> None:
+    """SIGKILL every process of several nodes, with nothing in between."""
+    _kill({pid for node in nodes for process in PROCESSES if (pid := node.pid(process))})
+
+
+def _kill(pids: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(_alive(pid) for pid in pids), f"{pids} survive SIGKILL", 30)
 
 
 def _alive(pid: int) -> bool:
