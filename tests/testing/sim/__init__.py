@@ -6,7 +6,8 @@
     target.py    one target process: the engine and its service, and host requests that wait
     replicator.py  one replicator process: session and flow
     node.py      what survives the processes of one node, and how they die
-    world.py     two nodes, hosts, operator, nemesis; one run
+    world.py     two nodes, hosts, operator; one run
+    nemesis.py   what goes wrong, and when
     oracles.py   what must hold after every event
     truth.py     the record of what was written, kept apart from the code under test
 

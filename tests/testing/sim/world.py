@@ -21,6 +21,7 @@ from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
 from tests.testing.sim.clock import Clock
+from tests.testing.sim.nemesis import FAULT_KINDS, Nemesis
 from tests.testing.sim.network import Network
 from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.target import Request
@@ -29,10 +30,6 @@ from tests.testing.sim.truth import Truth, Violation
 GROUP = "cd" * 16
 BLOCK = 65536
 LIVENESS_S = 90.0
-FAULT_KINDS = (
-    "kill-target", "kill-replicator", "kill-node", "power", "cut", "silence", "down", "slow", "eio", "takeover",
-    "force-takeover", "switchover", "split", "resync", "policy",
-)  # fmt: skip
 
 
 @dataclass
@@ -166,7 +163,7 @@ class World:
             self._set_up()
             self.clock.after_event = self._look
             self.clock.after(0.0, self._host)
-            self.clock.after(self.options.fault_gap_s, self._nemesis)
+            Nemesis(self, self.nemesis_rng).begin()
             self.clock.run_until(self.options.duration_s)
             self._live()
         finally:
@@ -316,112 +313,28 @@ class World:
             label = str(log.detail["label"])
             self.labels[label] = self.labels.get(label, 0) + 1
 
-    # -- nemesis --------------------------------------------------------------------------------------------------
+    # -- starting and commanding ----------------------------------------------------------------------------------
 
-    def _nemesis(self) -> None:
-        if self.calm:
-            return
-        rng, o = self.nemesis_rng, self.options
-        self.clock.after(o.fault_gap_s * (0.3 + 1.4 * rng.random()), self._nemesis)
-        if not o.faults:
-            return
-        kind = rng.choice(o.faults)
-        node = rng.choice(self.nodes)
-        self.clock.note(f"nemesis {kind} {node.name}")
-        getattr(self, "_do_" + kind.replace("-", "_"))(node, rng)
-
-    def _strike(self, node: Node, kind: str, rng: random.Random) -> None:
-        if node.target is not None and not node.armed and rng.random() < self.options.mid_write:
-            node.arm(kind)
-        else:
-            node.die(kind)
-        self.clock.after(0.5 + rng.expovariate(0.7), self._start, node)
-
-    def _start(self, node: Node) -> None:
+    def start(self, node: Node) -> None:
+        """Start what does not run of a node, once it is quite dead."""
         if node.armed:
-            self.clock.after(0.5, self._start, node)
+            self.clock.after(0.5, self.start, node)
             return
         node.start_target()
         node.start_replicator(self.other(node), dials=node is self.a)
 
-    def _do_kill_target(self, node: Node, rng: random.Random) -> None:
-        self._strike(node, "target", rng)
-
-    def _do_kill_replicator(self, node: Node, rng: random.Random) -> None:
-        node.die("replicator")
-        self.clock.after(0.05 + rng.expovariate(1.0), self._start, node)
-
-    def _do_kill_node(self, node: Node, rng: random.Random) -> None:
-        self._strike(node, "node", rng)
-
-    def _do_power(self, node: Node, rng: random.Random) -> None:
-        self._strike(node, "power", rng)
-
-    def _do_cut(self, node: Node, rng: random.Random) -> None:
-        self.network.break_all("reset by the network")
-
-    def _do_silence(self, node: Node, rng: random.Random) -> None:
-        self.network.silence_all()
-
-    def _do_down(self, node: Node, rng: random.Random) -> None:
-        self.network.down = True
-        if rng.random() < 0.5:
-            self.network.break_all("no route")
-        self.clock.after(rng.expovariate(0.5), self._heal)
-
-    def _heal(self) -> None:
+    def heal(self) -> None:
+        """The network is as the options say."""
         self.network.down = False
         self.network.delay_s = self.options.delay_s
 
-    def _do_slow(self, node: Node, rng: random.Random) -> None:
-        self.network.delay_s = 0.2
-        self.clock.after(rng.expovariate(0.5), self._heal)
-
-    def _do_eio(self, node: Node, rng: random.Random) -> None:
-        """The journal cannot be synced once. Its node is taken out of service and reboots."""
-        if node.target is not None:
-            node.disk.fail_next_sync("journal")
-            self.clock.after(1.0, self._after_eio, node)
-
-    def _after_eio(self, node: Node) -> None:
-        node.disk.heal("journal")
-        node.die("power")
-        self.clock.after(0.5, self._start, node)
-
-    def _command(self, node: Node, op: str, **args: Any) -> None:
+    def command(self, node: Node, op: str, **args: Any) -> None:
+        """An operator's command on a node, if its processes run."""
         replicator = node.replicator
         if args.get("discard"):
             self.consents.add(args["discard"])
         if replicator is not None and node.target is not None:
             node.run("replicator", lambda: replicator.command(op, **args))
-
-    def _do_takeover(self, node: Node, rng: random.Random) -> None:
-        self._command(node, "takeover", force=False)
-
-    def _do_force_takeover(self, node: Node, rng: random.Random) -> None:
-        if rng.random() < 0.5:
-            self.other(node).die("node")
-            self.clock.after(1.0 + rng.expovariate(0.5), self._start, self.other(node))
-        self._command(node, "takeover", force=True)
-
-    def _do_switchover(self, node: Node, rng: random.Random) -> None:
-        for one in self.nodes:
-            if is_primary(one):
-                self._command(one, "switchover", deadline_s=3.0)
-
-    def _do_split(self, node: Node, rng: random.Random) -> None:
-        self._command(node, "split")
-
-    def _do_resync(self, node: Node, rng: random.Random) -> None:
-        self._command(node, "resync", discard=rng.choice(("", "", self.a.node_id, self.b.node_id)))
-
-    def _do_policy(self, node: Node, rng: random.Random) -> None:
-        changes = rng.choice(({"mode": "sync"}, {"mode": "async"}, {"on_loss": "stall"}, {"on_loss": "degrade"}))
-        target = node.target
-        if target is not None and not target.engine.failed:
-            node.run("target", lambda: target.service.set_policy(changes))
-            if changes.get("mode") == "async":
-                self.truth.promises.clear()
 
     # -- liveness -------------------------------------------------------------------------------------------------
 
@@ -436,13 +349,13 @@ class World:
             node.disk.heal("journal")
             if node.target is not None and node.target.engine.failed:
                 node.die("power")
-        self._heal()
+        self.heal()
         self.network.replay = 0.0
         self.network.break_all("the network is mended")
         deadline = self.clock.now + LIVENESS_S
         while self.clock.now < deadline:
             for node in self.nodes:
-                self._start(node)
+                self.start(node)
             self.clock.run_until(self.clock.now + 1.0)
             self._operator()
             if self._in_sync():
@@ -468,11 +381,11 @@ class World:
         for node, session in zip(self.nodes, sessions, strict=True):
             label = session.decision.label if session.decision and session.link else ""
             if session.state is State.STOPPED or (session.state is State.WAITING and label == "split-wanted"):
-                self._command(node, "resync")
+                self.command(node, "resync")
             elif session.state is State.REFUSED and session.decision is not None and node is self.a:
-                self._command(node, "resync", discard=session.decision.follow)
+                self.command(node, "resync", discard=session.decision.follow)
             elif session.state is State.WAITING and label == "no-primary" and node is self._best():
-                self._command(node, "takeover", force=True)
+                self.command(node, "takeover", force=True)
 
     def _best(self) -> Node:
         """The node a person would take over on: a consistent one, the one with the newer history."""

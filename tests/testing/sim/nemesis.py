@@ -1,0 +1,132 @@
+"""What goes wrong in a run, and when: kills, power cuts, network faults, a failing medium, and operators."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from tests.testing.sim.node import Node, is_primary
+
+if TYPE_CHECKING:
+    from tests.testing.sim.world import World
+
+FAULT_KINDS = (
+    "kill-target", "kill-replicator", "kill-node", "power", "power-both", "cut", "silence", "down", "slow", "eio",
+    "takeover", "force-takeover", "switchover", "split", "resync", "policy",
+)  # fmt: skip
+
+
+class Nemesis:
+    """Strikes again and again with the faults that the options allow, until the world is calm."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._world, self._rng = world, rng
+
+    def begin(self) -> None:
+        """The first strike comes after the usual gap."""
+        self._world.clock.after(self._world.options.fault_gap_s, self._next)
+
+    def _next(self) -> None:
+        w, rng = self._world, self._rng
+        if w.calm:
+            return
+        w.clock.after(w.options.fault_gap_s * (0.3 + 1.4 * rng.random()), self._next)
+        if not w.options.faults:
+            return
+        kind = rng.choice(w.options.faults)
+        node = rng.choice(w.nodes)
+        w.clock.note(f"nemesis {kind} {node.name}")
+        getattr(self, "_do_" + kind.replace("-", "_"))(node, rng)
+
+    def _strike(self, node: Node, kind: str, rng: random.Random) -> None:
+        w = self._world
+        if node.target is not None and not node.armed and rng.random() < w.options.mid_write:
+            node.arm(kind)
+        else:
+            node.die(kind)
+        w.clock.after(0.5 + rng.expovariate(0.7), w.start, node)
+
+    def _do_kill_target(self, node: Node, rng: random.Random) -> None:
+        self._strike(node, "target", rng)
+
+    def _do_kill_replicator(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        node.die("replicator")
+        w.clock.after(0.05 + rng.expovariate(1.0), w.start, node)
+
+    def _do_kill_node(self, node: Node, rng: random.Random) -> None:
+        self._strike(node, "node", rng)
+
+    def _do_power(self, node: Node, rng: random.Random) -> None:
+        self._strike(node, "power", rng)
+
+    def _do_power_both(self, node: Node, rng: random.Random) -> None:
+        for one in self._world.nodes:
+            self._strike(one, "power", rng)
+
+    def _do_cut(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.network.break_all("reset by the network")
+
+    def _do_silence(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.network.silence_all()
+
+    def _do_down(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.network.down = True
+        if rng.random() < 0.5:
+            w.network.break_all("no route")
+        w.clock.after(rng.expovariate(0.5), w.heal)
+
+    def _do_slow(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.network.delay_s = 0.2
+        w.clock.after(rng.expovariate(0.5), w.heal)
+
+    def _do_eio(self, node: Node, rng: random.Random) -> None:
+        """The journal cannot be synced once. Its node is taken out of service and reboots."""
+        w = self._world
+        if node.target is not None:
+            node.disk.fail_next_sync("journal")
+            w.clock.after(1.0, self._after_eio, node)
+
+    def _after_eio(self, node: Node) -> None:
+        w = self._world
+        node.disk.heal("journal")
+        node.die("power")
+        w.clock.after(0.5, w.start, node)
+
+    def _do_takeover(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.command(node, "takeover", force=False)
+
+    def _do_force_takeover(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        if rng.random() < 0.5:
+            w.other(node).die("node")
+            w.clock.after(1.0 + rng.expovariate(0.5), w.start, w.other(node))
+        w.command(node, "takeover", force=True)
+
+    def _do_switchover(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        for one in w.nodes:
+            if is_primary(one):
+                w.command(one, "switchover", deadline_s=3.0)
+
+    def _do_split(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.command(node, "split")
+
+    def _do_resync(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        w.command(node, "resync", discard=rng.choice(("", "", w.a.node_id, w.b.node_id)))
+
+    def _do_policy(self, node: Node, rng: random.Random) -> None:
+        w = self._world
+        changes = rng.choice(({"mode": "sync"}, {"mode": "async"}, {"on_loss": "stall"}, {"on_loss": "degrade"}))
+        target = node.target
+        if target is not None and not target.engine.failed:
+            node.run("target", lambda: target.service.set_policy(changes))
+            if changes.get("mode") == "async":
+                w.truth.promises.clear()
