@@ -213,8 +213,9 @@ def nodes() -> Iterator[tuple[Node, Node]]:
 def test_promises_hold_after_sigkill(nodes: tuple[Node, Node], mode: str, seed: int) -> None:
     pair = Pair.create(*nodes, VOLUMES, SYNC if mode == "sync" else ASYNC)
     arena = Arena(pair, seed, mode == "sync")
-    victims = [v for _ in range(ROUNDS // len(Arena.VICTIMS) + 1) for v in Arena.VICTIMS]
-    arena.rng.shuffle(victims)
+    victims: list[Callable[[Arena], None]] = []
+    while len(victims) < ROUNDS:
+        victims += arena.rng.sample(Arena.VICTIMS, len(Arena.VICTIMS))
     try:
         for number, victim in enumerate(victims[:ROUNDS]):
             began = time.monotonic()

@@ -88,7 +88,7 @@ def _generation(data: bytes, block: int) -> int:
     if data != expected:
         kinds = {_STAMP.unpack_from(data, at) for at in range(0, BLOCK, _STAMP.size)}
         raise OracleError(f"block {block} is torn or misplaced: it shows {sorted(kinds)[:8]} (generation, block)")
-    return generation
+    return int(generation)
 
 
 def check_nothing_lost(ledger: Ledger, image: Sequence[int]) -> None:
