@@ -25,7 +25,7 @@ demo: ## two nodes, a crash, a takeover and the way back (root)
 bench: ## speed against nbdkit's file plugin and a QEMU mirror, as ratios
 	scripts/bench
 
-lint: setup ## ruff, mypy, shellcheck, systemd-analyze; what is not installed is named and skipped
+lint: setup ## ruff, mypy, shellcheck; what is not installed is named and skipped
 	scripts/lint
 
 .PHONY: help setup check test sim demo bench lint
