@@ -274,3 +274,17 @@ def test_after_a_failed_sync_the_next_life_writes_the_journal_again(pair: Pair) 
     side.kill()
     side.start()
     assert ops[0] != ("sync", "bitmap0")
+
+
+def test_a_record_that_was_never_published_does_not_come_back(pair: Pair) -> None:
+    side = pair.a
+    pos, head = side.page[HEAD_SEQ], side.page[HEAD_OFF]
+    side.write(0, 1)
+    side.engine.journal.sync()  # the kernel has written it back
+    side.page[HEAD_OFF], side.page[HEAD_SEQ] = head, pos  # but the process was killed before it published it
+    side.kill()
+    side.start()
+    assert side.write(0, 2) == pos + 1
+    side.power_cut("drop")
+    side.start()
+    assert side.engine.pos == pos
