@@ -31,25 +31,19 @@ from typing import Any, Protocol
 from crc32c import crc32c
 
 from replicator.capture.bitmaps import TODO, Bitmaps
+from replicator.capture.facts import facts_of
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Kind, pack_header
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
-    APPLIED_OFF,
-    APPLIED_SEQ,
     DURABLE_OFF,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    PEER_APPLIED_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
     SYNC_ON,
     TAIL_OFF,
-    TAIL_SEQ,
     Page,
 )
 from replicator.journal.ring import Journal
@@ -539,62 +533,6 @@ class GroupEngine:
         """Say whether any of a former snapshot has not returned yet."""
         return not before.isdisjoint(self._inflight)
 
-    # -- status ---------------------------------------------------------------------------------------------------
-
     def status(self) -> dict[str, Any]:
-        """Return all facts about the group; positions are seqs, sizes bytes. Read without stopping anything."""
-        state, u64 = self.state, self._u64
-        todo = self.bitmaps.todo_blocks() if state.copying else 0
-        capacity = self.journal.capacity
-        return {
-            "uuid": state.uuid,
-            "name": state.name,
-            "role": state.role,
-            "state": state.copy,
-            "mode": state.mode,
-            "pos": u64[HEAD_SEQ],
-            "durable": u64[DURABLE_SEQ],
-            "applied": u64[APPLIED_SEQ] if state.role != PRIMARY else u64[HEAD_SEQ],
-            "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
-            "epoch": self.epoch,
-            "hist": [list(h) for h in state.hist],
-            "link_gen": state.link_gen,
-            "journal": {
-                "capacity": capacity,
-                "used": u64[HEAD_OFF] - u64[TAIL_OFF],
-                "first_seq": u64[TAIL_SEQ] if state.mode == JOURNAL else u64[HEAD_SEQ] + 1,
-                "head_seq": u64[HEAD_SEQ],
-                "head_off": u64[HEAD_OFF],
-                "tail_off": u64[TAIL_OFF],
-                "applied_off": u64[APPLIED_OFF],
-                "peer_durable_off": u64[PEER_DURABLE_OFF],
-            },
-            "bitmaps": {
-                start: sum(m.count(1 << slot) for m in self._maps) for slot, start in sorted(state.bitmaps.items())
-            },
-            "copying": state.copying,
-            "synced_seq": state.synced_seq,
-            "todo_blocks": todo,
-            "todo_bytes": todo << 16,
-            "copy_id": state.copy_id,
-            "unclean": state.unclean,
-            "last_write": min(self.last_host_seq, u64[HEAD_SEQ]),
-            "last_write_time_ns": self._last_time,
-            "applied_time_ns": self.applied_time_ns,
-            "peer": {
-                "received": u64[PEER_RECEIVED_SEQ],
-                "durable": u64[PEER_DURABLE_SEQ],
-                "applied": u64[PEER_APPLIED_SEQ],
-            },
-            "degraded": state.degraded,
-            "sync_on": state.sync_on,
-            "policy": dict(vars(state.policy)),
-            "held": self.parked_for == "hold",
-            "journal_full": self.parked_for == "full",
-            "failed": self.failed,
-            "apply_error": self.apply_error,
-            "link_up": self.link_up,
-            "incarnation": u64[INCARNATION],
-            "volumes": [dict(v) for v in state.volumes],
-            "size": sum(v["size"] for v in state.volumes),
-        }
+        """All facts about the group, see facts.py."""
+        return facts_of(self)

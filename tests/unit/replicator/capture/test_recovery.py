@@ -279,6 +279,7 @@ def test_after_a_failed_sync_the_next_life_writes_the_journal_again(pair: Pair) 
 def test_a_record_that_was_never_published_does_not_come_back(pair: Pair) -> None:
     side = pair.a
     pos, head = side.page[HEAD_SEQ], side.page[HEAD_OFF]
+    side.on_record = None
     side.write(0, 1)
     side.engine.journal.sync()  # the kernel has written it back
     side.page[HEAD_OFF], side.page[HEAD_SEQ] = head, pos  # but the process was killed before it published it
