@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -10,9 +11,12 @@ from replicator.cli import names, policy, progress, status, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
-from replicator.core.errors import TimedOut
+from replicator.core.errors import Refused, TimedOut
+from replicator.core.status import TABLE
 
 SLICE_S = 0.3
+SETTLE_S = 1.0
+"""So long a state must last before it is believed: after a command the two sides need a moment to agree."""
 DEFAULT_WAIT_S = 3600.0
 
 
@@ -210,8 +214,12 @@ def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -
 @json_option
 @pass_node
 def wait(here: Node, group: str, state: str, timeout_s: float, show_progress: bool, as_json: bool) -> None:
-    """Wait until the pair of GROUP is in a state. Exit code 11 when it is not in time."""
+    """Wait until the pair of GROUP is in a state.
+
+    Exit code 11 when it is not in time; 4, at once and with what to do, in a state that only an operator can end.
+    """
     latest: dict[str, Any] = {}
+    patience = _Patience(state)
     first = here.replicator("pair.show", group=group)
     total = first.get("todo_bytes") or None
 
@@ -222,8 +230,35 @@ def wait(here: Node, group: str, state: str, timeout_s: float, show_progress: bo
             return progress.Look(True, 0, total, latest["word"])
         except TimedOut:
             latest = here.replicator("pair.show", group=group)
+            patience.check(latest)
             left = latest.get("todo_bytes") if latest["word"] in ("COPY", "RECOVERING") else None
             return progress.Look(False, left, None, latest["word"])
 
     progress.wait(look, f"group {group}", timeout_s, show_progress and not as_json)
     emit(as_json, latest, f"group {group} is {latest['word']}")
+
+
+class _Patience:
+    """Ends the wait for `state` in a state that does not pass by itself.
+
+    Not where connections or roles are waited for, which an operator on the other node may be about to change, nor where
+    the wanted state is such a one itself.
+    """
+
+    def __init__(self, state: str) -> None:
+        word = state.upper()
+        in_vain = {row.word for row in TABLE if row.operator}
+        self._endless = word not in in_vain | {"DISCONNECTED", "PRIMARY", "SECONDARY"}
+        self._seen, self._since = "", 0.0
+
+    def check(self, pair: dict[str, Any]) -> None:
+        """Raise Refused, with what `farstripe explain` says, when nothing but an operator can end the state."""
+        word = pair["word"] if pair.get("operator") else ""
+        if word != self._seen:
+            self._seen, self._since = word, time.monotonic()
+        if word and self._endless and time.monotonic() - self._since >= SETTLE_S:
+            commands = "".join(f"; {command}" for command in pair["commands"])
+            raise Refused(
+                f"group {pair['name']} is {word}, which only an operator can end: {pair['why']}; {pair['means']}",
+                f"{pair['then']}{commands}",
+            )

@@ -7,6 +7,7 @@ somebody else by then. Nothing is ever killed by a number alone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,8 +102,24 @@ def log_of(process: str, node: Node) -> Path:
 def start(process: str, node: Node, force: bool = False) -> str:
     """Start a process unless it runs; returns what happened in a word. Raises the reason when it does not come up.
 
+    Of several commands that start it at the same moment, one does and the others find it running.
+
     `force`: the target opens a pool also when too many members are lost or stripes may be torn.
     """
+    with _starting(process, node):
+        return _start(process, node, force)
+
+
+@contextlib.contextmanager
+def _starting(process: str, node: Node) -> Iterator[None]:
+    """Hold RUN/<process>.starting locked; the lock ends with this command, however it ends."""
+    node.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(node.run / f"{process}.starting", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(process: str, node: Node, force: bool) -> str:
     if find_pid(process, node):
         if node.answers(process, PROBES[process], START_TIMEOUT_S) is None:
             raise DaemonNotRunning(
@@ -109,7 +127,6 @@ def start(process: str, node: Node, force: bool = False) -> str:
             )
         return "already running"
     _check_ports(process, node)
-    node.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # find_pid has shown that it names nobody of ours
         (node.run / f"{process}.pid").unlink()
     if process == "target":

@@ -31,11 +31,15 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
         return
     none = "no groups; make one: farstripe group create"
     if node := found.get("node"):
-        away = [name for name in ("target", "replicator") if not node[name]]
+        away = [
+            f"{name} (it runs, but was silent for {view.PATIENCE_S:g} s)" if name in node["hangs"] else name
+            for name in ("target", "replicator")
+            if not node[name]
+        ]
         remark = f"; does not answer: {', '.join(away)}" if away else ""
         click.echo(f"node {node['name']}{remark}")
         if not node["target"]:
-            none = "its groups are unknown while the target does not run: farstripe node start"
+            none = "its groups are unknown while the target does not answer: farstripe node status"
     groups = found["groups"]
     table(False, None, COLUMNS, [_row(one) for one in groups], none)
     for one in groups:

@@ -10,25 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 from replicator.cli.access import Node
-from replicator.core.errors import DaemonNotRunning, NotFound, TimedOut
+from replicator.core.errors import DaemonNotRunning, FarstripeError, NotFound, TimedOut
 from replicator.core.status import describe
 
 Facts = dict[str, Any]
 
-PATIENCE_S = 15.0
-"""A process that takes longer counts as not answering: a status that hangs helps nobody."""
+PATIENCE_S = 3.0
+"""A process that takes longer counts as not answering: a status that hangs helps nobody. Each is asked once."""
 
 FLOWING = ("source", "sync-source", "holding", "draining", "target")
 """Sessions in which the two sides tell each other their positions all the time; a link alone is not enough."""
 
 
 def collect(here: Node) -> Facts:
-    """Return the node and its groups with their pairs. Raises DaemonNotRunning when neither process answers."""
+    """Return the node and its groups with their pairs.
+
+    Raises DaemonNotRunning or TimedOut when neither process answers.
+    """
     config = here.config()
-    pairs = _ask(here, "replicator", "status")
-    groups = _ask(here, "target", "group.list")
-    if groups is None and pairs is None:
-        here.target("group.list")  # raises, and says why
+    silent: dict[str, FarstripeError] = {}
+    pairs = _ask(here, "replicator", "status", silent)
+    groups = _ask(here, "target", "group.list", silent)
+    if len(silent) == 2:
+        raise silent["target"]
     by_pair: dict[str, Facts] = {one["group"]: one for one in (pairs or {}).get("pairs", ())}
     by_group: dict[str, Facts] = {one["uuid"]: one for one in groups or ()}
     node = {
@@ -36,6 +40,7 @@ def collect(here: Node) -> Facts:
         "node_id": config.get("node_id"),
         "target": groups is not None,
         "replicator": pairs is not None,
+        "hangs": [process for process, exc in silent.items() if isinstance(exc, TimedOut)],
     }
     found = [
         group_view(by_group.get(uuid), by_pair.get(uuid), replicator=pairs is not None)
@@ -46,17 +51,27 @@ def collect(here: Node) -> Facts:
 
 def one_group(here: Node, name: str) -> Facts:
     """Return one group of `collect`. Raises NotFound."""
-    for found in collect(here)["groups"]:
+    known = collect(here)
+    for found in known["groups"]:
         if name in (found["name"], found["uuid"]):
             return found  # type: ignore[no-any-return]
+    if not known["node"]["target"]:
+        raise NotFound(f"no group {name!r} is known while the target does not answer", "farstripe node status")
     raise NotFound(f"no group {name!r} on this node", "farstripe group list shows them")
 
 
-def _ask(here: Node, process: str, op: str) -> Any:
+def _ask(here: Node, process: str, op: str, silent: dict[str, FarstripeError]) -> Any:
+    """Return the answer of a process; None, and the reason in `silent`, when it gives none."""
     try:
         return here.target(op, wait_s=PATIENCE_S) if process == "target" else here.replicator(op, wait_s=PATIENCE_S)
-    except (DaemonNotRunning, TimedOut):
-        return None
+    except DaemonNotRunning as exc:
+        silent[process] = exc
+    except TimedOut:
+        silent[process] = TimedOut(
+            f"the {process} runs but does not answer within {PATIENCE_S:g} s",
+            f"it is stopped, or waits for a disk; its log is {here.run / process}.log",
+        )
+    return None
 
 
 def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Facts:

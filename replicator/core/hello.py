@@ -128,7 +128,11 @@ def from_frame(frame: dict[str, Any]) -> Hello:
         check_hist(hello.hist)
         if hello.hist and hello.pos < hello.hist[-1][1]:
             raise ValueError(f"position {hello.pos} lies before base {hello.hist[-1][1]}")
-    except (KeyError, TypeError, ValueError, IndexError) as exc:
+    except KeyError as exc:
+        raise ProtocolError(
+            f"the peer's hello is malformed: field {exc} is missing", "run the same version on both nodes"
+        ) from exc
+    except (TypeError, ValueError, IndexError) as exc:
         raise ProtocolError(f"the peer's hello is malformed: {exc}") from exc
     return hello
 

@@ -23,6 +23,13 @@ class Word(NamedTuple):
     means: str
     then: str
     commands: tuple[str, ...] = ()
+    operator: bool = False
+    """Only an operator ends it: waiting for it to pass is in vain."""
+
+
+NO_PAIR, STRANGER = "no-pair", "stranger"
+"""Why the peer sent us away, facts["turned_away"]: it has no such pair (any more); one of us does not know the other's
+certificate (any more)."""
 
 
 def _label(facts: Facts) -> str:
@@ -35,6 +42,12 @@ def _in(*states: str) -> Callable[[Facts, Facts], bool]:
 
 def _wants_sync(status: Facts) -> bool:
     return bool((status.get("policy") or {}).get("mode") == "sync")
+
+
+def _turned_away(kind: str) -> Callable[[Facts, Facts], bool]:
+    return lambda s, f: (
+        f.get("turned_away") == kind and not f.get("linked") and f.get("session") in ("down", "dialling")
+    )
 
 
 def _refused(*labels: str) -> Callable[[Facts, Facts], bool]:
@@ -59,6 +72,7 @@ TABLE: tuple[Word, ...] = (
         "this side takes no more writes; what the peer holds is not touched",
         "take over on the peer, or repair the disk and restart this node",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
+        operator=True,
     ),
     Word(
         "STOPPED",
@@ -68,6 +82,7 @@ TABLE: tuple[Word, ...] = (
         "nothing is received any more; no failed sync is ever retried",
         "replace the journal's medium, restart the node, then resync",
         ("farstripe pair resync {group}",),
+        operator=True,
     ),
     Word(
         "UNPAIRED",
@@ -95,6 +110,7 @@ TABLE: tuple[Word, ...] = (
         "both sides hold acknowledged writes the other lacks; nothing is merged or overwritten by itself",
         "look at both, decide which side's {lost} records are given up, then resync with that node's name",
         ("farstripe pair show {group}", "farstripe pair resync {group} --discard NODE"),
+        operator=True,
     ),
     Word(
         "SUPERSEDED",
@@ -104,6 +120,7 @@ TABLE: tuple[Word, ...] = (
         "{follow} holds {lost} records its successor never received; they are kept until you say they may go",
         "save what you need from it, then give them up",
         ("farstripe pair resync {group} --discard {follow}",),
+        operator=True,
     ),
     Word(
         "REFUSED",
@@ -113,6 +130,34 @@ TABLE: tuple[Word, ...] = (
         "nothing is shipped; neither side was changed",
         "remove the cause; the pair looks again by itself",
         ("farstripe pair show {group}", "farstripe pair resync {group}"),
+        operator=True,
+    ),
+    Word(
+        "ORPHANED",
+        "bad",
+        _turned_away(NO_PAIR),
+        "{peer} has no pair of this group with this node: it was deleted there",
+        "nothing is shipped or received, and no link will change that; what is stored here stays as it is",
+        "delete this half too; a new pair begins with a full copy",
+        ("farstripe pair delete {group} --local-only", "farstripe pair create {group} --peer NAME"),
+        operator=True,
+    ),
+    Word(
+        "ESTRANGED",
+        "bad",
+        _turned_away(STRANGER),
+        "the two nodes do not know each other (any more): {reason}",
+        "nothing is shipped or received; what is stored here stays as it is",
+        "see that the peer's address is right; if the peer was made anew, its key replaced or this node deleted there: "
+        "end this half, join again with a new token, and pair again, which begins with a full copy",
+        (
+            "farstripe peer list",
+            "farstripe pair delete {group} --local-only",
+            "farstripe peer delete {peer}",
+            "farstripe peer token  (on {peer})",
+            "farstripe peer join TOKEN",
+        ),
+        operator=True,
     ),
     Word(
         "SWITCHING",
@@ -131,6 +176,7 @@ TABLE: tuple[Word, ...] = (
         "the primary keeps track of what changes; the copy stays as it was",
         "resync when the copy should follow again (by difference)",
         ("farstripe pair resync {group}",),
+        operator=True,
     ),
     Word(
         "NO-PRIMARY",
@@ -140,6 +186,7 @@ TABLE: tuple[Word, ...] = (
         "no host can write to the group",
         "take over on the node that is to be primary",
         ("farstripe takeover {group}",),
+        operator=True,
     ),
     Word(
         "COPY",
@@ -232,10 +279,10 @@ TABLE: tuple[Word, ...] = (
 
 
 def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
-    """Return {"word", "level", "why", "means", "then", "commands"} for a pair; plain values.
+    """Return {"word", "level", "why", "means", "then", "commands", "operator"} for a pair; plain values.
 
     status: group.status of this node's target, None when it does not answer.
-    facts: Session.facts, None when there is no session.
+    facts: Session.facts with "turned_away" (NO_PAIR, STRANGER or "") and names added, None when there is no session.
     """
     s, f = status or {}, facts or {}
     row = next(row for row in TABLE if row.when(s, f))
@@ -247,6 +294,7 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
         "means": row.means.format(**texts),
         "then": row.then.format(**texts),
         "commands": [command.format(**texts) for command in row.commands],
+        "operator": row.operator,
     }
 
 

@@ -6,13 +6,13 @@ import logging
 import random
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import FarstripeError, NotFound, PeerError, Refused
+from replicator.core.errors import AuthError, FarstripeError, NotFound, Refused
 from replicator.core.session import Session
+from replicator.core.status import NO_PAIR, STRANGER
 from replicator.daemon import rpc
 from replicator.daemon.link.asker import Asker
 from replicator.daemon.link.connection import Connection
@@ -27,12 +27,15 @@ log = logging.getLogger("farstripe.pairs")
 
 RESTART_S = 5.0
 KNOCK_PAUSES_S = (0.0, 0.5, 1.0)
+INQUIRE_EVERY_S = 10.0
+"""How often the side that waits to be called asks, while it waits, whether the peer still has the pair."""
 Note = Callable[[PairConfig, str, dict[str, Any]], None]
 
 
 class _Running:
     def __init__(self, loop: PairLoop, asker: Asker) -> None:
         self.loop, self.asker = loop, asker
+        self.ended = threading.Event()
 
 
 class Pairs:
@@ -57,6 +60,8 @@ class Pairs:
         self._contexts = contexts
         self._note = note
         self._running: dict[str, _Running] = {}
+        self._turned_away: dict[str, tuple[str, str]] = {}
+        """Group -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
         self._lock = threading.RLock()
         self._stopped = False
 
@@ -99,18 +104,20 @@ class Pairs:
                 failed=lambda: self._failed(pair, loop),
             )
             loop = PairLoop(session, flow, around)
-            self._running[pair.group] = _Running(loop, asker)
+            self._running[pair.group] = running = _Running(loop, asker)
             loop.start()
         if not session.dials:
-            threading.Thread(target=self._knock, args=(pair,), name="knock", daemon=True).start()
+            threading.Thread(target=self._knock, args=(pair, running.ended), name="knock", daemon=True).start()
 
     def stop_one(self, group: str) -> None:
         """End the thread of a pair; its configuration stays."""
         with self._lock:
             running = self._running.pop(group, None)
         if running is not None:
+            running.ended.set()
             running.loop.stop()
             running.asker.stop()
+        self._turned_away.pop(group, None)
 
     def loop(self, pair: PairConfig) -> PairLoop:
         """The running loop of a pair. Raises Refused while it is being restarted."""
@@ -121,11 +128,15 @@ class Pairs:
         return running.loop
 
     def facts(self, pair: PairConfig) -> dict[str, Any]:
-        """The session's facts with names added; empty when the pair does not run."""
+        """The session's facts with names and `turned_away` added; empty when the pair does not run."""
         try:
             facts = self.loop(pair).facts()
         except FarstripeError:
             return {}
+        kind, reason = self._turned_away.get(pair.group, ("", ""))
+        facts["turned_away"] = "" if facts.get("linked") else kind
+        if facts["turned_away"]:
+            facts["link_reason"] = reason
         facts["peer_name"] = self.name_of(pair.peer)
         facts["follow_name"] = self.name_of((facts.get("decision") or {}).get("follow", ""))
         return facts
@@ -142,32 +153,58 @@ class Pairs:
     def _dial(self, pair: PairConfig, loop: PairLoop) -> None:
         def dial() -> None:
             try:
-                peer = self._peers.get(pair.peer)
-                if peer is None:
-                    raise PeerError(f"node {pair.peer} is no peer any more", "join it again, or delete the pair")
-                sock = rpc.open_link(self._contexts, peer, pair.group)
+                sock = rpc.open_link(self._contexts, self._peer(pair), pair.group)
             except FarstripeError as exc:
-                loop.not_connected(exc.message)
+                loop.not_connected(self._heard(pair, exc))
             except Exception as exc:  # the session must hear of any failure, or it would wait for ever
                 log.exception("dialling for pair %s failed", pair.name)
                 loop.not_connected(f"{type(exc).__name__}: {exc}")
             else:
+                self._turned_away.pop(pair.group, None)
                 loop.connected(Connection(sock))
 
         threading.Thread(target=dial, name="dial", daemon=True).start()
 
-    def _knock(self, pair: PairConfig) -> None:
-        """Ask the side that makes the connections to call now: a primary that restarts holds its writers until then."""
+    def _heard(self, pair: PairConfig, exc: FarstripeError) -> str:
+        """Keep whether the peer sent us away or is merely not there; returns why there is no link, in words."""
+        reason = exc.message
+        if isinstance(exc, NotFound):  # the peer may know the group by its uuid only
+            reason = f"{self.name_of(pair.peer)} has no pair of group {pair.name} with this node"
+            self._turned_away[pair.group] = (NO_PAIR, reason)
+        elif isinstance(exc, AuthError):
+            self._turned_away[pair.group] = (STRANGER, reason)
+        else:
+            self._turned_away.pop(pair.group, None)
+        return reason
+
+    def _knock(self, pair: PairConfig, ended: threading.Event) -> None:
+        """Ask the side that makes the connections to call now: a primary that restarts holds its writers until then.
+
+        Afterwards, while there is no link, ask now and then whether it will ever call: it may have deleted the pair.
+        """
         for pause_s in KNOCK_PAUSES_S:
-            time.sleep(pause_s)
-            peer = self._peers.get(pair.peer)
-            if peer is None or self._stopped or (self.facts(pair).get("linked")):
-                return
-            try:
-                rpc.call(self._contexts, peer, "pair.knock", {"group": pair.group}, 2.0)
-                return
-            except FarstripeError:
-                continue  # the peer is away or has no such pair; it calls when it comes
+            if ended.wait(pause_s) or self._inquire(pair, "pair.knock"):
+                break
+        while not ended.wait(INQUIRE_EVERY_S):
+            self._inquire(pair, "pair.peek")
+
+    def _inquire(self, pair: PairConfig, op: str) -> bool:
+        """Ask the peer about the pair. Returns whether it answered, or there is a link and so nothing to ask."""
+        if self.facts(pair).get("linked"):
+            return True
+        try:
+            rpc.call(self._contexts, self._peer(pair), op, {"group": pair.group}, 2.0)
+        except FarstripeError as exc:
+            self._heard(pair, exc)  # unless it sent us away, it calls when it comes
+            return False
+        self._turned_away.pop(pair.group, None)
+        return True
+
+    def _peer(self, pair: PairConfig) -> Peer:
+        peer = self._peers.get(pair.peer)
+        if peer is None:
+            raise AuthError(f"node {pair.peer} is no peer any more", "join it again, or delete the pair")
+        return peer
 
     def accept_link(self, peer: Peer, group: str) -> Callable[[ssl.SSLSocket], None]:
         """Check that `peer` may open the data path of `group`; returns what takes the socket.
@@ -182,7 +219,12 @@ class Pairs:
         if self._node_id < pair.peer:
             raise Refused("this side makes the connections of the pair", "nothing: it will call")
         loop = self.loop(pair)
-        return lambda sock: loop.connected(Connection(sock))
+
+        def take(sock: ssl.SSLSocket) -> None:
+            self._turned_away.pop(group, None)
+            loop.connected(Connection(sock))
+
+        return take
 
     # -- failure --------------------------------------------------------------------------------------------------
 
@@ -193,6 +235,7 @@ class Pairs:
             if running is None or running.loop is not loop:
                 return
             del self._running[pair.group]
+        running.ended.set()
         running.asker.stop()
         timer = threading.Timer(RESTART_S, self._restart, (pair.group,))
         timer.daemon = True

@@ -22,6 +22,8 @@ from replicator.daemon.node import Node
 from replicator.daemon.pairstore import PairConfig
 
 TARGET_S = 10.0
+STATUS_TARGET_S = 2.0
+"""The same for all pairs at once: less than the patience of `farstripe status`, which asks the target itself too."""
 
 
 def view(node: Node, pair: PairConfig) -> dict[str, Any]:
@@ -30,6 +32,21 @@ def view(node: Node, pair: PairConfig) -> dict[str, Any]:
         status = node.target("group.status", TARGET_S, group=pair.group)
     except FarstripeError:
         status = None
+    return _described(node, pair, status)
+
+
+def view_all(node: Node) -> list[dict[str, Any]]:
+    """Return the descriptions of all pairs, within STATUS_TARGET_S also when the target hangs: it is asked once."""
+    pairs = node.pairs.store.all()
+    try:
+        listed = node.target("group.list", STATUS_TARGET_S) if pairs else []
+        found = {one["uuid"]: one for one in listed if "role" in one}  # a broken group has no status
+    except FarstripeError:
+        found = {}
+    return [_described(node, pair, found.get(pair.group)) for pair in pairs]
+
+
+def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> dict[str, Any]:
     facts = node.pairs.facts(pair)
     known = status or {}
     return {

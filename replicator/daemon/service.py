@@ -88,7 +88,7 @@ class Replicator:
             "events.list": lambda args: node.events.since(int(args.get("since") or 0)),
             "status": lambda args: {
                 "node": self._info(),
-                "pairs": [pairview.view(node, pair) for pair in node.pairs.store.all()],
+                "pairs": pairview.view_all(node),
                 "peers": ops_peer.handlers(node)["peer.list"]({}),
             },
             **ops_peer.handlers(node),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,22 @@ def test_force_reaches_the_target_that_opens_the_pool(
     monkeypatch.setattr(processes.subprocess, "run", run)
     assert processes.start("target", Node(state=node.state, run=node.run_dir), force) == "started"
     assert started[0][1:3] == ["-m", "nbdplugin.launch"] and ("--force" in started[0]) == force
+
+
+def test_of_two_starts_at_the_same_moment_one_finds_it_running(cli_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[str] = []
+
+    def start_replicator(node: Node) -> None:
+        time.sleep(0.3)
+        running.append("replicator")
+
+    monkeypatch.setattr(processes, "find_pid", lambda process, _node: len(running))
+    monkeypatch.setattr(processes, "_start_replicator", start_replicator)
+    monkeypatch.setattr(processes, "_check_ports", lambda process, _node: None)
+    monkeypatch.setattr(Node, "answers", lambda *_: {})
+    with ThreadPoolExecutor() as pool:
+        words = list(pool.map(lambda _: processes.start("replicator", cli_node), range(3)))
+    assert sorted(words) == ["already running", "already running", "started"] and running == ["replicator"]
 
 
 def test_start_without_a_node_says_so(node: FakeNode) -> None:

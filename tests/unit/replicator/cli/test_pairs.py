@@ -134,6 +134,37 @@ def test_waiting_has_an_end(node: FakeNode) -> None:
     assert done.code == 11 and "DISCONNECTED" in done.err
 
 
+def stuck(word: str, **changes: Any) -> dict[str, Any]:
+    return pair_view(
+        word=word, operator=True, why="an operator split it", then="resync", commands=["farstripe pair resync app"],
+        **changes,
+    )  # fmt: skip
+
+
+def test_waiting_ends_where_only_an_operator_can_go_on(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replicator.cli.pair.SETTLE_S", 0.3)
+    node.replicator.answers |= {"pair.wait": TimedOut("no"), "pair.show": stuck("SPLIT")}
+    for state in ("ok", "equal", "sync", "connected", "pair"):
+        done = node.run("pair", "wait", "app", "--state", state)
+        assert done.code == 4 and "SPLIT" in done.err and "farstripe pair resync app" in done.err
+    for state in ("split-brain", "split", "primary", "disconnected"):
+        assert node.run("pair", "wait", "app", "--state", state, "--timeout", "0.6").code == 11
+
+
+def test_a_state_that_passes_at_once_does_not_end_the_waiting(node: FakeNode) -> None:
+    words = iter([stuck("SPLIT"), stuck("SPLIT"), pair_view(word="COPY")])
+    tries = iter([TimedOut("no"), TimedOut("no"), pair_view(word="PAIR")])
+
+    def wait(_args: dict[str, Any]) -> Any:
+        answer = next(tries)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    node.replicator.answers |= {"pair.wait": wait, "pair.show": lambda _args: next(words)}
+    assert node.run("pair", "wait", "app").code == 0
+
+
 def test_waiting_for_a_pair_that_is_not_there(node: FakeNode) -> None:
     node.replicator.answers["pair.show"] = NotFound("group app has no pair")
     assert node.run("pair", "wait", "app").code == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,26 @@ def test_groups_are_not_denied_while_nobody_can_name_them(node: FakeNode) -> Non
     node.replicator.answers["status"] = {"node": {}, "pairs": [], "peers": []}
     node.target.stop()
     out = node.run("status").out
-    assert "unknown while the target does not run" in out and "group create" not in out
+    assert "unknown while the target does not answer" in out and "group create" not in out
+
+
+def test_a_process_that_hangs_is_asked_once_and_named(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "PATIENCE_S", 0.3)
+    node.replicator.answers["status"] = with_pair(facts=facts("down", False), status=None)
+    node.target.answers["group.list"] = lambda _args: time.sleep(0.6)
+    done = node.run("status")
+    assert done.code == 0 and "target (it runs, but was silent for 0.3 s)" in done.out and "TARGET-DOWN" in done.out
+    node.replicator.answers["status"] = lambda _args: time.sleep(0.6)
+    done = node.run("status")
+    assert done.code == 11 and "the target runs but does not answer" in done.err
+    assert [op for op, _ in node.target.calls] == ["group.list"] * 2
+
+
+def test_a_group_is_not_denied_while_the_target_is_away(node: FakeNode) -> None:
+    node.replicator.answers["status"] = {"node": {}, "pairs": [], "peers": []}
+    node.target.stop()
+    done = node.run("status", "app")
+    assert done.code == 5 and "while the target does not answer" in done.err
 
 
 def test_without_both_there_is_nothing_to_say(node: FakeNode) -> None:

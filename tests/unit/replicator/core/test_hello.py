@@ -65,3 +65,10 @@ def test_a_missing_field_is_a_protocol_error(key: str):
     del frame[key]
     with pytest.raises(ProtocolError, match="malformed"):
         hello.from_frame(frame)
+
+
+def test_a_missing_field_is_named():
+    frame = hello.to_frame(hello.from_status(NODE, status(), split=False))
+    del frame["sync"]
+    with pytest.raises(ProtocolError, match="field 'sync' is missing"):
+        hello.from_frame(frame)

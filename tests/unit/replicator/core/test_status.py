@@ -36,6 +36,8 @@ def refused(label: str) -> dict[str, Any]:
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("former-primary")}),
         ("REFUSED", STATUS, {**FACTS, **refused("size-mismatch")}),
+        ("ORPHANED", STATUS, {**FACTS, "session": "down", "linked": False, "turned_away": "no-pair"}),
+        ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
         ("SWITCHING", STATUS, {**FACTS, "session": "draining"}),
         ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
         ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
@@ -122,6 +124,20 @@ def test_what_writers_of_a_stalled_group_wait_for(policy: dict, text: str):
     status = {**STATUS, "policy": {"mode": "sync", **policy}, "sync_on": True}
     shown = describe(status, {**FACTS, "session": "down", "linked": False, "link_reason": "cable"})
     assert text in shown["means"] and "cable" in shown["why"]
+
+
+def test_no_link_is_promised_where_none_will_come():
+    away = {**FACTS, "session": "down", "linked": False, "peer_name": "B", "turned_away": "no-pair"}
+    shown = describe({**STATUS, **SYNC, "sync_on": True}, away)
+    assert shown["word"] == "ORPHANED" and "farstripe pair delete g --local-only" in shown["commands"]
+    shown = describe(STATUS, {**away, "turned_away": "stranger", "link_reason": "B does not know this node"})
+    assert "B does not know this node" in shown["why"] and "farstripe peer delete B" in shown["commands"]
+
+
+def test_states_that_pass_by_themselves_need_no_operator():
+    passing = {"COPY", "CATCH-UP", "CONNECTING", "DISCONNECTED", "SWITCHING", "RECOVERING", "STALLED", "TARGET-DOWN"}
+    assert not passing & {row.word for row in TABLE if row.operator}
+    assert {"SPLIT", "SPLIT-BRAIN", "SUPERSEDED", "REFUSED", "STOPPED"} < {row.word for row in TABLE if row.operator}
 
 
 def test_why_an_older_link_ended_is_no_reason_while_one_is_up():

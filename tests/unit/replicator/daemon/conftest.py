@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class StubTarget:
         self.groups: dict[str, dict[str, Any]] = {}
         self.volumes: list[dict[str, Any]] = []
         self.fail: dict[str, Exception] = {}
+        self.delay_s = 0.0
         ops = ("status", "policy", "arm", "disarm", "adopt", "delete", "list", "link", "promote", "demote")
         handlers = {f"group.{op}": self._handler(f"group.{op}") for op in ops}
         handlers["volume.list"] = self._handler("volume.list")
@@ -51,6 +53,7 @@ class StubTarget:
     def _handler(self, op: str) -> Callable[[dict[str, Any]], Any]:
         def handle(args: dict[str, Any]) -> Any:
             self.asked.append((op, dict(args)))
+            time.sleep(self.delay_s)
             if op in self.fail:
                 raise self.fail[op]
             if op == "volume.list":

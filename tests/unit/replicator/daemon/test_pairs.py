@@ -33,6 +33,12 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
 
 
 @pytest.fixture
+def asks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A side that waits to be called does not wait long before it asks; to be requested before the pair."""
+    monkeypatch.setattr("replicator.daemon.pairs.INQUIRE_EVERY_S", 0.2)
+
+
+@pytest.fixture
 def paired(joined: Two) -> Two:
     a, b = joined
     a.target.add_group(UUID, "app")
@@ -166,6 +172,45 @@ def test_delete_without_the_peer_says_that_its_half_remains(paired: Two) -> None
     assert [pair["name"] for pair in b.call("pair.list")] == ["app"]
     assert "still has its half" in b.call("pair.delete", group="app")["peer_note"]
     assert b.call("pair.list") == []
+
+
+def roles_of_dialling(one: InProcess, other: InProcess) -> tuple[InProcess, InProcess]:
+    """(the node that makes the connections, the one that waits to be called)"""
+    return (one, other) if one.node_id < other.node_id else (other, one)
+
+
+@pytest.mark.parametrize("remains", ["dials", "waits"])
+def test_a_half_whose_peer_deleted_the_pair_says_so(asks_often: None, paired: Two, remains: str) -> None:
+    dials, waits = roles_of_dialling(*paired)
+    left, gone = (dials, waits) if remains == "dials" else (waits, dials)
+    assert until(lambda: left.call("pair.show", group="app")["connected"])
+    gone.call("pair.delete", group="app", local_only=True)
+    assert until(lambda: left.call("pair.show", group="app")["word"] == "ORPHANED")
+    shown = left.call("explain", group="app")
+    assert gone.name in shown["why"] and "farstripe pair delete app --local-only" in shown["commands"]
+    assert f"{gone.name} has no pair of group app" in shown["pair"]["facts"]["link_reason"]
+    gone.stop()
+    assert until(lambda: left.call("pair.show", group="app")["word"] == "DISCONNECTED")
+
+
+@pytest.mark.parametrize("remains", ["dials", "waits"])
+def test_a_half_whose_peer_does_not_know_this_node_says_so(asks_often: None, paired: Two, remains: str) -> None:
+    dials, waits = roles_of_dialling(*paired)
+    left, gone = (dials, waits) if remains == "dials" else (waits, dials)
+    gone.call("pair.delete", group="app", local_only=True)
+    gone.call("peer.delete", peer=left.name)
+    assert until(lambda: left.call("pair.show", group="app")["word"] == "ESTRANGED")
+    shown = left.call("explain", group="app")
+    assert "certificate" in shown["why"] and f"farstripe peer delete {gone.name}" in shown["commands"]
+
+
+def test_status_does_not_wait_for_a_target_that_hangs(paired: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _ = paired
+    monkeypatch.setattr("replicator.daemon.pairview.STATUS_TARGET_S", 0.2)
+    a.target.delay_s = 1.0
+    began = time.monotonic()
+    assert a.call("status")["pairs"][0]["word"] == "TARGET-DOWN"
+    assert time.monotonic() - began < 0.9
 
 
 def test_split_is_remembered_and_resync_takes_it_back(paired: Two) -> None:
