@@ -22,6 +22,7 @@ def pool_handlers(target: Target) -> dict[str, Handler]:
             arguments.name(args),
             args.get("groups"),
             arguments.integer(args, "area_bytes", 4 << 20, low=64 << 10, high=1 << 30),
+            arguments.flag(args, "force"),
         )
         return pools.status()
 
@@ -30,7 +31,7 @@ def pool_handlers(target: Target) -> dict[str, Handler]:
 
     def replace(args: dict[str, Any]) -> dict[str, Any]:
         old, new = arguments.text(args, "old"), arguments.path(args, "new")
-        pools.replace(old, new)
+        pools.replace(old, new, arguments.flag(args, "force"))
         target.maintenance.rebuild_soon()
         return pools.status()
 

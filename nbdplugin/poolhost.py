@@ -18,6 +18,7 @@ from typing import Any
 from nbdplugin import arguments
 from nbdplugin.exports import Exports, refuse_if_open
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.signatures import refuse_signatures
 from raidlib.create import GroupSpec
 from raidlib.errors import RaidError
 from raidlib.pool import Pool
@@ -89,13 +90,19 @@ class PoolHost:
             raise NotFound("this node has no pool", "farstripe pool create makes one")
         return self.pool
 
-    def create(self, name: str, groups: Any, area_bytes: int) -> None:
-        """Make the pool of this node. Durable: pool and hints, on return. Raises AlreadyExists when there is one."""
+    def create(self, name: str, groups: Any, area_bytes: int, force: bool = False) -> None:
+        """Make the pool of this node. Durable: pool and hints, on return.
+
+        Raises AlreadyExists when there is one; Refused when a member holds something, unless `force` lets it go.
+        """
         specs = group_specs(groups)
         with self.changing:
             if self.pool is not None:
                 raise AlreadyExists(f"this node has a pool: {self.pool.name}", "a node has one pool")
-            self._write_members(self._making, name, [member for spec in specs for member in spec.members])
+            members = [member for spec in specs for member in spec.members]
+            if not force:
+                refuse_signatures(members)
+            self._write_members(self._making, name, members)
             try:
                 self.pool = Pool.create(name, specs, area_bytes)
                 self._save_hints(self.pool)
@@ -125,10 +132,15 @@ class PoolHost:
         """Durable: everything written to the pool before the call."""
         self.require().sync()
 
-    def replace(self, old: str, new: str) -> None:
-        """Put `new` in the place of member `old`; the rebuild then runs in the background."""
+    def replace(self, old: str, new: str, force: bool = False) -> None:
+        """Put `new` in the place of member `old`; the rebuild then runs in the background.
+
+        Raises Refused when `new` holds something, unless `force` lets it go.
+        """
         with self.changing:
             pool = self.require()
+            if not force:
+                refuse_signatures([new])
             pool.replace_member(old, new)
             self._save_hints(pool)
         self._events.add("member.replaced", f"member {old} is replaced by {new}", old=old, new=new)

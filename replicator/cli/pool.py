@@ -12,7 +12,7 @@ import click
 
 from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
-from replicator.cli.output import UNKNOWN, confirm, emit, json_option, table, yes_option
+from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size, parse_size
 from replicator.control import someone_listens
 from replicator.core.errors import (
@@ -28,6 +28,7 @@ from replicator.core.errors import (
 
 _GROUP = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=)?raid(?P<level>0|1|5|6|10)(?:@(?P<chunk>\w+))?")
 GOOD, BAD = "in_sync", "failed"
+OVERWRITE = "Take disks or files that hold a file system, a partition table or the like, and overwrite what they hold."
 LEAST_MEMBERS = {0: 1, 1: 2, 5: 3, 6: 4, 10: 4}
 
 
@@ -99,10 +100,11 @@ def _new_group(match: re.Match[str], groups: Sequence[dict[str, Any]]) -> dict[s
               help="Make every member first, as a sparse file of this size.")  # fmt: skip
 @click.option("--area", "area_bytes", type=SizeType(4096), default=4 << 20, show_default="4M",
               help="Unit in which volumes take space.")  # fmt: skip
+@force_option(OVERWRITE)
 @json_option
 @pass_node
 def create(
-    here: Node, name: str, layout: tuple[str, ...], make_files: int | None, area_bytes: int, as_json: bool
+    here: Node, name: str, layout: tuple[str, ...], make_files: int | None, area_bytes: int, force: bool, as_json: bool
 ) -> None:
     """Make the pool NAME.
 
@@ -113,12 +115,13 @@ def create(
       farstripe pool create main safe=raid6@128K /dev/sd{b..g}
       farstripe pool create lab raid6 /tmp/lab/{0..5} --make-files 1G
 
-    Members that hold a pool already are refused. Members are opened by the target and by nobody else.
+    Disks and files that hold something (a file system, a partition table, encrypted data, swap) are refused without
+    --force; members of a pool are refused always. Members are opened by the target and by nobody else.
     """
     groups = parse_layout(layout)
     members = [member for group in groups for member in group["members"]]
     with _made_files(here, members, make_files):
-        status = here.target("pool.create", name=name, groups=groups, area_bytes=area_bytes, wait_s=300)
+        status = here.target("pool.create", name=name, groups=groups, area_bytes=area_bytes, force=force, wait_s=300)
     emit(as_json, status, f"pool {name} made: {len(groups)} RAID group(s), {len(members)} members")
 
 
@@ -215,18 +218,27 @@ def member_bytes(group: dict[str, Any]) -> int:
 @click.option("--make-file", type=SizeType(4096, 1 << 20), metavar="SIZE", help="Make NEW first, as a sparse file.")
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait for the rebuild, with a progress bar.")
 @click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@force_option(OVERWRITE)
 @json_option
 @pass_node
 def replace(
-    here: Node, old: str, new: str, make_file: int | None, wait_for_it: bool, timeout_s: float | None, as_json: bool
+    here: Node,
+    old: str,
+    new: str,
+    make_file: int | None,
+    wait_for_it: bool,
+    timeout_s: float | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Put the member NEW in the place of OLD, which may be lost or still there, and rebuild it.
 
-    I/O goes on meanwhile, on a lost member with the redundancy that is left.
+    I/O goes on meanwhile, on a lost member with the redundancy that is left. What holds something already is refused
+    without --force.
     """
     old, new = os.path.abspath(old), os.path.abspath(new)
     with _made_files(here, [new], make_file):
-        status = here.target("pool.replace", old=old, new=new, wait_s=300)
+        status = here.target("pool.replace", old=old, new=new, force=force, wait_s=300)
     if wait_for_it:
         status = wait_for_rebuild(here, new, timeout_s, show=not as_json)
     emit(as_json, status, f"{new} {'is rebuilt' if wait_for_it else 'is being rebuilt'} in the place of {old}")

@@ -12,6 +12,7 @@ import pytest
 
 from replicator.core.errors import FarstripeError
 from tests.testing.targetproc import MIB, TargetProcess
+from tests.unit.nbdplugin.test_signatures import LUKS
 
 BAD_INPUT, REFUSED, NOT_FOUND, EXISTS = 3, 4, 5, 6
 
@@ -61,6 +62,23 @@ def test_members_of_another_pool_are_refused(target: TargetProcess) -> None:
             groups=[{"name": "g", "level": 0, "members": members, "chunk": 65536}],
         )  # fmt: skip
     assert target.connect("v").get_size() == 64 * MIB
+
+
+def test_a_disk_that_holds_something_is_taken_only_by_force(bare: TargetProcess) -> None:
+    disks = [bare.disk(f"x{i}") for i in range(3)]
+    with open(disks[1], "r+b") as disk:
+        disk.write(LUKS)
+    groups = [{"name": "g", "level": 5, "members": disks, "chunk": 65536}]
+    error = refused(bare, REFUSED, "x1 holds data of type crypto_LUKS", "pool.create", name="p", groups=groups)
+    assert "--force" in error.way_out
+    with open(disks[1], "rb") as disk:
+        assert disk.read(len(LUKS)) == LUKS
+    bare.call("pool.create", name="p", groups=groups, force=True)
+    fresh = bare.disk("spare")
+    with open(fresh, "r+b") as disk:
+        disk.write(LUKS)
+    refused(bare, REFUSED, "spare holds", "pool.replace", old=disks[0], new=fresh)
+    bare.call("pool.replace", old=disks[0], new=fresh, force=True)
 
 
 def test_volume_names_and_sizes_are_checked(target: TargetProcess) -> None:

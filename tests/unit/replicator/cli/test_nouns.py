@@ -67,7 +67,10 @@ def test_pool_create_makes_the_files_it_was_told_to(node: FakeNode, tmp_path: Pa
     asked = node.target.asked("pool.create")
     assert asked == {
         "name": "main", "area_bytes": 4 << 20, "groups": [{"name": "raid6", "level": 6, "members": paths}],
+        "force": False,
     }  # fmt: skip
+    assert node.run("pool", "create", "main", "raid6", *paths, "--force").code == 0
+    assert node.target.asked("pool.create")["force"] is True
 
 
 def test_a_refused_pool_leaves_no_files(node: FakeNode, tmp_path: Path) -> None:
