@@ -93,7 +93,9 @@ def _() -> list[Patch]:
     faults=KILLS,
     mid_write=0.9,
     lazy=8.0,
+    blocks=(24,),
     fault_gap_s=0.2,
+    seeds=120,
 )
 def _() -> list[Patch]:
     right = engine.GroupEngine.append_copy
@@ -152,7 +154,10 @@ def _() -> list[Patch]:
 @bug(
     "own-bitmap-only",
     "the source copies what it changed itself and forgets what the target changed",
-    faults=("force-takeover", "kill-node", "resync"),
+    faults=("force-takeover", "down"),
+    blocks=(24,),
+    write_gap_s=0.08,
+    first_writes=0,
 )
 def _() -> list[Patch]:
     right = roles.begin_copy
@@ -300,7 +305,9 @@ def _() -> list[Patch]:
     "the target of a copy calls everything certain up to where the copy began",
     faults=("power",),
     lazy=30.0,
-    fault_gap_s=0.3,
+    fault_gap_s=0.4,
+    blocks=(24,),
+    duration_s=12.0,
     flushes=0.1,
     first_writes=20,
     write_gap_s=0.08,
@@ -331,6 +338,8 @@ def _() -> list[Patch]:
     write_gap_s=0.08,
     flushes=0.0,
     fault_gap_s=0.8,
+    blocks=(24,),
+    duration_s=12.0,
 )
 def _() -> list[Patch]:
     return [(Target, "_sync_tracking", lambda self: None)]
@@ -426,10 +435,10 @@ def _() -> list[Patch]:
     "a receiver takes records of an epoch that is over",
     seeds=100,
     faults=("power",),
-    replay=0.5,
-    lazy=30.0,
-    flushes=0.02,
-    delay_s=0.03,
+    replay=1.0,
+    fault_gap_s=1.0,
+    duration_s=12.0,
+    flushes=0.0,
 )
 def _() -> list[Patch]:
     right = receiver.parse_run

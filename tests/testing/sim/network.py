@@ -8,6 +8,7 @@ delivered again on the next connection; everything becomes slow; the sender's wi
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,6 +21,8 @@ WINDOW_BYTES = 192 << 10
 
 class End(Protocol):
     """What a replicator offers to the wire."""
+
+    place: str  # the same for every process of a node
 
     def linked(self, conn: SimConnection) -> None:
         """A connection stands."""
@@ -73,7 +76,7 @@ class Network:
         self.late = 0.0  # probability that a frame in flight when its connection breaks still arrives
         self._number = 0
         self._pairs: list[tuple[SimConnection, SimConnection]] = []
-        self._again: list[tuple[End, bytes]] = []
+        self._again: deque[tuple[str, int, bytes]] = deque(maxlen=8)  # (place, connection, frame)
 
     def dial(self, caller: End, find_other: Callable[[], End | None], failed: Callable[[str], None]) -> None:
         """Try to connect `caller` to whoever listens there; both hear `linked`, or the caller hears why not."""
@@ -103,12 +106,18 @@ class Network:
         if sender.silent or self.down:
             sender.silent = True
             return
-        if data[4] == wire.DATA and self._again and self._rng.random() < 0.5:
-            for end, old in self._again:
-                if end is receiver.owner:
-                    self._post(sender, receiver, old)
-            self._again.clear()
+        if data[4] == wire.DATA and self._again:
+            self._replay(sender, receiver)
         self._post(sender, receiver, data)
+
+    def _replay(self, sender: SimConnection, receiver: SimConnection) -> None:
+        """Send again what a former connection delivered to the same place."""
+        place, number = receiver.owner.place, sender.number
+        due = [kept for kept in self._again if kept[0] == place and kept[1] < number]
+        if due and self._rng.random() < 0.5:
+            for kept in due:
+                self._post(sender, receiver, kept[2])
+                self._again.remove(kept)
 
     def _post(self, sender: SimConnection, receiver: SimConnection, data: bytes) -> None:
         at = max(self._clock.now + self._latency(), sender.last_arrival + 1e-6)
@@ -120,8 +129,8 @@ class Network:
         sender.in_flight_bytes -= len(data)
         if not receiver.open and self._rng.random() >= self.late:
             return
-        if data[4] == wire.DATA and self.replay and self._rng.random() < self.replay and len(self._again) < 4:
-            self._again.append((receiver.owner, data))
+        if data[4] == wire.DATA and self.replay and self._rng.random() < self.replay:
+            self._again.append((receiver.owner.place, receiver.number, data))
         receiver.owner.frame(receiver, data)
 
     def closed(self, conn: SimConnection) -> None:

@@ -50,6 +50,7 @@ class Replicator:
 
     def __init__(self, node: Node, peer: Node, *, dials: bool) -> None:
         self.node, self.peer = node, peer
+        self.place = node.name
         self.rng: random.Random = node.rng
         self.clock = node.clock
         self.session = Session(

@@ -67,7 +67,7 @@ class Options:
             on_full=rng.choice(("bitmap", "bitmap", "stall", "fail")),
             loss_timeout_s=rng.choice((0.3, 1.0, 6.0)),
             full_timeout_s=rng.choice((0.1, 0.5, 2.0)),
-            blocks=tuple(rng.randint(2, 6) for _ in range(rng.randint(1, 3))),
+            blocks=rng.choice((tuple(rng.randint(2, 6) for _ in range(rng.randint(1, 3))), (24,))),
             write_gap_s=rng.choice((0.01, 0.03, 0.08)),
             duration_s=rng.choice((4.0, 8.0, 12.0)),
             fault_gap_s=rng.choice((0.4, 0.8, 2.0)),
