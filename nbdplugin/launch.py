@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -32,6 +33,9 @@ from replicator.core.errors import AlreadyExists, BadInput, DaemonNotRunning, No
 FIRST_PASSED_FD = 3
 UNIX_PATH_MAX_BYTES = 107
 START_TIMEOUT_S = 900.0  # a full journal is redone before the target serves; systemd is told the same
+ABORTS_WITHIN_S = 60.0
+MOST_ABORTS = 20
+"""A target in the background that aborts more often than this in ABORTS_WITHIN_S is left alone."""
 FAILURE_FILE = "target.failed"
 """RUN/target.failed: the error map of the last start that failed."""
 
@@ -130,8 +134,12 @@ def become_nbdkit(state_dir: Path, run_dir: Path, force: bool = False) -> None:
     )  # fmt: skip
 
 
-def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = START_TIMEOUT_S, force: bool = False) -> int:
+def start_in_background(
+    state_dir: Path, run_dir: Path, timeout_s: float = START_TIMEOUT_S, force: bool = False, restart: bool = False
+) -> int:
     """Start the target as a process of its own and return its id once it serves.
+
+    restart: leave a parent behind that starts it again when nbdkit aborts; the id is then that parent's.
 
     Its output goes to RUN/target.log. Raises the error the target failed with, or TimedOut (the target is then ended).
     """
@@ -140,7 +148,7 @@ def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = START
     log = os.open(run_dir / "target.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     pid = os.fork()
     if pid == 0:
-        _child(state_dir, run_dir, log, ready_write, force)
+        _child(state_dir, run_dir, log, ready_write, force, restart)
     os.close(ready_write)
     os.close(log)
     try:
@@ -149,7 +157,7 @@ def start_in_background(state_dir: Path, run_dir: Path, timeout_s: float = START
         os.close(ready_read)
 
 
-def _child(state_dir: Path, run_dir: Path, log: int, ready_write: int, force: bool) -> None:
+def _child(state_dir: Path, run_dir: Path, log: int, ready_write: int, force: bool, restart: bool) -> None:
     """Become the target, in a session of its own; report a failure to start as the plugin does."""
     try:
         os.setsid()
@@ -158,13 +166,40 @@ def _child(state_dir: Path, run_dir: Path, log: int, ready_write: int, force: bo
         os.dup2(log, 1)
         os.dup2(log, 2)
         kept = fcntl.fcntl(ready_write, fcntl.F_DUPFD, 16)  # above the passed sockets; the plugin closes it when ready
+        os.close(ready_write)
         os.environ["FARSTRIPE_READY_FD"] = str(kept)
         os.environ.pop("NOTIFY_SOCKET", None)
+        if restart:
+            _watch_over(kept)
         become_nbdkit(state_dir, run_dir, force)
     except BaseException as exc:  # the child must end here whatever happened
         record_failure(run_dir, exc)
         print(f"farstripe-target: {exc}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _watch_over(ready: int) -> None:
+    """Stay behind as the parent and start the target again when nbdkit aborts; returns in the process to become it.
+
+    nbdkit 1.32 fails an assertion of its own when a client goes away while several answers to it are under way. The
+    units in systemd/ restart the target then; this does it for a target in the background. Any other end is an end:
+    a stop, a kill, a failure to start.
+    """
+    began: list[float] = []
+    while True:
+        worker = os.fork()
+        if worker == 0:
+            return
+        if not began:
+            os.close(ready)
+            del os.environ["FARSTRIPE_READY_FD"]
+        began.append(time.monotonic())
+        _, status = os.waitpid(worker, 0)
+        aborted = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT
+        recent = [at for at in began if time.monotonic() - at < ABORTS_WITHIN_S]
+        if not aborted or len(recent) > MOST_ABORTS:
+            os._exit(0)
+        print("farstripe-target: nbdkit aborted; starting it again", file=sys.stderr, flush=True)
 
 
 def _await_ready(pid: int, run_dir: Path, ready_read: int, timeout_s: float) -> int:
@@ -180,7 +215,7 @@ def _await_ready(pid: int, run_dir: Path, ready_read: int, timeout_s: float) -> 
             return pid
         os.waitpid(pid, 0)  # the pipe closed without a word: the target ended
         raise read_failure(run_dir)
-    os.kill(pid, 9)
+    os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise TimedOut(f"the target did not serve within {timeout_s:g} s", f"look at {run_dir / 'target.log'}")
 
@@ -203,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nbdplugin.launch", description="Start the target of a node.")
     parser.add_argument("--state", default=os.environ.get("FARSTRIPE_STATE", "/var/lib/farstripe"), type=Path)
     parser.add_argument("--run", default=os.environ.get("FARSTRIPE_RUN", "/run/farstripe"), type=Path)
-    parser.add_argument("--background", action="store_true", help="return when the target serves; print its pid")
+    parser.add_argument("--background", action="store_true", help="return when the target serves; print its pid. It is started again when nbdkit aborts")
     parser.add_argument(
         "--force", action="store_true", help="open a RAID group although it is degraded and was not stopped in order"
     )
@@ -211,7 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     state_dir, run_dir = args.state.resolve(), args.run.resolve()
     try:
         if args.background:
-            print(start_in_background(state_dir, run_dir, force=args.force))
+            start_in_background(state_dir, run_dir, force=args.force, restart=True)
+            print((run_dir / "target.pid").read_text(encoding="ascii").strip())
         else:
             become_nbdkit(state_dir, run_dir, args.force)
     except errors.FarstripeError as exc:

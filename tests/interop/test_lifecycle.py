@@ -155,3 +155,39 @@ def test_a_target_lives_on_when_the_one_who_started_it_ends() -> None:
             assert target.call("node.info")["pid"] == pid
         finally:
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_client_that_leaves_in_the_middle_does_not_end_the_service(target: TargetProcess) -> None:
+    """nbdkit 1.32 aborts when a client goes away while answers to it are under way: then the target comes back."""
+    target.terminate(10)
+    argv = [sys.executable, "-m", "nbdplugin.launch", "--state", target.state, "--run", target.run, "--background"]
+    first = int(subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout)
+    try:
+        keeper = nbd.NBD()
+        keeper.connect_uri(target.uri("v"))
+        keeper.pwrite(b"kept" * 1024, 0)
+        for _ in range(200):
+            try:
+                client = nbd.NBD()
+                client.connect_uri(target.uri("v"))
+                answered: list[int] = []
+                for i in range(32):
+                    client.aio_pwrite(bytes(4096), (1 + i) * MIB, completion=lambda error: answered.append(error) or 1)
+                while not answered:
+                    client.poll(100)
+            except nbd.Error:
+                time.sleep(0.2)  # it is on its way back
+            if int((target.run / "target.pid").read_text()) != first:
+                break
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                again = nbd.NBD()
+                again.connect_uri(target.uri("v"))
+                break
+            except nbd.Error:
+                assert time.monotonic() < deadline, (target.run / "target.log").read_text()[-2000:]
+                time.sleep(0.1)
+        assert bytes(again.pread(4096, 0)) == b"kept" * 1024
+    finally:
+        os.kill(int((target.run / "target.pid").read_text()), signal.SIGKILL)
