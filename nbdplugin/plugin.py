@@ -186,9 +186,15 @@ def can_cache(h: Handle) -> int:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
+def _begin(h: Handle) -> None:
+    """A worker's first request on this connection."""
+    workers.keep(h.states)
+    _target_or_fail().together.join()
+
+
 def pread(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
-        workers.keep(h.states)
+        _begin(h)
     try:
         h.route.read(buf, offset)
     except Exception as exc:  # outermost: becomes the NBD error
@@ -197,7 +203,7 @@ def pread(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
 
 def pwrite(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
-        workers.keep(h.states)
+        _begin(h)
     began = monotonic()
     try:
         if flags & _FUA:
