@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import errno
 from threading import get_ident
-from time import monotonic
 
 import nbdkit  # made by nbdkit, exists only inside it
 
 from nbdplugin import routes, workers
-from nbdplugin.departure import LATE_S, Departure, connection_probe
 from nbdplugin.exports import describe
 from nbdplugin.nbderror import RequestFailed, error_number, reason
 from nbdplugin.target import Target
@@ -37,7 +35,6 @@ _FAST_ZERO = nbdkit.FLAG_FAST_ZERO
 _REQ_ONE = nbdkit.FLAG_REQ_ONE
 _HOLE = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
-_client_has_gone = connection_probe()
 _settings: dict[str, str] = {}
 _target: Target | None = None
 
@@ -45,13 +42,12 @@ _target: Target | None = None
 class Handle:
     """One connection to one volume."""
 
-    __slots__ = ("departure", "readonly", "route", "states")
+    __slots__ = ("readonly", "route", "states")
 
     def __init__(self, route: routes.VolumeRoute, readonly: bool) -> None:
         self.route = route
         self.readonly = readonly
         self.states: workers.WorkerStates = {}
-        self.departure = Departure(_client_has_gone)
 
 
 def _target_or_fail() -> Target:
@@ -60,10 +56,8 @@ def _target_or_fail() -> Target:
     return _target
 
 
-def _fail(exc: BaseException, h: Handle | None = None) -> RequestFailed:
+def _fail(exc: BaseException) -> RequestFailed:
     """Set the NBD error for `exc` and return the exception to raise, whose one line nbdkit logs."""
-    if h is not None:
-        h.departure.before_error()
     nbdkit.set_error(error_number(exc))
     return RequestFailed(reason(exc))
 
@@ -186,50 +180,39 @@ def can_cache(h: Handle) -> int:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def _begin(h: Handle) -> None:
-    """A worker's first request on this connection."""
-    workers.keep(h.states)
-    _target_or_fail().together.join()
-
-
 def pread(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
-        _begin(h)
+        workers.keep(h.states)
     try:
         h.route.read(buf, offset)
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc, h) from None
+        raise _fail(exc) from None
 
 
 def pwrite(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
-        _begin(h)
-    began = monotonic()
+        workers.keep(h.states)
     try:
         if flags & _FUA:
             h.route.write_fua(buf, offset)
         else:
             h.route.write(buf, offset)
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc, h) from None
-    if monotonic() - began > LATE_S:
-        h.departure.before_late_answer()
+        raise _fail(exc) from None
 
 
 def flush(h: Handle, flags: int) -> None:
     try:
         h.route.flush()
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc, h) from None
-    h.departure.before_late_answer()
+        raise _fail(exc) from None
 
 
 def trim(h: Handle, count: int, offset: int, flags: int) -> None:
     try:
         h.route.trim(offset, count, bool(flags & _FUA))
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc, h) from None
-    h.departure.before_late_answer()
+        raise _fail(exc) from None
 
 
 def zero(h: Handle, count: int, offset: int, flags: int) -> None:
@@ -240,15 +223,14 @@ def zero(h: Handle, count: int, offset: int, flags: int) -> None:
     try:
         h.route.zero(offset, count, may_punch, bool(flags & _FUA))
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc, h) from None
-    h.departure.before_late_answer()
+        raise _fail(exc) from None
 
 
 def extents(h: Handle, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     try:
         found = h.route.extents(offset, count)
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc, h) from None
+        raise _fail(exc) from None
     result: list[tuple[int, int, int]] = []
     at = offset
     for length, allocated in found:
