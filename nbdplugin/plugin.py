@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import errno
 from threading import get_ident
+from time import monotonic
 
 import nbdkit  # made by nbdkit, exists only inside it
 
 from nbdplugin import routes, workers
+from nbdplugin.departure import LATE_S, Departure, connection_probe
 from nbdplugin.exports import describe
 from nbdplugin.nbderror import RequestFailed, error_number, reason
 from nbdplugin.target import Target
@@ -35,6 +37,7 @@ _FAST_ZERO = nbdkit.FLAG_FAST_ZERO
 _REQ_ONE = nbdkit.FLAG_REQ_ONE
 _HOLE = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
+_client_has_gone = connection_probe()
 _settings: dict[str, str] = {}
 _target: Target | None = None
 
@@ -42,12 +45,13 @@ _target: Target | None = None
 class Handle:
     """One connection to one volume."""
 
-    __slots__ = ("readonly", "route", "states")
+    __slots__ = ("departure", "readonly", "route", "states")
 
     def __init__(self, route: routes.VolumeRoute, readonly: bool) -> None:
         self.route = route
         self.readonly = readonly
         self.states: workers.WorkerStates = {}
+        self.departure = Departure(_client_has_gone)
 
 
 def _target_or_fail() -> Target:
@@ -56,8 +60,10 @@ def _target_or_fail() -> Target:
     return _target
 
 
-def _fail(exc: BaseException) -> RequestFailed:
+def _fail(exc: BaseException, h: Handle | None = None) -> RequestFailed:
     """Set the NBD error for `exc` and return the exception to raise, whose one line nbdkit logs."""
+    if h is not None:
+        h.departure.before_error()
     nbdkit.set_error(error_number(exc))
     return RequestFailed(reason(exc))
 
@@ -180,39 +186,50 @@ def can_cache(h: Handle) -> int:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
+def _begin(h: Handle) -> None:
+    """A worker's first request on this connection."""
+    workers.keep(h.states)
+    _target_or_fail().together.join()
+
+
 def pread(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
-        workers.keep(h.states)
+        _begin(h)
     try:
         h.route.read(buf, offset)
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc) from None
+        raise _fail(exc, h) from None
 
 
 def pwrite(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
-        workers.keep(h.states)
+        _begin(h)
+    began = monotonic()
     try:
         if flags & _FUA:
             h.route.write_fua(buf, offset)
         else:
             h.route.write(buf, offset)
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc) from None
+        raise _fail(exc, h) from None
+    if monotonic() - began > LATE_S:
+        h.departure.before_late_answer()
 
 
 def flush(h: Handle, flags: int) -> None:
     try:
         h.route.flush()
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc) from None
+        raise _fail(exc, h) from None
+    h.departure.before_late_answer()
 
 
 def trim(h: Handle, count: int, offset: int, flags: int) -> None:
     try:
         h.route.trim(offset, count, bool(flags & _FUA))
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc) from None
+        raise _fail(exc, h) from None
+    h.departure.before_late_answer()
 
 
 def zero(h: Handle, count: int, offset: int, flags: int) -> None:
@@ -223,14 +240,15 @@ def zero(h: Handle, count: int, offset: int, flags: int) -> None:
     try:
         h.route.zero(offset, count, may_punch, bool(flags & _FUA))
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc) from None
+        raise _fail(exc, h) from None
+    h.departure.before_late_answer()
 
 
 def extents(h: Handle, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     try:
         found = h.route.extents(offset, count)
     except Exception as exc:  # outermost: becomes the NBD error
-        raise _fail(exc) from None
+        raise _fail(exc, h) from None
     result: list[tuple[int, int, int]] = []
     at = offset
     for length, allocated in found:

@@ -30,6 +30,7 @@ from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.together import Together
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
 from replicator.eventlog import EventLog
@@ -75,6 +76,8 @@ class Target:
         self.groups.open()
         self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)
         self.maintenance.start()
+        self.together = Together()
+        self.together.start()
         self.control = ControlServer(
             self.run_dir / "target.sock",
             {
@@ -166,6 +169,7 @@ class Target:
         self._closed = True
         self.control.stop()
         self.maintenance.stop()
+        self.together.stop()
         self.groups.close()
         self.pools.close()
         self.events.add("node.stopped", f"target of node {self.config.name} stopped")
