@@ -238,7 +238,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nbdplugin.launch", description="Start the target of a node.")
     parser.add_argument("--state", default=os.environ.get("FARSTRIPE_STATE", "/var/lib/farstripe"), type=Path)
     parser.add_argument("--run", default=os.environ.get("FARSTRIPE_RUN", "/run/farstripe"), type=Path)
-    parser.add_argument("--background", action="store_true", help="return when the target serves; print its pid. It is started again when nbdkit aborts")
+    parser.add_argument(
+        "--background",
+        action="store_true",
+        help="return when the target serves; print its pid. It is started again when nbdkit aborts",
+    )
     parser.add_argument(
         "--force", action="store_true", help="open a RAID group although it is degraded and was not stopped in order"
     )

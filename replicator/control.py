@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 
@@ -41,7 +41,17 @@ class BadFrame(Exception):
     """The bytes are not a frame of this protocol."""
 
 
-def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
+class Stream(Protocol):
+    """What frames are read from and written to: a socket, or TLS over one."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Read some bytes; 0 at the end."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of `data`."""
+
+
+def _read_exactly(sock: Stream, count: int) -> bytes | None:
     """Return `count` bytes, or None when the stream ends before the first of them; BadFrame when it ends later."""
     buf = bytearray(count)
     view = memoryview(buf)
@@ -56,7 +66,7 @@ def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
     return bytes(buf)
 
 
-def read_frame(sock: socket.socket, limit_bytes: int = MAX_FRAME_BYTES) -> dict[str, Any] | None:
+def read_frame(sock: Stream, limit_bytes: int = MAX_FRAME_BYTES) -> dict[str, Any] | None:
     """Read one frame; None at the end of the stream. Raises BadFrame for anything that is not a map of legal size."""
     head = _read_exactly(sock, 4)
     if head is None:
@@ -76,7 +86,7 @@ def read_frame(sock: socket.socket, limit_bytes: int = MAX_FRAME_BYTES) -> dict[
     return message
 
 
-def write_frame(sock: socket.socket, message: Mapping[str, Any]) -> None:
+def write_frame(sock: Stream, message: Mapping[str, Any]) -> None:
     """Send one frame. Raises BadFrame, with nothing sent, when the message is too large."""
     body = msgpack.packb(message)
     if len(body) > MAX_FRAME_BYTES:

@@ -10,8 +10,6 @@ it relied on may be gone too. Then the source forgets the copy's id and the hand
 
 from __future__ import annotations
 
-import numpy as np
-
 from replicator.capture.bitmaps import BLOCK_BYTES
 from replicator.capture.engine import GroupEngine, NoRoom
 from replicator.capture.state import JOURNAL, PRIMARY
@@ -21,6 +19,7 @@ from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, PEER_DURABLE_SEQ, TAI
 COPY_BLOCKS = 16  # 1 MiB a data record, less where the journal is small
 ZERO_BLOCKS = 1024  # 64 MiB a record for ranges that were never written
 PACE_FRACTION = 0.5  # copying stops while the journal is fuller than this
+_ZEROES = bytes(COPY_BLOCKS * BLOCK_BYTES)
 ROTATE_MIN_BLOCKS = 64  # a history bitmap with fewer marks is not worth a successor
 
 
@@ -39,22 +38,27 @@ def copy_some(engine: GroupEngine, limit_bytes: int = 8 << 20) -> int:
     cannot be read: the copy stays incomplete and its list whole.
     """
     done = 0
+    piece = BLOCK_BYTES * max(1, min(COPY_BLOCKS, engine.journal.capacity // (16 * BLOCK_BYTES)))
+    buf = bytearray(piece)
     while done < limit_bytes and may_copy(engine):
         run = engine.bitmaps.next_todo(ZERO_BLOCKS)
         if run is None:
             _finish(engine)
             break
-        copied = _copy_run(engine, *run)
+        copied = _copy_run(engine, *run, buf)
         if not copied:
             break
         done += copied
     return done
 
 
-def _copy_run(engine: GroupEngine, volume: int, first: int, count: int) -> int:
-    """Copy the first piece of a run of blocks. Returns the bytes covered, 0 when the journal has no room."""
+def _copy_run(engine: GroupEngine, volume: int, first: int, count: int, buf: bytearray) -> int:
+    """Copy the first piece of a run of blocks, at most what `buf` holds unless it was never written.
+
+    Returns the bytes covered, 0 when the journal has no room.
+    """
     vol = engine.volumes[volume]
-    piece = BLOCK_BYTES * max(1, min(COPY_BLOCKS, engine.journal.capacity // (16 * BLOCK_BYTES)))
+    piece = len(buf)
     offset = first * BLOCK_BYTES
     end = min(vol.size, (first + count) * BLOCK_BYTES)
     if not _leading_hole(vol.extents(offset, end - offset)):
@@ -65,9 +69,9 @@ def _copy_run(engine: GroupEngine, volume: int, first: int, count: int) -> int:
             length = hole if hole == end - offset else hole // BLOCK_BYTES * BLOCK_BYTES
             return length if engine.append_copy(volume, offset, length, None) else 0
         length = min(end - offset, piece)
-        data = memoryview(bytearray(length))
+        data = memoryview(buf)[:length]
         vol.pread_into(data, offset)
-        zero = not np.frombuffer(data, dtype=np.uint8).any()
+        zero = _ZEROES.startswith(data)  # memcmp: data that is no zeroes shows it in its first bytes
         return length if engine.append_copy(volume, offset, length, None if zero else data) else 0
 
 

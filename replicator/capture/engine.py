@@ -119,6 +119,8 @@ class GroupEngine:
         self.boot = boot
         self.lock = threading.Lock()
         self.apply_lock = threading.RLock()
+        self.apply_buffer = bytearray()
+        """Of the follower, under apply_lock."""
         self.checkpoint_lock = threading.Lock()
         self.opened = threading.Condition(self.lock)
         """Notified when parked writers should try again."""

@@ -375,9 +375,7 @@ def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None)
         state, page = engine.state, engine.page
         if state.role == PRIMARY:
             if upto is not None and engine.pos > upto:
-                raise Refused(
-                    f"group {state.name} has gone on to {engine.pos} since {upto} was agreed on", "try again"
-                )
+                raise Refused(f"group {state.name} has gone on to {engine.pos} since {upto} was agreed on", "try again")
             engine.sync_pool()
             if state.mode != JOURNAL:
                 engine.journal.reset(engine.pos, engine.epoch)

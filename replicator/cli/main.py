@@ -10,7 +10,6 @@ import importlib
 import os
 import sys
 import traceback
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,18 @@ class Commands(click.Group):
 
 def version() -> str:
     """Return the installed version, or that of the checkout's metadata-less source."""
+    from importlib import metadata  # slow, and hardly ever asked for
+
     try:
         return metadata.version("farstripe")
     except metadata.PackageNotFoundError:
         return "unknown (not installed)"
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"farstripe, version {version()}")
+        ctx.exit()
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +84,10 @@ def version() -> str:
     "--run", envvar="FARSTRIPE_RUN", default=DEFAULT_RUN, show_default=True, show_envvar=True,
     type=click.Path(path_type=Path), help="The node's directory for sockets, pids and logs.",
 )  # fmt: skip
-@click.version_option(version=version(), prog_name="farstripe")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 @click.pass_context
 def cli(ctx: click.Context, state: Path, run: Path) -> None:
     """Replicated block volumes in userland.

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from replicator.attach import spawn
 from replicator.cli.access import Node
 from replicator.core.errors import FarstripeError
 
@@ -28,6 +27,8 @@ def _completer(find: Callable[[Node], Iterable[str]]) -> Completer:
 
 
 def _attached(node: Node) -> list[str]:
+    from replicator.attach import spawn  # only completion needs it, every command loads this module
+
     return [str(one[key]) for one in spawn.listing(str(node.run)) for key in ("device", "volume")]
 
 

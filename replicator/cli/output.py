@@ -9,14 +9,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from replicator.core.errors import FarstripeError, Refused
+
+if TYPE_CHECKING:  # rich takes longer to load than most commands to run: whoever draws with it loads it
+    from rich.console import Console
 
 UNKNOWN = "unknown"
 _NUMBER = re.compile(r"[\d.]+( [KMGTP]?i?B)?|-")
@@ -41,6 +41,8 @@ def force_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[...,
 
 def console() -> Console:
     """A console on stdout. Lines are folded to a terminal, never for a file or a pipe."""
+    from rich.console import Console
+
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 
@@ -61,6 +63,9 @@ def table(as_json: bool, document: Any, columns: Sequence[str], rows: Iterable[S
     if not filled:
         click.echo(empty)
         return
+    from rich.table import Table
+    from rich.text import Text
+
     shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         numeric = bool(column) and all(_NUMBER.fullmatch(row[number]) for row in filled)

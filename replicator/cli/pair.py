@@ -234,7 +234,7 @@ def wait(here: Node, group: str, state: str, timeout_s: float, show_progress: bo
             left = latest.get("todo_bytes") if latest["word"] in ("COPY", "RECOVERING") else None
             return progress.Look(False, left, None, latest["word"])
 
-    progress.wait(look, f"group {group}", timeout_s, show_progress and not as_json)
+    progress.wait(look, f"group {group}", timeout_s, show_progress and not as_json, pause_s=0)
     emit(as_json, latest, f"group {group} is {latest['word']}")
 
 

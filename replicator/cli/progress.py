@@ -12,8 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from replicator.cli.units import format_duration, format_size
 from replicator.core.errors import TimedOut
@@ -30,10 +28,11 @@ class Look(NamedTuple):
     text: str = ""
 
 
-def wait(look: Callable[[], Look], what: str, timeout_s: float | None, show: bool) -> Look:
+def wait(look: Callable[[], Look], what: str, timeout_s: float | None, show: bool, *, pause_s: float = POLL_S) -> Look:
     """Call `look` until it says done; returns the last look. Raises TimedOut after `timeout_s`, and what `look` raises.
 
-    `show`: draw the bar. The total is the largest amount left that was seen, unless `look` knows better.
+    `pause_s`: between two looks; 0 where `look` itself waits. `show`: draw the bar. The total is the
+    largest amount left that was seen, unless `look` knows better.
     """
     until = None if timeout_s is None else time.monotonic() + timeout_s
     began = time.monotonic()
@@ -52,7 +51,7 @@ def wait(look: Callable[[], Look], what: str, timeout_s: float | None, show: boo
                     f"{what}: not reached in {format_duration(time.monotonic() - began)}{text}",
                     "ask again; farstripe status shows whether it goes on in the background or needs you",
                 )
-            time.sleep(POLL_S if until is None else max(0.0, min(POLL_S, until - time.monotonic())))
+            time.sleep(pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic())))
     finally:
         if meter:
             meter.close()
@@ -62,6 +61,16 @@ class _Bar:
     """A rich progress bar."""
 
     def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -25,6 +25,7 @@ from replicator.core.errors import Refused, to_map
 from replicator.daemon.identity import fingerprint_of
 from replicator.daemon.peers import Peer, PeerStore
 from replicator.daemon.tls import Contexts, tune
+from replicator.daemon.tlsstream import TlsStream
 
 log = logging.getLogger("farstripe.listener")
 
@@ -36,7 +37,7 @@ RPC_S = 150.0
 
 JoinHandler = Callable[[dict[str, Any], str], dict[str, Any]]
 RpcHandler = Callable[[Peer, str, dict[str, Any]], Any]
-LinkHandler = Callable[[Peer, str], Callable[[ssl.SSLSocket], None]]
+LinkHandler = Callable[[Peer, str], Callable[[TlsStream], None]]
 
 
 class Listener:
@@ -55,7 +56,7 @@ class Listener:
         event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group) -> what
-        takes the socket, called after the answer was sent. All may raise a FarstripeError, sent as an error map.
+        takes the connection, called after the answer was sent. All may raise a FarstripeError, sent as an error map.
         """
         self.address, self.port = address, port
         self._contexts = contexts
@@ -120,16 +121,16 @@ class Listener:
         opening = contextlib.ExitStack()
         opening.callback(self._opening.release)
         opening.callback(guard.cancel)
-        sock: socket.socket | None = raw
+        sock: socket.socket | TlsStream | None = raw
         try:
             tune(raw)
             raw.settimeout(OPEN_S)
-            sock = tls = self._contexts.server.wrap_socket(raw, server_side=True)
-            certificate = tls.getpeercert(binary_form=True)
+            sock = stream = TlsStream(raw, self._contexts.server, server_side=True)
+            certificate = stream.peer_certificate
             peer = self._peers.by_fingerprint(fingerprint_of(certificate)) if certificate else None
-            frame = read_frame(tls, MAX_OPENING_UNKNOWN_BYTES if peer is None else 16 << 20)
+            frame = read_frame(stream, MAX_OPENING_UNKNOWN_BYTES if peer is None else 16 << 20)
             opening.close()
-            if frame is not None and self._serve(tls, peer, frame, address):
+            if frame is not None and self._serve(stream, peer, frame, address):
                 sock = None  # handed over
         except (OSError, BadFrame) as exc:
             self._complain(_words(exc), address)
@@ -141,11 +142,11 @@ class Listener:
             if sock is not None:
                 _close(sock)
 
-    def _serve(self, sock: ssl.SSLSocket, peer: Peer | None, frame: dict[str, Any], address: str) -> bool:
-        """Answer the first frame. Returns whether the socket now belongs to somebody else."""
+    def _serve(self, stream: TlsStream, peer: Peer | None, frame: dict[str, Any], address: str) -> bool:
+        """Answer the first frame. Returns whether the connection now belongs to somebody else."""
         kind = frame.get("t")
-        taker: Callable[[ssl.SSLSocket], None] | None = None
-        sock.settimeout(RPC_S)
+        taker: Callable[[TlsStream], None] | None = None
+        stream.settimeout(RPC_S)
         try:
             if peer is None:
                 if kind != "join":
@@ -164,10 +165,10 @@ class Listener:
             if not hasattr(exc, "exit_code"):
                 log.exception("request %s of %s failed", kind, address)
             reply = {"ok": False, "error": to_map(exc)}
-        write_frame(sock, reply)
+        write_frame(stream, reply)
         if taker is None:
             return False
-        taker(sock)
+        taker(stream)
         return True
 
     def _complain(self, text: str, address: str) -> None:
@@ -208,7 +209,7 @@ class _Deadline:
             self._fd.close()
 
 
-def _close(sock: socket.socket) -> None:
+def _close(sock: socket.socket | TlsStream) -> None:
     with contextlib.suppress(OSError):
         sock.close()
 

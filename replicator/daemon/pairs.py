@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from replicator.daemon.link.loop import PairLoop, Surroundings
 from replicator.daemon.pairstore import PairConfig, PairStore
 from replicator.daemon.peers import Peer, PeerStore
 from replicator.daemon.tls import Contexts
+from replicator.daemon.tlsstream import TlsStream
 
 log = logging.getLogger("farstripe.pairs")
 
@@ -153,7 +153,7 @@ class Pairs:
     def _dial(self, pair: PairConfig, loop: PairLoop) -> None:
         def dial() -> None:
             try:
-                sock = rpc.open_link(self._contexts, self._peer(pair), pair.group)
+                stream = rpc.open_link(self._contexts, self._peer(pair), pair.group)
             except FarstripeError as exc:
                 loop.not_connected(self._heard(pair, exc))
             except Exception as exc:  # the session must hear of any failure, or it would wait for ever
@@ -161,7 +161,7 @@ class Pairs:
                 loop.not_connected(f"{type(exc).__name__}: {exc}")
             else:
                 self._turned_away.pop(pair.group, None)
-                loop.connected(Connection(sock))
+                loop.connected(Connection(stream))
 
         threading.Thread(target=dial, name="dial", daemon=True).start()
 
@@ -206,8 +206,8 @@ class Pairs:
             raise AuthError(f"node {pair.peer} is no peer any more", "join it again, or delete the pair")
         return peer
 
-    def accept_link(self, peer: Peer, group: str) -> Callable[[ssl.SSLSocket], None]:
-        """Check that `peer` may open the data path of `group`; returns what takes the socket.
+    def accept_link(self, peer: Peer, group: str) -> Callable[[TlsStream], None]:
+        """Check that `peer` may open the data path of `group`; returns what takes the connection.
 
         Raises NotFound, Refused.
         """
@@ -220,9 +220,9 @@ class Pairs:
             raise Refused("this side makes the connections of the pair", "nothing: it will call")
         loop = self.loop(pair)
 
-        def take(sock: ssl.SSLSocket) -> None:
+        def take(stream: TlsStream) -> None:
             self._turned_away.pop(group, None)
-            loop.connected(Connection(sock))
+            loop.connected(Connection(stream))
 
         return take
 

@@ -10,6 +10,7 @@ from replicator.control import BadFrame, read_frame, write_frame
 from replicator.core.errors import AuthError, PeerError, ProtocolError, TimedOut, from_map
 from replicator.daemon.peers import Peer
 from replicator.daemon.tls import Contexts
+from replicator.daemon.tlsstream import TlsStream
 
 CONNECT_S = 5.0
 
@@ -24,7 +25,7 @@ def call(contexts: Contexts, peer: Peer, op: str, args: dict[str, Any], timeout_
         return ask(sock, {"t": "rpc", "op": op, "args": args}, peer.name)
 
 
-def open_link(contexts: Contexts, peer: Peer, group: str) -> ssl.SSLSocket:
+def open_link(contexts: Contexts, peer: Peer, group: str) -> TlsStream:
     """Open the data path of a pair. Raises as `call`."""
     sock = contexts.connect(peer, CONNECT_S)
     try:
@@ -35,7 +36,7 @@ def open_link(contexts: Contexts, peer: Peer, group: str) -> ssl.SSLSocket:
     return sock
 
 
-def ask(sock: ssl.SSLSocket, frame: dict[str, Any], name: str) -> Any:
+def ask(sock: TlsStream, frame: dict[str, Any], name: str) -> Any:
     """Send one opening frame and return the result of the answer. `name`: of the other side, for errors."""
     try:
         try:

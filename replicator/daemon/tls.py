@@ -13,6 +13,7 @@ import ssl
 from replicator.core.errors import AuthError, PeerError
 from replicator.daemon.identity import Identity, fingerprint_of
 from replicator.daemon.peers import Peer, PeerStore
+from replicator.daemon.tlsstream import TlsStream
 
 USER_TIMEOUT_MS = 15_000
 
@@ -45,14 +46,14 @@ class Contexts:
         context.load_cert_chain(self._identity.cert_path, self._identity.key_path)
         return context
 
-    def connect(self, peer: Peer, timeout_s: float) -> ssl.SSLSocket:
+    def connect(self, peer: Peer, timeout_s: float) -> TlsStream:
         """Connect to `peer` and authenticate both ways. The socket has `timeout_s` seconds for each operation.
 
         Raises PeerError (unreachable), AuthError (another certificate than the pinned one answers).
         """
         raw = _connect_tcp(peer.address, peer.port, timeout_s, peer.name)
         try:
-            sock = self.client.wrap_socket(raw)
+            stream = TlsStream(raw, self.client)
         except ssl.SSLCertVerificationError as exc:
             raw.close()
             raise AuthError(
@@ -65,13 +66,13 @@ class Contexts:
             raise PeerError(
                 f"no TLS with {peer.address} port {peer.port}: {exc}", "is a farstripe replicator there?"
             ) from exc
-        if fingerprint_of(sock.getpeercert(binary_form=True) or b"") != peer.fingerprint:
-            sock.close()
+        if fingerprint_of(stream.peer_certificate) != peer.fingerprint:
+            stream.close()
             raise AuthError(f"another peer than {peer.name} answers at {peer.address} port {peer.port}")
-        return sock
+        return stream
 
 
-def connect_unknown(address: str, port: int, fingerprint: bytes, timeout_s: float) -> ssl.SSLSocket:
+def connect_unknown(address: str, port: int, fingerprint: bytes, timeout_s: float) -> TlsStream:
     """Connect without a certificate of ours to a node known by fingerprint only (from a token).
 
     Raises PeerError (unreachable), AuthError (another certificate).
@@ -82,17 +83,17 @@ def connect_unknown(address: str, port: int, fingerprint: bytes, timeout_s: floa
     context.verify_mode = ssl.CERT_NONE  # the fingerprint is compared below, before anything is sent
     raw = _connect_tcp(address, port, timeout_s, "the node")
     try:
-        sock = context.wrap_socket(raw)
+        stream = TlsStream(raw, context)
     except OSError as exc:
         raw.close()
         raise PeerError(f"no TLS with {address} port {port}: {exc}", "is a farstripe replicator there?") from exc
-    if fingerprint_of(sock.getpeercert(binary_form=True) or b"") != fingerprint:
-        sock.close()
+    if fingerprint_of(stream.peer_certificate) != fingerprint:
+        stream.close()
         raise AuthError(
             f"what answers at {address} port {port} is not the node that made the token",
             "check the address; make a new token if the node's key was replaced",
         )
-    return sock
+    return stream
 
 
 def _connect_tcp(address: str, port: int, timeout_s: float, name: str) -> socket.socket:

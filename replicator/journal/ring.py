@@ -354,9 +354,7 @@ class Journal:
         """Empty the journal: the next record is seq + 1, of `epoch` or newer. Durable: the empty journal."""
         off = max(self._u64[HEAD_OFF], self.super.redo_off)  # offsets never fall, also when the head was not looked for
         self._write_super(
-            self.super._replace(
-                tail_off=off, tail_seq=seq + 1, redo_off=off, redo_seq=seq + 1, min_epoch=epoch
-            )
+            self.super._replace(tail_off=off, tail_seq=seq + 1, redo_off=off, redo_seq=seq + 1, min_epoch=epoch)
         )
         self._publish_kept()
         self._publish_head(off, seq, epoch)

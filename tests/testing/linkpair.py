@@ -24,6 +24,7 @@ from replicator.daemon.link.flow import Flow
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.loop import PairLoop, Surroundings
 from replicator.daemon.tls import tune
+from replicator.daemon.tlsstream import TlsStream
 from replicator.journal.files import PlainFile
 from replicator.journal.page import (
     HEAD_SEQ,
@@ -96,6 +97,7 @@ class Scripted:
         self.seen: list[Event] = []
         self.status: dict[str, Any] = {}
         self.link = 0
+        self.times_caught_up = 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         if isinstance(event, LinkUp):
@@ -106,6 +108,9 @@ class Scripted:
 
     def next_deadline(self) -> float | None:
         return None
+
+    def caught_up(self, now: float) -> None:
+        self.times_caught_up += 1
 
     def facts(self, now: float) -> dict[str, Any]:
         return {}
@@ -137,7 +142,7 @@ def make_loop(side: Side, session: Scripted, name: str, compress: int = 0) -> Pa
     return loop
 
 
-def tls_pair(folder: Path) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+def tls_pair(folder: Path) -> tuple[TlsStream, TlsStream]:
     """Two ends of a TLS 1.3 connection over loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
     ends = connect_tls(folder, listener, listener.getsockname()[1])
@@ -145,7 +150,7 @@ def tls_pair(folder: Path) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     return ends
 
 
-def connect_tls(folder: Path, listener: socket.socket, port: int) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+def connect_tls(folder: Path, listener: socket.socket, port: int) -> tuple[TlsStream, TlsStream]:
     """Connect to `port`, accept on `listener`, TLS on both ends; returns (connecting end, accepting end)."""
     identity: Identity = load_or_create(folder / "keys", "00" * 16)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -153,19 +158,20 @@ def connect_tls(folder: Path, listener: socket.socket, port: int) -> tuple[ssl.S
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     for context in (server, client):
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+    server.num_tickets = 0
     server.load_cert_chain(identity.cert_path, identity.key_path)
-    accepted: list[ssl.SSLSocket] = []
+    accepted: list[TlsStream] = []
 
     def accept() -> None:
         raw, _ = listener.accept()
         tune(raw)
-        accepted.append(server.wrap_socket(raw, server_side=True))
+        accepted.append(TlsStream(raw, server, server_side=True))
 
     thread = threading.Thread(target=accept)
     thread.start()
     raw = socket.create_connection(("127.0.0.1", port))
     tune(raw)
-    end = client.wrap_socket(raw)
+    end = TlsStream(raw, client)
     thread.join()
     return end, accepted[0]
 

@@ -62,6 +62,11 @@ class Session(Switching, Flowing, Operating):
             self._backoff.reset()
             self._retry_at = now
 
+    def caught_up(self, now: float) -> None:
+        """Everything received is applied: a copy may be complete, so its target is asked now. No effect elsewhere."""
+        if self.state is State.COPY_TARGET:
+            self._next_poll = min(self._next_poll, now)
+
     def next_deadline(self) -> float | None:
         """When the next Tick is wanted, None for never. Monotonic seconds."""
         state = self.state

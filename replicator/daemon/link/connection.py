@@ -3,21 +3,19 @@
 Rules that keep it fast and correct:
   * A frame is read into one buffer and handed out as a view; the view is valid until the next call of `next_frame`.
   * Buffers given to `send` are sent in order and not copied; the owner does not touch them while `unsent` is true.
-  * OpenSSL keeps no undecrypted bytes (read-ahead is off), so poll() tells the truth once `pending()` is 0.
+  * The stream reads ahead: poll() tells the truth only once `unread` is false or `next_frame` has returned None.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import ssl
 import threading
 from collections import deque
 
 from replicator.daemon.link.wire import HEAD, HEAD_BYTES, check_head
+from replicator.daemon.tlsstream import TlsStream
 
 BUFFER_BYTES = 2 << 20
-CORK_BYTES = 64 << 10
 LINGER_S = 2.0
 MAX_QUEUED_BYTES = 64 << 20
 """More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue
@@ -31,11 +29,10 @@ class Lost(Exception):
 class Connection:
     """One authenticated connection, owned by one thread."""
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._recv_into = sock.recv_into
-        self._send = sock.send
+    def __init__(self, stream: TlsStream) -> None:
+        stream.unblock()
+        self._stream = stream
+        self._recv_into = stream.recv_into
         self._buf = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buf)
         self._start = self._end = 0
@@ -46,14 +43,14 @@ class Connection:
 
     def fileno(self) -> int:
         """The descriptor to poll."""
-        return self._sock.fileno()
+        return self._stream.fileno()
 
     # -- out ------------------------------------------------------------------------------------------------------
 
     @property
     def unsent(self) -> bool:
         """Whether bytes given to `send` still wait."""
-        return bool(self._out)
+        return self._stream.unsent or bool(self._out)
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data`, borrowed until sent, and send what the socket takes now. Raises Lost."""
@@ -66,34 +63,24 @@ class Connection:
 
     def flush(self) -> None:
         """Send as much as the socket takes. Raises Lost."""
-        out, send = self._out, self._send
-        corked = self._out_bytes > CORK_BYTES
-        if corked:
-            self._cork(1)
+        out, stream = self._out, self._stream
         try:
             while out:
                 view = out[0]
-                sent = send(view)
+                sent = stream.send(view)
                 self.bytes_out += sent
                 self._out_bytes -= sent
                 if sent == len(view):
                     out.popleft()
                 else:
                     out[0] = view[sent:]
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
+            stream.flush()
+        except BlockingIOError:
             self.wants_write = True
             return
         except (OSError, ValueError) as exc:
             raise Lost(_reason(exc)) from exc
-        finally:
-            if corked:
-                self._cork(0)
         self.wants_write = False
-
-    def _cork(self, on: int) -> None:
-        """Have TCP gather what follows: each TLS record, 16 KiB, is a system call of its own."""
-        with contextlib.suppress(OSError, AttributeError):  # lost, or no Linux: the sends will say, or it is slower
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -117,7 +104,7 @@ class Connection:
                 return None
 
     def _fill(self, need: int) -> bool:
-        """Read once, with room for a frame of `need` bytes; False when nothing is there."""
+        """Read until `need` bytes are here; False when that is all there is for now."""
         start, end = self._start, self._end
         if start == end:
             start = end = self._start = self._end = 0
@@ -130,16 +117,21 @@ class Connection:
                 self._view[: end - start] = bytes(self._view[start:end])
                 self._start, self._end = 0, end - start
             end = self._end
+        view, receive = self._view, self._recv_into
+        at, enough = end, self._start + need
         try:
-            got = self._recv_into(self._view[end:])
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            while at < enough:  # one TLS record, 16 KiB, a turn
+                got = receive(view[at:])
+                if got == 0:
+                    raise Lost("the peer closed the connection")
+                at += got
+        except BlockingIOError:
             return False
         except (OSError, ValueError) as exc:
             raise Lost(_reason(exc)) from exc
-        if got == 0:
-            raise Lost("the peer closed the connection")
-        self._end = end + got
-        self.bytes_in += got
+        finally:
+            self._end = at
+            self.bytes_in += at - end
         return True
 
     def _replace(self, size: int) -> None:
@@ -151,34 +143,20 @@ class Connection:
 
     def unread(self) -> bool:
         """Whether bytes are here that poll() does not show."""
-        return self._end > self._start or self._sock.pending() > 0
+        return self._end > self._start or self._stream.unread
 
     # -- end ------------------------------------------------------------------------------------------------------
 
     def close(self, *, gently: bool) -> None:
         """End the connection. `gently`: what was sent reaches the peer first, without keeping this thread waiting."""
         if not gently:
-            self._sock.close()
+            self._stream.close()
             return
         out = [bytes(view) for view in self._out if len(view) < 1 << 20]
         if len(out) != len(self._out):
             out = []  # records queued: what follows them will not be read in time anyway
         self._out.clear()
-        threading.Thread(target=_linger, args=(self._sock, out), name="link-close", daemon=True).start()
-
-
-def _linger(sock: ssl.SSLSocket, rest: list[bytes]) -> None:
-    """Send the rest, say that nothing more comes, read what the peer still sends: closing earlier would reset it."""
-    with contextlib.suppress(OSError, ValueError):
-        sock.settimeout(LINGER_S)
-        for data in rest:
-            sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)  # this ends TLS too: reads below are of the raw socket
-        for _ in range(4096):
-            if not sock.recv(65536):
-                break
-    with contextlib.suppress(OSError):
-        sock.close()
+        threading.Thread(target=self._stream.linger, args=(out, LINGER_S), name="link-close", daemon=True).start()
 
 
 def _reason(exc: BaseException) -> str:

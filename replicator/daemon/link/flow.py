@@ -89,11 +89,14 @@ class Flow:
 
     # -- work -----------------------------------------------------------------------------------------------------
 
-    def work(self, now: float) -> None:
-        """Ship what waits, or acknowledge what came. Raises Stopped, Lost."""
+    def work(self, now: float) -> bool:
+        """Ship what waits, or acknowledge what came. Raises Stopped, Lost.
+
+        Returns whether the peer was just told that everything received is applied here.
+        """
         files = self.files
         if files is None:
-            return
+            return False
         if not files.current:
             raise Stopped("journal", "the target was restarted, or the group's journal was started over")
         shipper, receiver, conn = self.shipper, self.receiver, self._conn
@@ -103,7 +106,7 @@ class Flow:
             u64 = files.u64
             self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not u64[SYNC_ON]
             if self._gathers:
-                return
+                return False
             before = shipper.seq
             for _ in range(FRAMES_A_ROUND):
                 shipped = shipper.pump()
@@ -111,7 +114,7 @@ class Flow:
                     break
                 self.records += shipped
             else:
-                return
+                return False
             if shipper.seq != before and not u64[SYNC_ON]:
                 self._gathers, self._gather_until = True, now + GATHER_S
             shipper.shrink()
@@ -122,10 +125,12 @@ class Flow:
             lazy = now >= self._next_lazy
             if lazy:
                 self._next_lazy = now + ACK_LAZY_S
-            receiver.acknowledge(conn.send, lazy)
+            caught_up = receiver.acknowledge(conn.send, lazy)
             if now >= self._next_ring:
                 self._next_ring = now + RING_LAZY_S
                 receiver.ring()
+            return caught_up
+        return False
 
     def take_frame(self, kind: int, flags: int, first_seq: int, body: memoryview) -> tuple[int, int, int] | None:
         """Take a DATA, ACK or BEAT frame; returns the positions of an ACK that counts.

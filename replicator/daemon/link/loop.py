@@ -174,7 +174,8 @@ class PairLoop:
             more = self._read(conn, now)
             if self._conn is conn:
                 self._share_policy(conn)
-                flow.work(now)
+                if flow.work(now):
+                    self._session.caught_up(now)
             return more
         except Lost as exc:
             self._lost(link, str(exc), now)

@@ -105,8 +105,10 @@ class Receiver:
             self._unrung_bytes = 0
             self._files.wake_target()
 
-    def acknowledge(self, send: Callable[[bytes], None], lazy_due: bool) -> None:
+    def acknowledge(self, send: Callable[[bytes], None], lazy_due: bool) -> bool:
         """Send the ACK frames that are due. `lazy_due`: also when only durable or applied positions moved.
+
+        Returns whether an ACK went out that says that everything received is applied.
 
         Durable: what the sent frames call durable. Raises Stopped when the journal cannot be synced (never retried),
         and what `send` raises.
@@ -117,17 +119,19 @@ class Receiver:
                 self._tell(send)  # writes that only need us to have them do not wait for the disk
             self._sync(received)
         elif received == self._told[0] and not lazy_due:
-            return
-        self._tell(send)
+            return False
+        return self._tell(send) and self._told[2] == received
 
-    def _tell(self, send: Callable[[bytes], None]) -> None:
+    def _tell(self, send: Callable[[bytes], None]) -> bool:
         u64 = self._u64
         received = self.expect - 1
         durable = min(received, max(self._synced, u64[DURABLE_SEQ]))
         now = (received, durable, min(received, u64[APPLIED_SEQ]))
-        if now != self._told:
-            self._told = now
-            send(wire.triple(wire.ACK, *now))
+        if now == self._told:
+            return False
+        self._told = now
+        send(wire.triple(wire.ACK, *now))
+        return True
 
     def _sync(self, received: int) -> None:
         try:

@@ -247,6 +247,21 @@ def test_the_copy_is_complete_when_the_followers_target_says_so():
     assert couple.states() == (State.SOURCE, State.TARGET)
 
 
+def test_a_copy_target_that_has_applied_everything_asks_at_once_whether_the_copy_is_complete():
+    couple = Couple(a=lost_journal())
+    couple.connect()
+    couple.tick(1.0)
+    couple.b.target.status["state"] = "ok"
+    couple.give(couple.b, Tick(last_rx=couple.now))
+    assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET), "it asks now and then only"
+    couple.b.session.caught_up(couple.now)
+    assert couple.b.session.next_deadline() == couple.now
+    couple.give(couple.b, Tick(last_rx=couple.now))
+    assert couple.states() == (State.SOURCE, State.TARGET)
+    couple.b.session.caught_up(couple.now)  # a matter of copies only
+    assert (couple.b.session.next_deadline() or 0) > couple.now
+
+
 def test_a_cut_copy_goes_on_where_it_was():
     couple = Couple(a=lost_journal())
     couple.connect()

@@ -67,6 +67,17 @@ def test_records_arrive_byte_for_byte_and_are_acknowledged(folder: Path) -> None
         assert until(lambda: any(isinstance(e, Acked) and e.received == last for e in pair.source.seen))
 
 
+def test_the_session_hears_when_everything_received_is_applied(folder: Path) -> None:
+    with LinkPair(folder).connect() as pair:
+        last = pair.a.append(b"x")
+        assert pair.a.wait_acked(last)
+        time.sleep(0.1)
+        assert pair.sink.times_caught_up == 0
+        apply_all(pair.b)
+        assert until(lambda: pair.sink.times_caught_up > 0)
+        assert pair.source.times_caught_up == 0
+
+
 def test_records_written_before_the_link_are_shipped_too(folder: Path) -> None:
     pair = LinkPair(folder)
     for _ in range(50):
