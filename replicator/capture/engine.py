@@ -42,6 +42,7 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
+    REPLICATOR_ASLEEP,
     SYNC_ON,
     TAIL_OFF,
     Page,
@@ -140,6 +141,8 @@ class GroupEngine:
         """Times that journaling began while the pool held changes which no record tells of."""
         self.unjournaled_synced = 0
         """Those of them whose changes are on stable storage by now; see _make_durable."""
+        self.announce: Callable[[], None] = _nobody
+        """Called when a host write is in the journal and the replicator sleeps: it ships while the pool is written."""
         self.last_host_seq = 0
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0
@@ -255,6 +258,8 @@ class GroupEngine:
             with self._ranges[(first + volume * 97) & 255]:
                 seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
+                    if self._u64[REPLICATOR_ASLEEP]:
+                        self.announce()
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
                     self._compensate(volume, offset, n, e)
@@ -265,6 +270,8 @@ class GroupEngine:
             with self._span(volume, offset, n):
                 seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
+                    if self._u64[REPLICATOR_ASLEEP]:
+                        self.announce()
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
                     self._compensate(volume, offset, n, e)
@@ -282,6 +289,8 @@ class GroupEngine:
         with self._span(volume, offset, length):
             seq = self._record(kind, flags, volume, offset, length, None, 0, 0)
             try:
+                if self._u64[REPLICATOR_ASLEEP]:
+                    self.announce()
                 self.volumes[volume].zero(offset, length, punch)
             except BaseException as e:
                 self._compensate(volume, offset, length, e)
@@ -538,3 +547,7 @@ class GroupEngine:
     def status(self) -> dict[str, Any]:
         """All facts about the group, see facts.py."""
         return facts_of(self)
+
+
+def _nobody() -> None:
+    """Nobody needs to be woken."""

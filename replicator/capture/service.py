@@ -60,6 +60,7 @@ class GroupService:
         self.engine = engine
         self._own_bell = own_bell
         self._bell = peer_bell
+        engine.announce = peer_bell.ring
         self._events = events
         self._u64 = engine.page.u64
         self._waiters = Waiters(engine.page, own_bell)
@@ -129,8 +130,6 @@ class GroupService:
             seq = engine.write(volume, offset, buf, fua)
         except (Parked, NoRoom):
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
-        if self._u64[REPLICATOR_ASLEEP]:
-            self._bell.ring()
         if seq > 0 and engine.state.sync_on:
             self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
 
@@ -138,8 +137,6 @@ class GroupService:
         """Write zeroes or discard; as `write`."""
         engine = self.engine
         seq = self._patiently(lambda: engine.zero(volume, offset, length, punch, fua, trim))
-        if self._u64[REPLICATOR_ASLEEP]:
-            self._bell.ring()
         if seq > 0 and engine.state.sync_on:
             self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
 

@@ -27,6 +27,7 @@ class TlsStream:
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self._read, self._write, self._undelivered = self._tls.read, self._tls.write, self._tls.pending
         self._raw = memoryview(bytearray(_OPENING_BYTES))
         self._unsent = memoryview(b"")
         self._shake_hands()
@@ -81,12 +82,16 @@ class TlsStream:
         """
         if self._unsent:
             self._push()
-        write, taken, stop = self._tls.write, 0, min(len(data), PIECE_BYTES)
+        write, taken, stop = self._write, 0, min(len(data), PIECE_BYTES)
         while taken < stop:  # one TLS record a turn
             taken += write(data[taken:stop])
-        self._encrypted()
-        with contextlib.suppress(BlockingIOError):
-            self._push()
+        encrypted = self._outgoing.read()
+        try:
+            sent = self._sock.send(encrypted)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(encrypted):
+            self._unsent = memoryview(encrypted)[sent:]
         return taken
 
     def flush(self) -> None:
@@ -101,7 +106,7 @@ class TlsStream:
         self._push()
 
     def _encrypted(self) -> None:
-        """Fetch what OpenSSL wants to send; the only place that does."""
+        """Fetch what OpenSSL wants to send of itself: the handshake, alerts, changes of keys."""
         fresh = self._outgoing.read()
         self._unsent = memoryview(b"".join((self._unsent, fresh))) if self._unsent else memoryview(fresh)
 
@@ -114,30 +119,36 @@ class TlsStream:
     @property
     def unread(self) -> bool:
         """Whether bytes are here that poll() does not show; they may be a part of a TLS record only."""
-        return self._incoming.pending > 0 or self._tls.pending() > 0
+        return self._incoming.pending > 0 or self._undelivered() > 0
 
     def recv_into(self, buf: memoryview) -> int:
         """Read what is here, at most what `buf` holds; returns 0 at the end of the stream.
 
         Raises BlockingIOError when there is nothing yet, OSError (TimeoutError, ssl.SSLError).
         """
-        read, got, room = self._tls.read, 0, len(buf)
-        while True:
+        incoming, read, got, room = self._incoming, self._read, 0, len(buf)
+        while got < room:  # one TLS record a turn
             try:
-                while got < room:  # one TLS record a turn
+                if incoming.pending or self._undelivered():
                     fresh = int(read(room - got, buf[got:]))  # a number, as it reads into a buffer
                     if not fresh:
                         break
                     got += fresh
-                return got
-            except ssl.SSLWantReadError:
+                elif got:
+                    break
+                elif not self._fill():
+                    return 0
+            except ssl.SSLWantReadError:  # a part of a record only
                 if got:
-                    return got
-                self._fill()
+                    break
+                if not self._fill():
+                    return 0
             except ssl.SSLEOFError:
-                return got
+                break
+        return got
 
-    def _fill(self) -> None:
+    def _fill(self) -> int:
+        """Take in what the socket has, and return how much; 0 at its end. Raises BlockingIOError, OSError."""
         if self._outgoing.pending:  # an answer to the peer's change of keys
             self._encrypted()
             with contextlib.suppress(BlockingIOError):
@@ -147,6 +158,7 @@ class TlsStream:
             self._incoming.write(self._raw[:got])
         else:
             self._incoming.write_eof()
+        return got
 
     # -- end ------------------------------------------------------------------------------------------------------
 
