@@ -11,7 +11,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from benchmarks.workspace import BenchmarkError
+from benchmarks.workspace import FILL_BYTES, BenchmarkError
 
 RAMP_S = 0.3
 
@@ -71,7 +71,7 @@ def fio(uri: str, load: Load, seconds: float, size_bytes: int, seed: int = 1) ->
     )
 
 
-def nbdcopy(source: str, target: str, request_bytes: int = 256 << 10) -> float:
+def nbdcopy(source: str, target: str, request_bytes: int = FILL_BYTES) -> float:
     """Copy `source` to `target` (NBD URIs or files) with nbdcopy; returns the seconds it took, start-up included."""
     begin = time.monotonic()
     try:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workspace import BenchmarkError, Workspace, make_file
+from benchmarks.workspace import BenchmarkError, Workspace, copy_file, make_file
 
 
 def unix_uri(sock: Path, export: str = "") -> str:
@@ -89,7 +88,7 @@ class QemuMirror:
         """
         self.target = FilePlugin(space, f"{name}-target", size_bytes)
         self.file = space.path / f"{name}-source.img"
-        subprocess.run(["cp", "--reflink=never", str(self.target.file), str(self.file)], check=True)
+        copy_file(self.target.file, self.file)
         qmp_sock, self.sock = space.sockets / f"{name}.qmp", space.sockets / f"{name}.sock"
         self.process = space.spawn_server(
             [

@@ -20,6 +20,9 @@ from pathlib import Path
 from types import TracebackType
 
 _PR_SET_PDEATHSIG = 1
+FILL_BYTES = 256 << 10
+"""Both sides' files are filled in pieces of this size: the kernel keeps a file cached in the pieces it was written in,
+and small writes into larger pieces are slower."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -133,12 +136,19 @@ def make_file(path: Path, size_bytes: int) -> None:
 
     Durable: the file's data and size.
     """
-    block = os.urandom(1 << 20)
-    with path.open("wb") as f:
+    block = os.urandom(FILL_BYTES)
+    with path.open("wb", buffering=0) as f:
         left = size_bytes
         while left:
             left -= f.write(block[: min(left, len(block))])
-        f.flush()
+        os.fdatasync(f.fileno())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` with the bytes of `source`, written as make_file writes. Durable: its data and size."""
+    with source.open("rb") as origin, target.open("wb", buffering=0) as f:
+        while block := origin.read(FILL_BYTES):
+            f.write(block)
         os.fdatasync(f.fileno())
 
 

@@ -382,7 +382,13 @@ def _read_slot(file: RandomFile, slot: int) -> Super | None:
 
 
 def _wipe(file: RandomFile, size: int) -> None:
-    """Make the file read as zeroes. Reads first: a new file is zeroes already, and stays unwritten."""
+    """Make the file read as zeroes.
+
+    A new file is zeroes already, and stays unwritten. It is not even read: the kernel would keep it cached in the large
+    pieces it was read in, and small appends into large pieces are slow.
+    """
+    if file.known_blank():
+        return
     zeroes = bytes(_WIPE_BYTES)
     for at in range(0, size, _WIPE_BYTES):
         length = min(_WIPE_BYTES, size - at)

@@ -263,6 +263,10 @@ class FakeFile:
         """Size in bytes."""
         return len(self._store().data)
 
+    def known_blank(self) -> bool:
+        """See RandomFile."""
+        return False
+
     def pread(self, n: int, off: int) -> bytes:
         """See BlockFile."""
         buf = bytearray(n)

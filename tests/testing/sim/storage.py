@@ -127,6 +127,10 @@ class ReopeningFile:
     def __init__(self, disk: FakeDisk, name: str) -> None:
         self._disk, self._name = disk, name
 
+    def known_blank(self) -> bool:
+        """See RandomFile."""
+        return False
+
     def pread(self, length: int, offset: int) -> bytes:
         """See RandomFile."""
         return self._disk.open(self._name).pread(length, offset)

@@ -64,3 +64,15 @@ def test_a_mapped_file_that_is_too_short_grows_by_zeroes(tmp_path: Path) -> None
     mapped = MappedFile(tmp_path / "m", 5000)
     assert mapped.buf[:11] == b"\1" * 10 + b"\0"
     assert len(mapped.buf) == 5000
+
+
+def test_only_a_file_that_was_never_written_is_known_to_be_blank(tmp_path: Path) -> None:
+    file = PlainFile(tmp_path / "f", create_bytes=1 << 20)
+    assert file.known_blank()
+    file.pwrite(b"x", 700_000)
+    assert not file.known_blank()
+    file.fdatasync()
+    file.close()
+    again = PlainFile(tmp_path / "f")
+    assert not again.known_blank()
+    again.close()
