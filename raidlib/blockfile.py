@@ -24,11 +24,12 @@ from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 RawWrite = Callable[[Buffer, int], int]
-RawRead = Callable[[Sequence[bytearray | memoryview], int], int]
+RawRead = Callable[..., int]
 
 _RESERVE = 0x01  # FALLOC_FL_KEEP_SIZE alone
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_PUNCH_HOLE
 _ZERO = 0x01 | 0x10  # FALLOC_FL_ZERO_RANGE
+_DONTCACHE = 0x80  # RWF_DONTCACHE, since Linux 6.14: pages that this read brings into memory are let go after it
 _ZEROES = memoryview(bytes(1 << 20))
 _libc = CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [c_int, c_int, c_long, c_long]
@@ -47,7 +48,11 @@ class BlockFile(Protocol):
 
     @property
     def raw_preadv(self) -> RawRead:
-        """raw_preadv([buf], off) -> bytes read; may be short."""
+        """raw_preadv([buf], off, flags=0) -> bytes read; may be short."""
+
+    @property
+    def once_flags(self) -> int:
+        """Flags for raw_preadv of data that nobody will want again soon, 0 where the system has none."""
 
     @property
     def parallel_sync(self) -> bool:
@@ -104,6 +109,7 @@ class OSFile:
         self._unsupported: set[int] = set()
         self.raw_pwrite: RawWrite = partial(os.pwrite, fd)
         self.raw_preadv: RawRead = partial(os.preadv, fd)
+        self.once_flags = _DONTCACHE if _understands(fd, _DONTCACHE) else 0
 
     @classmethod
     def open(cls, path: str) -> OSFile:
@@ -265,3 +271,12 @@ class OSFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _understands(fd: int, flags: int) -> bool:
+    """Whether the kernel and the filesystem of `fd` know these flags of preadv2()."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, flags)
+    except OSError as exc:
+        return exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+    return True

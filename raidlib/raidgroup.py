@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
+from raidlib.blockfile import RawRead
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
@@ -25,12 +26,12 @@ from raidlib.parity import Engine
 from raidlib.state import GroupInfo, MemberState
 from raidlib.superblock import Layout
 
-ReadTable = list[Callable[[Sequence[memoryview], int], int]]
+ReadTable = list[RawRead]
 ZEROES = memoryview(bytes(1 << 20))
 STRIPE_LOCKS = 256
 
 
-def unavailable(_bufs: object, _off: int) -> int:
+def unavailable(_bufs: object, _off: int, _flags: int = 0) -> int:
     """Stands in the tables for a member that cannot be used."""
     return -1
 
@@ -74,6 +75,8 @@ class RaidGroup:
         lost = {member.index for member in self.members if member.info.state is not MemberState.IN_SYNC}
         self.degraded = bool(lost)
         self.lost = not self.geometry.survives(lost)
+        files = [member.file for member in self.members if member.file is not None]
+        self._once_flags = files[0].once_flags if len({file.once_flags for file in files}) == 1 else 0
         geometry = self.geometry
         for rotation, table in enumerate(self.read_tables):
             for chunk in range(geometry.chunks_per_area):
@@ -101,9 +104,13 @@ class RaidGroup:
 
     # Data
 
-    def read(self, area: int, off: int, view: memoryview) -> None:
-        """Fill `view`. Raises MediumError when the bytes cannot be had, not even from redundancy."""
+    def read(self, area: int, off: int, view: memoryview, *, once: bool = False) -> None:
+        """Fill `view`. Raises MediumError when the bytes cannot be had, not even from redundancy.
+
+        once: nobody will want them again soon, the page cache need not keep them.
+        """
         table, base = self.entry(area)
+        flags = self._once_flags if once else 0
         shift, mask = self.chunk_shift, self.geometry.chunk_bytes - 1
         at, end = 0, len(view)
         while at < end:
@@ -111,7 +118,7 @@ class RaidGroup:
             n = min(mask + 1 - inner, end - at)
             piece = view[at : at + n]
             try:
-                good = table[chunk]([piece], base + self.row_offset[chunk] + inner) == n
+                good = table[chunk]([piece], base + self.row_offset[chunk] + inner, flags) == n
             except OSError:
                 good = False
             if not good:

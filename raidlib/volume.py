@@ -124,6 +124,18 @@ class Volume:
             off += n
         return runs
 
+    def pread_once(self, buf: bytearray | memoryview, off: int) -> None:
+        """Fill buf with what nobody will want again soon: where the system can, the page cache stays as it was.
+
+        Otherwise as pread_into.
+        """
+        enter, leave = self.gate.pair
+        enter()
+        try:
+            self._read_slow(buf, off, once=True)
+        finally:
+            leave()
+
     # Used by the pool
 
     def cool(self) -> None:
@@ -260,7 +272,7 @@ class Volume:
 
     # Slow paths; the caller has entered the gate
 
-    def _read_slow(self, buf: bytearray | memoryview, off: int) -> None:
+    def _read_slow(self, buf: bytearray | memoryview, off: int, *, once: bool = False) -> None:
         view = memoryview(buf)
         self._check(off, len(view))
         at, end = 0, len(view)
@@ -271,7 +283,7 @@ class Volume:
             if area is None:
                 _fill_zeroes(view[at : at + n])
             else:
-                self.group.read(area, start, view[at : at + n])
+                self.group.read(area, start, view[at : at + n], once=once)
             at += n
             off += n
 

@@ -70,7 +70,7 @@ def _copy_run(engine: GroupEngine, volume: int, first: int, count: int, buf: byt
             return length if engine.append_copy(volume, offset, length, None) else 0
         length = min(end - offset, piece)
         data = memoryview(buf)[:length]
-        vol.pread_into(data, offset)
+        vol.pread_once(data, offset)
         zero = _ZEROES.startswith(data)  # memcmp: data that is no zeroes shows it in its first bytes
         return length if engine.append_copy(volume, offset, length, None if zero else data) else 0
 

@@ -68,6 +68,9 @@ class Volume(Protocol):
     def pread_into(self, buf: memoryview, offset: int) -> None:
         """Fill `buf`."""
 
+    def pread_once(self, buf: memoryview, offset: int) -> None:
+        """Fill `buf` with what nobody will want again soon."""
+
     def pwrite(self, buf: Buffer, offset: int) -> None:
         """Write all of `buf`."""
 

@@ -248,6 +248,7 @@ class FakeFile:
     """A handle on a file of a FakeDisk; obeys raidlib.blockfile.BlockFile. Made by FakeDisk.open."""
 
     parallel_sync = False
+    once_flags = 0
 
     def __init__(self, disk: FakeDisk, name: str, *, exclusive: bool) -> None:
         self.path = name
@@ -374,7 +375,7 @@ class FakeFile:
         self.pwrite(buf, off)
         return len(buf)
 
-    def _raw_preadv(self, bufs: Sequence[bytearray | memoryview], off: int) -> int:
+    def _raw_preadv(self, bufs: Sequence[bytearray | memoryview], off: int, flags: int = 0) -> int:
         done = 0
         for buf in bufs:
             done += self.preadinto(buf, off + done)

@@ -99,6 +99,10 @@ class SimVolume:
         """See engine.Volume."""
         self.file.preadinto(buf, offset)
 
+    def pread_once(self, buf: memoryview, offset: int) -> None:
+        """See engine.Volume."""
+        self.file.preadinto(buf, offset)
+
     def pwrite(self, buf: Buffer, offset: int) -> None:
         """See engine.Volume."""
         self._pool.touch(self._index, offset, len(buf))

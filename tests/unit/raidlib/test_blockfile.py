@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raidlib.blockfile import BlockFile, OSFile
@@ -121,3 +124,32 @@ def test_punching_falls_back_where_the_medium_cannot(
         file.punch(100, 5000)
     assert file.pread(SIZE, 0) == b"x" * 100 + bytes(5000) + b"x" * (SIZE - 5100)
     assert len(refused) == 2, "what is not supported is not asked for again"
+
+
+def test_reading_once_gives_the_same_bytes_and_does_not_fill_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "member"
+    data = os.urandom(8 << 20)
+    path.write_bytes(data)
+    with path.open("rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file = OSFile.open(str(path))
+    buf = memoryview(bytearray(1 << 20))
+    for at in range(0, len(data), len(buf)):
+        assert file.raw_preadv([buf], at, file.once_flags) == len(buf)
+        assert buf == data[at : at + len(buf)]
+    if file.once_flags:
+        with path.open("rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert resident_pages(mapped) < 1024
+    file.close()
+
+
+def resident_pages(mapped: mmap.mmap) -> int:
+    """How many pages of a mapping are in memory, as mincore(2) says."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    view = np.frombuffer(mapped, dtype=np.uint8)
+    found = ctypes.create_string_buffer(-(-len(mapped) // mmap.PAGESIZE))
+    assert libc.mincore(view.ctypes.data, len(mapped), found) == 0
+    del view
+    return sum(byte & 1 for byte in found.raw)
