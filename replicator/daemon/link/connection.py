@@ -16,6 +16,7 @@ from replicator.daemon.link.wire import HEAD, HEAD_BYTES, check_head
 from replicator.daemon.tlsstream import TlsStream
 
 BUFFER_BYTES = 2 << 20
+AHEAD_BYTES = 64 << 10
 LINGER_S = 2.0
 MAX_QUEUED_BYTES = 64 << 20
 """More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue
@@ -119,9 +120,11 @@ class Connection:
             end = self._end
         view, receive = self._view, self._recv_into
         at, enough = end, self._start + need
+        # Many small frames at once; but no more of the next large one than that, or it would have to be moved.
+        limit = max(enough, end + AHEAD_BYTES)
         try:
-            while at < enough:  # one TLS record, 16 KiB, a turn
-                got = receive(view[at:])
+            while at < enough:
+                got = receive(view[at:limit])
                 if got == 0:
                     raise Lost("the peer closed the connection")
                 at += got
