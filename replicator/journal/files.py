@@ -17,8 +17,8 @@ Buffer = bytes | bytearray | memoryview
 class RandomFile(Protocol):
     """A file of fixed size, written in place. Offsets and lengths are bytes. Errors are OSError."""
 
-    def known_blank(self) -> bool:
-        """Say whether the file is known, without reading it, to hold nothing but zeroes."""
+    def known_blank(self, start: int) -> bool:
+        """Say whether the file is known, without reading it, to hold nothing but zeroes from `start` on."""
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return exactly `length` bytes, fewer only at the end of the file."""
@@ -65,10 +65,10 @@ class PlainFile:
         """Bytes of the file or device."""
         return os.lseek(self._fd, 0, os.SEEK_END)
 
-    def known_blank(self) -> bool:
-        """See RandomFile. True for a file whose filesystem says that nothing was ever written to it."""
+    def known_blank(self, start: int) -> bool:
+        """See RandomFile. True for a file whose filesystem says that nothing was ever written there."""
         try:
-            os.lseek(self._fd, 0, os.SEEK_DATA)
+            os.lseek(self._fd, start, os.SEEK_DATA)
         except OSError as e:
             return e.errno == errno.ENXIO
         return False

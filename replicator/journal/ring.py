@@ -71,6 +71,7 @@ _CRC = struct.Struct("<I")
 _SLOT_BYTES = 4096
 _SCAN_BYTES = 4 << 20
 _WIPE_BYTES = 1 << 20
+FILL_BYTES = 1 << 30
 _TAIL_LOOKS = 200
 
 
@@ -384,13 +385,17 @@ def _read_slot(file: RandomFile, slot: int) -> Super | None:
 def _wipe(file: RandomFile, size: int) -> None:
     """Make the file read as zeroes.
 
-    A new file is zeroes already, and stays unwritten. It is not even read: the kernel would keep it cached in the large
-    pieces it was read in, and small appends into large pieces are slow.
+    Up to FILL_BYTES are written in any case, as databases do with their logs: the first appends and syncs then find
+    their space in order, and the page cache holds the file in large pieces, which makes copies cheaper. Beyond that a
+    new file stays unwritten, and of an old one only what is not zero is written.
     """
-    if file.known_blank():
-        return
     zeroes = bytes(_WIPE_BYTES)
-    for at in range(0, size, _WIPE_BYTES):
+    filled = min(size, FILL_BYTES)
+    for at in range(0, filled, _WIPE_BYTES):
+        file.pwrite(zeroes[: min(_WIPE_BYTES, filled - at)], at)
+    if size == filled or file.known_blank(filled):
+        return
+    for at in range(filled, size, _WIPE_BYTES):
         length = min(_WIPE_BYTES, size - at)
         if file.pread(length, at) != zeroes[:length]:
             file.pwrite(zeroes[:length], at)

@@ -264,7 +264,7 @@ class FakeFile:
         """Size in bytes."""
         return len(self._store().data)
 
-    def known_blank(self) -> bool:
+    def known_blank(self, start: int) -> bool:
         """See RandomFile."""
         return False
 

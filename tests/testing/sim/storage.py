@@ -131,7 +131,7 @@ class ReopeningFile:
     def __init__(self, disk: FakeDisk, name: str) -> None:
         self._disk, self._name = disk, name
 
-    def known_blank(self) -> bool:
+    def known_blank(self, start: int) -> bool:
         """See RandomFile."""
         return False
 

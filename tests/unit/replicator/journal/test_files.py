@@ -66,13 +66,14 @@ def test_a_mapped_file_that_is_too_short_grows_by_zeroes(tmp_path: Path) -> None
     assert len(mapped.buf) == 5000
 
 
-def test_only_a_file_that_was_never_written_is_known_to_be_blank(tmp_path: Path) -> None:
+def test_only_what_was_never_written_is_known_to_be_blank(tmp_path: Path) -> None:
     file = PlainFile(tmp_path / "f", create_bytes=1 << 20)
-    assert file.known_blank()
+    assert file.known_blank(0)
     file.pwrite(b"x", 700_000)
-    assert not file.known_blank()
+    assert not file.known_blank(0)
     file.fdatasync()
     file.close()
     again = PlainFile(tmp_path / "f")
-    assert not again.known_blank()
+    assert not again.known_blank(0)
+    assert again.known_blank(800_000)
     again.close()
