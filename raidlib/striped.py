@@ -36,6 +36,21 @@ class StripedGroup(RaidGroup):
         else:
             self.write_table = table
 
+    def read(self, area: int, off: int, view: memoryview, *, once: bool = False) -> None:
+        """See RaidGroup."""
+        flags = self._once_flags if once else 0
+        try:
+            for index, (place, pieces) in self._parts(area, off, view).items():
+                member = self.members[index]
+                self._check_there(member)
+                if member.live_file().raw_preadv(pieces, place, flags) != sum(map(len, pieces)):
+                    break
+            else:
+                return
+        except OSError:
+            pass
+        super().read(area, off, view, once=once)  # chunk by chunk, to the last means
+
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
         """See RaidGroup. One more try, which also completes a short read."""
         member = self.members[chunk % self.geometry.data_chunks]
@@ -48,6 +63,19 @@ class StripedGroup(RaidGroup):
 
     def write(self, area: int, off: int, view: memoryview) -> None:
         """See RaidGroup. A write error is reported, and the member stays: it may be one bad sector."""
+        for index, (place, pieces) in self._parts(area, off, view).items():
+            member = self.members[index]
+            self._check_there(member)
+            try:
+                if len(pieces) == 1:
+                    member.live_file().pwrite(pieces[0], place)
+                else:
+                    member.live_file().pwritev(pieces, place)
+            except OSError as exc:
+                self._raise_medium(member, "write", exc)
+
+    def _parts(self, area: int, off: int, view: memoryview) -> dict[int, tuple[int, list[memoryview]]]:
+        """Split `view` by member: index -> (place on the member, pieces, which follow one another there)."""
         base, chunk_bytes, width = self.member_offset(area), self.geometry.chunk_bytes, self.geometry.data_chunks
         end = off + len(view)
         at = off
@@ -60,19 +88,9 @@ class StripedGroup(RaidGroup):
             if known is None:
                 parts[chunk % width] = (base + self.row_offset[chunk] + inner, [piece])
             else:
-                # The next row's chunk follows this one on the member: the gathered write is contiguous.
-                known[1].append(piece)
+                known[1].append(piece)  # the next row's chunk follows this one on the member
             at += n
-        for index, (place, pieces) in parts.items():
-            member = self.members[index]
-            self._check_there(member)
-            try:
-                if len(pieces) == 1:
-                    member.live_file().pwrite(pieces[0], place)
-                else:
-                    member.live_file().pwritev(pieces, place)
-            except OSError as exc:
-                self._raise_medium(member, "write", exc)
+        return parts
 
     def zero(self, area: int, off: int, length: int) -> None:
         """See RaidGroup."""

@@ -43,11 +43,12 @@ class Run(NamedTuple):
     wants_durable: bool
 
 
-def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: int) -> Run:
+def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: int, *, payloads: bool = True) -> Run:
     """Find the records in `buf` that come next after those already held.
 
     expect_seq: the seq that is wanted next; records below it are duplicates and skipped
     min_epoch: epoch of the last record held; a record of an older epoch at or above expect_seq is refused
+    payloads: check their CRCs too; only who passes the bytes on to somebody that does may leave that out
 
     A record cut short at the end of `buf` is left out, not an error. Raises BadRecord when a CRC, the magic or the
     version is wrong, a seq is missing, or the epoch falls or rises without its record: then nothing of `buf` may be
@@ -71,7 +72,7 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
         end = body + payload_len
         if end > total:
             break
-        if payload_len and crc32c(view[body:end]) != payload_crc:
+        if payloads and payload_len and crc32c(view[body:end]) != payload_crc:
             raise BadRecord("payload CRC mismatch")
         if seq <= last_seq and count == 0:
             at = begin = end

@@ -4,9 +4,10 @@ The idea: a cursor (offset, seq) in the journal. Whenever the connection has not
 journal is read into one buffer behind room for a frame header, judged by parse_run, and sent as one frame. TCP is the
 window: nothing is queued here, so memory does not depend on the lag.
 
-Every stretch is checked before it leaves (CRC, sequence, epoch), so rot in our journal is our medium's error and not
-the peer's. A stretch that was overwritten while we read it, because the target gave it up, is told apart by tail and
-incarnation.
+Every stretch is checked before it leaves: headers, sequence, epoch, and for the first PROVE_BYTES of a connection the
+CRCs of payloads too. The peer checks all of it before it keeps a byte. So rot in a payload ends the connection at most,
+and the next one, which begins with that record, finds that our medium is to blame and not the peer. A stretch that was
+overwritten while we read it, because the target gave it up, is told apart by tail and incarnation.
 
 Hot path: `pump`, `acked`.
 """
@@ -38,6 +39,7 @@ _ROOM = wire.HEAD_BYTES
 _MARKS = 4096
 _MIN_COMPRESS_BYTES = 512
 _SCAN_BYTES = 1 << 20
+PROVE_BYTES = 16 << 20
 
 
 class Stopped(Exception):
@@ -65,6 +67,7 @@ class Shipper:
         """Its offset in the journal."""
         self.epoch = 0
         self.last_write_time_ns = 0
+        self._to_prove = PROVE_BYTES
         self._marks: deque[tuple[int, int]] = deque()  # (last seq, end offset) of frames not yet durable at the peer
         u64 = self._u64
         u64[PEER_RECEIVED_SEQ] = from_seq - 1
@@ -96,6 +99,7 @@ class Shipper:
             run = self._read_long_record()
         end = run.end
         first_seq, self.seq, self.off, self.epoch = self.seq, run.last_seq + 1, self.off + end, run.last_epoch
+        self._to_prove -= end
         marks = self._marks
         marks.append((run.last_seq, self.off))
         if len(marks) > _MARKS:
@@ -115,7 +119,7 @@ class Shipper:
         files = self._files
         try:
             files.journal.read_into(view, self.off)
-            run = parse_run(view, self.seq, self.epoch)
+            run = parse_run(view, self.seq, self.epoch, payloads=self._to_prove > 0)
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
         except BadRecord as exc:

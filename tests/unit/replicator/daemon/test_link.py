@@ -10,6 +10,7 @@ import pytest
 
 from replicator.core.events import Acked, DataStopped, LinkDown, StartReceiving, StartShipping
 from replicator.core.records import FLAG_FUA, Kind
+from replicator.daemon.link import shipper
 from replicator.daemon.link.connection import Connection
 from replicator.journal.page import (
     APPLIED_SEQ,
@@ -204,6 +205,26 @@ def test_damage_in_the_primarys_journal_is_its_own_mediums_error(folder: Path) -
     with pair.connect():
         assert pair.source.saw(DataStopped).cause == "medium"
         assert pair.b.page[HEAD_SEQ] == 0
+
+
+def test_damage_behind_what_is_proved_ends_the_connection_and_the_next_one_names_the_medium(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper, "PROVE_BYTES", 1)
+    pair = LinkPair(folder)
+    for _ in range(4):
+        pair.a.append(b"x" * 700_000, ring=False)  # each has a frame of its own
+    with open(pair.a.state / "groups" / GROUP / "journal", "r+b") as file:
+        file.seek(8192 + 2 * 700_064 + 500)
+        file.write(b"?")
+    with pair.connect():
+        assert "CRC" in pair.sink.saw(LinkDown).reason
+        assert pair.source.saw(LinkDown) and not any(isinstance(e, DataStopped) for e in pair.source.seen)
+        assert pair.b.page[HEAD_SEQ] == 2, "what came before the damage was kept, and no byte of it"
+        pair.source.on_link, pair.sink.on_link = [StartShipping(3)], [StartReceiving(3, 0)]
+        pair.connect()
+        assert pair.source.saw(DataStopped).cause == "medium"
+        assert pair.b.page[HEAD_SEQ] == 2
 
 
 def test_a_journal_started_over_stops_the_flow_at_once(folder: Path) -> None:
