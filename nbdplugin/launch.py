@@ -36,6 +36,7 @@ START_TIMEOUT_S = 900.0  # a full journal is redone before the target serves; sy
 ABORTS_WITHIN_S = 60.0
 MOST_ABORTS = 20
 """A target in the background that aborts more often than this in ABORTS_WITHIN_S is left alone."""
+LOCK_WAIT_S = 2.0
 FAILURE_FILE = "target.failed"
 """RUN/target.failed: the error map of the last start that failed."""
 
@@ -43,14 +44,20 @@ FAILURE_FILE = "target.failed"
 def lock_state(state_dir: Path) -> int:
     """Lock the state directory for this process and what it becomes; returns the descriptor.
 
-    Raises AlreadyExists when a target runs on it.
+    Raises AlreadyExists when a target runs on it. One that was killed just now is given LOCK_WAIT_S to be gone: the
+    kernel may still be taking it down when nobody can see it any more.
     """
     fd = os.open(state_dir / "target.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise AlreadyExists(f"a target runs on {state_dir}", "farstripe node stop ends it") from None
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise AlreadyExists(f"a target runs on {state_dir}", "farstripe node stop ends it") from None
+            time.sleep(0.02)
     os.set_inheritable(fd, True)
     return fd
 

@@ -7,6 +7,7 @@ somebody else by then. Nothing is ever killed by a number alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ _MARKS = {"target": "farstripe-target", "replicator": "replicator.daemon"}
 PROBES = {"target": "node.info", "replicator": "node.info"}
 STOPS = {"target": "node.stop", "replicator": "node.stop"}
 START_TIMEOUT_S = 60.0
+DYING_S = 2.0
 
 
 def command_line(pid: int, proc: str = "/proc") -> list[str]:
@@ -225,23 +227,35 @@ def _clear(process: str, node: Node) -> None:
 
 
 def _check_ports(process: str, node: Node) -> None:
-    """Say at once, and better than the process could, when its port is taken."""
+    """Say, better than the process could, when its port is taken for longer than a killed process takes to be gone."""
     settings = node.config().get("nbd" if process == "target" else "replication") or {}
     address, port = settings.get("address") or "127.0.0.1", settings.get("port")
     if not port:
         return
+    deadline = time.monotonic() + DYING_S
     try:
         where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(where[0], socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where[4])
-            probe.listen(1)
+        while True:
+            try:
+                _listen(where[0], where[4])
+                return
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
     except OSError as exc:
         kind = "nbd" if process == "target" else "replication"
         raise Refused(
             f"the {process} cannot listen on {address} port {port}: {exc.strerror or exc}",
             f"'ss -ltnp sport = :{port}' shows who has it; {kind}.port in {node.config_path} is ours to change",
         ) from exc
+
+
+def _listen(family: int, where: Any) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
+        probe.listen(1)
 
 
 def _directories(node: Node) -> list[str]:

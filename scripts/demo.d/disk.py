@@ -37,7 +37,11 @@ def kernel_has_nbd() -> bool:
 
 
 class Disk:
-    """One volume attached, and its filesystem. `detach` may be called at any time, and again."""
+    """One volume attached, and its filesystem.
+
+    `detach` may be called at any time, and again, also after an interrupt in the middle of anything here: it looks at
+    what is there instead of remembering what was done.
+    """
 
     kind = ""
 
@@ -45,7 +49,6 @@ class Disk:
         self.node, self.volume, self.mountpoint = node, volume, mountpoint
         self.device = ""
         mountpoint.mkdir(exist_ok=True)
-        self._mounted = False
 
     def make_filesystem(self) -> None:
         command("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.device)
@@ -61,12 +64,10 @@ class Disk:
 
     def mount(self) -> None:
         command("mount", "-t", "ext4", self.device, self.mountpoint)
-        self._mounted = True
 
     def unmount(self) -> None:
-        if self._mounted:
+        if _is_mounted(self.mountpoint):
             command("umount", self.mountpoint)
-            self._mounted = False
 
     def detach(self) -> None:
         """Unmount and give the device back, its node alive or dead."""
@@ -121,26 +122,27 @@ class FuseDisk(Disk):
 
     def detach(self) -> None:
         self.unmount()
-        if self.device:
-            command("losetup", "--detach", self.device)
-            self.device = ""
+        for line in command("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").splitlines():
+            device, *file = line.split(maxsplit=1)
+            if file and file[0].startswith(f"{self._fuse}/"):
+                command("losetup", "--detach", device)
+        self.device = ""
         self._end_server()
 
     def _end_server(self) -> None:
         """nbdfuse ends when its file is unmounted, which waits until the kernel has let go of the loop device."""
-        server, self._server = self._server, None
-        if server is None:
-            return
         deadline = time.monotonic() + 10
         while _is_mounted(self._fuse):
             lazy = ["--lazy"] if time.monotonic() > deadline else []
             command("umount", *lazy, self._fuse, ok=(0, 32))
             time.sleep(0.05)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(10)
+        if self._server is not None:
+            try:
+                self._server.wait(10)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait(10)
+            self._server = None
 
     def cut_off(self) -> None:
         """The node is dead: nbdfuse fails all I/O by itself."""

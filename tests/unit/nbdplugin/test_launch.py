@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_a_state_directory_has_one_target(tmp_path: Path) -> None:
         launch.lock_state(tmp_path)
     os.close(held)
     os.close(launch.lock_state(tmp_path))
+
+
+def test_a_target_that_dies_just_now_is_waited_for(tmp_path: Path) -> None:
+    held = launch.lock_state(tmp_path)
+    timer = threading.Timer(0.2, os.close, (held,))
+    timer.start()
+    os.close(launch.lock_state(tmp_path))
+    timer.join()
 
 
 def test_the_unix_socket_replaces_a_dead_one_and_is_ours_alone(short_dir: Path) -> None:
