@@ -98,7 +98,7 @@ def resync(settings: Settings) -> Result:
             settle(space.path)
             return size / nbdcopy(source.uri, target.uri) / 1e6
 
-        ours()  # both sides write to files that have been written through once
+        ours()  # as nbdcopy's target, our second node's files have been written through once then
         return compare("resync-1g", "nbdcopy", "MB/s", ours, theirs, settings.rounds)
 
 

@@ -146,9 +146,10 @@ def make_file(path: Path, size_bytes: int) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Make `target` with the bytes of `source`, written as make_file writes. Durable: its data and size."""
-    with source.open("rb") as origin, target.open("wb", buffering=0) as f:
+    with source.open("rb") as origin, target.open("wb", buffering=FILL_BYTES) as f:
         while block := origin.read(FILL_BYTES):
             f.write(block)
+        f.flush()
         os.fdatasync(f.fileno())
 
 

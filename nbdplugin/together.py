@@ -12,7 +12,8 @@ Often, while there is something to do, it looks:
   run anywhere (256 KiB writes to RAID-6: 2.4 GB/s together, up to 3.9 GB/s apart);
 * when something else that cannot move away keeps their processor busy, they move to a quieter one.
 
-Nothing depends on any of this: whatever the system refuses, the workers then run where the scheduler puts them.
+Nothing depends on any of this. Where the system does not tell or refuses, the workers run where the scheduler puts
+them.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Together:
 
     def start(self) -> None:
         """Begin to look. On a machine with one processor there is nothing to do."""
-        if self._together:
+        if len(self._cpus) > 1:
             self._thread.start()
 
     def stop(self) -> None:
@@ -102,6 +103,8 @@ class Together:
 
     def join(self) -> None:
         """Count the calling thread among the workers; it begins its first request."""
+        if len(self._cpus) == 1:
+            return
         me = threading.get_native_id()
         with self._lock:
             if not self._workers:
@@ -112,14 +115,23 @@ class Together:
                 _put((me,), {self._home})
 
     def _run(self) -> None:
-        try:
-            before = take_sample(self._cpus)
-            while not self._stop.wait(LOOK_S):
+        before: Sample | None = None
+        while not self._stop.wait(LOOK_S):
+            try:
                 now = take_sample(self._cpus)
-                self._look(before, now)
+                if before is not None:
+                    self._look(before, now)
                 before = now
-        except (OSError, KeyError, ValueError):
-            pass  # this system does not tell; the workers stay where they are
+            except (OSError, KeyError, ValueError):  # this system does not tell, or not now
+                before = None
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Let the workers run anywhere."""
+        with self._lock:
+            if self._together:
+                self._together = False
+                _put(self._workers, self._cpus)
 
     def _look(self, before: Sample, now: Sample) -> None:
         with self._lock:

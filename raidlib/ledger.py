@@ -17,6 +17,8 @@ member, which commits.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,9 +235,15 @@ class Ledger:
         if len(members) > 1 and all(member.live_file().parallel_sync for member in members):
             with self.lock:
                 if self._executor is None:
-                    self._executor = ThreadPoolExecutor(8, "raidlib-sync")
+                    self._executor = ThreadPoolExecutor(8, "raidlib-sync", initializer=_run_anywhere)
             return list(self._executor.map(_sync_one, members))
         return [_sync_one(member) for member in members]
+
+
+def _run_anywhere() -> None:
+    """Threads inherit the processors of whoever starts them, which may be kept to few: take the process's own."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
 
 
 def _sync_one(member: Member) -> OSError | None:

@@ -145,7 +145,7 @@ class GroupEngine:
         self.unjournaled_synced = 0
         """Those of them whose changes are on stable storage by now; see _make_durable."""
         self.announce: Callable[[], None] = _nobody
-        """Called when a host write is in the journal and the replicator sleeps: it ships while the pool is written."""
+        """Called when a host write is admitted and the replicator sleeps: it ships while the pool is written."""
         self.last_host_seq = 0
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0

@@ -61,7 +61,7 @@ def create(
     """
     extra: dict[str, Any] = {"journal_bytes": journal_bytes} if journal_bytes else {}
     made = here.replicator(
-        "pair.create", group=group, peer=peer, compress=compress, overwrite=overwrite, wait_s=180,
+        "pair.create", group=group, peer=peer, compress=compress, overwrite=overwrite, wait_s=330,
         **policy.given(options), **extra,
     )  # fmt: skip
     emit(

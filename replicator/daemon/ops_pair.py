@@ -31,6 +31,8 @@ POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_time
 MAX_COMPRESS = 19
 DEFAULT_WAIT_S = 3600.0
 POLL_S = 0.05
+ADOPT_S = 300.0
+"""Time for a peer to make volumes and write out a journal, which a slow disk may need."""
 COMMAND_S = 75.0
 
 View = dict[str, Any]
@@ -166,6 +168,7 @@ def _adopt_at_peer(
     node.call(
         peer,
         "pair.adopt",
+        ADOPT_S,
         group=status["uuid"],
         name=status["name"],
         volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],

@@ -24,6 +24,7 @@ from replicator.daemon.pairstore import PairConfig
 from replicator.daemon.peers import Peer
 
 PEEK_TARGET_S = 0.8
+ADOPT_TARGET_S = 280.0
 
 RemoteHandler = Callable[[Peer, dict[str, Any]], Any]
 
@@ -98,7 +99,14 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
     if group not in present and not args.get("overwrite"):
         _refuse_data(node, [volume["name"] for volume in args["volumes"]])
     made = group not in present
-    node.target("group.adopt", uuid=group, name=name, volumes=args["volumes"], journal_bytes=int(args["journal_bytes"]))
+    node.target(
+        "group.adopt",
+        ADOPT_TARGET_S,
+        uuid=group,
+        name=name,
+        volumes=args["volumes"],
+        journal_bytes=int(args["journal_bytes"]),
+    )
     try:
         node.target("group.policy", group=group, **dict(args["policy"]))
         pair = PairConfig(group, name, peer.node_id, compress=int(args.get("compress") or 0))

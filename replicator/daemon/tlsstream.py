@@ -4,7 +4,7 @@ Python's SSLSocket makes a system call for each TLS record it sends, which holds
 gigabyte a second that is half of the processor time of a link. Here OpenSSL works on memory, and the socket takes and
 gives PIECE_BYTES at a time; a small frame is read with one system call.
 
-Blocking as the socket is: with a timeout for each of its operations until `unblock`, never after.
+Until `unblock` it waits, for the socket's timeout at most in each call; afterwards it never does.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 
 PIECE_BYTES = 256 << 10
 _OPENING_BYTES = 16 << 10  # until a connection has shown who it is, it costs no more memory than this
 _LINGER_READS = 4096
+_MAX_ANSWERS_BYTES = 1 << 20  # of OpenSSL itself, to a peer that asks for new keys and does not read
 
 
 class TlsStream:
@@ -30,9 +32,11 @@ class TlsStream:
         self._read, self._write, self._undelivered = self._tls.read, self._tls.write, self._tls.pending
         self._raw = memoryview(bytearray(_OPENING_BYTES))
         self._unsent = memoryview(b"")
-        self._shake_hands()
+        self._ended = False
+        self._timeout_s = sock.gettimeout()
+        self._shake_hands(self._deadline())
 
-    def _shake_hands(self) -> None:
+    def _shake_hands(self, deadline: float | None) -> None:
         while True:
             try:
                 self._tls.do_handshake()
@@ -40,7 +44,7 @@ class TlsStream:
             except ssl.SSLWantReadError:
                 self._encrypted()
                 self._push()
-                self._fill()
+                self._fill(deadline)
             except ssl.SSLError:
                 with contextlib.suppress(OSError):  # the alert tells the other side why
                     self._encrypted()
@@ -59,11 +63,16 @@ class TlsStream:
         return self._sock.fileno()
 
     def settimeout(self, seconds: float) -> None:
-        """Give each operation of the socket this long."""
+        """Give each call this long."""
+        self._timeout_s = seconds
         self._sock.settimeout(seconds)
+
+    def _deadline(self) -> float | None:
+        return time.monotonic() + self._timeout_s if self._timeout_s else None
 
     def unblock(self) -> None:
         """From now on raise BlockingIOError instead of waiting; large pieces are welcome."""
+        self._timeout_s = None
         self._sock.setblocking(False)
         self._raw = memoryview(bytearray(PIECE_BYTES))
 
@@ -126,39 +135,52 @@ class TlsStream:
 
         Raises BlockingIOError when there is nothing yet, OSError (TimeoutError, ssl.SSLError).
         """
+        if self._ended:
+            return 0
         incoming, read, got, room = self._incoming, self._read, 0, len(buf)
+        deadline = self._deadline()
         while got < room:  # one TLS record a turn
             try:
                 if incoming.pending or self._undelivered():
                     fresh = int(read(room - got, buf[got:]))  # a number, as it reads into a buffer
                     if not fresh:
+                        self._ended = True
                         break
                     got += fresh
                 elif got:
                     break
-                elif not self._fill():
-                    return 0
+                else:
+                    self._fill(deadline)
+                    if self._ended:
+                        break
             except ssl.SSLWantReadError:  # a part of a record only
-                if got:
+                if got or self._ended:
                     break
-                if not self._fill():
-                    return 0
+                self._fill(deadline)
             except ssl.SSLEOFError:
+                self._ended = True
                 break
         return got
 
-    def _fill(self) -> int:
-        """Take in what the socket has, and return how much; 0 at its end. Raises BlockingIOError, OSError."""
+    def _fill(self, deadline: float | None) -> None:
+        """Take in what the socket has, or notice its end. Raises BlockingIOError, TimeoutError, OSError."""
         if self._outgoing.pending:  # an answer to the peer's change of keys
             self._encrypted()
             with contextlib.suppress(BlockingIOError):
                 self._push()
+            if len(self._unsent) > _MAX_ANSWERS_BYTES:
+                raise OSError("the peer does not read")
+        if deadline is not None:
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(rest)
         got = self._sock.recv_into(self._raw)
         if got:
             self._incoming.write(self._raw[:got])
         else:
             self._incoming.write_eof()
-        return got
+            self._ended = True
 
     # -- end ------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ HANDSHAKE_S = 15.0
 """A handshake step that takes longer is given up; generous, because a target may be replaying its journal."""
 POLL_S = 0.25
 """How often the target is asked how a copy or the catching-up goes."""
+HURRIED_POLL_S = 0.05
+"""The same while the follower keeps up, so that the end of a copy is noticed soon."""
 IDLE_POLL_S = 2.0
 """The same once nothing is expected to change soon."""
 RETRY_REFUSED_S = 20.0
@@ -98,7 +100,7 @@ class SessionBase:
         self._since = 0.0
         self._since_link = 0.0
         self._next_ping = 0.0
-        self._next_poll = 0.0
+        self._next_poll = self._last_poll = 0.0
         self._retry_at: float | None = 0.0
         self._bitmaps: dict[int, bytes | None] = {}
         self._copy: dict[str, Any] = {}
@@ -175,7 +177,7 @@ class SessionBase:
     def _poll_if_due(self, now: float, pace_s: float) -> list[Effect]:
         if self._awaited or now < self._next_poll:
             return []
-        self._next_poll = now + pace_s
+        self._last_poll, self._next_poll = now, now + pace_s
         return [self._ask("group.status")]
 
     def _nothing(self, event: Event, now: float) -> Step:

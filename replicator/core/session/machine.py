@@ -19,7 +19,7 @@ from replicator.core.events import (
     Reply,
     Tick,
 )
-from replicator.core.session.base import NotExpected, Step
+from replicator.core.session.base import HURRIED_POLL_S, NotExpected, Step
 from replicator.core.session.flowing import Flowing
 from replicator.core.session.operating import Operating
 from replicator.core.session.switching import Switching
@@ -65,7 +65,7 @@ class Session(Switching, Flowing, Operating):
     def caught_up(self, now: float) -> None:
         """Everything received is applied: a copy may be complete, so its target is asked now. No effect elsewhere."""
         if self.state is State.COPY_TARGET:
-            self._next_poll = min(self._next_poll, now)
+            self._next_poll = min(self._next_poll, max(now, self._last_poll + HURRIED_POLL_S))
 
     def next_deadline(self) -> float | None:
         """When the next Tick is wanted, None for never. Monotonic seconds."""

@@ -135,6 +135,8 @@ class Connection:
         finally:
             self._end = at
             self.bytes_in += at - end
+            if self._stream.unsent:
+                self.wants_write = True  # TLS has something to say of its own
         return True
 
     def _replace(self, size: int) -> None:

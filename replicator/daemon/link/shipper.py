@@ -6,7 +6,7 @@ window: nothing is queued here, so memory does not depend on the lag.
 
 Every stretch is checked before it leaves: headers, sequence, epoch, and for the first PROVE_BYTES of a connection the
 CRCs of payloads too. The peer checks all of it before it keeps a byte. So rot in a payload ends the connection at most,
-and the next one, which begins with that record, finds that our medium is to blame and not the peer. A stretch that was
+and the next one, which begins with that frame, finds that our medium is to blame and not the peer. A stretch that was
 overwritten while we read it, because the target gave it up, is told apart by tail and incarnation.
 
 Hot path: `pump`, `acked`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,32 @@ def test_workers_are_let_go_when_requests_are_large() -> None:
     assert found == [cpus]
     together._look(before, before)
     assert not together._workers
+
+
+def test_a_system_that_stops_telling_lets_the_workers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, cpus = Together(), os.sched_getaffinity(0)
+    joined, ended = threading.Event(), threading.Event()
+    found: list[set[int]] = []
+
+    def work() -> None:
+        together.join()
+        found.append(os.sched_getaffinity(0))
+        joined.set()
+        ended.wait(10)
+        found.append(os.sched_getaffinity(0))
+
+    def no_sample(cpus: object) -> None:
+        raise PermissionError("not for you")
+
+    monkeypatch.setattr("nbdplugin.together.take_sample", no_sample)
+    together.start()
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert joined.wait(5)
+    deadline = time.monotonic() + 5
+    while together._together and len(cpus) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ended.set()
+    thread.join()
+    together.stop()
+    assert found[1] == cpus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -130,3 +131,28 @@ def test_threads_read_what_they_wrote_on_real_files(tmp_path: Path, level: int, 
     paths = [spare() for _ in range(members)]
     pool = Pool.create("tank", [GroupSpec("g", level, paths, CHUNK)], AREA)
     run_all(pool, level, spare, OSFile.open_exclusive)
+
+
+def test_syncing_threads_run_on_all_processors_whoever_starts_them(tmp_path: Path) -> None:
+    """A worker that is kept on one processor may be the first to sync; its threads are everybody's."""
+    paths = [str(tmp_path / f"m{index}") for index in range(2)]
+    for path in paths:
+        OSFile.create(path, 64 << 20)
+    pool = Pool.create("p", [GroupSpec("g", 0, paths, 64 << 10)], 1 << 20)
+    pool.create_volume("v", 8 << 20)
+    everywhere = os.sched_getaffinity(0)
+
+    def narrow_worker() -> None:
+        os.sched_setaffinity(0, {min(everywhere)})
+        pool.volume("v").pwrite(b"x" * 4096, 0)
+        pool.sync()
+
+    before = threading.enumerate()
+    thread = threading.Thread(target=narrow_worker)
+    thread.start()
+    thread.join()
+    syncing = [t for t in threading.enumerate() if t not in before and t.name.startswith("raidlib-sync")]
+    assert syncing
+    for t in syncing:
+        assert t.native_id is not None and os.sched_getaffinity(t.native_id) == everywhere
+    pool.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -186,3 +187,63 @@ def test_what_was_sent_before_a_gentle_end_arrives(tmp_path: Path) -> None:
         time.sleep(0.005)
     assert parse_control(frame[3])["t"] == "last words"
     other.close()
+
+
+def test_a_goodbye_behind_data_is_an_end_for_good(tmp_path: Path) -> None:
+    one, other = tls_pair(tmp_path)
+    one.sendall(b"last")
+    with contextlib.suppress(ssl.SSLError):
+        one._tls.unwrap()  # writes close_notify, then wants the other side's
+    raw = socket.socket(fileno=os.dup(one.fileno()))
+    raw.sendall(one._outgoing.read())
+    time.sleep(0.1)
+    other.unblock()
+    assert read(other, 10) == b"last"
+    for _ in range(3):
+        assert other.recv_into(memoryview(bytearray(10))) == 0
+    for sock in (raw, one, other):
+        sock.close()
+
+
+def trickle(sock: socket.socket, head: bytes, stop: threading.Event) -> threading.Thread:
+    """Send `head` and then a byte now and then, as somebody does who wants to keep us waiting."""
+
+    def run() -> None:
+        with contextlib.suppress(OSError):
+            sock.sendall(head)
+            while not stop.wait(0.05):
+                sock.sendall(b"\0")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_a_handshake_that_trickles_in_ends_in_time() -> None:
+    a, b = socket.socketpair()
+    b.settimeout(0.5)
+    stop = threading.Event()
+    thread = trickle(a, b"\x16\x03\x01\x02\x00", stop)  # the head of a record of 512 bytes
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        TlsStream(b, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), server_side=True)
+    assert time.monotonic() - began < 5
+    stop.set()
+    thread.join()
+    a.close()
+    b.close()
+
+
+def test_a_record_that_trickles_in_ends_in_time(ends: Ends) -> None:
+    one, other = ends
+    other.settimeout(0.5)
+    raw = socket.socket(fileno=os.dup(one.fileno()))
+    stop = threading.Event()
+    thread = trickle(raw, b"\x17\x03\x03\x40\x00", stop)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        other.recv_into(memoryview(bytearray(10)))
+    assert time.monotonic() - began < 5
+    stop.set()
+    thread.join()
+    raw.close()
