@@ -107,12 +107,12 @@ class BlockMap:
         """Find blocks with `bit` at or after block `start`: (first, count), count <= most; None when there is none."""
         step = 1 << 16
         for at in range(start, self.blocks, step):
-            hits = np.flatnonzero(self.array[at : at + step] & bit)
-            if len(hits):
-                first = at + int(hits[0])
-                window = self.array[first : first + most] & bit
-                gap = np.flatnonzero(window == 0)
-                return first, int(gap[0]) if len(gap) else len(window)
+            window = self.array[at : at + step] & bit
+            hit = int(window.argmax())  # the first of the largest
+            if window[hit]:
+                clear = (self.array[at + hit : at + hit + most] & bit) == 0
+                gap = int(clear.argmax())
+                return at + hit, gap if clear[gap] else len(clear)
         return None
 
     def sync(self) -> None:

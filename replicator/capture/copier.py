@@ -61,8 +61,9 @@ def _copy_run(engine: GroupEngine, volume: int, first: int, count: int, buf: byt
     piece = len(buf)
     offset = first * BLOCK_BYTES
     end = min(vol.size, (first + count) * BLOCK_BYTES)
-    if not _leading_hole(vol.extents(offset, end - offset)):
-        end = min(end, offset + piece)  # hosts wait for no more than what is copied now
+    near = min(end, offset + piece)
+    if not _leading_hole(vol.extents(offset, near - offset)):
+        end = near  # hosts wait for no more than what is copied now
     with engine.span(volume, offset, end - offset):
         hole = _leading_hole(vol.extents(offset, end - offset))
         if hole == end - offset or hole >= piece:

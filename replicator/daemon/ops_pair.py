@@ -30,7 +30,8 @@ from replicator.daemon.peers import Peer
 POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
 MAX_COMPRESS = 19
 DEFAULT_WAIT_S = 3600.0
-POLL_S = 0.05
+POLL_S = 0.1
+"""What no event of a pair tells, such as the end of a lag, is looked for this often."""
 ADOPT_S = 300.0
 """Time for a peer to make volumes and write out a journal, which a slow disk may need."""
 COMMAND_S = 75.0
@@ -72,6 +73,7 @@ def handlers(node: Node) -> dict[str, Handler]:
         reached: Callable[[View], bool] = WAITS.get(state.lower(), lambda view: bool(view["word"] == state.upper()))
         until = time.monotonic() + timeout_s
         while True:
+            seen = node.pairs.changes
             view = pairview.view(node, pair)
             if reached(view):
                 return view
@@ -82,7 +84,7 @@ def handlers(node: Node) -> dict[str, Handler]:
                 )
             if node.pairs.store.get(pair.group) is None:
                 raise NotFound(f"the pair of group {pair.name} was deleted meanwhile")
-            time.sleep(POLL_S)
+            node.pairs.await_change(seen, POLL_S)
 
     def explain(args: dict[str, Any]) -> dict[str, Any]:
         view = show(args)

@@ -59,6 +59,9 @@ class Pairs:
         self._peers = peers
         self._contexts = contexts
         self._note = note
+        self.changes = 0
+        """Rises with every event of a pair."""
+        self._changed = threading.Condition()
         self._running: dict[str, _Running] = {}
         self._turned_away: dict[str, tuple[str, str]] = {}
         """Group -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
@@ -99,7 +102,7 @@ class Pairs:
                 ask=asker.ask,
                 dial=lambda: self._dial(pair, loop),
                 persist=lambda changes: self.store.change(pair.group, changes),
-                event=lambda name, detail: self._note(pair, name, detail),
+                event=lambda name, detail: self._happened(pair, name, detail),
                 compress_level=lambda: (self.store.get(pair.group) or pair).compress,
                 failed=lambda: self._failed(pair, loop),
             )
@@ -140,6 +143,17 @@ class Pairs:
         facts["peer_name"] = self.name_of(pair.peer)
         facts["follow_name"] = self.name_of((facts.get("decision") or {}).get("follow", ""))
         return facts
+
+    def _happened(self, pair: PairConfig, name: str, detail: dict[str, Any]) -> None:
+        self._note(pair, name, detail)
+        with self._changed:
+            self.changes += 1
+            self._changed.notify_all()
+
+    def await_change(self, seen: int, timeout_s: float) -> None:
+        """Return when `changes` is no longer `seen`, after `timeout_s` seconds at the latest."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.changes != seen, timeout_s)
 
     def name_of(self, node_id: str) -> str:
         """A node's name, its id when it is not known."""

@@ -15,8 +15,8 @@ from collections import deque
 from replicator.daemon.link.wire import HEAD, HEAD_BYTES, check_head
 from replicator.daemon.tlsstream import TlsStream
 
-BUFFER_BYTES = 2 << 20
 AHEAD_BYTES = 64 << 10
+BUFFER_BYTES = (1 << 20) + 2 * AHEAD_BYTES  # a frame that carries a copy, and what is read beyond it
 LINGER_S = 2.0
 MAX_QUEUED_BYTES = 64 << 20
 """More unsent bytes than this mean that the peer does not read: the connection is given up. Only control frames queue
