@@ -365,6 +365,7 @@ class GroupService:
         """The replicator says whether records flow to the peer."""
         self.engine.link_up = up
         if up:
+            self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
             self.release("the peer was reached")
         self._waiters.wake_all()
 

@@ -366,3 +366,14 @@ def test_status_settles_a_secondary_before_a_handshake(served: Served) -> None:
     assert status["role"] == SECONDARY
     assert status["applied"] == status["pos"] == served.a.seq
     assert not follower.apply_some(served.pair.b.engine)
+
+
+def test_from_the_moment_records_flow_it_is_known_how_far_the_peer_is_behind(served: Served) -> None:
+    side = served.pair.a
+    side.page[PEER_RECEIVED_SEQ] = side.page[HEAD_SEQ]
+    served.a.set_link(True)
+    for n in range(5):
+        served.a.write(0, n * 4096, b"x" * 4096)
+    behind = served.a.status()["behind"]
+    assert behind is not None
+    assert behind["writes"] == 5 and behind["bytes"] == 5 * (4096 + 64) and 0 <= behind["seconds"] < 60
