@@ -118,7 +118,22 @@ class Workspace:
                 child.wait()
 
     def close(self) -> None:
-        """End the processes, newest first, and remove the directory."""
+        """End the processes, newest first, and remove the directory; for the main thread.
+
+        SIGINT and SIGTERM take effect afterwards: half of it is worse than none.
+        """
+        caught: list[int] = []
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda caught_now, _frame: caught.append(caught_now)) for number in numbers]
+        try:
+            self._clean_up()
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+    def _clean_up(self) -> None:
         for action in reversed(self._closers):
             try:
                 action()

@@ -20,6 +20,7 @@ from replicator.journal.page import (
     PEER_DURABLE_OFF,
     PEER_DURABLE_SEQ,
     PEER_RECEIVED_SEQ,
+    REPLICATOR_ASLEEP,
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
@@ -377,3 +378,17 @@ def test_from_the_moment_records_flow_it_is_known_how_far_the_peer_is_behind(ser
     behind = served.a.status()["behind"]
     assert behind is not None
     assert behind["writes"] == 5 and behind["bytes"] == 5 * (4096 + 64) and 0 <= behind["seconds"] < 60
+
+
+def test_the_replicator_hears_of_a_write_before_the_pool_takes_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = served.pair.a
+    side.page[REPLICATOR_ASLEEP] = 1
+    order: list[str] = []
+    volume = side.engine.volumes[0]
+    monkeypatch.setattr(side.engine, "announce", lambda: order.append(f"heard {side.page[HEAD_SEQ]}"))
+    monkeypatch.setattr(volume, "pwrite", lambda buf, offset: order.append("pool"))
+    seq = side.page[HEAD_SEQ] + 1
+    served.a.write(0, 0, b"x" * 4096)
+    assert order == [f"heard {seq}", "pool"], "its record is in the journal by then"
