@@ -60,8 +60,11 @@ def test_writer_gets_an_error_when_the_server_stays_away_too_long(server: PlainN
 
 
 def test_stock_nbd_client_does_not_reconnect(server: PlainNBD, guest: Guest) -> None:
-    """Why farstripe has an attach of its own. When this fails, nbd-client has learned it."""
-    guest.run(f"nbd-client {HOST_IP} {PORT} /dev/nbd0 -b 4096 -N ''")
+    """Why farstripe has an attach of its own. When this fails, nbd-client has learned it.
+
+    The timeout is for a request that is on the wire when the server dies: without one the kernel never ends it.
+    """
+    guest.run(f"nbd-client {HOST_IP} {PORT} /dev/nbd0 -b 4096 -N '' -t 5")
     writer = guest.popen(DIRECT_WRITER)
     wait_for_files(writer, 5)
     server.kill()
