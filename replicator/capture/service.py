@@ -42,13 +42,13 @@ Events = Callable[..., None]
 
 KEEPER_S = 0.25
 CHECKPOINT_S = 5.0
-CHECKPOINT_FRACTION = 0.25
+CHECKPOINT_FRACTION = 0.5
 LARGEST_WRITE_BYTES = 4 << 20
 """A larger write becomes several records: the host was promised no atomicity, and the journal has room sooner."""
 DRAIN_S = 30.0
 RETRY_APPLY_S = 1.0
 GATHER_BYTES = 1 << 20
-GATHER_S = 0.01
+GATHER_S = 0.02
 """After a small batch the follower lets the next one gather: each costs a sync, and nobody waits for the pool."""
 
 

@@ -43,12 +43,12 @@ class Run(NamedTuple):
     wants_durable: bool
 
 
-def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: int, *, payloads: bool = True) -> Run:
+def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: int, *, prove: bool = True) -> Run:
     """Find the records in `buf` that come next after those already held.
 
     expect_seq: the seq that is wanted next; records below it are duplicates and skipped
     min_epoch: epoch of the last record held; a record of an older epoch at or above expect_seq is refused
-    payloads: check their CRCs too; only who passes the bytes on to somebody that does may leave that out
+    prove: check CRCs; only who passes the bytes on to somebody that does may leave that out
 
     A record cut short at the end of `buf` is left out, not an error. Raises BadRecord when a CRC, the magic or the
     version is wrong, a seq is missing, or the epoch falls or rises without its record: then nothing of `buf` may be
@@ -64,7 +64,7 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
     last_epoch = min_epoch
     while total - at >= HEADER_BYTES:
         magic, kind, flags, version, epoch, seq, _t, _vol, payload_len, _off, _len, payload_crc, crc = unpack(view, at)
-        if magic != MAGIC or crc != crc32c(view[at : at + 60]):
+        if magic != MAGIC or (prove and crc != crc32c(view[at : at + 60])):
             raise BadRecord("bad magic" if magic != MAGIC else "header CRC mismatch")
         if version != VERSION or payload_len > MAX_PAYLOAD_BYTES:
             raise BadRecord(f"record version {version} or payload of {payload_len} bytes is not known here")
@@ -72,7 +72,7 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
         end = body + payload_len
         if end > total:
             break
-        if payloads and payload_len and crc32c(view[body:end]) != payload_crc:
+        if prove and payload_len and crc32c(view[body:end]) != payload_crc:
             raise BadRecord("payload CRC mismatch")
         if seq <= last_seq and count == 0:
             at = begin = end
@@ -97,16 +97,19 @@ def iter_run(view: memoryview) -> list[tuple[Header, int]]:
     apply is found. Raises BadRecord.
     """
     out: list[tuple[Header, int]] = []
+    unpack = HEADER.unpack_from
     at = 0
     total = len(view)
     while total - at >= HEADER_BYTES:
-        header = unpack_header(view, at)
+        magic, kind, flags, version, epoch, seq, time, volume, size, offset, length, payload_crc, crc = unpack(view, at)
         body = at + HEADER_BYTES
-        end = body + header.payload_len
+        if magic != MAGIC or version != VERSION or crc != crc32c(view[at : body - 4]) or size > MAX_PAYLOAD_BYTES:
+            unpack_header(view, at)  # says what is wrong
+        end = body + size
         if end > total:
             break
-        if header.payload_len and crc32c(view[body:end]) != header.payload_crc:
-            raise BadRecord(f"payload CRC mismatch in record {header.seq}")
-        out.append((header, body))
+        if size and crc32c(view[body:end]) != payload_crc:
+            raise BadRecord(f"payload CRC mismatch in record {seq}")
+        out.append((Header(kind, flags, epoch, seq, time, volume, size, offset, length, payload_crc), body))
         at = end
     return out

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Iterable
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 128 << 10
 _OPENING_BYTES = 16 << 10  # until a connection has shown who it is, it costs no more memory than this
 _LINGER_READS = 4096
 _MAX_ANSWERS_BYTES = 1 << 20  # of OpenSSL itself, to a peer that asks for new keys and does not read

@@ -32,6 +32,9 @@ class RandomFile(Protocol):
     def pwritev(self, bufs: Sequence[Buffer], offset: int) -> None:
         """Write all buffers back to back. Durable: nothing until fdatasync."""
 
+    def pwrite_durable(self, buf: Buffer, offset: int) -> None:
+        """Write all of `buf`. Durable: these bytes, and no others. A failure is final, as that of fdatasync."""
+
     def fdatasync(self) -> None:
         """Durable: all bytes written before the call. A failure is final: never call it again on this file."""
 
@@ -114,6 +117,14 @@ class PlainFile:
             if n == 0:
                 raise OSError(errno.EIO, "write made no progress", self.path)
             done += n
+
+    def pwrite_durable(self, buf: Buffer, offset: int) -> None:
+        """See RandomFile."""
+        view = memoryview(buf)
+        while len(view):
+            done = os.pwritev(self._fd, (view,), offset, os.RWF_DSYNC)
+            view = view[done:]
+            offset += done
 
     def fdatasync(self) -> None:
         """See RandomFile."""

@@ -108,6 +108,7 @@ class Journal:
         """
         journal = cls(file, page, Super(0, group, capacity, 0, 1, 0, 1, 0))
         _wipe(file, DATA_START + capacity)
+        file.fdatasync()
         journal._write_super(journal.super)
         journal._publish_kept()
         journal._publish_head(0, 0, 0)
@@ -363,8 +364,7 @@ class Journal:
     def _write_super(self, sup: Super) -> None:
         sup = sup._replace(generation=sup.generation + 1)
         body = _SUPER.pack(b"FSRJ", 1, 0, *sup)
-        self._file.pwrite(body + _CRC.pack(crc32c(body)), (sup.generation % 2) * _SLOT_BYTES)
-        self._file.fdatasync()
+        self._file.pwrite_durable(body + _CRC.pack(crc32c(body)), (sup.generation % 2) * _SLOT_BYTES)
         self.super = sup
 
     def close(self) -> None:

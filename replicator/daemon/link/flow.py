@@ -27,7 +27,7 @@ from replicator.journal.page import (
 BEAT_S = 1.0
 LOOK_S = 0.2
 """A restarted target is noticed within this time."""
-GATHER_S = 0.001
+GATHER_S = 0.002
 GATHER_BYTES = 256 << 10
 """While no write waits for the peer, records gather for GATHER_S or until there are GATHER_BYTES of them: waking two
 processes on each node for a record costs more than all that is done with it. The first after a pause goes at once."""

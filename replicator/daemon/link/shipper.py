@@ -4,8 +4,8 @@ The idea: a cursor (offset, seq) in the journal. Whenever the connection has not
 journal is read into one buffer behind room for a frame header, judged by parse_run, and sent as one frame. TCP is the
 window: nothing is queued here, so memory does not depend on the lag.
 
-Every stretch is checked before it leaves: headers, sequence, epoch, and for the first PROVE_BYTES of a connection the
-CRCs of payloads too. The peer checks all of it before it keeps a byte. So rot in a payload ends the connection at most,
+Every stretch is checked before it leaves: that its records follow one another, and for the first PROVE_BYTES of a
+connection their CRCs too. The peer checks all of it before it keeps a byte. So rot ends the connection at most,
 and the next one, which begins with that frame, finds that our medium is to blame and not the peer. A stretch that was
 overwritten while we read it, because the target gave it up, is told apart by tail and incarnation.
 
@@ -119,7 +119,7 @@ class Shipper:
         files = self._files
         try:
             files.journal.read_into(view, self.off)
-            run = parse_run(view, self.seq, self.epoch, payloads=self._to_prove > 0)
+            run = parse_run(view, self.seq, self.epoch, prove=self._to_prove > 0)
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
         except BadRecord as exc:

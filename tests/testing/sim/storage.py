@@ -151,6 +151,10 @@ class ReopeningFile:
         """See RandomFile."""
         self._disk.open(self._name).pwritev(bufs, offset)
 
+    def pwrite_durable(self, buf: Buffer, offset: int) -> None:
+        """See RandomFile."""
+        self._disk.open(self._name).pwrite_durable(buf, offset)
+
     def fdatasync(self) -> None:
         """See RandomFile."""
         self._disk.open(self._name).fdatasync()

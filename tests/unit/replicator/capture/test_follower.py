@@ -12,6 +12,7 @@ from replicator.core.records import HEADER_BYTES, Kind, pack_header, unpack_head
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
     PEER_DURABLE_OFF,
@@ -204,13 +205,33 @@ def test_a_checkpoint_waits_for_the_changes_under_way_when_it_began(pair: Pair) 
     assert not engine.still_in_flight(begun.pending)
 
 
-def test_the_pool_is_synced_before_the_redo_point_moves(pair: Pair) -> None:
+def test_what_is_kept_of_the_journal_and_the_pool_are_synced_before_the_redo_point_moves(pair: Pair) -> None:
+    pair.a.page[PEER_DURABLE_OFF] = 0
     pair.a.write(0, 1)
     order: list[str] = []
     pair.a.disk.trace = lambda op, file, *_: order.append(f"{op} {file}")
     follower.checkpoint(pair.a.engine)
     assert order.index("sync journal") < order.index("sync bitmap0") < order.index("sync volume0")
-    assert order[-2:] == ["write journal", "sync journal"]
+    assert order[-1] == "write_durable journal"
+
+
+def test_records_that_the_peer_holds_durably_need_no_place_on_our_disk(pair: Pair) -> None:
+    engine, page = pair.a.engine, pair.a.page
+    held = pair.a.write(0, 1)
+    page[PEER_DURABLE_OFF] = page[HEAD_OFF]
+    pair.a.write(4096, 2)
+    order: list[str] = []
+    pair.a.disk.trace = lambda op, file, *_: order.append(f"{op} {file}")
+    begun = follower.begin_checkpoint(engine)
+    assert begun is not None and follower.finish_checkpoint(engine, begun)
+    assert "sync journal" not in order
+    assert order.index("sync bitmap0") < order.index("sync volume0") < order.index("write_durable journal")
+    assert (page[TAIL_SEQ], engine.journal.super.redo_seq, page[DURABLE_SEQ]) == (held + 1, held + 1, held)
+    pair.a.disk.trace = None
+    pair.a.power_cut("drop")
+    pair.a.start()
+    assert pair.a.engine.pos == held
+    assert pair.a.image()[0][0] == 1
 
 
 def test_a_checkpoint_that_an_attach_overtook_does_nothing(pair: Pair) -> None:

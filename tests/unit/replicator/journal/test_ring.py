@@ -119,7 +119,7 @@ def test_space_is_not_free_before_the_superblock_says_so_durably() -> None:
     for _ in range(3):
         ring.add(bytes(200))
     synced: list[int] = []
-    ring.disk.trace = lambda op, *_: synced.append(ring.page[TAIL_OFF]) if op == "sync" else None
+    ring.disk.trace = lambda op, *_: synced.append(ring.page[TAIL_OFF]) if op == "write_durable" else None
     ring.trim(3)
     assert synced == [0]
     assert ring.page[TAIL_SEQ] == 3
