@@ -162,3 +162,60 @@ def test_who_is_made_leader_just_as_it_wakes_by_itself_is_not_answered(
         return len(asked) > 5
 
     assert not peer.waiters.wait(7, PEER_RECEIVED_SEQ, give_up), "nobody has answered it"
+
+
+def answered_at_once(peer: Peer, seq: int) -> None:
+    """A lone write whose answer comes while it waits."""
+    done: dict[int, bool] = {}
+    thread = start(peer, seq, done)
+    while not peer.waiters._led and thread.is_alive():
+        pass
+    peer.answer(seq)
+    thread.join(2)
+    assert done == {seq: True}
+
+
+@pytest.fixture
+def watched(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The writes that watched for their answer."""
+    seqs: list[int] = []
+    right = Waiters._watch
+
+    def note(self: Waiters, seq: int, slot: int, until: float) -> None:
+        seqs.append(seq)
+        right(self, seq, slot, until)
+
+    monkeypatch.setattr(waiters, "WATCH_S", 1.0)
+    monkeypatch.setattr(Waiters, "_watch", note)
+    monkeypatch.setattr(peer.waiters, "_may_watch", True)
+    return seqs
+
+
+def test_only_a_writer_that_was_alone_for_a_while_watches_for_its_answer(peer: Peer, watched: list[int]) -> None:
+    for seq in range(1, waiters.LONE_WAITS + 3):
+        answered_at_once(peer, seq)
+    assert watched == [waiters.LONE_WAITS + 1, waiters.LONE_WAITS + 2]
+
+
+def test_a_second_writer_ends_the_watching(peer: Peer, watched: list[int]) -> None:
+    for seq in range(1, waiters.LONE_WAITS + 1):
+        answered_at_once(peer, seq)
+    done: dict[int, bool] = {}
+    both = [start(peer, 100, done), start(peer, 101, done)]
+    while len(peer.waiters._waiting) < 1:
+        time.sleep(0.001)
+    peer.answer(101)
+    for thread in both:
+        thread.join(2)
+    assert done == {100: True, 101: True}
+    answered_at_once(peer, 102)
+    assert watched == [100]
+
+
+def test_nobody_watches_for_a_peer_that_is_far_away(
+    peer: Peer, watched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiters, "WATCH_S", 1e-9)
+    for seq in range(1, waiters.LONE_WAITS + 3):
+        answered_at_once(peer, seq)
+    assert watched == []
