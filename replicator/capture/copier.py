@@ -18,7 +18,7 @@ from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, PEER_DURABLE_SEQ, TAI
 
 COPY_BLOCKS = 16  # 1 MiB a data record, less where the journal is small
 ZERO_BLOCKS = 1024  # 64 MiB a record for ranges that were never written
-PACE_FRACTION = 0.5  # copying stops while the journal is fuller than this
+PACE_FRACTION = 0.5
 _ZEROES = bytes(COPY_BLOCKS * BLOCK_BYTES)
 ROTATE_MIN_BLOCKS = 64  # a history bitmap with fewer marks is not worth a successor
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from replicator.capture import copier, follower, recovery, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
 from replicator.capture.waiters import Waiters
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, on_full, on_unanswered
@@ -258,7 +258,7 @@ class GroupService:
                     self._bell.ring()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
-                if busy < GATHER_BYTES:
+                if busy < GATHER_BYTES and engine.state.copy == OK:
                     self._stop.wait(GATHER_S)
                 continue
             page[TARGET_ASLEEP] = 1

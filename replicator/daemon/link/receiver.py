@@ -22,7 +22,7 @@ from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.shipper import Stopped
 from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, TAIL_OFF
 
-ACK_LAZY_S = 0.02
+ACK_LAZY_S = 0.01
 """Durable and applied positions that nobody waits for are acknowledged at most this often."""
 
 RING_LAZY_S = 0.004
