@@ -218,6 +218,14 @@ def test_force_does_not_answer_the_question(node: FakeNode) -> None:
     assert node.replicator.asked("takeover")["force"] is True
 
 
+@pytest.mark.parametrize("records", [0, 3])
+def test_a_primary_that_goes_on_writes_more_than_was_counted(node: FakeNode, records: int) -> None:
+    living = {"records": records, "bytes": None, "seconds": 0.1, "certain": True, "alive": True}
+    node.replicator.answers |= {"takeover.plan": plan(lost=living), "takeover": {"epoch": 2, "lost": living}}
+    done = node.run("takeover", "app", "--force", "--yes")
+    assert "Nothing is lost" not in done.out and "until it hears of the takeover is lost too" in done.out
+
+
 def test_a_plan_changes_nothing(node: FakeNode) -> None:
     node.replicator.answers["takeover.plan"] = plan(allowed=False)
     done = node.run("takeover", "app", "--plan")
