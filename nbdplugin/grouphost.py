@@ -165,7 +165,10 @@ class GroupHost:
         PlainFile(directory / "state", create_bytes=STATE_FILE_BYTES).close()
         (directory / "group.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
         if journal_path is None:
-            PlainFile(directory / "journal", create_bytes=journal_bytes).close()
+            try:
+                PlainFile(directory / "journal", create_bytes=journal_bytes).close()
+            except OSError as exc:
+                raise _no_journal(directory.parent, journal_bytes, exc) from exc
             return journal_bytes
         if _is_block_device(journal_path):
             self._check_device(journal_path)
@@ -182,6 +185,8 @@ class GroupHost:
             except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
                 why = f"the journal {journal_path} cannot be made: {exc.strerror}"
                 raise BadInput(why, "correct the path") from exc
+            except OSError as exc:
+                raise _no_journal(journal_path, journal_bytes, exc) from exc
         (directory / "journal").symlink_to(journal_path)
         return journal_bytes
 
@@ -389,6 +394,13 @@ class GroupHost:
 def too_small(journal_bytes: int) -> BadInput:
     """The error for a journal that could not hold a second of writes."""
     return BadInput(f"a journal of {journal_bytes} bytes is too small", f"use at least {MIN_JOURNAL_BYTES} bytes")
+
+
+def _no_journal(where: Path | str, journal_bytes: int, exc: OSError) -> MediumError:
+    return MediumError(
+        f"a journal of {journal_bytes} bytes cannot be made in {where}: {exc.strerror or exc}",
+        "make room there, or give another size (--journal) or place (--journal-path)",
+    )
 
 
 def _check_extent(name: str, sizes: Sequence[int]) -> None:
