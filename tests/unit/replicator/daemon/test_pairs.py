@@ -205,6 +205,19 @@ def test_a_half_whose_peer_does_not_know_this_node_says_so(asks_often: None, pai
     assert "certificate" in shown["why"] and f"farstripe peer delete {gone.name}" in shown["commands"]
 
 
+def test_a_split_that_cannot_be_stored_names_the_disk(paired: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _ = paired
+    assert until(lambda: a.call("pair.show", group="app")["connected"])
+
+    def full(_path: object, _value: object) -> None:
+        raise MediumError("pairs/app.json cannot be written: No space left on device")
+
+    monkeypatch.setattr("replicator.daemon.pairstore.write_json", full)
+    with pytest.raises(MediumError, match="No space"):
+        a.call("pair.split", group="app")
+    assert "pair.internal" in a.events()
+
+
 def test_status_does_not_wait_for_a_target_that_hangs(paired: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     a, _ = paired
     monkeypatch.setattr("replicator.daemon.pairview.STATUS_TARGET_S", 0.2)
