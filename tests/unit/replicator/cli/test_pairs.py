@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.errors import NotFound, Refused, TimedOut
+from replicator.core.errors import DaemonNotRunning, NotFound, Refused, TimedOut
 from tests.unit.replicator.cli.conftest import FakeNode
 
 
@@ -163,6 +163,12 @@ def test_a_state_that_passes_at_once_does_not_end_the_waiting(node: FakeNode) ->
 
     node.replicator.answers |= {"pair.wait": wait, "pair.show": lambda _args: next(words)}
     assert node.run("pair", "wait", "app").code == 0
+
+
+def test_a_replicator_that_answers_is_not_said_to_be_silent(node: FakeNode) -> None:
+    node.replicator.answers["pair.split"] = DaemonNotRunning("nothing answers on /run/x/target.sock", "start it")
+    done = node.run("pair", "split", "app")
+    assert done.code == 7 and "target.sock" in done.err and "the replicator does not answer" not in done.err
 
 
 def test_waiting_for_a_pair_that_is_not_there(node: FakeNode) -> None:
