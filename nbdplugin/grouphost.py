@@ -38,6 +38,10 @@ from replicator.journal.files import MappedFile, PlainFile, sync_directory
 from replicator.journal.page import Doorbell, Page, boot_number
 
 MIN_JOURNAL_BYTES = 16 << 20
+MAX_VOLUMES = 256
+"""Names and sizes of a group's volumes have to fit into its state beside the longest history; see capture/state.py."""
+MAX_GROUP_BYTES = 7 << 40
+"""Of all volumes of a group: the bitmaps of a resync travel in one message, which holds those of 8 TiB."""
 
 
 class GroupHost:
@@ -161,7 +165,10 @@ class GroupHost:
         PlainFile(directory / "state", create_bytes=STATE_FILE_BYTES).close()
         (directory / "group.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
         if journal_path is None:
-            PlainFile(directory / "journal", create_bytes=journal_bytes).close()
+            try:
+                PlainFile(directory / "journal", create_bytes=journal_bytes).close()
+            except OSError as exc:
+                raise _no_journal(directory.parent, journal_bytes, exc) from exc
             return journal_bytes
         if _is_block_device(journal_path):
             self._check_device(journal_path)
@@ -178,6 +185,8 @@ class GroupHost:
             except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
                 why = f"the journal {journal_path} cannot be made: {exc.strerror}"
                 raise BadInput(why, "correct the path") from exc
+            except OSError as exc:
+                raise _no_journal(journal_path, journal_bytes, exc) from exc
         (directory / "journal").symlink_to(journal_path)
         return journal_bytes
 
@@ -220,6 +229,7 @@ class GroupHost:
             self._check_new(name, journal_bytes)
             for volume in names:
                 self._check_free(volume)
+            _check_extent(name, [self._exports.get(volume).volume.size for volume in names])
             service = self._make(uuids.uuid4().hex, name, names, journal_bytes, journal_path, PRIMARY)
         self._events.add("group.created", f"group {name} created", group=name, volumes=names)
         return service
@@ -235,6 +245,7 @@ class GroupHost:
             if uuid in self._services:
                 return self._adopted_already(self._services[uuid], volumes)
             self._check_new(name, journal_bytes)
+            _check_extent(name, [volume["size"] for volume in volumes])
             have = {route.name for route in self._exports.routes()}
             for volume in volumes:
                 if volume["name"] in have:
@@ -383,6 +394,24 @@ class GroupHost:
 def too_small(journal_bytes: int) -> BadInput:
     """The error for a journal that could not hold a second of writes."""
     return BadInput(f"a journal of {journal_bytes} bytes is too small", f"use at least {MIN_JOURNAL_BYTES} bytes")
+
+
+def _no_journal(where: Path | str, journal_bytes: int, exc: OSError) -> MediumError:
+    return MediumError(
+        f"a journal of {journal_bytes} bytes cannot be made in {where}: {exc.strerror or exc}",
+        "make room there, or give another size (--journal) or place (--journal-path)",
+    )
+
+
+def _check_extent(name: str, sizes: Sequence[int]) -> None:
+    """Raise BadInput for more volumes, or larger ones, than a group can have."""
+    if len(sizes) > MAX_VOLUMES:
+        raise BadInput(f"group {name} cannot have {len(sizes)} volumes", f"put up to {MAX_VOLUMES} into one group")
+    if sum(sizes) > MAX_GROUP_BYTES:
+        raise BadInput(
+            f"the volumes of group {name} have {sum(sizes) / (1 << 40):.1f} TiB together",
+            f"put up to {MAX_GROUP_BYTES >> 40} TiB into one group; thin volumes count with their size",
+        )
 
 
 def _is_block_device(path: str) -> bool:

@@ -13,6 +13,7 @@ that connection only. The socket has mode 0600: who may open it may do everythin
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -99,6 +100,16 @@ class Args(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise errors.BadInput(f"the argument {key!r} is missing")
+
+
+def number(args: Mapping[str, Any], key: str, default: float) -> float:
+    """The argument `key`, a finite number and not negative; the default when it is left out. Raises BadInput."""
+    value = args.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise errors.BadInput(f"the argument {key!r} must be a number, not {value!r}")
+    return value
 
 
 class ControlServer:

@@ -8,6 +8,7 @@ are there. Nothing is decided from them; a line torn by a crash is skipped.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import threading
@@ -65,8 +66,8 @@ class EventLog:
         return [event for event in events if event["n"] > n][-limit:]
 
     def close(self) -> None:
-        """Close the file; later events are dropped."""
-        with self._lock:
+        """Close the file; later events are dropped, and so are some that a full disk did not take."""
+        with self._lock, contextlib.suppress(OSError):
             self._file.close()
 
 

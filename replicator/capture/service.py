@@ -22,7 +22,7 @@ from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
 from replicator.capture.waiters import Waiters
 from replicator.core.errors import MediumError, Refused, TimedOut
-from replicator.core.losspolicy import Verdict, on_full, on_unanswered
+from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -171,13 +171,19 @@ class GroupService:
             return
         policy = engine.state.policy
         waited = time.monotonic() - began
-        verdict = on_full(policy.on_full, engine.link_up, waited, policy.full_timeout_s)
+        alone = may_go_alone(engine.state.sync_on, policy.on_loss)
+        verdict = on_full(policy.on_full, engine.link_up, waited, policy.full_timeout_s, alone=alone)
         if verdict is Verdict.WAIT:
             self._bell.ring()
             with engine.opened:
                 engine.opened.wait(0.05)
         elif verdict is Verdict.OVERFLOW:
             self.overflow()
+        elif not alone:
+            raise MediumError(
+                f"the journal of group {engine.state.name} is full, and on_loss=stall lets nothing exist here only",
+                "reconnect the peer, or choose on_loss=degrade to go on alone",
+            )
         else:
             raise MediumError(
                 f"the journal of group {engine.state.name} is full and its policy is on_full={policy.on_full}",

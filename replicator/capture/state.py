@@ -13,6 +13,7 @@ acts on it. Slot layout (two slots of 64 KiB, the valid one with the higher gene
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
@@ -69,10 +70,14 @@ class Policy:
             choices = self._CHOICES.get(key)
             if choices is not None and value not in choices:
                 raise BadInput(f"{key} cannot be {value!r}", f"choose one of {', '.join(choices)}")
-            if choices is None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            if choices is None and not _is_duration(value):
                 raise BadInput(f"{key} cannot be {value!r}", "give seconds, 0 for no limit")
             values[key] = value
         return Policy(**values)
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 @dataclass

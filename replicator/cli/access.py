@@ -75,6 +75,8 @@ class Node:
         try:
             return client.call(op, **args)
         except DaemonNotRunning as exc:
+            if str(client.path) not in exc.message:
+                raise  # it did answer: that another process does not
             if isinstance(exc.__cause__, PermissionError):
                 raise Refused(f"{client.path} may not be opened by you", "run as root") from exc
             self.config()  # there may be no node at all, which is then what to say

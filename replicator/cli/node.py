@@ -17,6 +17,7 @@ from replicator.attach import records
 from replicator.cli import processes
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, force_option, json_option, table
+from replicator.cli.units import SecondsType
 from replicator.core.errors import EXIT_DAEMON, AlreadyExists, BadInput, FarstripeError
 
 DEFAULT_REPLICATION_PORT = 10810
@@ -137,7 +138,7 @@ def start(here: Node, force: bool, as_json: bool) -> None:
 
 
 @node.command()
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0.1), default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--timeout", "timeout_s", type=SecondsType(0.1), default=30.0, show_default=True, metavar="SECONDS")
 @force_option("Kill what has not ended in time, as a crash would.")
 @json_option
 @pass_node

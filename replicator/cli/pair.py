@@ -10,7 +10,7 @@ import click
 from replicator.cli import names, policy, progress, status, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
-from replicator.cli.units import SizeType, format_size
+from replicator.cli.units import SecondsType, SizeType, format_size
 from replicator.core.errors import Refused, TimedOut
 from replicator.core.status import TABLE
 
@@ -208,7 +208,7 @@ def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -
     "is applied there. Also connected, disconnected, primary, secondary, or a word of `farstripe status`.",
 )
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0), default=DEFAULT_WAIT_S, show_default=True, metavar="SECONDS"
+    "--timeout", "timeout_s", type=SecondsType(0), default=DEFAULT_WAIT_S, show_default=True, metavar="SECONDS"
 )
 @click.option("--progress", "show_progress", is_flag=True, help="Show how the copy goes.")
 @json_option

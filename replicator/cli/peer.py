@@ -11,7 +11,7 @@ import click
 from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
-from replicator.cli.units import format_duration
+from replicator.cli.units import SecondsType, format_duration
 
 
 @click.group()
@@ -24,7 +24,7 @@ def peer() -> None:
 
 
 @peer.command()
-@click.option("--life", "life_s", type=click.FloatRange(1), default=3600.0, show_default=True, metavar="SECONDS",
+@click.option("--life", "life_s", type=SecondsType(1), default=3600.0, show_default=True, metavar="SECONDS",
               help="How long the token is good.")  # fmt: skip
 @click.option(
     "--address", help="Where the new peer reaches this node, when that is not replication.address of node.json."

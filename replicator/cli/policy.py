@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from replicator.cli.units import SecondsType
+
 _OPTIONS = (
     click.option("--mode", type=click.Choice(["async", "sync"]),
                  help="sync: a write is answered once the peer has it too. async: at once, in exact order behind."),
@@ -15,13 +17,13 @@ _OPTIONS = (
     click.option("--on-loss", type=click.Choice(["stall", "degrade"]),
                  help="sync, and the peer is silent for --loss-timeout. stall: writes fail, nothing exists once only. "
                  "degrade: writes go on here alone, visibly."),
-    click.option("--loss-timeout", "loss_timeout_s", type=click.FloatRange(0), metavar="SECONDS",
+    click.option("--loss-timeout", "loss_timeout_s", type=SecondsType(0), metavar="SECONDS",
                  help="How long a write waits for a silent peer; 0: for ever."),
     click.option("--on-full", type=click.Choice(["stall", "bitmap", "fail"]),
                  help="The journal is full. bitmap: give up order and count differences; the copy keeps its last "
                  "consistent moment until the resync. stall: writes wait, and fail after --full-timeout when no peer "
                  "is connected. fail: they fail at once."),
-    click.option("--full-timeout", "full_timeout_s", type=click.FloatRange(0), metavar="SECONDS",
+    click.option("--full-timeout", "full_timeout_s", type=SecondsType(0), metavar="SECONDS",
                  help="How long a write waits for room in the journal; 0: for ever."),
 )  # fmt: skip
 

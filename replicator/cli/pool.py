@@ -13,7 +13,7 @@ import click
 from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
-from replicator.cli.units import SizeType, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
 from replicator.control import someone_listens
 from replicator.core.errors import (
     AlreadyExists,
@@ -217,7 +217,8 @@ def member_bytes(group: dict[str, Any]) -> int:
 @click.argument("new")
 @click.option("--make-file", type=SizeType(4096, 1 << 20), metavar="SIZE", help="Make NEW first, as a sparse file.")
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait for the rebuild, with a progress bar.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@click.option("--timeout", "timeout_s", type=SecondsType(0), metavar="SECONDS",
+              help="With --wait: give up waiting after this.")  # fmt: skip
 @force_option(OVERWRITE)
 @json_option
 @pass_node

@@ -9,12 +9,14 @@ import click
 from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, yes_option
-from replicator.cli.units import format_duration, format_size
+from replicator.cli.units import SecondsType, format_duration, format_size
+
+GOES_ON = " It goes on: what it answers until it hears of the takeover is lost too."
 
 
 @click.command()
 @click.argument("group", shell_complete=names.pairs)
-@click.option("--deadline", "deadline_s", type=click.FloatRange(0.1, 3600), metavar="SECONDS",
+@click.option("--deadline", "deadline_s", type=SecondsType(0.1, 3600), metavar="SECONDS",
               help="How long writers may be held; after that everything stays as it was.")  # fmt: skip
 @json_option
 @pass_node
@@ -70,12 +72,14 @@ def _plan_text(plan: dict[str, Any]) -> str:
 def lost_text(lost: dict[str, Any]) -> str:
     """Say what a takeover loses, as a sentence."""
     if lost["certain"] and lost["records"] == 0:
+        if lost.get("alive"):
+            return f"The primary was asked just now and had nothing more.{GOES_ON}"
         return "Nothing is lost: the primary was asked just now and has nothing more."
     records = UNKNOWN if lost["records"] is None else str(lost["records"])
     size = f"{UNKNOWN} bytes" if lost["bytes"] is None else format_size(lost["bytes"])
     seconds = f"{UNKNOWN} seconds" if lost["seconds"] is None else format_duration(lost["seconds"])
     if lost["certain"]:
-        return f"Lost: {records} writes, {size}, {seconds}."
+        return f"Lost: {records} writes, {size}, {seconds}.{GOES_ON if lost.get('alive') else ''}"
     return (
         f"Known to be missing here: {records} writes, {size}. Besides, what the primary wrote since the last contact "
         f"({seconds} ago) is lost, unless every write waited for this node."

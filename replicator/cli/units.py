@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -29,8 +30,12 @@ def parse_size(text: str) -> int:
     return size
 
 
+MOST_BYTES = 1 << 60
+"""No volume, journal or file is larger."""
+
+
 class SizeType(click.ParamType[int]):
-    """A size option: at least `least` bytes and a multiple of `multiple_of`. Raises BadInput for anything else."""
+    """A size option: `least` to MOST_BYTES bytes and a multiple of `multiple_of`. Raises BadInput for anything else."""
 
     name = "size"
 
@@ -49,11 +54,25 @@ class SizeType(click.ParamType[int]):
                 f"a size of {size} bytes is not a multiple of {self.multiple_of}",
                 f"the nearest are {below} and {below + self.multiple_of}",
             )
+        if size > MOST_BYTES:
+            raise BadInput(f"a size of {size} bytes is above the most of {format_size(MOST_BYTES)}", "ask for less")
         if size < self.least:
             raise BadInput(
                 f"a size of {size} bytes is below the least of {format_size(self.least)}", "ask for that much or more"
             )
         return size
+
+
+class SecondsType(click.FloatRange):
+    """A time in seconds, in a range as click.FloatRange has it, and a number: not "nan", not "inf"."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def format_size(size: int | None) -> str:

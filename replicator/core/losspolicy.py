@@ -42,12 +42,20 @@ def on_unanswered(on_loss: str, waited_s: float, timeout_s: float) -> Verdict:
     return _UNANSWERED[on_loss] if _expired(waited_s, timeout_s) else Verdict.WAIT
 
 
-def on_full(policy: str, link_up: bool, waited_s: float, timeout_s: float) -> Verdict:
+def may_go_alone(sync_on: bool, on_loss: str) -> bool:
+    """Say whether writes may be answered that the peer does not have. sync_on: every write waits for it now."""
+    return not (sync_on and on_loss == "stall")
+
+
+def on_full(policy: str, link_up: bool, waited_s: float, timeout_s: float, *, alone: bool = True) -> Verdict:
     """Verdict for a write that has found no room in the journal for `waited_s`, checkpoints having been tried.
 
     policy: "stall" | "bitmap" | "fail". "fail" does not wait. "bitmap" with the peer away does not wait either: nothing
-    could make room.
+    could make room. alone: whether the group may go on without its peer; see `may_go_alone`. When it may not, "bitmap"
+    waits, and fails at the deadline: to count differences is to answer writes that exist here only.
     """
+    if policy == "bitmap" and not alone:
+        return Verdict.FAIL if _expired(waited_s, timeout_s) else Verdict.WAIT
     verdict = _FULL[policy][0 if link_up else 1]
     if policy == "fail" or (policy == "bitmap" and not link_up):
         return verdict

@@ -7,12 +7,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import IntegrityError
+from replicator.core.errors import IntegrityError, MediumError
 from replicator.journal.files import sync_directory
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `data`. Durable: the new content and its name; after a crash the old or the new, whole."""
+    """Replace `path` by `data`. Durable: the new content and its name; after a crash the old or the new, whole.
+
+    Raises MediumError that names the file.
+    """
+    try:
+        _write_beside(path, data, mode)
+    except OSError as exc:
+        raise MediumError(
+            f"{path} cannot be written: {exc.strerror or exc}", "make room on its disk, or repair it"
+        ) from exc
+
+
+def _write_beside(path: Path, data: bytes, mode: int) -> None:
     beside = path.with_name(f".{path.name}.new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:

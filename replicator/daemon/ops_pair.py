@@ -20,8 +20,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from replicator.control import Handler
-from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, PeerError, Refused, TimedOut
+from replicator.control import Handler, number
+from replicator.core.errors import (
+    AlreadyExists,
+    BadInput,
+    FarstripeError,
+    NotFound,
+    PeerError,
+    Refused,
+    TimedOut,
+    from_map,
+    to_map,
+)
+from replicator.core.status import TABLE
 from replicator.daemon import pairview
 from replicator.daemon.node import Node
 from replicator.daemon.pairstore import PairConfig
@@ -47,6 +58,7 @@ WAITS: dict[str, Callable[[View], bool]] = {
     "secondary": lambda v: v["role"] == "secondary",
 }
 """States `pair.wait` knows besides the words of replicator.core.status."""
+WORDS = [row.word for row in TABLE]
 
 
 def handlers(node: Node) -> dict[str, Handler]:
@@ -69,7 +81,10 @@ def handlers(node: Node) -> dict[str, Handler]:
 
     def wait(args: dict[str, Any]) -> View:
         pair = node.pairs.store.find(str(args["group"]))
-        state, timeout_s = str(args.get("state") or "ok"), float(args.get("timeout_s") or DEFAULT_WAIT_S)
+        state, timeout_s = str(args.get("state") or "ok"), number(args, "timeout_s", DEFAULT_WAIT_S)
+        if state.lower() not in WAITS and state.upper() not in WORDS:
+            known = ", ".join([*WAITS, *WORDS])
+            raise BadInput(f"{state!r} is no state a pair can be in", f"wait for one of {known}")
         reached: Callable[[View], bool] = WAITS.get(state.lower(), lambda view: bool(view["word"] == state.upper()))
         until = time.monotonic() + timeout_s
         while True:
@@ -167,18 +182,23 @@ def _adopt_at_peer(
     # the ring is what the status counts; the file has two superblocks in front of it
     journal_bytes = args.get("journal_bytes") or int(status["journal"]["capacity"]) + 8192
     volumes = sorted(status["volumes"], key=lambda volume: volume["index"])
-    node.call(
-        peer,
-        "pair.adopt",
-        ADOPT_S,
-        group=status["uuid"],
-        name=status["name"],
-        volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
-        journal_bytes=journal_bytes,
-        policy=policy,
-        compress=_compress(args.get("compress")),
-        overwrite=bool(args.get("overwrite")),
-    )
+    try:
+        node.call(
+            peer,
+            "pair.adopt",
+            ADOPT_S,
+            group=status["uuid"],
+            name=status["name"],
+            volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
+            journal_bytes=journal_bytes,
+            policy=policy,
+            compress=_compress(args.get("compress")),
+            overwrite=bool(args.get("overwrite")),
+        )
+    except (PeerError, TimedOut):
+        raise  # of the way to the peer; says so
+    except FarstripeError as exc:
+        raise from_map(to_map(exc) | {"message": f"on {peer.name}: {exc.message}"}) from exc
 
 
 def delete(node: Node, args: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +214,9 @@ def delete(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     elif peer is not None:
         try:
             note = str((node.call(peer, "pair.forget", 30.0, group=pair.group) or {}).get("note", ""))
-        except (PeerError, TimedOut, NotFound) as exc:
+        except NotFound:
+            note = f"{peer.name} had no such pair any more"
+        except (PeerError, TimedOut) as exc:
             note = f"{peer.name} still has its half: {exc.message}"
     forget(node, pair)
     return {"peer_note": note}

@@ -4,15 +4,15 @@
     takeover {group, force?}                 -> {epoch, base, label, message, lost}  forced: this node becomes primary
     takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer}  what it would do
 
-`lost` is {records, bytes, seconds, certain}: what the primary had and this node lacks, None where nobody knows;
-`certain` when the peer's target itself told us just now.
+`lost` is {records, bytes, seconds, certain, alive}: what the primary had and this node lacks, None where nobody knows;
+`certain` when the peer's target itself told us just now; `alive` when it goes on: this is what it had then.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from replicator.control import Handler
+from replicator.control import Handler, number
 from replicator.core.errors import FarstripeError, NotFound, Refused
 from replicator.core.takeover import Plan, plan_takeover
 from replicator.daemon.node import Node
@@ -36,7 +36,7 @@ def handlers(node: Node) -> dict[str, Handler]:
 def switchover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     """Exchange the roles. On the secondary, the primary is asked to."""
     pair = node.pairs.store.find(str(args["group"]))
-    more = {"deadline_s": float(args["deadline_s"])} if args.get("deadline_s") else {}
+    more = {"deadline_s": deadline_s} if (deadline_s := number(args, "deadline_s", 0.0)) else {}
     status = node.target("group.status", group=pair.group)
     if status.get("role") == "secondary":
         peer = node.peers.get(pair.peer)
@@ -103,14 +103,26 @@ def lost(status: dict[str, Any], facts: dict[str, Any], peek: dict[str, Any]) ->
     if peek.get("pos") is not None and peek.get("role") == "primary":
         records = max(0, int(peek["pos"]) - pos)
         seconds = _age_s(int(peek.get("last_write_time_ns") or 0), status) if records else 0.0
-        unsent = peek.get("unsent_bytes")
-        return {"records": records, "bytes": 0 if not records else unsent, "seconds": seconds, "certain": True}
+        unsent = peek.get("unsent_bytes") or None  # what is under way on the line is in nobody's count
+        return {
+            "records": records,
+            "bytes": 0 if not records else unsent,
+            "seconds": seconds,
+            "certain": True,
+            "alive": bool(peek.get("target")),
+        }
     beat = facts.get("peer_beat")
     known = max(int(facts.get("peer_pos") or 0), int(beat["head_seq"]) if beat else 0)
     behind = None if beat is None else int(beat["unsent_bytes"])
     missing = max(0, known - pos) if known else None
     silent_s = facts.get("contact_age_s")
-    return {"records": missing, "bytes": 0 if missing == 0 else behind, "seconds": silent_s, "certain": False}
+    return {
+        "records": missing,
+        "bytes": 0 if missing == 0 else behind or None,
+        "seconds": silent_s,
+        "certain": False,
+        "alive": False,
+    }
 
 
 def _age_s(last_write_ns: int, status: dict[str, Any]) -> float | None:

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from replicator.control import ControlServer, Handler, someone_listens
+from replicator.control import ControlServer, Handler, number, someone_listens
 from replicator.core.errors import AlreadyExists
 from replicator.daemon import eventtext, joining, nodeconfig, ops_pair, ops_peer, ops_remote, ops_role, pairview
 from replicator.daemon.durablefile import write_bytes
@@ -85,7 +85,7 @@ class Replicator:
         return {
             "node.info": lambda args: self._info(),
             "node.stop": lambda args: self._request_stop(),
-            "events.list": lambda args: node.events.since(int(args.get("since") or 0)),
+            "events.list": lambda args: node.events.since(int(number(args, "since", 0))),
             "status": lambda args: {
                 "node": self._info(),
                 "pairs": pairview.view_all(node),

@@ -12,7 +12,7 @@ import pytest
 from tests.testing.netns import NetNS
 from tests.testing.nodes import GROUP, Node, Pair
 
-BAD_INPUT, REFUSED, NOT_FOUND, EXISTS, NOT_RUNNING, PEER = 3, 4, 5, 6, 7, 8
+USAGE, BAD_INPUT, REFUSED, NOT_FOUND, EXISTS, NOT_RUNNING, PEER = 2, 3, 4, 5, 6, 7, 8
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,7 @@ def pair() -> Iterator[Pair]:
     with NetNS() as net, Node("A", net, replication_port=10810) as a, Node("B", net, replication_port=10820) as b:
         pair = Pair.create(a.init(), b.init(), {"data": 8 << 20, "log": 4 << 20}, ["--mode", "sync"])
         a.farstripe("volume", "create", "alone", "--size", "1M")
+        a.farstripe("volume", "create", "vast", "--size", "8T")
         a.writer("alone").pwrite(b"precious" * 512, (1 << 20) - 4096)
         yield pair
 
@@ -67,6 +68,13 @@ CASES = [
     (["volume", "resize", "alone", "--size", "512K"], REFUSED, "allocated data"),
     (["volume", "resize", "data", "--size", "16M"], REFUSED, "group app"),
     (["group", "create", "g", "alone", "--journal", "64K"], BAD_INPUT, "journal"),
+    (["group", "create", "g", "alone", "--journal", "99999999P"], BAD_INPUT, "1024 PiB"),
+    (["volume", "create", "x", "--size", "99999999P"], BAD_INPUT, "1024 PiB"),
+    (["group", "create", "g", "vast"], BAD_INPUT, "7 TiB"),
+    # times and states
+    (["group", "policy", "app", "--loss-timeout", "nan"], USAGE, "nan"),
+    (["group", "policy", "app", "--full-timeout", "inf"], USAGE, "inf"),
+    (["pair", "wait", "app", "--state", "SINK"], BAD_INPUT, "SINK"),
     # what is in use
     (["volume", "delete", "data", "--yes"], REFUSED, "group app"),
     (["group", "delete", "app", "--yes"], REFUSED, "paired"),

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.core.errors import ProtocolError, Refused, to_map
+from replicator.core.errors import FarstripeError, ProtocolError, Refused, to_map
 from replicator.core.events import (
     Acked,
     Answer,
@@ -133,15 +133,20 @@ class PairLoop:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        why: FarstripeError | None = None
         try:
             while not self._stopping:
                 self._round()
+        except FarstripeError as exc:  # a disk that is full, or broken
+            log.error("pair %s: the link thread ended: %s", self._around.name, exc)
+            self._around.event("internal-error", {"message": f"the pair's thread ended: {exc.message}"})
+            why = exc
         except Exception:  # outermost loop: a defect of ours; the process goes on for the other pairs
             log.exception("pair %s: the link thread failed", self._around.name)
             self._around.event("internal-error", {"message": "the pair's thread failed; see the replicator's log"})
         self._flow.end()
         self._drop_conn(gently=True)
-        self._box.close()
+        self._box.close(why)
         if not self._stopping:
             self._around.failed()
 

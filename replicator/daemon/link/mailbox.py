@@ -50,6 +50,7 @@ class Mailbox:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         self._closed = False
+        self._why: FarstripeError | None = None
         self._commands: dict[int, Future[dict[str, Any]]] = {}
         self._last_command = 0
 
@@ -106,8 +107,8 @@ class Mailbox:
         except TimeoutError as exc:
             raise TimedOut(f"pair {self._name}: no outcome of {what} after {timeout_s:g} s") from exc
 
-    def _gone(self) -> PeerError:
-        return PeerError(f"pair {self._name} was stopped", "look at it again")
+    def _gone(self) -> FarstripeError:
+        return self._why or PeerError(f"pair {self._name} was stopped", "look at it again")
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -132,10 +133,10 @@ class Mailbox:
         else:
             future.set_exception(_as_error(answer.error))
 
-    def close(self) -> None:
-        """The thread ends: fail what is open, refuse what comes."""
+    def close(self, why: FarstripeError | None = None) -> None:
+        """The thread ends: fail what is open, refuse what comes; with the error that ended it, if there was one."""
         with self._lock:
-            self._closed = True
+            self._closed, self._why = True, why
             items, self._items = self._items, deque()
             futures, self._commands = list(self._commands.values()), {}
             os.close(self._fd)

@@ -136,6 +136,10 @@ class Node:
                 f"target cannot start: {exc}"
             )  # its journal lost what it had taken; after a reboot it counts as lost
             self.die("power")
+        except OSError as exc:  # the group is broken in this life; somebody restarts the target
+            self.note(f"target cannot start: {exc}")
+            self.die("target")
+            self.clock.after(0.3, self.world.start, self)
         if not box:
             return
         engine = box[0]

@@ -15,7 +15,7 @@ from replicator.capture import copier, follower, recovery, roles, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
 from replicator.core.errors import FarstripeError, MediumError
-from replicator.core.losspolicy import Verdict, on_full, on_unanswered
+from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
 from replicator.journal.page import APPLIED_SEQ, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TAIL_OFF
 from tests.testing.sim.truth import Change, Promise
@@ -215,7 +215,13 @@ class Target:
         if request.full_since is None:
             request.full_since = self.clock.now
         policy = engine.state.policy
-        verdict = on_full(policy.on_full, engine.link_up, self.clock.now - request.full_since, policy.full_timeout_s)
+        verdict = on_full(
+            policy.on_full,
+            engine.link_up,
+            self.clock.now - request.full_since,
+            policy.full_timeout_s,
+            alone=may_go_alone(engine.state.sync_on, policy.on_loss),
+        )
         if verdict is Verdict.OVERFLOW:
             self.service.overflow()
         elif verdict is Verdict.FAIL:

@@ -16,6 +16,13 @@ from replicator.control import ControlClient, ControlServer
 from replicator.core import errors
 
 
+@pytest.mark.parametrize("value", ["7", [], -1, True, float("nan"), float("inf")])
+def test_what_is_no_number_is_the_callers_mistake(value: object) -> None:
+    assert control.number({"n": 7}, "n", 0) == 7 and control.number({}, "n", 5) == 5
+    with pytest.raises(errors.BadInput, match="'n'"):
+        control.number({"n": value}, "n", 0)
+
+
 def _refuse(args: dict) -> None:
     raise errors.Refused(f"{args['name']} is primary", "use --force")
 

@@ -62,3 +62,10 @@ def test_an_event_after_close_is_dropped(tmp_path: Path) -> None:
     log.close()
     log.add("x.y", "late")
     assert log.since() == []
+
+
+def test_a_full_disk_loses_events_and_disturbs_nobody(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    with Path("/dev/full").open("a", encoding="utf-8") as log._file:
+        log.add("volume.created", "volume a created")
+        log.close()

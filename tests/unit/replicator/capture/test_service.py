@@ -241,6 +241,18 @@ def test_a_full_journal_refuses_writes_where_the_policy_says_so(served: Served, 
     assert served.pair.a.engine.state.mode == "journal"
 
 
+def test_a_full_journal_does_not_let_a_stalling_synchronous_group_go_on_alone(served: Served) -> None:
+    served.a.set_policy({"mode": "sync", "on_loss": "stall", "on_full": "bitmap", "full_timeout_s": 0.1})
+    fill(served)
+    served.a.set_sync(True)
+    with pytest.raises(MediumError, match="on_loss=stall"):
+        served.a.write(0, 0, b"\2" * (64 << 10))
+    state = served.durable_state(served.pair.a)
+    assert (state.mode, state.sync_on, state.degraded) == ("journal", True, False)
+    assert served.pair.a.image()[0][0] == 1
+    served.pair.sync_up()
+
+
 def test_a_stalling_group_waits_as_long_as_its_peer_is_there(served: Served) -> None:
     served.a.set_policy({"on_full": "stall", "full_timeout_s": 0.1})
     served.a.set_link(True)

@@ -81,7 +81,16 @@ def test_the_state_of_a_newer_version_is_refused_by_name(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mode": "x"}, {"ack": 1}, {"loss_timeout_s": -1}, {"loss_timeout_s": True}, {"full_timeout_s": "5"}, {"x": 1}],
+    [
+        {"mode": "x"},
+        {"ack": 1},
+        {"loss_timeout_s": -1},
+        {"loss_timeout_s": True},
+        {"full_timeout_s": "5"},
+        {"x": 1},
+        {"loss_timeout_s": float("nan")},
+        {"full_timeout_s": float("inf")},
+    ],
 )
 def test_a_wrong_policy_is_refused_and_named(changes: dict[str, object]) -> None:
     policy = Policy()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.errors import NotFound, Refused, TimedOut
+from replicator.core.errors import DaemonNotRunning, NotFound, Refused, TimedOut
 from tests.unit.replicator.cli.conftest import FakeNode
 
 
@@ -165,6 +165,12 @@ def test_a_state_that_passes_at_once_does_not_end_the_waiting(node: FakeNode) ->
     assert node.run("pair", "wait", "app").code == 0
 
 
+def test_a_replicator_that_answers_is_not_said_to_be_silent(node: FakeNode) -> None:
+    node.replicator.answers["pair.split"] = DaemonNotRunning("nothing answers on /run/x/target.sock", "start it")
+    done = node.run("pair", "split", "app")
+    assert done.code == 7 and "target.sock" in done.err and "the replicator does not answer" not in done.err
+
+
 def test_waiting_for_a_pair_that_is_not_there(node: FakeNode) -> None:
     node.replicator.answers["pair.show"] = NotFound("group app has no pair")
     assert node.run("pair", "wait", "app").code == 5
@@ -216,6 +222,14 @@ def test_force_does_not_answer_the_question(node: FakeNode) -> None:
     assert done.code == 4 and "Nothing is lost" in done.err
     assert node.run("takeover", "app", "--force", "--yes").code == 0
     assert node.replicator.asked("takeover")["force"] is True
+
+
+@pytest.mark.parametrize("records", [0, 3])
+def test_a_primary_that_goes_on_writes_more_than_was_counted(node: FakeNode, records: int) -> None:
+    living = {"records": records, "bytes": None, "seconds": 0.1, "certain": True, "alive": True}
+    node.replicator.answers |= {"takeover.plan": plan(lost=living), "takeover": {"epoch": 2, "lost": living}}
+    done = node.run("takeover", "app", "--force", "--yes")
+    assert "Nothing is lost" not in done.out and "until it hears of the takeover is lost too" in done.out
 
 
 def test_a_plan_changes_nothing(node: FakeNode) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.cli.units import format_duration, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_duration, format_size, parse_size
+from replicator.core.errors import BadInput
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,22 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"size|whole"):
         parse_size(text)
+
+
+def test_no_size_is_too_large_for_a_message() -> None:
+    assert SizeType().convert("1024P", None, None) == 1 << 60
+    with pytest.raises(BadInput, match="1024 PiB"):
+        SizeType(4096).convert("99999999P", None, None)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "-1"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        SecondsType(0).convert(text, None, None)
+
+
+def test_times_are_seconds() -> None:
+    assert SecondsType(0).convert("1.5", None, None) == 1.5
 
 
 @given(st.integers(0, 1 << 60))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from replicator.core.losspolicy import Verdict, on_full, on_unanswered
+from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,17 @@ def test_a_silent_peer(on_loss: str, waited: float, timeout: float, verdict: Ver
 )  # fmt: skip
 def test_a_full_journal(policy: str, link_up: bool, waited: float, timeout: float, verdict: Verdict):
     assert on_full(policy, link_up, waited, timeout) is verdict
+
+
+@pytest.mark.parametrize("link_up", [True, False])
+@pytest.mark.parametrize(("waited", "verdict"), [(1.0, Verdict.WAIT), (5.0, Verdict.FAIL)])
+def test_a_full_journal_of_a_group_that_must_not_go_on_alone(link_up: bool, waited: float, verdict: Verdict):
+    assert on_full("bitmap", link_up, waited, 5.0, alone=False) is verdict
+    assert on_full("bitmap", link_up, waited, 0, alone=False) is Verdict.WAIT
+    assert on_full("fail", link_up, waited, 5.0, alone=False) is Verdict.FAIL
+
+
+@pytest.mark.parametrize("sync_on", [True, False])
+@pytest.mark.parametrize("on_loss", ["stall", "degrade"])
+def test_only_a_stalling_group_in_sync_needs_its_peer_for_every_answer(sync_on: bool, on_loss: str):
+    assert may_go_alone(sync_on, on_loss) is not (sync_on and on_loss == "stall")

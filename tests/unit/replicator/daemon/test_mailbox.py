@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from replicator.core.errors import PeerError, Refused, TimedOut, to_map
+from replicator.core.errors import MediumError, PeerError, Refused, TimedOut, to_map
 from replicator.core.events import Answer, Command, Tick
 from replicator.daemon.link.mailbox import Mailbox, Query
 
@@ -85,3 +85,10 @@ def test_nobody_waits_for_a_thread_that_has_ended() -> None:
     box.put(Tick())
     box.wake()
     assert list(box.take()) == []
+
+
+def test_a_thread_that_a_full_disk_ended_says_so() -> None:
+    box = Mailbox("app")
+    box.close(MediumError("pairs/app.json cannot be written: No space left on device"))
+    with pytest.raises(MediumError, match="No space"):
+        box.command("split", {}, 20)

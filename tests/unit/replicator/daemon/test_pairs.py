@@ -124,8 +124,9 @@ def test_what_the_peers_target_refuses_is_passed_on_and_taken_back(joined: Two) 
     a, b = joined
     a.target.add_group(UUID, "app", policy={"mode": "async"})
     b.target.fail["group.adopt"] = BadInput("volume v0 has 1 byte here", "make the sizes equal")
-    with pytest.raises(BadInput, match="1 byte here"):
+    with pytest.raises(BadInput, match="on beta: volume v0 has 1 byte here") as caught:
         a.call("pair.create", group="app", peer="beta", mode="sync")
+    assert caught.value.way_out == "make the sizes equal"
     assert a.target.groups[UUID]["policy"]["mode"] == "async"
     del b.target.fail["group.adopt"]
     b.target.fail["group.policy"] = BadInput("no such policy")
@@ -170,7 +171,7 @@ def test_delete_without_the_peer_says_that_its_half_remains(paired: Two) -> None
     assert "beta still has its half" in a.call("pair.delete", group="app")["peer_note"]
     b.start()
     assert [pair["name"] for pair in b.call("pair.list")] == ["app"]
-    assert "still has its half" in b.call("pair.delete", group="app")["peer_note"]
+    assert b.call("pair.delete", group="app")["peer_note"] == "alpha had no such pair any more"
     assert b.call("pair.list") == []
 
 
@@ -204,6 +205,19 @@ def test_a_half_whose_peer_does_not_know_this_node_says_so(asks_often: None, pai
     assert "certificate" in shown["why"] and f"farstripe peer delete {gone.name}" in shown["commands"]
 
 
+def test_a_split_that_cannot_be_stored_names_the_disk(paired: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, _ = paired
+    assert until(lambda: a.call("pair.show", group="app")["connected"])
+
+    def full(_path: object, _value: object) -> None:
+        raise MediumError("pairs/app.json cannot be written: No space left on device")
+
+    monkeypatch.setattr("replicator.daemon.pairstore.write_json", full)
+    with pytest.raises(MediumError, match="No space"):
+        a.call("pair.split", group="app")
+    assert "pair.internal" in a.events()
+
+
 def test_status_does_not_wait_for_a_target_that_hangs(paired: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     a, _ = paired
     monkeypatch.setattr("replicator.daemon.pairview.STATUS_TARGET_S", 0.2)
@@ -235,6 +249,8 @@ def test_wait_times_out_and_says_what_is(paired: Two) -> None:
     with pytest.raises(TimedOut, match="not sync, after"):
         paired[0].call("pair.wait", group="app", state="sync", timeout_s=0.3)
     assert paired[0].call("pair.wait", group="app", state="primary", timeout_s=5)["role"] == "primary"
+    with pytest.raises(BadInput, match="'sink'"):  # no state of that name comes, however long one waits
+        paired[0].call("pair.wait", group="app", state="sink", timeout_s=60)
 
 
 def test_wait_accepts_the_words_of_status(paired: Two) -> None:
@@ -270,7 +286,8 @@ def test_takeover_asks_a_living_primary_and_is_refused(paired: Two) -> None:
         b.call("takeover", group="app")
     plan = b.call("takeover.plan", group="app")
     assert plan["label"] == "primary-alive" and not plan["allowed"]
-    assert plan["lost"]["records"] == 3 and plan["lost"]["certain"]
+    assert plan["lost"]["records"] == 3 and plan["lost"]["certain"] and plan["lost"]["alive"]
+    assert plan["lost"]["bytes"] is None  # all was sent and nothing has arrived: that is not 0 bytes
     assert "group.promote" not in b.target.ops()
 
 

@@ -1,0 +1,41 @@
+"""What a group may hold: checked before anything is made."""
+
+import errno
+
+import pytest
+
+from nbdplugin.grouphost import MAX_GROUP_BYTES, MAX_VOLUMES, _check_extent, _no_journal
+from replicator.capture.state import SLOT_BYTES, GroupState, StateFile
+from replicator.control import MAX_FRAME_BYTES
+from replicator.core.errors import BadInput
+from replicator.daemon.link.wire import MAX_CONTROL_BYTES
+from tests.testing.fakedisk import FakeDisk
+
+HISTORY = [[1 << 63, 1 << 62]] * 128
+
+
+def test_more_than_a_group_can_carry_is_refused() -> None:
+    _check_extent("g", [MAX_GROUP_BYTES // MAX_VOLUMES] * MAX_VOLUMES)
+    with pytest.raises(BadInput, match="257 volumes"):
+        _check_extent("g", [4096] * (MAX_VOLUMES + 1))
+    with pytest.raises(BadInput, match="7 TiB"):
+        _check_extent("g", [MAX_GROUP_BYTES, 4096])
+
+
+def test_the_bitmaps_of_the_largest_group_fit_into_one_message_of_either_kind() -> None:
+    packed_bytes = MAX_GROUP_BYTES // (64 << 10) // 8
+    assert packed_bytes + (1 << 20) < min(MAX_FRAME_BYTES, MAX_CONTROL_BYTES)
+
+
+def test_the_state_of_the_largest_group_fits_with_the_longest_history() -> None:
+    volumes = [{"index": i, "name": "x" * 64, "uuid": "f" * 32, "size": 1 << 60} for i in range(MAX_VOLUMES)]
+    attaching = {"p": 1 << 60, "epoch": 1 << 62, "hist": HISTORY, "copy_id": "f" * 32}
+    state = GroupState("f" * 32, "n" * 64, 1, volumes, hist=HISTORY, attaching=attaching)
+    disk = FakeDisk()
+    disk.create("state", 2 * SLOT_BYTES)
+    StateFile(disk.open("state")).save(state)  # type: ignore[arg-type]  # a RandomFile by shape
+
+
+def test_a_journal_that_finds_no_room_is_named_with_its_size_and_place() -> None:
+    error = _no_journal("/srv/groups", 1 << 26, OSError(errno.ENOSPC, "No space left on device"))
+    assert "67108864 bytes" in error.message and "/srv/groups" in error.message and "--journal" in error.way_out
