@@ -7,7 +7,6 @@ breaks a promise and that the same run without it does not: so it is the oracle 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -455,20 +454,3 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = handshake._facts
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
-
-
-@bug(
-    "redo-point-behind-the-kept-chain",
-    "a checkpoint moves the redo point past records that are still kept for the peer and not on stable storage",
-    faults=("power", "cut"),
-    flushes=0.0,
-)
-def _() -> list[Patch]:
-    right = engine.GroupEngine.sync_journal
-    finish = follower.finish_checkpoint.__code__
-
-    def not_in_a_checkpoint(self: Any) -> None:
-        if sys._getframe(1).f_code is not finish:
-            right(self)
-
-    return [(engine.GroupEngine, "sync_journal", not_in_a_checkpoint)]
