@@ -396,5 +396,4 @@ def _sync(pool: Any, volumes: list[Any]) -> None:
     """Make volumes durable in one round. Raises MediumError when a RAID group that one of them lies on is lost."""
     pool.sync(volumes[0])
     for volume in volumes[1:]:
-        if volume.group.lost:
-            volume.group.raise_lost()
+        volume.raise_if_lost()

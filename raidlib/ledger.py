@@ -38,6 +38,8 @@ class Ledger:
         self, state: PoolState, members: list[list[Member]], geometries: list[Geometry], layouts: list[Layout]
     ) -> None:
         self.lock = threading.RLock()
+        self.map_lock = threading.Condition()
+        """The lock of every group's IntentMap: the pool's volumes may lie on several groups."""
         self.state = state
         self.members = members
         self.on_change: Callable[[int], None] = lambda group: None

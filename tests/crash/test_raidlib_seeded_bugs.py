@@ -89,7 +89,7 @@ def free_areas_trusted_after_power_cut(patch: Patch) -> None:
 
 
 def coming_and_going_of_areas_not_noted(patch: Patch) -> None:
-    patch.setattr(Volume, "_touch", lambda self, blocks: None)
+    patch.setattr(Volume, "touch", lambda self, blocks: None)
 
 
 def failed_sync_ignored(patch: Patch) -> None:
