@@ -65,6 +65,7 @@ def _copy(volume: Volume, index: int, old: int) -> None:
                 volume.forget((index,))
                 ledger.record([Record(Kind.ALLOC, group_of(new), volume.info.id, index, area_of(new))])
                 mapped = True
+                space.pending.discard(new)
                 space.release((old,))
     finally:
         if not mapped:
@@ -72,12 +73,16 @@ def _copy(volume: Volume, index: int, old: int) -> None:
 
 
 def take_ready(space: Space, order: list[int]) -> int:
-    """Take a clean area of the first group of `order` that has one, cleaning some if need be. Raises OutOfSpace."""
+    """Take a clean area of the first group of `order` that has one, cleaning some if need be. Raises OutOfSpace.
+
+    It is pending until the caller maps it, or gives it to abandon().
+    """
     while True:
         with space.ledger.lock:
             place, ready = space.take(order)
-        if ready:
-            return place
+            if ready:
+                space.pending.add(place)
+                return place
         with contextlib.suppress(OutOfSpace):  # then take() says so, or finds room elsewhere
             space.prepare(place)
 
@@ -97,5 +102,6 @@ def copy_area(space: Space, old: int, new: int) -> None:
 def abandon(space: Space, place: int) -> None:
     """Give back an area that was written to and is not mapped. Durable: nothing; its region is marked until it is."""
     with space.ledger.lock:
+        space.pending.discard(place)
         space.ledger.record([Record(Kind.DIRTY, group_of(place), 0, 0, area_of(place))])
         space.allocators[group_of(place)].abandon(area_of(place))

@@ -22,6 +22,7 @@ from raidlib import create, images, placing, rebuild, recovery
 from raidlib.allocator import Allocator
 from raidlib.assemble import assemble
 from raidlib.blockfile import OSFile
+from raidlib.check import check
 from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
 from raidlib.errors import AlreadyExists, BadInput, NotFound, OutOfSpace, Refused
 from raidlib.ledger import Ledger
@@ -526,6 +527,11 @@ class Pool:
                 "remarks": list(self.remarks),
                 "repaired_chunks": self.repaired_chunks,
             }
+
+    def check(self) -> dict[str, Any]:
+        """Count all areas anew: no leak, no double use, every reference valid. See check.check(); changes nothing."""
+        with self._admin:
+            return check(self._space)
 
     # Inside
 

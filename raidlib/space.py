@@ -34,6 +34,8 @@ class Space:
         self.allocators = allocators
         self.touched = dict.fromkeys(ledger.state.touched, False)
         """Blocks of 64 logical areas (volume id, block) in which areas come or go, and whether lately."""
+        self.pending: set[int] = set()
+        """Places that a call has taken and not mapped yet. Under the ledger's lock."""
         self._gates: dict[int, Gate] = {}
         self._syncs = Rounds(self._sync_round)
 

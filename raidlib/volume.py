@@ -441,8 +441,12 @@ class Volume:
                     raise NotFound(f"volume {info.name} ends before area {index}")
                 place, ready = space.take(space.order(info, index))
                 if ready:
-                    self.touch({index // TOUCH_AREAS})
-                    ledger.record([Record(Kind.ALLOC, group_of(place), info.id, index, area_of(place))])
+                    try:
+                        self.touch({index // TOUCH_AREAS})
+                        ledger.record([Record(Kind.ALLOC, group_of(place), info.id, index, area_of(place))])
+                    except OutOfSpace:
+                        space.allocators[group_of(place)].give_back(area_of(place))
+                        raise
                     return place
             with contextlib.suppress(OutOfSpace):  # then take() says so, or finds room elsewhere
                 space.prepare(place)
