@@ -134,6 +134,12 @@ def _check_members(ledger: Ledger) -> list[str]:
             continue
         if found is None or found.state.generation != ledger.state.generation:
             problems.append(f"{member.path}: its metadata is not of generation {ledger.state.generation}")
-        elif found.state.encode() != expected:
+            continue
+        for info, its in zip(ledger.state.groups, found.state.groups, strict=False):
+            # Areas that were cleaned since are dirty there until the next checkpoint; that costs time, not data.
+            if not info.dirty <= its.dirty:
+                problems.append(f"{member.path}: its metadata calls areas of group {info.name} clean that are not")
+            its.dirty = info.dirty
+        if found.state.encode() != expected:
             problems.append(f"{member.path}: its metadata differs from what the pool believes")
     return problems

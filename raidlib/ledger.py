@@ -31,7 +31,6 @@ from raidlib.metastore import HEADER_BYTES, check_fits
 from raidlib.state import RECORD_BYTES, Kind, MemberState, PoolState, Record, pack_record
 from raidlib.superblock import Layout
 
-
 METADATA_RESERVE_BYTES = 4096
 """Room in the metadata slots that new volumes, images and areas leave for what must always fit: failures, progress."""
 
@@ -58,7 +57,7 @@ class Ledger:
         self._slack = 0
         """Bytes by which the next checkpoint can still grow through ALLOC records; a lower bound."""
         self._growth = 0
-        """Bytes by which one ALLOC record can make it grow: two runs in its map, and in each that is stored against it."""
+        """Bytes by which one ALLOC record can add: two runs in its map, and in each that is stored against it."""
         self._executor: ThreadPoolExecutor | None = None
 
     def carriers(self) -> list[Member]:

@@ -28,6 +28,7 @@ from raidlib.errors import AlreadyExists, BadInput, NotFound, OutOfSpace, Refuse
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.mirrored import MirroredGroup
+from raidlib.move import Mover
 from raidlib.parity import Engine, choose
 from raidlib.parityraid import ParityGroup
 from raidlib.raidgroup import RaidGroup
@@ -62,6 +63,7 @@ class Pool:
         self._space = Space(ledger, {group.index: group for group in groups}, self._allocators)
         self._touched = self._space.touched
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
+        self._mover = Mover(self._space, self._volumes)
         self._rebuilds: list[Rebuild] = []
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
@@ -304,6 +306,8 @@ class Pool:
                 self.sync()
                 self._grow(volume, size)
             elif size < info.size:
+                if any(move.volume == info.id for move in self._ledger.state.moves):
+                    raise Refused(f"volume {name} is being moved", "wait for the move, or cancel it")
                 cut = [index for index in info.areas if (index + 1) * area_bytes > size]
                 if cut and not force:
                     raise Refused(
@@ -404,6 +408,42 @@ class Pool:
             if one.family != other.family:
                 raise BadInput(f"{a} and {b} have nothing in common", "name snapshots of one volume, or the volume")
             return images.changed_ranges(one, other, self._ledger.state.area_bytes)
+
+    # Moving
+
+    def move(self, name: str, start: int, length: int, raid_group: str) -> tuple[int, int]:
+        """Have a range of a volume moved to another group by move_step(); return the range, whole areas, that moves.
+
+        Snapshots and clones that share an area move with it. New areas of the range come from that group once all is
+        moved; then, if it is the whole volume, the group is its home. Raises BadInput, NotFound, Refused.
+        Durable: the intention, which outlives a crash.
+        """
+        with self._admin:
+            return self._mover.begin(self.volume(name), start, length, raid_group)
+
+    def cancel_move(self, name: str) -> int:
+        """End the moves of a volume; what has moved stays. Returns how many there were. Durable: that."""
+        with self._admin:
+            return self._mover.cancel(self.volume(name))
+
+    def move_step(self) -> int:
+        """Move a few areas; return how many remain. Call it in one thread, again and again, until it returns 0.
+
+        Raises OutOfSpace, MediumError; the move is kept, and a later call tries again. Durable: that they moved.
+        """
+        with self._admin:
+            if self._closed or not self._mover.step():
+                return 0
+            return self._mover.remaining() or len(self._ledger.state.moves) + len(self._mover.draining())
+
+    def moves(self) -> list[dict[str, Any]]:
+        """What is being moved where, and how much remains; see Mover.report()."""
+        with self._ledger.lock:
+            return self._mover.report()
+
+    def on_rehome(self, call: Callable[[Volume], None]) -> None:
+        """Have `call` told when a move gave a volume another home: its pwrite and pread_into are new ones then."""
+        self._mover.on_rehome = call
 
     # Durability
 
@@ -526,6 +566,7 @@ class Pool:
                 "stopped": self.stopped,
                 "remarks": list(self.remarks),
                 "repaired_chunks": self.repaired_chunks,
+                "moves": self._mover.report(),
             }
 
     def check(self) -> dict[str, Any]:
