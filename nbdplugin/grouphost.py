@@ -268,6 +268,8 @@ class GroupHost:
 
     def _check_free(self, volume: str) -> None:
         route = self._exports.get(volume)
+        if route.frozen:
+            raise Refused(f"{volume} is a snapshot, which never changes", "make a clone of it: farstripe volume clone")
         if route.blocked:
             raise Refused(f"volume {volume} is not to be used: {route.blocked}", "farstripe group delete --force")
         if route.group is not None:

@@ -17,10 +17,11 @@ copy, the copy is given up and the area written in place.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raidlib.areamap import area_of, group_of
-from raidlib.errors import OutOfSpace
+from raidlib.errors import OutOfSpace, RaidError
 from raidlib.space import Space
 from raidlib.state import Kind, Record
 
@@ -53,7 +54,6 @@ def copy_shared(volume: Volume, index: int) -> None:
 def _copy(volume: Volume, index: int, old: int) -> None:
     space, ledger = volume.space, volume.space.ledger
     new = take_ready(space, space.order(volume.info, index, group_of(old)))
-    mapped = False
     try:
         volume.mark((old, new))
         copy_area(space, old, new)
@@ -64,12 +64,12 @@ def _copy(volume: Volume, index: int, old: int) -> None:
             if volume.info.areas[index] == old and space.shared(old):
                 volume.forget((index,))
                 ledger.record([Record(Kind.ALLOC, group_of(new), volume.info.id, index, area_of(new))])
-                mapped = True
                 space.pending.discard(new)
                 space.release((old,))
-    finally:
-        if not mapped:
-            abandon(space, new)
+    except (RaidError, OSError):
+        abandon(space, [new])
+        raise
+    abandon(space, [new])
 
 
 def take_ready(space: Space, order: list[int]) -> int:
@@ -99,9 +99,14 @@ def copy_area(space: Space, old: int, new: int) -> None:
             target.write(area_of(new), off, memoryview(piece))
 
 
-def abandon(space: Space, place: int) -> None:
-    """Give back an area that was written to and is not mapped. Durable: nothing; its region is marked until it is."""
+def abandon(space: Space, places: Sequence[int]) -> None:
+    """Give back those of these places that are still pending: they may have been written to.
+
+    Durable: nothing; their regions are marked until it is.
+    """
     with space.ledger.lock:
-        space.pending.discard(place)
-        space.ledger.record([Record(Kind.DIRTY, group_of(place), 0, 0, area_of(place))])
-        space.allocators[group_of(place)].abandon(area_of(place))
+        for place in places:
+            if place in space.pending:
+                space.pending.discard(place)
+                space.ledger.record([Record(Kind.DIRTY, group_of(place), 0, 0, area_of(place))])
+                space.allocators[group_of(place)].abandon(area_of(place))

@@ -12,8 +12,8 @@ One step moves a few areas that follow one another:
 
 Reads go on all the time, from the old places until the log record is durable. The copy is durable before it is logged,
 and the record before the first write to the new place and before the old one is zeroed: whatever a power cut keeps,
-each image has a place with all that was acknowledged. Marks of the new regions are durable before the copy begins, and the
-step is inside the gate until the record is: nobody clears them meanwhile.
+each image has a place with all that was acknowledged. Marks of the new regions are durable before the copy begins, and
+the step is inside the gate until the record is: nobody clears them meanwhile.
 
 Source: JP 2000-132343 A, [0132]-[0134], with the map itself as the progress pointer.
 """
@@ -28,7 +28,7 @@ import numpy as np
 
 from raidlib import cow, placing
 from raidlib.areamap import area_of, group_of
-from raidlib.errors import BadInput, OutOfSpace, Refused
+from raidlib.errors import BadInput, OutOfSpace, RaidError, Refused
 from raidlib.space import Space
 from raidlib.state import Kind, MoveInfo, Record, VolumeInfo
 from raidlib.volume import Volume
@@ -162,10 +162,10 @@ class Mover:
                     gone = self._copy(family, pairs)
                 finally:
                     leave()
-        finally:
-            for place in fresh:
-                if place in space.pending:
-                    cow.abandon(space, place)
+        except (RaidError, OSError):
+            cow.abandon(space, fresh)
+            raise
+        cow.abandon(space, fresh)  # what was trimmed meanwhile needed no copy
         gate.wait()
         space.punch(gone)
 

@@ -441,6 +441,20 @@ class Pool:
         with self._ledger.lock:
             return self._mover.report()
 
+    def volume_map(self, name: str) -> list[dict[str, Any]]:
+        """Where the areas of a volume lie: runs {start, length, group} in bytes, rising; the rest is not mapped."""
+        with self._ledger.lock:
+            volume = self.volume(name)
+            area_bytes = self._ledger.state.area_bytes
+            runs: list[dict[str, Any]] = []
+            for index, place in volume.info.areas.items():
+                group = self._space.group_at(place).info.name
+                if runs and runs[-1]["group"] == group and runs[-1]["start"] + runs[-1]["length"] == index * area_bytes:
+                    runs[-1]["length"] += area_bytes
+                else:
+                    runs.append({"start": index * area_bytes, "length": area_bytes, "group": group})
+            return runs
+
     def on_rehome(self, call: Callable[[Volume], None]) -> None:
         """Have `call` told when a move gave a volume another home: its pwrite and pread_into are new ones then."""
         self._mover.on_rehome = call

@@ -86,6 +86,11 @@ class Volume:
         return self._size[0]
 
     @property
+    def readonly(self) -> bool:
+        """Whether it is a snapshot, which never changes."""
+        return not self.info.writable
+
+    @property
     def group(self) -> RaidGroup:
         """Its home group; areas may lie on others too."""
         return self.space.groups[self.info.group]
