@@ -94,13 +94,15 @@ class Exports:
 
 def writable(route: VolumeRoute) -> bool:
     """Whether a new connection may write."""
-    return not route.blocked and (route.group is None or route.group.engine.state.role == PRIMARY)
+    return not route.blocked and not route.frozen and (route.group is None or route.group.engine.state.role == PRIMARY)
 
 
 def describe(route: VolumeRoute) -> str:
     """One line for the NBD client: what the export is and, when it is read-only, why."""
     if route.blocked:
         return f"volume {route.name}: read-only, {route.blocked}"
+    if route.frozen:
+        return f"snapshot {route.name}: read-only"
     if route.group is None:
         return f"volume {route.name}"
     state = route.group.engine.state
@@ -112,6 +114,15 @@ def describe(route: VolumeRoute) -> str:
     return f"{text}: secondary here, read-only, not consistent now ({state.copy})"
 
 
+def refuse_if_writers(route: VolumeRoute, done: str) -> None:
+    """Raise Refused when a client has the volume open for writing; `done` is what cannot be done to it."""
+    if count := route.writers:
+        raise Refused(
+            f"volume {route.name} cannot be {done}: {count} NBD connection{'s' * (count > 1)} may write",
+            "farstripe detach it, or end the client",
+        )
+
+
 def refuse_if_open(route: VolumeRoute, verb: str) -> None:
     """Raise Refused when a client has the volume open."""
     if count := route.writers + route.readers:
@@ -121,12 +132,12 @@ def refuse_if_open(route: VolumeRoute, verb: str) -> None:
         )
 
 
-def refuse_if_grouped(route: VolumeRoute, verb: str) -> None:
-    """Raise Refused when the volume is in a group."""
+def refuse_if_grouped(route: VolumeRoute, done: str) -> None:
+    """Raise Refused when the volume is in a group; `done` is what cannot be done to it."""
     if route.blocked:
-        raise Refused(f"volume {route.name} cannot be {verb}d: {route.blocked}", "farstripe group delete --force")
+        raise Refused(f"volume {route.name} cannot be {done}: {route.blocked}", "farstripe group delete --force")
     if route.group is not None:
         raise Refused(
-            f"volume {route.name} cannot be {verb}d: it is in group {route.group.engine.state.name}",
+            f"volume {route.name} cannot be {done}: it is in group {route.group.engine.state.name}",
             "farstripe pair delete and farstripe group delete come first",
         )

@@ -279,6 +279,8 @@ class GroupHost:
 
     def _check_free(self, volume: str) -> None:
         route = self._exports.get(volume)
+        if route.frozen:
+            raise Refused(f"{volume} is a snapshot, which never changes", "make a clone of it: farstripe volume clone")
         if route.blocked:
             raise Refused(f"volume {volume} is not to be used: {route.blocked}", "farstripe group delete --force")
         if route.group is not None:
@@ -425,5 +427,4 @@ def _sync(pool: Any, volumes: list[Any]) -> None:
     """Make volumes durable in one round. Raises MediumError when a RAID group that one of them lies on is lost."""
     pool.sync(volumes[0])
     for volume in volumes[1:]:
-        if volume.group.lost:
-            volume.group.raise_lost()
+        volume.raise_if_lost()

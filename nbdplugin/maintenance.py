@@ -1,6 +1,7 @@
-"""Background work on the pool: clearing idle write-intent marks, rebuilding members, noticing failed ones.
+"""Background work on the pool: clearing idle write-intent marks, noticing failed members, rebuilding, moving areas.
 
-Two threads, because a rebuild step can be long. Neither holds a lock over its sleep, both end within a step at stop.
+Three threads, because a step of a rebuild or move can be long. None holds a lock over its sleep, all end within a step
+at stop.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from nbdplugin.poolhost import PoolHost
 from replicator.eventlog import EventLog
 
 TICK_S = 5.0
+MOVE_RETRY_S = 30.0
+"""A move that found its target full, or a disk that failed, is tried again after this."""
 REBUILD_SHARE = 0.5
 """Part of the time a rebuild may use: after a step it sleeps in proportion, so hosts keep the rest."""
 
@@ -28,28 +31,36 @@ class Maintenance:
         self._events = events
         self._stop = threading.Event()
         self._rebuild = threading.Event()
+        self._move = threading.Event()
         self._states: dict[str, str] = {}
         self._threads = [
             threading.Thread(target=self._tick_loop, name="maintenance", daemon=True),
             threading.Thread(target=self._rebuild_loop, name="rebuild", daemon=True),
+            threading.Thread(target=self._move_loop, name="move", daemon=True),
         ]
 
     def start(self) -> None:
-        """Start both threads; a rebuild that was under way goes on."""
+        """Start the threads; a rebuild or move that was under way goes on."""
         self._rebuild.set()
+        self._move.set()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End both threads and wait for them."""
+        """End the threads and wait for them."""
         self._stop.set()
         self._rebuild.set()
+        self._move.set()
         for thread in self._threads:
             thread.join()
 
     def rebuild_soon(self) -> None:
         """A member was replaced: begin."""
         self._rebuild.set()
+
+    def move_soon(self) -> None:
+        """Areas are to move: begin."""
+        self._move.set()
 
     def _tick_loop(self) -> None:
         while not self._stop.wait(TICK_S):
@@ -87,6 +98,36 @@ class Maintenance:
                     self._run_rebuild(pool)
                 except Exception as exc:  # outermost loop: the pool stays degraded, and says so
                     self._events.add("rebuild.failed", f"rebuild stopped: {exc}")
+
+    def _move_loop(self) -> None:
+        retry_s: float | None = None
+        while True:
+            self._move.wait(retry_s)
+            self._move.clear()
+            if self._stop.is_set():
+                return
+            try:
+                if self._pools.pool is not None:
+                    self._run_moves(self._pools.pool)
+                retry_s = None
+            except Exception as exc:  # outermost loop: the move stays in the pool's state, and is tried again
+                if retry_s is None:
+                    self._events.add("move.stalled", f"moving stopped, and is tried again: {exc}")
+                retry_s = MOVE_RETRY_S
+
+    def _run_moves(self, pool: Any) -> None:
+        under_way = {move["volume"] for move in pool.moves()}
+        while not self._stop.is_set():
+            began = time.monotonic()
+            remaining = self._pools.move_step()
+            left = {move["volume"] for move in pool.moves()}
+            for name in sorted(under_way - left):
+                self._events.add("move.done", f"{name} has moved", name=name)
+            under_way = left
+            if not remaining:
+                return
+            took = time.monotonic() - began
+            self._stop.wait(min(took * (1 - REBUILD_SHARE) / REBUILD_SHARE, 1.0))
 
     def _run_rebuild(self, pool: Any) -> None:
         if not _rebuilding(pool):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
 from nbdplugin.exports import refuse_if_grouped, refuse_if_open, writable
+from nbdplugin.ops_move import placement
 
 if TYPE_CHECKING:
     from nbdplugin.routes import VolumeRoute
@@ -50,7 +51,7 @@ def volume_handlers(target: Target) -> dict[str, Handler]:
         name = arguments.name(args)
         raid_group = args.get("raid_group") and arguments.text(args, "raid_group")
         thin = arguments.flag(args, "thin", True)
-        pools.create_volume(name, arguments.size(args), raid_group, thin)
+        pools.create_volume(name, arguments.size(args), raid_group, thin, placement(args))
         return facts(exports.get(name))
 
     def facts(route: VolumeRoute) -> dict[str, Any]:
@@ -65,14 +66,14 @@ def volume_handlers(target: Target) -> dict[str, Handler]:
     def delete(args: dict[str, Any]) -> None:
         with pools.changing:
             route = exports.get(arguments.text(args, "name"))
-            refuse_if_grouped(route, "delete")
+            refuse_if_grouped(route, "deleted")
             pools.delete_volume(route)
 
     def resize(args: dict[str, Any]) -> dict[str, Any]:
         size, force = arguments.size(args), arguments.flag(args, "force")
         with pools.changing:
             route = exports.get(arguments.text(args, "name"))
-            refuse_if_grouped(route, "resize")
+            refuse_if_grouped(route, "resized")
             if size < route.volume.size:
                 refuse_if_open(route, "resize")
             pools.resize_volume(route, size, force)
@@ -94,6 +95,9 @@ def _facts(route: VolumeRoute, in_pool: dict[str, Any]) -> dict[str, Any]:
         "allocated": in_pool["allocated"],
         "thin": in_pool["thin"],
         "raid_group": in_pool["group"],
+        "kind": in_pool["kind"],
+        "origin": in_pool["origin"],
+        "created": in_pool["created"],
         "group": None,
         "role": None,
         "writable": writable(route),

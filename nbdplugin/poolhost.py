@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nbdplugin import arguments
 from nbdplugin.exports import Exports, refuse_if_open
-from nbdplugin.routes import VolumeRoute
+from nbdplugin.routes import VolumeRoute, pool_slots
 from nbdplugin.signatures import refuse_signatures
 from raidlib.create import GroupSpec
 from raidlib.errors import RaidError
+from raidlib.placing import PlacedRange
 from raidlib.pool import Pool
 from replicator.core.errors import AlreadyExists, BadInput, NotFound
 from replicator.eventlog import EventLog
@@ -36,6 +39,8 @@ class PoolHost:
         self._exports = exports
         self._events = events
         self.pool: Pool | None = None
+        self._rehomed: list[str] = []
+        """Volumes that moved to another home group and whose routes still have the old functions."""
         self.changing = threading.RLock()
 
     def open(self, force: bool) -> None:
@@ -81,6 +86,7 @@ class PoolHost:
         self._serve_volumes(pool)
 
     def _serve_volumes(self, pool: Pool) -> None:
+        pool.on_rehome(lambda volume: self._rehomed.append(volume.name))
         for volume in pool.volumes:
             self._exports.add(volume, pool.sync)
 
@@ -151,11 +157,18 @@ class PoolHost:
             self.require().fail_member(member)
         self._events.add("member.failed", f"member {member} was declared failed", path=member)
 
-    def create_volume(self, name: str, size: int, raid_group: str | None = None, thin: bool = True) -> None:
+    def create_volume(
+        self,
+        name: str,
+        size: int,
+        raid_group: str | None = None,
+        thin: bool = True,
+        placement: Sequence[PlacedRange] = (),
+    ) -> None:
         """Make a volume and serve it. Durable: the volume."""
         with self.changing:
             pool = self.require()
-            self._exports.add(pool.create_volume(name, size, raid_group, thin), pool.sync)
+            self._exports.add(pool.create_volume(name, size, raid_group, thin, placement=placement), pool.sync)
         self._events.add("volume.created", f"volume {name} created, {size} bytes", name=name, size=size)
 
     def delete_volume(self, route: VolumeRoute) -> None:
@@ -178,6 +191,84 @@ class PoolHost:
         self._events.add(
             "volume.resized", f"volume {route.name}: {before} → {size} bytes", name=route.name, before=before, size=size
         )
+
+    def extend_volume(self, route: VolumeRoute, start: int, length: int, raid_group: str) -> tuple[int, int]:
+        """Grow a volume by a range on a chosen RAID group; returns the range that is mapped. Durable: it."""
+        with self.changing:
+            mapped = self.require().extend_volume(route.name, start, length, raid_group)
+        self._events.add(
+            "volume.resized",
+            f"volume {route.name}: bytes {mapped[0]} to {mapped[1]} lie on RAID group {raid_group}",
+            name=route.name,
+            size=route.volume.size,
+        )
+        return mapped
+
+    def snapshot(self, names: dict[str, str]) -> None:
+        """Take snapshots {volume: snapshot} at one instant and serve them read-only. Durable: they."""
+        with self.changing:
+            pool = self.require()
+            for volume in pool.snapshot(names):
+                self._exports.add(volume, pool.sync)
+        listed = ", ".join(f"{name} of {volume}" for volume, name in names.items())
+        self._events.add("volume.snapshot", f"snapshot {listed} taken", names=list(names.values()))
+
+    def clone(self, source: str, name: str) -> None:
+        """Make a volume that begins as a copy of a snapshot or volume, and serve it. Durable: it."""
+        with self.changing:
+            pool = self.require()
+            self._exports.add(pool.clone(source, name), pool.sync)
+        self._events.add("volume.cloned", f"volume {name} made as a clone of {source}", name=name, source=source)
+
+    def rollback(self, route: VolumeRoute, snapshot: str) -> None:
+        """Take a volume, which nobody has open for writing, back to a snapshot. Durable: that."""
+        with self.changing:
+            self.require().rollback(route.name, snapshot)
+        self._events.add(
+            "volume.rolled_back", f"volume {route.name} holds what snapshot {snapshot} holds", name=route.name
+        )
+
+    def move(self, name: str, start: int, length: int, raid_group: str) -> tuple[int, int]:
+        """Have a range of a volume moved in the background; returns the range that moves. Durable: the intention."""
+        with self.changing:
+            moved = self.require().move(name, start, length, raid_group)
+        self._events.add(
+            "move.begun", f"bytes {moved[0]} to {moved[1]} of {name} move to RAID group {raid_group}", name=name
+        )
+        return moved
+
+    def cancel_move(self, name: str) -> int:
+        """End the moves of a volume; what has moved stays. Returns how many there were."""
+        with self.changing:
+            ended = self.require().cancel_move(name)
+        if ended:
+            self._events.add("move.cancelled", f"the move of {name} was cancelled", name=name)
+        return ended
+
+    def move_step(self) -> int:
+        """Move a few areas; returns how many remain. See Pool.move_step."""
+        remaining = self.require().move_step()
+        while self._rehomed:
+            with self.changing:
+                self._rebind(self._rehomed.pop())
+        return remaining
+
+    def _rebind(self, name: str) -> None:
+        """Give clients the functions of a volume that moved; a group's engine asks the volume each time."""
+        route = next((route for route in self._exports.routes() if route.name == name), None)
+        if route is None:
+            return
+        route.read = route.volume.pread_into
+        if route.group is None and not route.blocked:
+            volume = self.require().volume(name)
+            route.switch(pool_slots(volume, partial(self.require().sync, volume)), None, 0)
+
+    def check(self) -> dict[str, Any]:
+        """See Pool.check; a pool whose books do not balance is an event."""
+        report = self.require().check()
+        for problem in report["problems"]:
+            self._events.add("pool.check_failed", f"pool check: {problem}")
+        return report
 
     def close(self) -> None:
         """Durable: everything, and the pool is marked clean."""

@@ -35,6 +35,8 @@ class Volume(Protocol):
     @property
     def size(self) -> int: ...
     @property
+    def readonly(self) -> bool: ...
+    @property
     def pread_into(self) -> Callable[[Any, int], Any]: ...
     @property
     def pwrite(self) -> Callable[[Any, int], Any]: ...
@@ -56,8 +58,8 @@ class VolumeRoute:
     """One volume as its clients see it."""
 
     __slots__ = (
-        "_switching", "blocked", "extents", "flush", "group", "index", "name", "read", "readers", "trim", "volume",
-        "write", "write_fua", "writers", "zero",
+        "_switching", "blocked", "extents", "flush", "frozen", "group", "index", "name", "read", "readers", "trim",
+        "volume", "write", "write_fua", "writers", "zero",
     )  # fmt: skip
 
     def __init__(self, volume: Volume, slots: Slots) -> None:
@@ -69,6 +71,8 @@ class VolumeRoute:
         """The volume's index in its group."""
         self.blocked = ""
         """Why nothing may change the volume at all; empty when that is not so."""
+        self.frozen = volume.readonly
+        """A snapshot: it never changes."""
         self.writers = 0
         """Open connections that may write. NBD names no client, so several connections of one host count each."""
         self.readers = 0

@@ -9,6 +9,8 @@ written, and no crash can show what it held before.
 The same sync makes the FREE durable, so an area never has two owners after any crash. After an unclean stop the free
 areas of marked regions are dirty: an allocation, and with it the way to the data written there, may have been lost.
 
+Images share areas: an area is free when the last reference to it is gone.
+
 All methods but prepare() are called under the ledger's lock. Cleaning punches and syncs, so it holds no lock over that.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import heapq
 import threading
 
+from raidlib.arearefs import AreaRefs
 from raidlib.errors import OutOfSpace
 from raidlib.ledger import Ledger
 from raidlib.raidgroup import RaidGroup
@@ -29,12 +32,12 @@ SLOW_CLEAN_BATCH_AREAS = 4
 class Allocator:
     """Gives out and takes back the areas of one group."""
 
-    def __init__(self, group: RaidGroup, ledger: Ledger, allocated: set[int]) -> None:
+    def __init__(self, group: RaidGroup, ledger: Ledger, allocated: AreaRefs) -> None:
         self._group = group
         self._ledger = ledger
         self._dirty = group.info.dirty
         self.allocated = allocated
-        """Areas that belong to a volume."""
+        """Areas that belong to an image, and to how many."""
         self.epoch = 0
         """Rises when a member joins that missed earlier punches."""
         self._limbo: set[int] = set()
@@ -46,6 +49,15 @@ class Allocator:
     def free_areas(self) -> int:
         """Areas that can be had, now or after cleaning."""
         return len(self._clean) + len(self._dirty)
+
+    @property
+    def ready_areas(self) -> int:
+        """Areas that take() would give, now or after prepare()."""
+        return len(self._clean) + len(self._dirty) - len(self._limbo)
+
+    def clean_areas(self) -> list[int]:
+        """The clean areas."""
+        return list(self._clean)
 
     def take(self) -> int | None:
         """Return a clean area, the lowest there is; None when prepare() has to be called first.
@@ -90,8 +102,13 @@ class Allocator:
 
     def give_back(self, area: int) -> None:
         """Put back a clean area that was taken and never mapped."""
-        self.allocated.discard(area)
+        self.allocated.drop(area)
         heapq.heappush(self._clean, area)
+
+    def abandon(self, area: int) -> None:
+        """Put back an area that was taken, written to and never mapped; its DIRTY record is logged."""
+        self.allocated.drop(area)
+        self._dirty.add(area)
 
     def distrust_clean(self) -> None:
         """A member joined whose data is not known to be zero: clean areas are to be cleaned again."""
@@ -101,8 +118,7 @@ class Allocator:
         self.epoch += 1
 
     def freed(self, areas: list[int]) -> None:
-        """Areas whose FREE is logged, and which the state has in `dirty`: calls in flight may still use them."""
-        self.allocated.difference_update(areas)
+        """Areas that lost their last reference, logged and in the state's `dirty`: calls may still use them."""
         self._limbo.update(areas)
 
     def punched(self, areas: list[int], epoch: int) -> None:

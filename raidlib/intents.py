@@ -71,9 +71,15 @@ def decode_map(data: bytes, regions: int) -> set[int]:
 class IntentMap:
     """The map of one group. store(offset, data, durable) writes into the map on every member of the group."""
 
-    def __init__(self, regions: int, marked: Iterable[int], store: Callable[[int, bytes, bool], None]) -> None:
-        self.lock = threading.Condition()
-        """Guards the regions' states and the volumes' hot maps."""
+    def __init__(
+        self,
+        regions: int,
+        marked: Iterable[int],
+        store: Callable[[int, bytes, bool], None],
+        lock: threading.Condition | None = None,
+    ) -> None:
+        self.lock = lock if lock is not None else threading.Condition()
+        """Guards the regions' states and the volumes' hot maps; one for all groups of a pool."""
         self.states = bytearray(regions)
         for region in marked:
             self.states[region] = COOL

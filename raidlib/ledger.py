@@ -20,15 +20,19 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from raidlib.errors import MediumError
+from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.member import Member
-from raidlib.metastore import check_fits
+from raidlib.metastore import HEADER_BYTES, check_fits
 from raidlib.state import RECORD_BYTES, Kind, MemberState, PoolState, Record, pack_record
 from raidlib.superblock import Layout
+
+METADATA_RESERVE_BYTES = 4096
+"""Room in the metadata slots that new volumes, images and areas leave for what must always fit: failures, progress."""
 
 
 class Ledger:
@@ -38,6 +42,8 @@ class Ledger:
         self, state: PoolState, members: list[list[Member]], geometries: list[Geometry], layouts: list[Layout]
     ) -> None:
         self.lock = threading.RLock()
+        self.map_lock = threading.Condition()
+        """The lock of every group's IntentMap: the pool's volumes may lie on several groups."""
         self.state = state
         self.members = members
         self.on_change: Callable[[int], None] = lambda group: None
@@ -48,6 +54,10 @@ class Ledger:
         self._used = self._capacity
         self._stable = 0
         self._tail = bytearray()
+        self._slack = 0
+        """Bytes by which the next checkpoint can still grow through ALLOC records; a lower bound."""
+        self._growth = 0
+        """Bytes by which one ALLOC record can add: two runs in its map, and in each that is stored against it."""
         self._executor: ThreadPoolExecutor | None = None
 
     def carriers(self) -> list[Member]:
@@ -59,10 +69,13 @@ class Ledger:
     def record(self, records: Sequence[Record], *, durable: bool = False) -> None:
         """Apply log records and append them on every member. Raises MediumError when a group is lost by it.
 
+        Raises OutOfSpace when the next checkpoint would have no room for new areas; then nothing was changed.
         Durable: with durable=True these and all earlier records; else they survive the death of the process alone.
         """
         with self.lock:
             state = self.state
+            if any(record.kind == Kind.ALLOC for record in records):
+                self._check_growth(len(records))
             for record in records:
                 state.apply(record)
             if self._used + len(records) > self._capacity:
@@ -105,10 +118,28 @@ class Ledger:
             self._commit()
 
     def check_room(self) -> None:
-        """Raise OutOfSpace when the state has outgrown the members' metadata slots."""
+        """Raise OutOfSpace when the state has outgrown the members' metadata slots, but for a reserve."""
         payload = self.state.encode()
         for layout in self._layouts:
-            check_fits(payload, layout)
+            check_fits(payload, layout, METADATA_RESERVE_BYTES)
+
+    def _check_growth(self, records: int) -> None:
+        self._slack -= records * self._growth
+        if self._slack >= 0:
+            return
+        self._measure(len(self.state.encode()))
+        self._slack -= records * self._growth
+        if self._slack < 0:
+            raise OutOfSpace(
+                "the members have no room left for metadata of new areas",
+                "delete snapshots, clones or volumes, or write less scattered",
+            )
+
+    def _measure(self, payload_bytes: int) -> None:
+        room = min(layout.checkpoint_bytes for layout in self._layouts) - HEADER_BYTES
+        self._slack = room - METADATA_RESERVE_BYTES - payload_bytes
+        dependents = Counter(info.base for info in self.state.volumes.values() if info.base)
+        self._growth = 64 + 32 * max(dependents.values(), default=0)
 
     def bears_loss_of(self, member: Member) -> bool:
         """Whether its group still has everything without this member."""
@@ -212,6 +243,7 @@ class Ledger:
             payload = state.encode()
             for layout in self._layouts:
                 check_fits(payload, layout)
+            self._measure(len(payload))
             failures: list[tuple[Member, str]] = []
             carriers = self.carriers()
             for member in carriers:

@@ -25,6 +25,7 @@ from raidlib.superblock import Layout
 MAGIC = b"FSMETA\0\0"
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQII")
+HEADER_BYTES = _HEADER.size
 
 
 @dataclass
@@ -101,11 +102,11 @@ def encode_header(generation: int, payload: bytes) -> bytes:
     return head + struct.pack("<I", crc32c(head))
 
 
-def check_fits(payload: bytes, layout: Layout) -> None:
-    """Raise OutOfSpace when a checkpoint is too large for its slot."""
-    room = layout.checkpoint_bytes - _HEADER.size
+def check_fits(payload: bytes, layout: Layout, reserve_bytes: int = 0) -> None:
+    """Raise OutOfSpace when a checkpoint is too large for its slot, less a reserve."""
+    room = layout.checkpoint_bytes - _HEADER.size - reserve_bytes
     if len(payload) > room:
         raise OutOfSpace(
             f"pool metadata would take {len(payload)} bytes, the members have room for {room}",
-            "delete volumes, or make a pool of larger members",
+            "delete volumes or snapshots, or make a pool of larger members",
         )

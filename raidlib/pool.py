@@ -10,29 +10,33 @@ serialised by one lock.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raidlib import create, rebuild, recovery
+from raidlib import create, images, placing, rebuild, recovery
 from raidlib.allocator import Allocator
 from raidlib.assemble import assemble
 from raidlib.blockfile import OSFile
+from raidlib.check import check
 from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
-from raidlib.errors import AlreadyExists, BadInput, MediumError, NotFound, OutOfSpace, Refused
+from raidlib.errors import AlreadyExists, BadInput, NotFound, OutOfSpace, Refused
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.mirrored import MirroredGroup
+from raidlib.move import Mover
 from raidlib.parity import Engine, choose
 from raidlib.parityraid import ParityGroup
 from raidlib.raidgroup import RaidGroup
 from raidlib.rebuild import Rebuild
 from raidlib.recovery import Ranges
 from raidlib.report import pool_report
-from raidlib.rounds import Rounds
-from raidlib.state import Kind, MemberState, Record, VolumeInfo
+from raidlib.space import Space
+from raidlib.state import ImageKind, Kind, MemberState, Record, VolumeInfo
 from raidlib.striped import StripedGroup
 from raidlib.volume import BLOCK_BYTES, Volume
 
@@ -52,13 +56,15 @@ class Pool:
         self._ledger = ledger
         self._groups = groups
         self._admin = threading.RLock()
-        self._touched = dict.fromkeys(ledger.state.touched, False)
-        self._allocators = [
-            Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index)) for group in groups
-        ]
+        self._allocators = {
+            group.index: Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index))
+            for group in groups
+        }
+        self._space = Space(ledger, {group.index: group for group in groups}, self._allocators)
+        self._touched = self._space.touched
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
+        self._mover = Mover(self._space, self._volumes)
         self._rebuilds: list[Rebuild] = []
-        self._syncs = Rounds(self._sync_round)
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
         """How the pool ended before this open: clean, killed (nothing written is lost), or lost power."""
@@ -203,37 +209,87 @@ class Pool:
         return volume
 
     def create_volume(
-        self, name: str, size: int, raid_group: str | None = None, thin: bool = True, volume_uuid: str | None = None
+        self,
+        name: str,
+        size: int,
+        raid_group: str | None = None,
+        thin: bool = True,
+        volume_uuid: str | None = None,
+        placement: Sequence[placing.PlacedRange] = (),
     ) -> Volume:
-        """Make a volume of zeroes. Without raid_group the one with most free areas is taken.
+        """Make a volume of zeroes.
 
-        Raises BadInput, AlreadyExists, NotFound, OutOfSpace; then nothing was changed. Durable: the volume.
+        raid_group: all its areas come from that group; without it from the one with most room, then from others.
+        placement: (first byte, length, group) for ranges that come from a group of their own; info.placement says which
+        areas those are.
+        Raises BadInput, AlreadyExists, NotFound, Refused, OutOfSpace; then nothing was changed. Durable: the volume.
         """
         create.check_name("volume", name)
         _check_size(name, size)
         with self._admin:
-            if name in self._volumes:
-                raise AlreadyExists(f"there is a volume {name} already", "take another name")
-            group = self._pick_group(raid_group)
+            self._check_unused(name)
+            placed = placing.plan(self._space, placement, size)
+            home = self._pick_home() if raid_group is None else placing.group_named(self._space, raid_group)
             volume_id = self._ledger.state.next_volume_id
-            info = VolumeInfo(volume_id, name, volume_uuid or uuid.uuid4().hex, 0, group.index, thin)
+            info = VolumeInfo(
+                volume_id,
+                name,
+                volume_uuid or uuid.uuid4().hex,
+                0,
+                home,
+                thin,
+                pinned=raid_group is not None,
+                placement=placed,
+                created=int(time.time()),
+            )
             volume = self._make_volume(info)
             self._grow(volume, size)
             self._volumes[name] = volume
             return volume
 
+    def extend_volume(self, name: str, start: int, length: int, raid_group: str) -> tuple[int, int]:
+        """Grow a volume by a range on a chosen group; return the range [first byte, end) that is mapped now.
+
+        The range may begin where the volume's last area ends, or later. Raises BadInput, NotFound, Refused, OutOfSpace;
+        then nothing was changed. Durable: the new size and, for a thick volume, the areas.
+        """
+        with self._admin:
+            volume = self.volume(name)
+            self._check_writable(volume)
+            info, area_bytes = volume.info, self._ledger.state.area_bytes
+            end = -(-info.size // area_bytes) * area_bytes
+            if start < end:
+                raise BadInput(
+                    f"volume {name}: the range {start}+{length} overlaps [0, {end}), which is mapped already",
+                    f"the next range can begin at {end}",
+                )
+            _check_size(name, start + length)
+            (placed,) = placing.plan(self._space, [(start, length, raid_group)], start + length)
+            volume.zero_tail()
+            self.sync()
+            before = info.placement
+            info.placement = placing.replaced(before, *placed)
+            try:
+                self._grow(volume, start + length)
+            except BaseException:
+                info.placement = before
+                raise
+            return placed[0] * area_bytes, placed[1] * area_bytes
+
     def delete_volume(self, name: str) -> None:
-        """Delete a volume; requests on it fail from now on. Raises NotFound. Durable: that it is gone."""
+        """Delete a volume, snapshot or clone; requests on it fail from now on. Areas that others share stay.
+
+        Raises NotFound. Durable: that it is gone.
+        """
         with self._admin:
             volume = self.volume(name)
             del self._volumes[name]
             volume.retire()
-            with volume.group.intents.lock, self._ledger.lock:
-                del self._ledger.state.volumes[volume.info.id]
+            with self._ledger.map_lock, self._ledger.lock:
                 self._forget_touched(volume.info.id)
-                areas = self._unmap(volume, list(volume.info.areas))
+                gone = images.remove(self._space, volume.info)
                 self._ledger.commit()
-            volume.punch_freed(areas)
+            volume.punch_freed(gone)
 
     def resize_volume(self, name: str, size: int, *, force: bool = False) -> None:
         """Grow or shrink a volume. New space reads as zeroes. Shrinking that cuts allocated data needs force.
@@ -243,13 +299,16 @@ class Pool:
         _check_size(name, size)
         with self._admin:
             volume = self.volume(name)
+            self._check_writable(volume)
             info, area_bytes = volume.info, self._ledger.state.area_bytes
             if size > info.size:
                 volume.zero_tail()
                 self.sync()
                 self._grow(volume, size)
             elif size < info.size:
-                cut = sorted(index for index in info.areas if (index + 1) * area_bytes > size)
+                if any(move.volume == info.id for move in self._ledger.state.moves):
+                    raise Refused(f"volume {name} is being moved", "wait for the move, or cancel it")
+                cut = [index for index in info.areas if (index + 1) * area_bytes > size]
                 if cut and not force:
                     raise Refused(
                         f"volume {name}: shrinking to {size} bytes would cut allocated data",
@@ -257,11 +316,148 @@ class Pool:
                     )
                 volume.set_size(size)
                 volume.gate.wait()
-                with volume.group.intents.lock, self._ledger.lock:
+                with self._ledger.map_lock, self._ledger.lock:
                     info.size = size
-                    areas = self._unmap(volume, [index for index in cut if index * area_bytes >= size])
+                    indexes = [index for index in cut if index * area_bytes >= size]
+                    places = [info.areas[index] for index in indexes]
+                    for index in indexes:
+                        del info.areas[index]
+                    volume.forget(indexes)
+                    gone = self._space.release(places)
                     self._ledger.commit()
-                volume.punch_freed(areas)
+                volume.punch_freed(gone)
+
+    # Snapshots and clones
+
+    def snapshot(self, names: Mapping[str, str]) -> list[Volume]:
+        """Take snapshots of volumes {volume: name of its snapshot}, all at one instant.
+
+        A snapshot never changes, shares areas with its volume, and is a volume of the pool by its own name. Requests
+        that are not answered may or may not be in it. Raises BadInput, NotFound, AlreadyExists, OutOfSpace (no room for
+        its metadata), MediumError; then nothing was changed. Durable: the snapshots and what they hold.
+        """
+        return self._take_images(names, ImageKind.SNAPSHOT)
+
+    def clone(self, source: str, name: str) -> Volume:
+        """Make a volume that begins as a copy of a snapshot or volume and shares its areas. Otherwise as snapshot()."""
+        return self._take_images({source: name}, ImageKind.CLONE)[0]
+
+    def _take_images(self, names: Mapping[str, str], kind: ImageKind) -> list[Volume]:
+        with self._admin, contextlib.ExitStack() as bars:
+            sources = [(self.volume(source), name) for source, name in names.items()]
+            for _, name in sources:
+                create.check_name(kind.value, name)
+                self._check_unused(name)
+            if not sources or len(set(names.values())) < len(sources):
+                raise BadInput("every image needs a name of its own", "give each its own name")
+            live = [source for source, _ in sources if source.info.writable]
+            for source, _ in sources:
+                if kind is ImageKind.SNAPSHOT and not source.info.writable:
+                    raise BadInput(f"{source.name} is a snapshot itself", "make a clone of it, or use it as it is")
+            if live:
+                self.sync()  # most of the work, while writers go on
+            for source in live:
+                bars.enter_context(source.barred())
+            for gate in {source.gate for source in live}:
+                gate.wait()
+            if live:
+                self._space.sync()
+            for source, _ in sources:
+                source.raise_if_lost()
+            with self._ledger.map_lock, self._ledger.lock:
+                added = images.add(self._space, [(source.info, name) for source, name in sources], kind)
+                self._ledger.commit()
+            made = [self._make_volume(info) for info in added]
+            self._volumes.update({volume.name: volume for volume in made})
+            return made
+
+    def rollback(self, name: str, snapshot: str) -> None:
+        """Give a volume the contents and the size of a snapshot of its family. What it held since then is lost.
+
+        The caller sees to it that nobody uses the volume meanwhile. Raises NotFound, BadInput, OutOfSpace, MediumError;
+        then nothing was changed. Durable: that.
+        """
+        with self._admin:
+            volume, source = self.volume(name), self.volume(snapshot)
+            self._check_writable(volume)
+            if source.info.writable or source.info.family != volume.info.family:
+                raise BadInput(f"{snapshot} is not a snapshot of volume {name}", "the list of volumes shows them")
+            source.raise_if_lost()
+            with volume.barred():
+                volume.gate.wait()
+                with self._ledger.map_lock, self._ledger.lock:
+                    info, before = volume.info, (volume.info.areas, volume.info.size)
+                    info.areas, info.size = source.info.areas.copy(), source.info.size
+                    try:
+                        self._ledger.check_room()
+                    except OutOfSpace:
+                        info.areas, info.size = before
+                        raise
+                    images.refer(self._space, info.areas)
+                    gone = images.unrefer(self._space, before[0])
+                    volume.forget_all()
+                    self._ledger.commit()
+                volume.set_size(info.size)
+                volume.gate.wait()
+            volume.punch_freed(gone)
+
+    def snapshot_diff(self, a: str, b: str) -> list[tuple[int, int]]:
+        """Return the ranges (offset, length) in which two images of a family may differ. Raises NotFound, BadInput."""
+        with self._admin, self._ledger.lock:
+            one, other = self.volume(a).info, self.volume(b).info
+            if one.family != other.family:
+                raise BadInput(f"{a} and {b} have nothing in common", "name snapshots of one volume, or the volume")
+            return images.changed_ranges(one, other, self._ledger.state.area_bytes)
+
+    # Moving
+
+    def move(self, name: str, start: int, length: int, raid_group: str) -> tuple[int, int]:
+        """Have a range of a volume moved to another group by move_step(); return the range, whole areas, that moves.
+
+        Snapshots and clones that share an area move with it. New areas of the range come from that group once all is
+        moved; then, if it is the whole volume, the group is its home. Raises BadInput, NotFound, Refused.
+        Durable: the intention, which outlives a crash.
+        """
+        with self._admin:
+            return self._mover.begin(self.volume(name), start, length, raid_group)
+
+    def cancel_move(self, name: str) -> int:
+        """End the moves of a volume; what has moved stays. Returns how many there were. Durable: that."""
+        with self._admin:
+            return self._mover.cancel(self.volume(name))
+
+    def move_step(self) -> int:
+        """Move a few areas; return how many remain. Call it in one thread, again and again, until it returns 0.
+
+        Raises OutOfSpace, MediumError; the move is kept, and a later call tries again. Durable: that they moved.
+        """
+        with self._admin:
+            if self._closed or not self._mover.step():
+                return 0
+            return self._mover.remaining() or len(self._ledger.state.moves) + len(self._mover.draining())
+
+    def moves(self) -> list[dict[str, Any]]:
+        """What is being moved where, and how much remains; see Mover.report()."""
+        with self._ledger.lock:
+            return self._mover.report()
+
+    def volume_map(self, name: str) -> list[dict[str, Any]]:
+        """Where the areas of a volume lie: runs {start, length, group} in bytes, rising; the rest is not mapped."""
+        with self._ledger.lock:
+            volume = self.volume(name)
+            area_bytes = self._ledger.state.area_bytes
+            runs: list[dict[str, Any]] = []
+            for index, place in volume.info.areas.items():
+                group = self._space.group_at(place).info.name
+                if runs and runs[-1]["group"] == group and runs[-1]["start"] + runs[-1]["length"] == index * area_bytes:
+                    runs[-1]["length"] += area_bytes
+                else:
+                    runs.append({"start": index * area_bytes, "length": area_bytes, "group": group})
+            return runs
+
+    def on_rehome(self, call: Callable[[Volume], None]) -> None:
+        """Have `call` told when a move gave a volume another home: its pwrite and pread_into are new ones then."""
+        self._mover.on_rehome = call
 
     # Durability
 
@@ -269,11 +465,14 @@ class Pool:
         """Sync every member. Calls that come together share one round.
 
         A member whose sync fails is failed and never synced again. Raises MediumError as soon as and as long as a group
-        is lost; when a volume is given, only for the loss of its own group.
+        is lost; when a volume is given, only for the loss of a group that it lies on.
         Durable: everything written, zeroed or freed before the call, in every volume of a group that is not lost.
         """
-        self._syncs.join()
-        for group in self._groups if volume is None else [volume.group]:
+        self._space.sync()
+        if volume is not None:
+            volume.raise_if_lost()
+            return
+        for group in self._groups:
             if group.lost:
                 group.raise_lost()
 
@@ -293,25 +492,23 @@ class Pool:
         of all writes before the call durable there. Meant to be called every few seconds. Raises MediumError and what
         settle raises (then no mark is cleared). Durable: everything written before, if it synced.
         """
-        idle: list[list[int]] = []
-        for group in self._groups:
-            with group.intents.lock:
-                idle.append(group.intents.cool())
-                for volume in self._volumes_of(group):
-                    volume.cool()
+        groups = list(self._groups)
+        with self._ledger.map_lock:
+            idle = [group.intents.cool() for group in groups]
+            for volume in self._volumes.values():
+                volume.cool()
         with self._ledger.lock:
             idle_blocks = [block for block, hot in self._touched.items() if not hot]
             for block in self._touched:
                 self._touched[block] = False
         if not any(idle) and not idle_blocks:
             return 0
-        for volume in list(self._volumes.values()):
-            volume.gate.wait()
+        self._wait_at_gates()
         if settle is not None:
             settle()
         self.sync()
         cleared = 0
-        for group, regions in zip(self._groups, idle, strict=True):
+        for group, regions in zip(groups, idle, strict=True):
             cleared += group.intents.clear(regions)
         with self._ledger.lock:
             gone = [block for block in idle_blocks if self._touched.get(block) is False]
@@ -343,8 +540,7 @@ class Pool:
             except BaseException:
                 new.close()
                 raise
-            for volume in self._volumes_of(group):
-                volume.gate.wait()
+            self._wait_at_gates()
             if member.file is not None:
                 member.file.close()
             self._rebuilds.append(Rebuild(group, self._allocators[group.index], self._ledger, fresh))
@@ -384,24 +580,37 @@ class Pool:
                 "stopped": self.stopped,
                 "remarks": list(self.remarks),
                 "repaired_chunks": self.repaired_chunks,
+                "moves": self._mover.report(),
             }
+
+    def check(self) -> dict[str, Any]:
+        """Count all areas anew: no leak, no double use, every reference valid. See check.check(); changes nothing."""
+        with self._admin:
+            return check(self._space)
 
     # Inside
 
     def _make_volume(self, info: VolumeInfo) -> Volume:
-        return Volume(info, self._groups[info.group], self._allocators[info.group], self._ledger, self._touched)
+        return Volume(info, self._space)
 
-    def _volumes_of(self, group: RaidGroup) -> list[Volume]:
-        return [volume for volume in list(self._volumes.values()) if volume.group is group]
+    def _wait_at_gates(self) -> None:
+        """Return when every request that is in flight now has ended."""
+        for gate in {volume.gate for volume in list(self._volumes.values())}:
+            gate.wait()
 
-    def _pick_group(self, name: str | None) -> RaidGroup:
-        if name is None:
-            return max(self._groups, key=lambda group: (not group.lost, self._allocators[group.index].free_areas))
-        for group in self._groups:
-            if group.info.name == name:
-                return group
-        names = ", ".join(group.info.name for group in self._groups)
-        raise NotFound(f"there is no RAID group {name} in pool {self.name}", f"its groups are: {names}")
+    def _check_unused(self, name: str) -> None:
+        if name in self._volumes:
+            raise AlreadyExists(f"there is a {self._volumes[name].info.kind} {name} already", "take another name")
+
+    def _check_writable(self, volume: Volume) -> None:
+        if not volume.info.writable:
+            raise Refused(f"{volume.name} is a snapshot and never changes", "make a clone of it")
+
+    def _pick_home(self) -> int:
+        """The group with most room."""
+        groups = [group for group in self._groups if not group.info.draining]
+        best = max(groups, key=lambda group: (not group.lost, self._allocators[group.index].free_areas))
+        return best.index
 
     def _find_member(self, key: str) -> Member:
         for group in self._groups:
@@ -412,61 +621,33 @@ class Pool:
 
     def _grow(self, volume: Volume, size: int) -> None:
         """Make a new volume or a larger size durable, with all its areas if it is thick; then serve it."""
-        info, ledger, allocator = volume.info, self._ledger, self._allocators[volume.info.group]
-        while True:
-            if not info.thin:
-                allocator.prepare(-(-size // ledger.state.area_bytes) - len(info.areas))
-            with ledger.lock:
-                records = [] if info.thin else volume.allocate_all(size)
-                if records is None:
-                    continue  # somebody else took what was prepared
-                state, old_size = ledger.state, info.size
-                is_new = info.id not in state.volumes
-                state.volumes[info.id] = info
-                info.size = size
+        info, ledger, space = volume.info, self._ledger, self._space
+        state = ledger.state
+        records = [] if info.thin else placing.allocate(space, info, -(-size // state.area_bytes))
+        with ledger.lock:
+            old_size, is_new = info.size, info.id not in state.volumes
+            state.volumes[info.id] = info
+            info.size = size
+            for record in records:
+                state.apply(record)
+            try:
+                ledger.check_room()
+            except OutOfSpace:
+                info.size = old_size
                 for record in records:
-                    state.apply(record)
-                try:
-                    ledger.check_room()
-                except OutOfSpace:
-                    info.size = old_size
-                    for record in records:
-                        del info.areas[record.place]
-                        allocator.give_back(record.area)
-                    if is_new:
-                        del state.volumes[info.id]
-                    raise
-                state.next_volume_id = max(state.next_volume_id, info.id + 1)
-                ledger.commit()
-                break
+                    del info.areas[record.place]
+                placing.give_back(space, records)
+                if is_new:
+                    del state.volumes[info.id]
+                raise
+            state.next_volume_id = max(state.next_volume_id, info.id + 1)
+            ledger.commit()
         volume.set_size(size)
-
-    def _unmap(self, volume: Volume, indexes: list[int]) -> list[int]:
-        """Take logical areas out of the state; the caller commits and then punches what is returned."""
-        areas = [volume.info.areas.pop(index) for index in indexes]
-        volume.group.info.dirty.update(areas)
-        self._allocators[volume.group.index].freed(areas)
-        return areas
 
     def _forget_touched(self, volume_id: int) -> None:
         for block in [block for block in self._touched if block[0] == volume_id]:
             del self._touched[block]
             self._ledger.state.touched.discard(block)
-
-    def _sync_round(self) -> None:
-        with self._ledger.lock:
-            ready = [allocator.unsettled() for allocator in self._allocators]
-        try:
-            self._ledger.sync_members()
-        except MediumError:
-            return  # sync() looks for itself whom this concerns; nothing is called clean
-        for group in self._groups:
-            if group.degraded:
-                # What is durable now must be readable after a power cut, also when nobody writes any more.
-                group.secure_degraded()
-        with self._ledger.lock:
-            for allocator, areas in zip(self._allocators, ready, strict=True):
-                allocator.settle(areas)
 
 
 def _check_size(name: str, size: int) -> None:

@@ -57,7 +57,7 @@ class RaidGroup:
         self.members = members
         self.ledger = ledger
         self.engine = engine
-        self.intents = IntentMap(-(-info.areas // info.region_areas), marked, self._store_intents)
+        self.intents = IntentMap(-(-info.areas // info.region_areas), marked, self._store_intents, ledger.map_lock)
         self.lost = False
         self.degraded = False
         self.chunk_shift = geometry.chunk_bytes.bit_length() - 1

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from raidlib.areamap import area_of, group_of
+from raidlib.arearefs import AreaRefs, count_refs
 from raidlib.errors import Refused
 from raidlib.intents import decode_map, map_bytes
 from raidlib.member import Member
@@ -49,18 +51,20 @@ def distrust_free_areas(state: PoolState, group: int, marked: set[int]) -> None:
     allocated = allocated_areas(state, group)
     for region in marked:
         first = region * info.region_areas
-        info.dirty.update(set(range(first, min(first + info.region_areas, info.areas))) - allocated)
+        for area in range(first, min(first + info.region_areas, info.areas)):
+            if area not in allocated:
+                info.dirty.add(area)
 
 
-def allocated_areas(state: PoolState, group: int) -> set[int]:
-    """Every area of a group that belongs to a volume."""
-    return {area for volume in state.volumes.values() if volume.group == group for area in volume.areas.values()}
+def allocated_areas(state: PoolState, group: int) -> AreaRefs:
+    """Every area of a group that belongs to an image."""
+    return count_refs((volume.areas for volume in state.volumes.values()), group, state.groups[group].areas)
 
 
 def suspect_areas(state: PoolState, group: int, marked: set[int]) -> list[int]:
-    """The allocated areas of marked regions."""
+    """The allocated areas of marked regions, rising."""
     size = state.groups[group].region_areas
-    return sorted(area for area in allocated_areas(state, group) if area // size in marked)
+    return [area for area in allocated_areas(state, group) if area // size in marked]
 
 
 def check_write_hole(group: RaidGroup, suspects: list[int], force: bool) -> None:
@@ -101,13 +105,17 @@ def unclean_ranges(state: PoolState, marked: list[set[int]]) -> Ranges:
     """Return for each volume the ranges (offset, length) that the stop may have left different, merged, in order."""
     result: Ranges = {}
     for volume in state.volumes.values():
-        size = state.groups[volume.group].region_areas
-        regions = marked[volume.group]
-        indexes = {index for index, area in volume.areas.items() if area // size in regions}
+        if not volume.writable:
+            continue
+        indexes = {
+            index
+            for index, place in volume.areas.items()
+            if area_of(place) // state.groups[group_of(place)].region_areas in marked[group_of(place)]
+        }
         for volume_id, block in state.touched:
             if volume_id == volume.id:
                 first = block * TOUCH_AREAS
-                indexes.update(set(range(first, first + TOUCH_AREAS)) - volume.areas.keys())
+                indexes.update(index for index in range(first, first + TOUCH_AREAS) if index not in volume.areas)
         ranges: list[tuple[int, int]] = []
         for index in sorted(indexes):
             start = index * state.area_bytes

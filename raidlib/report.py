@@ -12,7 +12,7 @@ from raidlib.volume import Volume
 
 
 def pool_report(
-    state: PoolState, groups: list[RaidGroup], allocators: list[Allocator], volumes: Iterable[Volume]
+    state: PoolState, groups: list[RaidGroup], allocators: dict[int, Allocator], volumes: Iterable[Volume]
 ) -> dict[str, Any]:
     """Return the pool's part of Pool.status(). Call under the ledger's lock."""
     return {
@@ -21,20 +21,24 @@ def pool_report(
         "area_bytes": state.area_bytes,
         "generation": state.generation,
         "parity": groups[0].engine.name,
-        "groups": [
-            _group(group, allocator, state.area_bytes) for group, allocator in zip(groups, allocators, strict=True)
-        ],
-        "volumes": [
-            {
-                "name": volume.name,
-                "uuid": volume.uuid,
-                "size": volume.size,
-                "group": volume.group.info.name,
-                "thin": volume.info.thin,
-                "allocated": len(volume.info.areas) * state.area_bytes,
-            }
-            for volume in volumes
-        ],
+        "groups": [_group(group, allocators[group.index], state.area_bytes) for group in groups],
+        "volumes": [_volume(volume, state) for volume in volumes],
+    }
+
+
+def _volume(volume: Volume, state: PoolState) -> dict[str, Any]:
+    info = volume.info
+    origin = state.volumes.get(info.origin)
+    return {
+        "name": volume.name,
+        "uuid": volume.uuid,
+        "size": volume.size,
+        "group": volume.group.info.name,
+        "thin": info.thin,
+        "allocated": len(info.areas) * state.area_bytes,
+        "kind": info.kind.value,
+        "origin": None if origin is None else origin.name,
+        "created": info.created,
     }
 
 
@@ -51,6 +55,7 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
         "areas": info.areas,
         "free_areas": allocator.free_areas,
         "dirty_areas": len(info.dirty),
+        "draining": info.draining,
         "marked_regions": len(group.intents.marked()),
         "region_bytes": info.region_areas * area_bytes,
         "members": [

@@ -3,13 +3,17 @@
 The whole state is one checkpoint (msgpack) plus the records that followed it. A generation names a checkpoint; records
 belong to exactly one generation, so a log left from an older one is never taken for a newer one's.
 
+A volume's map goes from logical area to place (areamap.py), so its areas may lie on several groups. Volumes, snapshots
+and clones are all images; an image that shares most of its map with another, its base, is stored as difference to it.
+How many maps refer to an area is counted at open and never stored.
+
 Log record, 32 bytes, little-endian:
 
     offset  size  field
          0     4  crc          CRC32C of bytes 4..31
          4     1  kind         see Kind
          5     1  group        index of the RAID group
-         6     2  version      1
+         6     2  version      1 (of the record)
          8     8  generation   the checkpoint it follows
         16     4  number       position in the log, from 0
         20     4  volume       volume id; member index for REBUILT
@@ -25,16 +29,20 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgpack
+import numpy as np
 from crc32c import crc32c
 
+from raidlib.areamap import AreaMap, place_of
 from raidlib.errors import IntegrityError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+OLDEST_VERSION = 1
+RECORD_VERSION = 1
 RECORD = struct.Struct("<IBBHQIIII")
 RECORD_BYTES = RECORD.size
 _BODY = struct.Struct("<BBHQIIII")
 _CRC = struct.Struct("<I")
-_RUN = struct.Struct("<III")
+_RUN = np.dtype([("key", "<u4"), ("value", "<u4"), ("count", "<u4")])
 TOUCH_AREAS = 64
 """Logical areas that one TOUCH record covers."""
 
@@ -43,11 +51,13 @@ class Kind(enum.IntEnum):
     """What a log record says."""
 
     COMMIT = 1  # the generation is on every member: a member that lacks it is stale
-    ALLOC = 2  # volume's logical area `index` is now `area`
+    ALLOC = 2  # volume's logical area `index` is now `area`, whatever it was before
     FREE = 3  # and now it is not; the area may hold old data
     TOUCH = 4  # areas come or go in this block of the volume; durable before the first
     UNTOUCH = 5  # all of those changes are durable
     REBUILT = 6  # a rebuilding member is right up to this area
+    UNMAP = 16  # volume's logical area `index` is no longer mapped; other images still have the area
+    DIRTY = 17  # no image has the area any more; it may hold old data
 
 
 class Record(NamedTuple):
@@ -95,20 +105,64 @@ class GroupInfo:
     journaled: int = 0
     """Not 0: degraded, and every write since went through the stripe journal that began at this generation, so that a
     crash leaves no write hole."""
+    draining: bool = False
+    """It is being removed: its areas move to other groups, and none of it is given out."""
+    removed: bool = False
+    """It is no more; its index stays taken until the next group gets it. It has no members and no areas."""
+
+
+class ImageKind(enum.StrEnum):
+    """What an image is."""
+
+    VOLUME = "volume"
+    SNAPSHOT = "snapshot"  # never changes; a map of its own that shares areas
+    CLONE = "clone"  # a volume that began with the map of another image
 
 
 @dataclass
 class VolumeInfo:
-    """One volume. `areas` maps logical area to area of its group. `attributes` is for features to come."""
+    """One image. `areas` maps logical area to place; `attributes` is for features to come."""
 
     id: int
     name: str
     uuid: str
     size: int
     group: int
+    """Home: where new areas come from when nothing else is said, and where requests are fastest."""
     thin: bool
-    areas: dict[int, int] = field(default_factory=dict)
+    areas: AreaMap = field(default_factory=AreaMap)
     attributes: dict[str, Any] = field(default_factory=dict)
+    kind: ImageKind = ImageKind.VOLUME
+    origin: int = 0
+    """Id of the image it was taken from, 0 for none or one that is deleted."""
+    base: int = 0
+    """Id of the image that its map is stored as difference to, 0 for none. Never a cycle."""
+    family: int = 0
+    """Equal for images that may share areas: the id of the first of them. An area has one logical place in a family."""
+    pinned: bool = False
+    """New areas come from the home group alone, because somebody chose it."""
+    placement: list[tuple[int, int, int]] = field(default_factory=list)
+    """Ranges (first logical area, end, group) whose new areas come from that group alone; rising, not overlapping."""
+    created: int = 0
+    """When, in seconds since 1970; 0 when not known."""
+
+    def __post_init__(self) -> None:
+        self.family = self.family or self.id
+
+    @property
+    def writable(self) -> bool:
+        """Whether its data may change."""
+        return self.kind is not ImageKind.SNAPSHOT
+
+
+@dataclass
+class MoveInfo:
+    """An intention that outlives a crash: these logical areas of a volume go to that group."""
+
+    volume: int
+    first: int
+    end: int
+    group: int
 
 
 @dataclass
@@ -127,6 +181,11 @@ class PoolState:
     groups: list[GroupInfo] = field(default_factory=list)
     volumes: dict[int, VolumeInfo] = field(default_factory=dict)
     touched: set[tuple[int, int]] = field(default_factory=set)
+    moves: list[MoveInfo] = field(default_factory=list)
+    _packed: dict[int, tuple[AreaMap, int, AreaMap | None, int, bytes]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Maps as last encoded, with what they were made from."""
 
     def apply(self, record: Record) -> None:
         """Change the state as the record says. Raises IntegrityError when it does not fit."""
@@ -135,10 +194,14 @@ class PoolState:
             if kind == Kind.COMMIT:
                 self.committed = self.generation
             elif kind == Kind.ALLOC:
-                self.volumes[volume].areas[index] = area
+                self.volumes[volume].areas[index] = place_of(group, area)
                 self.groups[group].dirty.discard(area)
             elif kind == Kind.FREE:
                 del self.volumes[volume].areas[index]
+                self.groups[group].dirty.add(area)
+            elif kind == Kind.UNMAP:
+                del self.volumes[volume].areas[index]
+            elif kind == Kind.DIRTY:
                 self.groups[group].dirty.add(area)
             elif kind == Kind.TOUCH:
                 self.touched.add((volume, index))
@@ -170,7 +233,9 @@ class PoolState:
                         "areas": g.areas,
                         "region_areas": g.region_areas,
                         "journaled": g.journaled,
-                        "dirty": _pack_map({a: a for a in g.dirty}),
+                        "draining": g.draining,
+                        "removed": g.removed,
+                        "dirty": _pack_set(g.dirty),
                         "members": [[m.uuid, m.path, m.state.value, m.rebuilt_areas, m.reason] for m in g.members],
                     }
                     for g in self.groups
@@ -183,14 +248,39 @@ class PoolState:
                         "size": v.size,
                         "group": v.group,
                         "thin": v.thin,
-                        "areas": _pack_map(v.areas),
+                        "kind": v.kind.value,
+                        "origin": v.origin,
+                        "base": v.base,
+                        "family": v.family,
+                        "pinned": v.pinned,
+                        "placement": v.placement,
+                        "created": v.created,
+                        "areas": self._pack_areas(v),
                         "attributes": v.attributes,
                     }
                     for v in self.volumes.values()
                 ],
                 "touched": sorted(self.touched),
+                "moves": [[m.volume, m.first, m.end, m.group] for m in self.moves],
             }
         )
+        return packed
+
+    def _pack_areas(self, info: VolumeInfo) -> bytes:
+        """The map of an image, encoded again only when it or its base changed."""
+        base = self.volumes[info.base].areas if info.base else None
+        version = base.version if base is not None else 0
+        known = self._packed.get(info.id)
+        if (
+            known is not None
+            and known[0] is info.areas
+            and known[1] == info.areas.version
+            and known[2] is base
+            and known[3] == version
+        ):
+            return known[4]
+        packed = info.areas.encode(base)
+        self._packed[info.id] = (info.areas, info.areas.version, base, version, packed)
         return packed
 
     @classmethod
@@ -198,7 +288,7 @@ class PoolState:
         """Return the state of a checkpoint. Raises IntegrityError for a version this raidlib does not know."""
         try:
             raw = msgpack.unpackb(payload)
-            if raw["version"] != STATE_VERSION:
+            if not OLDEST_VERSION <= raw["version"] <= STATE_VERSION:
                 raise IntegrityError(
                     f"pool metadata has version {raw['version']}, this raidlib knows {STATE_VERSION}",
                     "use the farstripe that wrote it, or a newer one",
@@ -212,24 +302,14 @@ class PoolState:
                     g["areas"],
                     g["region_areas"],
                     [MemberInfo(u, p, MemberState(s), r, why) for u, p, s, r, why in g["members"]],
-                    set(_unpack_map(g["dirty"])),
+                    _unpack_set(g["dirty"]),
                     g["journaled"],
+                    g.get("draining", False),
+                    g.get("removed", False),
                 )
                 for g in raw["groups"]
             ]
-            volumes = {
-                v["id"]: VolumeInfo(
-                    v["id"],
-                    v["name"],
-                    v["uuid"],
-                    v["size"],
-                    v["group"],
-                    v["thin"],
-                    _unpack_map(v["areas"]),
-                    v["attributes"],
-                )
-                for v in raw["volumes"]
-            }
+            volumes = _unpack_volumes(raw["volumes"], raw["version"])
             touched = {(int(v), int(b)) for v, b in raw["touched"]}
             return cls(
                 raw["uuid"],
@@ -243,6 +323,7 @@ class PoolState:
                 groups,
                 volumes,
                 touched,
+                [MoveInfo(*move) for move in raw.get("moves", ())],
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise IntegrityError(f"pool metadata of generation {generation} cannot be read: {exc!r}") from exc
@@ -251,7 +332,7 @@ class PoolState:
 def pack_record(record: Record, generation: int, number: int) -> bytes:
     """Return the 32 bytes of a log record."""
     body = _BODY.pack(
-        record.kind, record.group, STATE_VERSION, generation, number, record.volume, record.place, record.area
+        record.kind, record.group, RECORD_VERSION, generation, number, record.volume, record.place, record.area
     )
     return _CRC.pack(crc32c(body)) + body
 
@@ -262,7 +343,7 @@ def unpack_log(buf: bytes, generation: int) -> list[Record]:
     view = memoryview(buf)
     for at in range(0, len(buf) - RECORD_BYTES + 1, RECORD_BYTES):
         crc, kind, group, version, its_generation, number, volume, index, area = RECORD.unpack_from(buf, at)
-        if its_generation != generation or number != len(records) or version != STATE_VERSION:
+        if its_generation != generation or number != len(records) or version != RECORD_VERSION:
             break
         if crc != crc32c(view[at + 4 : at + RECORD_BYTES]):
             break
@@ -270,16 +351,76 @@ def unpack_log(buf: bytes, generation: int) -> list[Record]:
     return records
 
 
-def _pack_map(areas: dict[int, int]) -> bytes:
-    """Encode a map as runs (key, value, count) of u32 in which keys and values rise by one together."""
-    runs: list[list[int]] = []
-    for key, value in sorted(areas.items()):
-        if runs and key == runs[-1][0] + runs[-1][2] and value == runs[-1][1] + runs[-1][2]:
-            runs[-1][2] += 1
-        else:
-            runs.append([key, value, 1])
-    return b"".join(_RUN.pack(*run) for run in runs)
+def _unpack_volumes(raw: list[dict[str, Any]], version: int) -> dict[int, VolumeInfo]:
+    """Return the images of a checkpoint; bases are decoded before what is stored as difference to them."""
+    packed = {v["id"]: v for v in raw}
+    maps: dict[int, AreaMap] = {}
+    for start in packed:
+        chain = [start]
+        while chain[-1] not in maps and (base := packed[chain[-1]].get("base", 0)):
+            if base in chain:
+                raise ValueError(f"image {base} is its own base")
+            chain.append(base)
+        for one in reversed(chain):
+            if one not in maps:
+                base = packed[one].get("base", 0)
+                if version == 1:
+                    maps[one] = _unpack_first_map(packed[one]["areas"], packed[one]["group"])
+                else:
+                    maps[one] = AreaMap.decode(packed[one]["areas"], maps[base] if base else None)
+    return {
+        v["id"]: VolumeInfo(
+            v["id"],
+            v["name"],
+            v["uuid"],
+            v["size"],
+            v["group"],
+            v["thin"],
+            maps[v["id"]],
+            v["attributes"],
+            ImageKind(v.get("kind", ImageKind.VOLUME)),
+            v.get("origin", 0),
+            v.get("base", 0),
+            v.get("family", 0),
+            v.get("pinned", version == 1),
+            [(first, end, group) for first, end, group in v.get("placement", ())],
+            v.get("created", 0),
+        )
+        for v in raw
+    }
 
 
-def _unpack_map(packed: bytes) -> dict[int, int]:
-    return {key + i: value + i for key, value, count in _RUN.iter_unpack(packed) for i in range(count)}
+def _unpack_first_map(packed: bytes, group: int) -> AreaMap:
+    """The map of a version 1 volume: runs (logical area, area, count), all on the volume's group."""
+    keys, values = _spread(packed)
+    places = values.astype(np.uint64) + np.uint64(place_of(group, 0))
+    result = AreaMap()
+    result.put(keys, places)
+    return result
+
+
+def _pack_set(areas: set[int]) -> bytes:
+    """Encode a set as runs (first, first, count) of u32."""
+    values = np.fromiter(areas, np.int64, len(areas))
+    values.sort()
+    if not len(values):
+        return b""
+    starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(np.diff(values) != 1) + 1))
+    runs = np.empty(len(starts), _RUN)
+    runs["key"] = runs["value"] = values[starts]
+    runs["count"] = np.diff(np.append(starts, len(values)))
+    return runs.tobytes()
+
+
+def _unpack_set(packed: bytes) -> set[int]:
+    return set(_spread(packed)[0].tolist())
+
+
+def _spread(packed: bytes) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Keys and values of runs in which both rise by one together."""
+    runs = np.frombuffer(packed, _RUN)
+    counts = runs["count"].astype(np.int64)
+    steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(runs["key"].astype(np.int64), counts) + steps, np.repeat(
+        runs["value"].astype(np.int64), counts
+    ) + steps

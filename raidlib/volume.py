@@ -1,13 +1,21 @@
-"""A volume: a map from its logical areas to areas of one RAID group.
+"""A volume: a map from its logical areas to areas of RAID groups. Snapshots and clones are volumes too (images).
 
 Hot path. pwrite and pread_into are closures, made once per volume, so that a 4 KiB request inside one chunk costs two
 list look-ups, a little arithmetic and one system call. They look only into the hot maps:
-* read map: for each logical area the group's table and place, None when the slow path must look (not allocated);
-* write map: the same, but filled only while the area's region is marked hot in the intent map (intents.py).
-Everything else (allocation, marking, several chunks, errors, lost members) is the slow path below.
+* read map: for each logical area the group's table and place, None when the slow path must look (not allocated, not
+  read yet, or on another group than the volume's home);
+* write map: filled only while the area's region is marked hot in the intent map (intents.py) and no other image
+  shares the area; on a RAID 0 home only for areas of that group.
+Everything else (allocation, copies of shared areas, marking, several chunks, errors, lost members) is the slow path
+below.
 
-Who changes the maps holds the group's IntentMap.lock. Who takes an entry away and then relies on nobody using it
-(freeing, clearing marks) calls gate.wait() in between; every request is between enter and leave.
+Who changes the hot maps holds the ledger's map_lock. Who takes an entry away and then relies on nobody using it
+(freeing, moving, clearing marks) calls gate.wait() in between; every request is between enter and leave. All images of
+a family share one gate, for they share areas.
+
+A bar on a range of logical areas keeps writers out while its places change or an image of it is taken: set the bar,
+empty the write map, wait at the gate; then no writer is inside and none comes until the bar is lifted. A writer that
+meets a bar waits outside the gate, before it has written anything.
 
 Calls may run in parallel on any number of threads. Overlapping writes are the caller's to order; unordered, the result
 is one or the other per block, never a damaged stripe.
@@ -15,15 +23,17 @@ is one or the other per block, never a damaged stripe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from raidlib.allocator import Allocator
+from raidlib import cow
+from raidlib.areamap import area_of, group_of
 from raidlib.blockfile import Buffer
-from raidlib.errors import BadInput, NotFound
-from raidlib.gate import Gate
-from raidlib.ledger import Ledger
+from raidlib.errors import BadInput, NotFound, OutOfSpace, Refused
 from raidlib.raidgroup import ZEROES, RaidGroup
+from raidlib.space import Space
 from raidlib.state import TOUCH_AREAS, Kind, Record, VolumeInfo
 from raidlib.striped import StripedGroup
 
@@ -34,35 +44,31 @@ class Volume:
     """One open volume. Made by the pool. Offsets and lengths are bytes."""
 
     pwrite: Callable[[Buffer, int], None]
-    """pwrite(buf, off): write all of buf. Raises OSError, MediumError, OutOfSpace, BadInput.
+    """pwrite(buf, off): write all of buf. Raises OSError, MediumError, OutOfSpace, BadInput; Refused for a snapshot.
 
     Durable: nothing until Pool.sync(); it survives the death of the process."""
 
     pread_into: Callable[[bytearray | memoryview, int], None]
     """pread_into(buf, off): fill buf. Unallocated parts read as zeroes. Raises MediumError, BadInput."""
 
-    def __init__(
-        self,
-        info: VolumeInfo,
-        group: RaidGroup,
-        allocator: Allocator,
-        ledger: Ledger,
-        touched: dict[tuple[int, int], bool],
-    ) -> None:
+    def __init__(self, info: VolumeInfo, space: Space) -> None:
         self.info = info
-        self.group = group
-        self.gate = Gate()
-        self._allocator = allocator
-        self._ledger = ledger
-        self._touched = touched
-        self._area_bytes = ledger.state.area_bytes
+        self.space = space
+        self.gate = space.gate(info.family)
+        self._ledger = space.ledger
+        self._area_bytes = self._ledger.state.area_bytes
         self._shift = self._area_bytes.bit_length() - 1
         self._size = [info.size]
         self._readable: list[Any] = []
         self._writable: list[Any] = []
-        self._fit_maps()
-        self.pwrite = self._striped_pwrite(group) if isinstance(group, StripedGroup) else self._general_pwrite()
-        self.pread_into = self._make_pread()
+        self._bars: tuple[tuple[int, int], ...] = ()
+        self.turn = threading.Condition()
+        """Guards bars and `copying`."""
+        self.copying: set[int] = set()
+        """Logical areas of which a copy is being made."""
+        self._bind()
+        if info.writable:
+            self._fit_maps(info.size)
 
     @property
     def name(self) -> str:
@@ -79,6 +85,28 @@ class Volume:
         """Size in bytes, a multiple of 4096."""
         return self._size[0]
 
+    @property
+    def readonly(self) -> bool:
+        """Whether it is a snapshot, which never changes."""
+        return not self.info.writable
+
+    @property
+    def group(self) -> RaidGroup:
+        """Its home group; areas may lie on others too."""
+        return self.space.groups[self.info.group]
+
+    def raise_if_lost(self) -> None:
+        """Raise MediumError when a group that it has areas on, or its home, has lost too many members."""
+        lost = [index for index, group in self.space.groups.items() if group.lost]
+        for index in lost:
+            if index == self.info.group or self.uses(index):
+                self.space.groups[index].raise_lost()
+
+    def uses(self, group: int) -> bool:
+        """Whether it has areas on a group."""
+        with self._ledger.lock:
+            return bool(((self.info.areas.owned() >> 32) == group + 1).any())
+
     # Requests
 
     def pread(self, n: int, off: int) -> bytes:
@@ -93,6 +121,8 @@ class Volume:
         With punch, whole areas of a thin volume are freed; without, everything in the range ends up allocated.
         Errors as pwrite. Durable: nothing until Pool.sync().
         """
+        if not self.info.writable:
+            self._refuse()
         self._check(off, length)
         freeable: list[int] = []
         end, area_bytes = off + length, self._area_bytes
@@ -139,45 +169,62 @@ class Volume:
     # Used by the pool
 
     def cool(self) -> None:
-        """Empty the write map: every writer asks the intent map again. Call under the IntentMap's lock."""
+        """Empty the write map: every writer asks the intent map again. Call under the ledger's map_lock."""
         self._writable[:] = [None] * len(self._writable)
+
+    @contextlib.contextmanager
+    def barred(self, first: int = 0, end: int = 1 << 32) -> Iterator[None]:
+        """Keep writers out of a range of logical areas. They are out once gate.wait() has returned."""
+        bar = (first, end)
+        with self.turn:
+            self._bars = (*self._bars, bar)
+        try:
+            with self._ledger.map_lock:
+                n = max(min(end, len(self._writable)) - first, 0)
+                self._writable[first : first + n] = [None] * n
+            yield
+        finally:
+            with self.turn:
+                bars = list(self._bars)
+                bars.remove(bar)
+                self._bars = tuple(bars)
+                self.turn.notify_all()
+
+    def forget(self, indexes: Sequence[int]) -> None:
+        """The places of these logical areas change: look them up again. Call under the ledger's map_lock."""
+        for hot in (self._readable, self._writable):
+            for index in indexes:
+                if index < len(hot):
+                    hot[index] = None
+
+    def forget_all(self) -> None:
+        """All places may have changed. Call under the ledger's map_lock."""
+        self._readable[:] = [None] * len(self._readable)
+        self.cool()
+
+    def rehome(self, group: int) -> None:
+        """Another group is home now, durably: requests on its areas are the fast ones from here on.
+
+        Makes pwrite and pread_into anew. Who holds the old ones can go on with them, at the speed of the slow path.
+        """
+        with self._ledger.map_lock:
+            self.info.group = group
+            self.forget_all()
+            self._readable, self._writable = self._readable.copy(), self._writable.copy()
+            self._bind()
 
     def set_size(self, size: int) -> None:
         """Take over a new size that is durable in info. The maps grow at once; they shrink when nobody looks."""
-        with self.group.intents.lock:
+        with self._ledger.map_lock:
+            self._fit_maps(size)
             self._size[0] = size
-            self._fit_maps()
 
     def retire(self) -> None:
         """The volume is deleted: every later request fails; return when none is in flight."""
-        with self.group.intents.lock:
+        with self._ledger.map_lock:
             self._size[0] = 0
-            self._readable[:] = [None] * len(self._readable)
-            self.cool()
+            self.forget_all()
         self.gate.wait()
-
-    def allocate_all(self, size: int) -> list[Record] | None:
-        """Take areas for every logical area below `size`; return the records, None when prepare() must come first.
-
-        Call under the ledger's lock, before the areas are served.
-        """
-        records: list[Record] = []
-        done = False
-        try:
-            for index in range(-(-size >> self._shift)):
-                if index not in self.info.areas:
-                    area = self._allocator.take()
-                    if area is None:
-                        return None
-                    records.append(Record(Kind.ALLOC, self.info.group, self.info.id, index, area))
-            for first, count in _runs(sorted(record.area for record in records)):
-                self.group.reserve_areas(first, count)
-            done = True
-            return records
-        finally:
-            if not done:
-                for record in records:
-                    self._allocator.give_back(record.area)
 
     def zero_tail(self) -> None:
         """Zero what lies behind the end in the last area, so that growing shows zeroes. Durable: nothing."""
@@ -185,14 +232,25 @@ class Volume:
         if start and index in self.info.areas:
             self._zero_part(index, start, self._area_bytes - start, True)
 
-    def punch_freed(self, areas: list[int]) -> None:
-        """Areas that were unmapped durably: zero them once nobody can be using them, and hand them on."""
-        self.gate.wait()
-        epoch = self._allocator.epoch
-        for area in areas:
-            self.group.punch_area(area)
-        with self._ledger.lock:
-            self._allocator.punched(areas, epoch)
+    def punch_freed(self, places: list[int]) -> None:
+        """Places that were unmapped: zero them once nobody can be using them, and hand them on."""
+        if places:
+            self.gate.wait()
+            self.space.punch(places)
+
+    def _bind(self) -> None:
+        """Make the closures for the home group."""
+        group = self.group
+        if not self.info.writable:
+            self.pwrite = self._refuse
+        elif isinstance(group, StripedGroup):
+            self.pwrite = self._striped_pwrite(group)
+        else:
+            self.pwrite = self._general_pwrite()
+        self.pread_into = self._make_pread()
+
+    def _refuse(self, *_request: object) -> None:
+        raise Refused(f"{self.info.name} is a snapshot and never changes", "make a clone of it to write to")
 
     # Hot closures
 
@@ -215,14 +273,14 @@ class Volume:
                         chunk = (off & area_mask) >> chunk_shift
                         if writers[chunk](buf, base + row_offset[chunk] + inner) == n:
                             return
-                slow(buf, off)
             finally:
                 leave()
+            slow(buf, off)
 
         return pwrite
 
     def _general_pwrite(self) -> Callable[[Buffer, int], None]:
-        gate, size, slow, write = self.gate, self._size, self._write_slow, self.group.write
+        gate, size, slow = self.gate, self._size, self._write_slow
         writable, shift, area_bytes = self._writable, self._shift, self._area_bytes
         area_mask = area_bytes - 1
 
@@ -233,13 +291,14 @@ class Volume:
                 n = len(buf)
                 start = off & area_mask
                 if n > 0 and start + n <= area_bytes and 0 <= off <= size[0] - n:
-                    area = writable[off >> shift]
-                    if area is not None:
+                    entry = writable[off >> shift]
+                    if entry is not None:
+                        write, area = entry
                         write(area, start, memoryview(buf))
                         return
-                slow(buf, off)
             finally:
                 leave()
+            slow(buf, off)
 
         return pwrite
 
@@ -263,141 +322,204 @@ class Volume:
                         if table[chunk]((buf,), base + row_offset[chunk] + inner) == n:
                             return
                 slow(buf, off)
-            except OSError:
+            except (OSError, IndexError):  # the read map of a snapshot is empty until its first read
                 slow(buf, off)
             finally:
                 leave()
 
         return pread_into
 
-    # Slow paths; the caller has entered the gate
+    # Slow paths
 
     def _read_slow(self, buf: bytearray | memoryview, off: int, *, once: bool = False) -> None:
+        """Read piece by piece. The caller has entered the gate."""
         view = memoryview(buf)
         self._check(off, len(view))
         at, end = 0, len(view)
         while at < end:
             index, start = divmod(off, self._area_bytes)
             n = min(self._area_bytes - start, end - at)
-            area = self.info.areas.get(index)
-            if area is None:
+            place = self.info.areas[index]
+            if not place:
                 _fill_zeroes(view[at : at + n])
             else:
-                self.group.read(area, start, view[at : at + n], once=once)
+                self.space.group_at(place).read(area_of(place), start, view[at : at + n], once=once)
+                if group_of(place) == self.info.group and not once:
+                    self._warm(index, place)
             at += n
             off += n
+
+    def _warm(self, index: int, place: int) -> None:
+        """Let the hot path read a logical area from now on."""
+        if index < len(self._readable) and self._readable[index] is not None:
+            return
+        with self._ledger.map_lock:
+            if index >= len(self._readable):
+                self._fit_maps(self._size[0])
+            if self.info.areas[index] == place and index < len(self._readable):
+                self._readable[index] = self.group.entry(area_of(place))
 
     def _write_slow(self, buf: Buffer, off: int) -> None:
         view = memoryview(buf)
-        self._check(off, len(view))
-        at, end = 0, len(view)
-        while at < end:
-            index, start = divmod(off, self._area_bytes)
-            n = min(self._area_bytes - start, end - at)
-            area = self.info.areas.get(index) if self._writable[index] is not None else None
-            self.group.write(self._prepare(index) if area is None else area, start, view[at : at + n])
-            at += n
-            off += n
+        leave = self._enter(off, len(view))
+        try:
+            self._check(off, len(view))
+            at, end = 0, len(view)
+            while at < end:
+                index, start = divmod(off, self._area_bytes)
+                n = min(self._area_bytes - start, end - at)
+                place = self.info.areas[index] if self._writable[index] is not None else 0
+                if not place:
+                    place = self._prepare(index)
+                self.space.group_at(place).write(area_of(place), start, view[at : at + n])
+                at += n
+                off += n
+        finally:
+            leave()
+
+    def _enter(self, off: int, length: int) -> Callable[[], int]:
+        """Enter the gate for a change of a range, where no bar is; return leave."""
+        first, last = off >> self._shift, off + max(length, 1) - 1 >> self._shift
+        while True:
+            enter, leave = self.gate.pair
+            enter()
+            # Looked at after entering: who sets a bar and then waits at the gate has seen us, or we see the bar.
+            if not self._bars or not self._is_barred(first, last):
+                return leave
+            leave()
+            with self.turn:
+                while self._is_barred(first, last):
+                    self.turn.wait()
+
+    def _is_barred(self, first: int, last: int) -> bool:
+        return any(first < end and start <= last for start, end in self._bars)
 
     def _zero_part(self, index: int, start: int, length: int, punch: bool) -> None:
-        enter, leave = self.gate.pair
-        enter()
+        leave = self._enter(index << self._shift, 1)
         try:
             if punch and index not in self.info.areas:
                 return
             fresh = index not in self.info.areas
-            area = self._prepare(index)
+            place = self._prepare(index)
             if not fresh:
-                self.group.zero(area, start, length)
+                self.space.group_at(place).zero(area_of(place), start, length)
         finally:
             leave()
 
     def _prepare(self, index: int) -> int:
-        """Return the area of a logical area, allocated, its region marked, the hot maps filled.
+        """Return the place of a logical area: allocated, its own, its region marked, the hot maps filled.
 
-        Durable: the mark; and that areas are being allocated in this part of the volume.
+        The caller has entered the gate. Durable: the mark; that areas come in this part of the volume; a copy.
         """
-        group, areas = self.group, self.info.areas
+        areas, space, map_lock = self.info.areas, self.space, self._ledger.map_lock
         while True:
-            area = areas.get(index)
-            if area is None:
-                area = self._allocate(index)
+            place = areas[index]
+            if not place:
+                place = self._allocate(index)
+            elif space.shared(place):
+                cow.copy_shared(self, index)
+                continue
+            group, area = space.group_at(place), area_of(place)
             region = group.region_of(area)
-            with group.intents.lock:
-                # An entry goes in only while the region is hot and the area is this one.
-                if group.intents.heat(region) and areas.get(index) == area:
-                    self._readable[index] = group.entry(area)
-                    self._writable[index] = self._write_entry(area)
-                    return area
+            with map_lock:
+                # An entry goes in only while the region is hot, and the area is this one and nobody else's.
+                if group.intents.heat(region) and areas[index] == place and not space.shared(place):
+                    if group.index == self.info.group:
+                        self._readable[index] = group.entry(area)
+                    if self._bars and self._is_barred(index, index):
+                        pass  # who waits for us to leave must not find a way past the bar
+                    elif not isinstance(self.group, StripedGroup):
+                        self._writable[index] = group.write, area
+                    elif group.index == self.info.group:
+                        self._writable[index] = group.member_offset(area)
+                    return place
             group.intents.mark((region,))
 
     def _allocate(self, index: int) -> int:
-        info, ledger = self.info, self._ledger
+        info, ledger, space = self.info, self._ledger, self.space
         while True:
             with ledger.lock:
-                known = info.areas.get(index)
-                if known is not None:
+                known = info.areas[index]
+                if known:
                     return known
                 if index << self._shift >= self._size[0]:
                     raise NotFound(f"volume {info.name} ends before area {index}")
-                area = self._allocator.take()
-                if area is not None:
+                place, ready = space.take(space.order(info, index))
+                if ready:
                     try:
-                        self.group.reserve_areas(area, 1)
-                    except BaseException:
-                        self._allocator.give_back(area)
+                        self.touch({index // TOUCH_AREAS})
+                        ledger.record([Record(Kind.ALLOC, group_of(place), info.id, index, area_of(place))])
+                    except OutOfSpace:
+                        space.allocators[group_of(place)].give_back(area_of(place))
                         raise
-                    self._touch({index // TOUCH_AREAS})
-                    ledger.record([Record(Kind.ALLOC, info.group, info.id, index, area)])
-                    return area
-            self._allocator.prepare(1)
+                    return place
+            with contextlib.suppress(OutOfSpace):  # then take() says so, or finds room elsewhere
+                space.prepare(place)
 
-    def _touch(self, blocks: set[int]) -> None:
+    def touch(self, blocks: set[int]) -> None:
         """Note that areas come or go in these blocks of the volume, whatever a power cut keeps of it.
 
         Call under the ledger's lock. Durable: that.
         """
+        touched = self.space.touched
         keys = [(self.info.id, block) for block in sorted(blocks)]
-        fresh = [Record(Kind.TOUCH, 0, *key) for key in keys if key not in self._touched]
+        fresh = [Record(Kind.TOUCH, 0, *key) for key in keys if key not in touched]
         if fresh:
             self._ledger.record(fresh, durable=True)
         for key in keys:
-            self._touched[key] = True
+            touched[key] = True
+
+    def mark(self, places: Iterable[int]) -> None:
+        """Mark the regions of these places. Durable: the marks."""
+        regions: dict[int, set[int]] = {}
+        for place in places:
+            group = self.space.group_at(place)
+            regions.setdefault(group.index, set()).add(group.region_of(area_of(place)))
+        for index, some in regions.items():
+            self.space.groups[index].intents.mark(some)
 
     def _free(self, indexes: list[int]) -> None:
         """Give areas back. Durable: nothing until Pool.sync()."""
-        intents, info, ledger = self.group.intents, self.info, self._ledger
+        leave = self._enter(indexes[0] << self._shift, (indexes[-1] - indexes[0] << self._shift) + 1)
+        try:
+            gone = self._unmap(indexes)
+        finally:
+            leave()
+        self.punch_freed(gone)
+
+    def _unmap(self, indexes: list[int]) -> list[int]:
+        """Log that areas are no longer mapped; return the places that nobody has now."""
+        info, ledger, space = self.info, self._ledger, self.space
         while True:
             # Marked, so that after a power cut that undoes the freeing the range counts as unclean.
-            regions = {self.group.region_of(area) for i in indexes if (area := info.areas.get(i)) is not None}
-            intents.mark(regions)
-            with intents.lock, ledger.lock:
-                mapped = [(i, info.areas[i]) for i in indexes if i in info.areas]
+            self.mark(place for index in indexes if (place := info.areas[index]))
+            with ledger.map_lock, ledger.lock:
+                mapped = [(index, place) for index in indexes if (place := info.areas[index])]
                 if not mapped:
-                    return
-                if not all(intents.is_hot(self.group.region_of(area)) for _, area in mapped):
+                    return []
+                if not all(self._is_hot(place) for _, place in mapped):
                     continue
-                for index, _ in mapped:
-                    self._readable[index] = self._writable[index] = None
-                self._touch({index // TOUCH_AREAS for index, _ in mapped})
-                ledger.record([Record(Kind.FREE, info.group, info.id, index, area) for index, area in mapped])
-                areas = [area for _, area in mapped]
-                self._allocator.freed(areas)
-            self.punch_freed(areas)
-            return
+                self.forget([index for index, _ in mapped])
+                self.touch({index // TOUCH_AREAS for index, _ in mapped})
+                records = []
+                for index, place in mapped:
+                    kind = Kind.UNMAP if space.shared(place) else Kind.FREE
+                    records.append(Record(kind, group_of(place), info.id, index, area_of(place)))
+                ledger.record(records)
+                return space.release(place for _, place in mapped)
+
+    def _is_hot(self, place: int) -> bool:
+        group = self.space.group_at(place)
+        return group.intents.is_hot(group.region_of(area_of(place)))
 
     # Inside
 
-    def _write_entry(self, area: int) -> int:
-        return self.group.member_offset(area) if isinstance(self.group, StripedGroup) else area
-
-    def _fit_maps(self) -> None:
-        """Make the maps as long as the volume, in place, and fill the read map."""
-        length = -(-self._size[0] >> self._shift)
-        for hot in (self._readable, self._writable):
-            hot.extend([None] * (length - len(hot)))
-        for index, area in self.info.areas.items():
-            self._readable[index] = self.group.entry(area)
+    def _fit_maps(self, size: int) -> None:
+        """Make the hot maps long enough for a size, in place. Call under the ledger's map_lock."""
+        length = -(-size >> self._shift)
+        self._readable.extend([None] * (length - len(self._readable)))
+        if self.info.writable:
+            self._writable.extend([None] * (length - len(self._writable)))
 
     def _check(self, off: int, length: int) -> None:
         if off < 0 or length < 0 or off + length > self._size[0]:
@@ -405,17 +527,6 @@ class Volume:
                 f"volume {self.info.name} has {self._size[0]} bytes; {off}+{length} is beyond its end",
                 "the request must lie within the volume",
             )
-
-
-def _runs(areas: list[int]) -> list[tuple[int, int]]:
-    """Rising numbers as runs (first, count)."""
-    runs: list[tuple[int, int]] = []
-    for area in areas:
-        if runs and sum(runs[-1]) == area:
-            runs[-1] = runs[-1][0], runs[-1][1] + 1
-        else:
-            runs.append((area, 1))
-    return runs
 
 
 def _fill_zeroes(view: memoryview) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, progress
+from replicator.cli import names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
@@ -284,3 +284,6 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     emit(
         as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace"
     )
+
+
+pool.add_command(where.check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from replicator.attach import spawn
-from replicator.cli import names
+from replicator.cli import names, snapshot, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -22,12 +22,26 @@ def volume() -> None:
 @click.argument("name")
 @click.option("--size", type=SIZE, required=True, help="For example 10G; a multiple of 4096.")
 @click.option("--raid-group", help="Take space from this RAID group only.")
+@click.option("--place", "places", multiple=True, metavar="START:LENGTH=RAID_GROUP",
+              help="Take the space of this range from that RAID group; may be given several times.")  # fmt: skip
 @click.option("--thick", is_flag=True, help="Take the space now instead of at the first write.")
 @json_option
 @pass_node
-def create(here: Node, name: str, size: int, raid_group: str | None, thick: bool, as_json: bool) -> None:
-    """Make the volume NAME."""
-    made = here.target("volume.create", name=name, size=size, raid_group=raid_group, thin=not thick, wait_s=300)
+def create(
+    here: Node, name: str, size: int, raid_group: str | None, places: tuple[str, ...], thick: bool, as_json: bool
+) -> None:
+    """Make the volume NAME.
+
+    Space comes from the RAID group with most room, and from others when that is full, unless --raid-group or --place
+    says where from.
+
+    \b
+      farstripe volume create db --size 100G --raid-group slow --place 0:10G=fast
+    """
+    asked = {"name": name, "size": size, "raid_group": raid_group, "thin": not thick}
+    if places:
+        asked["placement"] = [where.parse_place(word) for word in places]
+    made = here.target("volume.create", **asked, wait_s=300)
     emit(as_json, made, f"volume {name} made, {format_size(size)}")
 
 
@@ -35,11 +49,12 @@ def create(here: Node, name: str, size: int, raid_group: str | None, thick: bool
 @json_option
 @pass_node
 def list_(here: Node, as_json: bool) -> None:
-    """List the volumes, their groups, and how many NBD connections may write or only read."""
+    """List the volumes and snapshots, their groups, and how many NBD connections may write or only read."""
     found = here.target("volume.list")
     rows = [
         (
             one["name"],
+            one.get("kind", "volume") + (f" of {one['origin']}" if one.get("origin") else ""),
             format_size(one["size"]),
             format_size(one["allocated"]) if one.get("allocated") is not None else None,
             one.get("raid_group") or "any",
@@ -50,7 +65,7 @@ def list_(here: Node, as_json: bool) -> None:
         )
         for one in found
     ]
-    columns = ("volume", "size", "allocated", "raid group", "group", "role", "writers", "readers")
+    columns = ("volume", "kind", "size", "allocated", "raid group", "group", "role", "writers", "readers")
     table(as_json, found, columns, rows, "no volumes; make one: farstripe volume create")
 
 
@@ -85,3 +100,7 @@ def resize(here: Node, name: str, size: int, force: bool, yes: bool, as_json: bo
     devices = spawn.refresh(name, str(here.run))
     told = f"; {', '.join(devices)} follows" if devices else ""
     emit(as_json, {**made, "refreshed": devices}, f"volume {name} has {format_size(size)} now{told}")
+
+
+for _command in (*snapshot.COMMANDS, *where.COMMANDS):
+    volume.add_command(_command)

@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.testing.poolcrash import degraded_workload, explore, workload
+from tests.testing.poolcrash import degraded_workload, explore, image_workload, workload
 
 STRIDE = int(os.environ.get("FARSTRIPE_CRASH_STRIDE", "7"))
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
@@ -27,3 +27,12 @@ def test_no_crash_loses_or_invents_data(level: int, members: int, seed: int) -> 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_crash_while_members_fail_and_are_rebuilt_loses_data(level: int, members: int, seed: int) -> None:
     assert explore(level, members, seed, STRIDE * 5, degraded_workload(seed)) > 5
+
+
+@pytest.mark.parametrize(
+    ("level", "members", "second", "seed"), [(0, 2, (5, 3), 1), (5, 3, (0, 1), 2), (6, 4, (1, 2), 3), (1, 2, (5, 3), 4)]
+)
+def test_no_crash_between_snapshots_copies_and_moves_loses_data(
+    level: int, members: int, second: tuple[int, int], seed: int
+) -> None:
+    assert explore(level, members, seed, STRIDE * 3, image_workload(seed, 40), second) > 40

@@ -6,22 +6,27 @@ A bug is a patch of a line or two that a tired engineer could write. Names say w
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
-from raidlib import recovery, stripejournal
+from raidlib import cow, recovery, stripejournal
 from raidlib.allocator import Allocator
+from raidlib.areamap import AreaMap
+from raidlib.arearefs import AreaRefs
 from raidlib.errors import RaidError
 from raidlib.intents import HOT, IntentMap
 from raidlib.ledger import Ledger
 from raidlib.metastore import MetaStore, encode_header
+from raidlib.move import Mover
 from raidlib.parityraid import ParityGroup
 from raidlib.pool import Pool
 from raidlib.raidgroup import RaidGroup
 from raidlib.rebuild import Rebuild
+from raidlib.space import Space
+from raidlib.state import ImageKind, Kind, Record
 from raidlib.volume import Volume
-from tests.testing.poolcrash import degraded_workload, explore, workload
+from tests.testing.poolcrash import degraded_workload, explore, image_workload, workload
 from tests.testing.poolworld import Violation
 
 Patch = pytest.MonkeyPatch
@@ -89,7 +94,7 @@ def free_areas_trusted_after_power_cut(patch: Patch) -> None:
 
 
 def coming_and_going_of_areas_not_noted(patch: Patch) -> None:
-    patch.setattr(Volume, "_touch", lambda self, blocks: None)
+    patch.setattr(Volume, "touch", lambda self, blocks: None)
 
 
 def failed_sync_ignored(patch: Patch) -> None:
@@ -158,6 +163,107 @@ def stripe_journal_wraps_without_sync(patch: Patch) -> None:
     patch.setattr(stripejournal.StripeJournal, "_append", append)
 
 
+def copy_logged_before_it_is_durable(patch: Patch) -> None:
+    good = cow._copy
+
+    def copy(volume: Volume, index: int, old: int) -> None:
+        sync, volume.space.sync = volume.space.sync, lambda: None  # type: ignore[method-assign]
+        try:
+            good(volume, index, old)
+        finally:
+            volume.space.sync = sync  # type: ignore[method-assign]
+
+    patch.setattr(cow, "_copy", copy)
+
+
+def only_the_new_place_of_a_copy_is_marked(patch: Patch) -> None:
+    good = Volume.mark
+
+    def mark(self: Volume, places: Iterable[int]) -> None:
+        good(self, places[1:] if isinstance(places, tuple) else places)
+
+    patch.setattr(Volume, "mark", mark)
+
+
+def shared_area_freed_with_its_first_reference(patch: Patch) -> None:
+    patch.setattr(AreaRefs, "drop", lambda self, area: not self._refs.__setitem__(area, 0))
+
+
+def shared_area_written_in_place(patch: Patch) -> None:
+    patch.setattr(Space, "shared", lambda self, place: False)
+
+
+def snapshot_of_what_is_not_synced(patch: Patch) -> None:
+    good = Pool._take_images
+
+    def take(self: Pool, names: dict[str, str], kind: ImageKind) -> list[Volume]:
+        space = self._space
+        sync, space.sync = space.sync, lambda: None  # type: ignore[method-assign]
+        try:
+            return good(self, names, kind)
+        finally:
+            space.sync = sync  # type: ignore[method-assign]
+
+    patch.setattr(Pool, "_take_images", take)
+
+
+def snapshots_of_one_call_committed_one_by_one(patch: Patch) -> None:
+    good = Pool._take_images
+
+    def take(self: Pool, names: dict[str, str], kind: ImageKind) -> list[Volume]:
+        return [good(self, {source: name}, kind)[0] for source, name in names.items()]
+
+    patch.setattr(Pool, "_take_images", take)
+
+
+def map_of_a_snapshot_not_of_its_own(patch: Patch) -> None:
+    patch.setattr(AreaMap, "copy", lambda self: self)
+
+
+def moved_area_logged_without_being_durable(patch: Patch) -> None:
+    good = Ledger.record
+
+    def record(self: Ledger, records: list[Record], *, durable: bool = False) -> None:
+        good(self, records, durable=durable and records[0].kind != Kind.ALLOC)
+
+    patch.setattr(Ledger, "record", record)
+
+
+def moved_area_for_one_of_its_sharers(patch: Patch) -> None:
+    good = Mover._copy
+
+    def copy(self: Mover, family: list[Volume], pairs: list[tuple[int, int, int]]) -> list[int]:
+        return good(self, family[:1], pairs)
+
+    patch.setattr(Mover, "_copy", copy)
+
+
+def moved_data_not_synced(patch: Patch) -> None:
+    good = Mover._copy
+
+    def copy(self: Mover, family: list[Volume], pairs: list[tuple[int, int, int]]) -> list[int]:
+        space = self._space
+        sync, space.sync = space.sync, lambda: None  # type: ignore[method-assign]
+        try:
+            return good(self, family, pairs)
+        finally:
+            space.sync = sync  # type: ignore[method-assign]
+
+    patch.setattr(Mover, "_copy", copy)
+
+
+IMAGES = [
+    (copy_logged_before_it_is_durable, 0, 2, 1),
+    (only_the_new_place_of_a_copy_is_marked, 0, 2, 1),
+    (shared_area_freed_with_its_first_reference, 0, 2, 1),
+    (shared_area_written_in_place, 0, 2, 1),
+    (snapshot_of_what_is_not_synced, 0, 2, 1),
+    (snapshots_of_one_call_committed_one_by_one, 0, 2, 1),
+    (map_of_a_snapshot_not_of_its_own, 0, 2, 1),
+    (moved_area_logged_without_being_durable, 0, 2, 1),
+    (moved_area_for_one_of_its_sharers, 0, 2, 1),
+    (moved_data_not_synced, 0, 2, 1),
+]
 HEALTHY = [
     (mark_in_memory_only, 5, 3, 1),
     (mark_not_durable, 6, 4, 1),
@@ -201,3 +307,13 @@ def test_bug_of_a_degraded_pool_is_found(
     with pytest.raises(Found):
         for further in range(10):
             explore(level, members, seed + further, 3, degraded_workload(seed + further))
+
+
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), IMAGES, ids=name_of)
+def test_bug_of_snapshots_and_moves_is_found(
+    monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Found):
+        for further in range(12):
+            explore(level, members, seed + further, 5, image_workload(seed + further, 40), (5, 3))

@@ -63,6 +63,50 @@ def degraded_workload(seed: int, steps: int = 24) -> list[Step]:
     return plan
 
 
+def image_workload(seed: int, steps: int = 24) -> list[Step]:
+    """Draw steps with snapshots, clones, copies on write, deletion, rollback and moves; for a pool of two groups."""
+    rng = random.Random(seed)
+    plan: list[Step] = [
+        lambda w: w.create_volume("a", 8 * 16384),
+        lambda w: w.create_volume("b", 6 * 16384),
+        lambda w: w.write("a", 0, 200),
+    ]
+    for _ in range(steps):
+        dice = rng.random()
+        if dice < 0.45:
+            plan.append(_draw(rng))
+        else:
+            plan.append(partial(_image_step, dice=dice, pick=rng.random(), first=rng.randrange(8)))
+    return plan
+
+
+def _image_step(world: PoolWorld, dice: float, pick: float, first: int) -> None:
+    number = int(pick * 1000)
+    images = [name for name in world.models if name[0] in "sk"]
+    image = images[number % len(images)] if images else ""
+    if dice < 0.60:
+        new = {name: f"s{name}{number}" for name in ("ab" if pick < 0.4 else "a" if pick < 0.8 else "b")}
+        if len(images) < 6 and not set(new.values()) & world.models.keys():
+            world.snapshot(new)
+    elif dice < 0.66:
+        if image and f"k{number}" not in world.models:
+            world.snapshot({image: f"k{number}"}, clone=True)
+    elif dice < 0.74:
+        if image and not world.models[image].frozen:
+            world.write(image, first * 16, 20)
+        elif image.startswith("sa") and pick < 0.5:
+            world.rollback("a", image)
+        else:
+            world.write("a", first * 32 + 3, 9)
+    elif dice < 0.82:
+        if image and not any(move["volume"] == image for move in world.pool.moves()):
+            world.delete_volume(image)
+    elif dice < 0.88:
+        world.move(image if image and pick < 0.2 else "a", first // 2, 1 + number % 5, "gh"[number % 2])
+    else:
+        world.move_steps(1 + number % 4)
+
+
 def _member_step(world: PoolWorld, index: int, dice: float) -> None:
     index %= len(world.pool.status()["groups"][0]["members"])
     if dice < 0.58:
@@ -90,9 +134,15 @@ def _remake(world: PoolWorld) -> None:
         world.write("c", 30, 10)
 
 
-def run(level: int, members: int, seed: int, cut: int | None, plan: list[Step]) -> PoolWorld | None:
+Second = tuple[int, int] | None
+"""Level and members of a second group, when there is one."""
+
+
+def run(
+    level: int, members: int, seed: int, cut: int | None, plan: list[Step], second: Second = None
+) -> PoolWorld | None:
     """Run the plan up to the cut; None when it ends before."""
-    world = PoolWorld(random.Random(seed), level, members)
+    world = PoolWorld(random.Random(seed), level, members, second=second)
     start = world.disk.operations
     if cut is not None:
         world.disk.cut_at(start + cut)
@@ -104,21 +154,21 @@ def run(level: int, members: int, seed: int, cut: int | None, plan: list[Step]) 
     return None if cut is not None else world
 
 
-def operations_of(level: int, members: int, seed: int, plan: list[Step]) -> int:
+def operations_of(level: int, members: int, seed: int, plan: list[Step], second: Second = None) -> int:
     """How many storage operations the plan makes."""
-    world = PoolWorld(random.Random(seed), level, members)
+    world = PoolWorld(random.Random(seed), level, members, second=second)
     start = world.disk.operations
     for step in plan:
         step(world)
     return world.disk.operations - start
 
 
-def explore(level: int, members: int, seed: int, stride: int, plan: list[Step]) -> int:
+def explore(level: int, members: int, seed: int, stride: int, plan: list[Step], second: Second = None) -> int:
     """Cut the run at every stride-th operation, each time with a kill and several power cuts; return the crashes."""
-    total = operations_of(level, members, seed, plan)
+    total = operations_of(level, members, seed, plan, second)
     crashes = 0
     for cut in range(seed % stride, total, stride):
-        world = run(level, members, seed, cut, plan)
+        world = run(level, members, seed, cut, plan, second)
         if world is None:
             break
         for outcome in ("kill", "drop", "random", "random again", "twice"):
@@ -142,6 +192,9 @@ def _crash(world: PoolWorld, outcome: str) -> None:
         world.power_cut_and_open(cut_open_at=world.rng.randrange(1, 40))
     else:
         world.power_cut_and_open()
+    for _ in range(3):
+        world.move_steps(1)
     world.check_new_volume_is_zero()
     world.rebuild(100)
+    world.check_books()
     world.check_redundancy()

@@ -8,6 +8,8 @@ crash and open:
   cut also any value it had since the last completed sync;
 * where that is not the last acknowledged value, Pool.unclean_ranges covers it;
 * volumes exist, and have the sizes, that completed calls say; a call in flight happened or did not;
+* snapshots of one call exist all or not at all, and hold exactly what was acknowledged when they were taken, for ever;
+* Pool.check() finds every area accounted for once;
 * a new volume reads as zeroes wherever it was not written;
 * redundancy holds: with any members gone that the level can bear, the same bytes are read.
 
@@ -16,6 +18,7 @@ A violation raises Violation. Made for one thread.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import random
@@ -45,17 +48,23 @@ class VolumeModel:
 
     size: int
     current: list[int] = field(default_factory=list)
+    frozen: bool = False
+    """A snapshot."""
     since_sync: dict[int, set[int]] = field(default_factory=dict)
     """For sectors written since the last sync: every value a power cut may leave."""
 
     def __post_init__(self) -> None:
-        self.current = [0] * (self.size // SECTOR_BYTES)
+        self.current = self.current or [0] * (self.size // SECTOR_BYTES)
 
     def put(self, sectors: range, tag: int) -> None:
         """A write completed."""
         for sector in sectors:
             self.since_sync.setdefault(sector, {self.current[sector]}).add(tag)
             self.current[sector] = tag
+
+    def image(self, *, frozen: bool) -> VolumeModel:
+        """A snapshot or clone of it."""
+        return VolumeModel(self.size, list(self.current), frozen)
 
     def resize(self, size: int) -> None:
         """A resize completed."""
@@ -74,6 +83,7 @@ class _InFlight:
     sectors: range = range(0)
     tag: int = 0
     size: int = 0
+    images: dict[str, str] = field(default_factory=dict)
 
 
 class PoolWorld:
@@ -88,7 +98,9 @@ class PoolWorld:
         areas: int = 12,
         chunk_bytes: int = 4096,
         area_bytes: int = 16384,
+        second: tuple[int, int] | None = None,
     ) -> None:
+        """second: level and members of another group, h, for areas to move to."""
         self.rng = rng
         self.disk = FakeDisk(rng)
         self.level = level
@@ -100,13 +112,17 @@ class PoolWorld:
         """A member that breaks, until the pool has coped with it."""
         self._tags = itertools.count(1)
         self._in_flight: _InFlight | None = None
-        copies = {1: members, 10: 2}.get(level, 1)
-        data = members // copies - {5: 1, 6: 2}.get(level, 0)
-        rows = -(-area_bytes // (data * chunk_bytes))
-        self._member_bytes = (128 << 10) + areas * rows * chunk_bytes
+        self._member_bytes = _member_bytes(level, members, areas, chunk_bytes, area_bytes)
         for path in self.paths:
             self.disk.create(path, self._member_bytes)
-        self.pool = Pool.create("tank", [GroupSpec("g", level, self.paths, chunk_bytes)], area_bytes, self._open)
+        specs = [GroupSpec("g", level, list(self.paths), chunk_bytes)]
+        if second is not None:
+            others = [f"n{i}" for i in range(second[1])]
+            for path in others:
+                self.disk.create(path, _member_bytes(*second, areas, chunk_bytes, area_bytes))
+            specs.append(GroupSpec("h", second[0], others, chunk_bytes))
+            self.paths += others
+        self.pool = Pool.create("tank", specs, area_bytes, self._open)
 
     def fork(self, rng: random.Random) -> PoolWorld:
         """Return this world after the cut once more, to try another outcome; the pool object is dead in both."""
@@ -163,6 +179,54 @@ class PoolWorld:
         self.pool.sync()
         for model in self.models.values():
             model.since_sync.clear()
+
+    def snapshot(self, names: dict[str, str], *, clone: bool = False) -> None:
+        """Take snapshots {volume: snapshot} at one instant, or a clone; no room for their metadata changes nothing."""
+        self._begin(_InFlight("clone" if clone else "snapshot", "", images=names))
+        try:
+            if clone:
+                [(source, name)] = names.items()
+                self.pool.clone(source, name)
+            else:
+                self.pool.snapshot(names)
+        except OutOfSpace:
+            self._end()
+            return
+        self._add_images(names, frozen=not clone)
+        self._end()
+
+    def rollback(self, name: str, snapshot: str) -> None:
+        """Take a volume back to its snapshot."""
+        self._begin(_InFlight("rollback", name, images={name: snapshot}))
+        try:
+            self.pool.rollback(name, snapshot)
+        except OutOfSpace:
+            self._end()
+            return
+        self.models[name] = self.models[snapshot].image(frozen=False)
+        self._end()
+
+    def _add_images(self, names: dict[str, str], *, frozen: bool) -> None:
+        for source, name in names.items():
+            self.models[name] = self.models[source].image(frozen=frozen)
+            self.models[source].since_sync.clear()  # what an image holds is durable
+
+    def move(self, name: str, first: int, areas: int, group: str) -> None:
+        """Have areas of an image moved, unless some of them are moved already."""
+        size = self.models[name].size
+        start = first * self.area_bytes
+        if start < size:
+            with contextlib.suppress(Refused):
+                self.pool.move(name, start, min(areas * self.area_bytes, size - start), group)
+
+    def move_steps(self, steps: int) -> None:
+        """Move a little; a full target ends it."""
+        try:
+            for _ in range(steps):
+                self.pool.move_step()
+        except OutOfSpace:
+            for volume in self.pool.volumes:
+                self.pool.cancel_move(volume.name)
 
     def clear_intents(self) -> None:
         """Let the pool clear idle marks."""
@@ -269,6 +333,8 @@ class PoolWorld:
             for sector, value in enumerate(found):
                 acknowledged = model.current[sector]
                 allowed = {acknowledged}
+                if in_flight is not None and in_flight.kind == "rollback":
+                    continue
                 if power or self.losing:
                     # A sync that failed dropped writes, and nobody lived to record it: as after a power cut.
                     allowed |= model.since_sync.get(sector, set())
@@ -281,12 +347,17 @@ class PoolWorld:
             model.current = found
             model.since_sync.clear()
         self._in_flight = None
+        self.check_books()
 
     def _settle_lifecycle(self) -> None:
         """A create, delete or resize that was in flight happened or did not: let the model follow."""
         flight = self._in_flight
         there = {volume.name: volume.size for volume in self.pool.volumes}
         if flight is not None:
+            if flight.kind in ("snapshot", "clone") and set(flight.images.values()) <= there.keys():
+                self._add_images(flight.images, frozen=flight.kind == "snapshot")
+            elif flight.kind == "rollback":
+                self._settle_rollback(flight)
             if flight.kind == "create" and flight.volume in there:
                 self.models[flight.volume] = VolumeModel(flight.size)
             elif flight.kind == "delete" and flight.volume not in there:
@@ -297,7 +368,25 @@ class PoolWorld:
         if there != expected:
             raise Violation(f"volumes are {there}, should be {expected}")
 
+    def _settle_rollback(self, flight: _InFlight) -> None:
+        """A rollback in flight happened wholly or not at all."""
+        [(name, snapshot)] = flight.images.items()
+        model = self.models[name]
+        after = self.models[snapshot].image(frozen=False)
+        found = self._read_tags(name)
+        if found == after.current:
+            self.models[name] = after
+            return
+        for sector, value in enumerate(found):
+            if value not in {model.current[sector], *model.since_sync.get(sector, ())}:
+                raise Violation(f"{name} sector {sector} holds {value} after a rollback that did not happen")
+
     # Checks
+
+    def check_books(self) -> None:
+        """Every area is accounted for once."""
+        if problems := self.pool.check()["problems"]:
+            raise Violation("; ".join(problems))
 
     def check_contents(self) -> None:
         """Every volume holds exactly what was acknowledged."""
@@ -309,7 +398,7 @@ class PoolWorld:
 
     def check_new_volume_is_zero(self) -> None:
         """Every free area reads as zeroes, once allocated, but for the one sector written."""
-        free = self.pool.status()["groups"][0]["free_areas"]
+        free = sum(group["free_areas"] for group in self.pool.status()["groups"])
         if not free:
             return
         volume = self.pool.create_volume("probe", free * self.area_bytes)
@@ -382,6 +471,13 @@ class PoolWorld:
         except (NotFound, RaidError) as exc:
             raise Violation(f"{name} cannot be read: {exc}") from exc
         return [_tag_of(data[at : at + SECTOR_BYTES], at // SECTOR_BYTES) for at in range(0, len(data), SECTOR_BYTES)]
+
+
+def _member_bytes(level: int, members: int, areas: int, chunk_bytes: int, area_bytes: int) -> int:
+    """The size of members that make about so many areas."""
+    copies = {1: members, 10: 2}.get(level, 1)
+    data = members // copies - {5: 1, 6: 2}.get(level, 0)
+    return (128 << 10) + areas * -(-area_bytes // (data * chunk_bytes)) * chunk_bytes
 
 
 def sector_bytes(tag: int, sector: int) -> bytes:

@@ -16,7 +16,7 @@ from replicator.core.errors import TimedOut
 class MemoryVolume:
     """A volume that notes calls and can hold writes back."""
 
-    name, uuid = "v", "0" * 32
+    name, uuid, readonly = "v", "0" * 32, False
 
     def __init__(self, size: int = 1 << 20) -> None:
         self.size = size

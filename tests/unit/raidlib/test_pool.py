@@ -186,6 +186,7 @@ def test_status_tells_of_groups_members_and_volumes() -> None:
     assert group["level"] == 6 and group["state"] == "ok" and group["chunk_bytes"] == CHUNK
     assert group["free"] == group["size"] - AREA
     assert states(pool) == ["in_sync"] * 4
+    assert volume["created"] > 1_600_000_000
     assert volume == {
         "name": "v",
         "uuid": pool.volume("v").uuid,
@@ -193,6 +194,9 @@ def test_status_tells_of_groups_members_and_volumes() -> None:
         "group": "g",
         "thin": True,
         "allocated": AREA,
+        "kind": "volume",
+        "origin": None,
+        "created": volume["created"],
     }
 
 

@@ -5,13 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raidlib.areamap import AreaMap, place_of
 from raidlib.errors import IntegrityError
 from raidlib.state import (
     RECORD_BYTES,
     GroupInfo,
+    ImageKind,
     Kind,
     MemberInfo,
     MemberState,
+    MoveInfo,
     PoolState,
     Record,
     VolumeInfo,
@@ -34,14 +37,28 @@ def test_a_checkpoint_decodes_to_the_state_it_was_made_from(
         MemberInfo("d" * 32, "/m2", MemberState.FAILED, 0, "sync: EIO"),
     ]
     state.groups.append(GroupInfo("g", "e" * 32, 5, 65536, 5000, 16, members, dirty, 3))
-    state.volumes[3] = VolumeInfo(3, "v", "f" * 32, 1 << 30, 0, True, areas, {"x": 1})
+    its_map = AreaMap((index, place_of(area % 3, area)) for index, area in areas.items())
+    state.volumes[3] = VolumeInfo(3, "v", "f" * 32, 1 << 30, 0, True, its_map, {"x": 1}, pinned=True)
+    state.volumes[3].placement = [(0, 4, 1), (9, 12, 0)]
+    for number in (7, 5):
+        # Each is stored as difference to one that has changed since.
+        its_map = its_map.copy()
+        for index in list(its_map)[number::9]:
+            its_map[index] = place_of(4, index)
+        for index in list(its_map)[::11]:
+            del its_map[index]
+        state.volumes[number] = VolumeInfo(number, f"s{number}", "f" * 32, 1 << 30, 0, True, its_map)
+        state.volumes[number].kind, state.volumes[number].family = ImageKind.SNAPSHOT, 3
+    state.volumes[5].base, state.volumes[7].base, state.volumes[5].origin = 7, 3, 3
+    state.moves = [MoveInfo(3, 0, 9, 2)]
     state.touched = touched
     assert PoolState.decode(state.encode(), 9) == state
 
 
 def test_a_contiguous_map_takes_a_few_bytes() -> None:
     state = PoolState("a" * 32, "tank", 4 << 20)
-    state.volumes[1] = VolumeInfo(1, "v", "f" * 32, 1 << 40, 0, False, {i: i + 5 for i in range(200000)})
+    areas = AreaMap((i, place_of(0, i + 5)) for i in range(200000))
+    state.volumes[1] = VolumeInfo(1, "v", "f" * 32, 1 << 40, 0, False, areas)
     assert len(state.encode()) < 500
 
 
