@@ -200,6 +200,12 @@ class FakeDisk:
         store.bad_writes.clear()
         store.sync_fails = False
 
+    def changed(self, op: str, name: str, off: int, data: bytes) -> None:
+        """Called with each change as it begins, after all that can refuse it; for disks that keep a record.
+
+        op: write, write_durable, punch, sync, or, where the disk drops what was dirty, lost_write and lost_sync.
+        """
+
     # Used by FakeFile
 
     def _find(self, name: str) -> _Store:
@@ -316,6 +322,7 @@ class FakeFile:
             store = self._store()
             if self._disk._change("sync", self.path, 0, 0):
                 raise self._disk._cut("sync", None)
+            self._disk.changed("lost_sync" if store.sync_fails else "sync", self.path, 0, b"")
             if store.sync_fails:
                 store.sync_fails = False
                 for write in reversed(store.unsynced):
@@ -363,6 +370,8 @@ class FakeFile:
         cut = self._disk._change(op, self.path, off, len(data))
         if any(start < end and off < stop for start, stop in store.bad_writes):
             raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
+        lost = op == "write_durable" and store.sync_fails
+        self._disk.changed("lost_write" if lost else op, self.path, off, data)
         write = Unsynced(self.path, off, data, bytes(store.data[off:end]))
         store.unsynced.append(write)
         store.data[off:end] = data
