@@ -161,7 +161,7 @@ class Walk:
 
 
 def outcomes(pending: Sequence[Pending], in_flight: bool, rng: random.Random, most: int) -> Iterator[Outcome]:
-    """Ways a crash can end: kills first, then every combination of lost and kept where there are few, torn ones, samples.
+    """Ways a crash can end: kills, then torn ones, every combination of lost and kept where they are few, samples.
 
     in_flight: the last of the pending changes has not returned. At most `most`, plus the kills.
     """

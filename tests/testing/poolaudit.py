@@ -39,13 +39,15 @@ def audit(pool: Pool, disk: FakeDisk) -> None:
         free = status["groups"][group.index]["free_areas"]
         if free + len(allocated) != group.info.areas:
             raise Violation(f"{group.info.areas} areas, {len(allocated)} allocated and {free} free")
+        size = group.geometry.area_member_bytes
+        blank = bytes(size)
         for area in range(group.info.areas):
-            at, size = group.member_offset(area), group.geometry.area_member_bytes
+            at = group.member_offset(area)
             shares = [None if image is None else bytes(image[at : at + size]) for image in images]
             if area in allocated:
                 if all(share is not None for share in shares):
                     _check_redundancy(group, area, [share for share in shares if share is not None])
-            elif area not in group.info.dirty and any(share is not None and any(share) for share in shares):
+            elif area not in group.info.dirty and any(share not in (None, blank) for share in shares):
                 raise Violation(f"free area {area} is not blank")
 
 

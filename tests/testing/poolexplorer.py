@@ -79,7 +79,7 @@ class _Record(NamedTuple):
     base: dict[str, tuple[bytes, list[Unsynced]]]
     log: list[Change]
     views: list[PoolWorld]
-    """The world as it was when each change began, and at the end; one object while it stays the same. Or one for all."""
+    """The world when each change began, and at the end; one object while it stays the same. Or one for all."""
 
 
 class _Crash(NamedTuple):
@@ -174,9 +174,7 @@ class Explorer:
                 exc.add_note(f"then, at change {second.cut} of the recovery, a second crash: {second.outcome.name}")
                 raise
 
-    def _check(
-        self, crash: _Crash, disk: RecordingDisk, boot_id: str, rng: random.Random, deep: bool
-    ) -> list[Change]:
+    def _check(self, crash: _Crash, disk: RecordingDisk, boot_id: str, rng: random.Random, deep: bool) -> list[Change]:
         """Open and look; return the changes that opening made, if the disk records."""
         world = crash.view.fork(rng, disk)
         self.counts.states += 1
