@@ -3,6 +3,7 @@
 PY   := $(or $(FARSTRIPE_VENV),$(CURDIR)/.venv)/bin/python
 SEED ?= 1
 RUNS ?= 100
+STATES ?= 3000000
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ test: ## the whole suite, as continuous integration runs it (root)
 sim: setup ## RUNS= simulated histories from SEED= on; a failure prints its own seed
 	$(PY) -m tests.sim --seed $(SEED) --runs $(RUNS)
 
+explore: setup ## STATES= crashed pools from SEED= on, each opened and checked; for a night
+	$(PY) -m tests.testing.poolexplorer --seed $(SEED) --states $(STATES)
+
 demo: ## two nodes, a crash, a takeover and the way back (root)
 	scripts/demo
 
@@ -28,5 +32,5 @@ bench: ## speed against nbdkit's file plugin and a QEMU mirror, as ratios
 lint: setup ## ruff, mypy, shellcheck; what is not installed is named and skipped
 	scripts/lint
 
-.PHONY: help setup check test sim demo bench lint
+.PHONY: help setup check test sim explore demo bench lint
 .DEFAULT_GOAL := help

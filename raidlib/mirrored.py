@@ -86,7 +86,7 @@ class MirroredGroup(RaidGroup):
         with self._lock_rows(first, first_row + ((off + length - 1) >> self.chunk_shift)):
             self._write_copies(0, first, self.member_offset(area) + off, None, length)
 
-    def resync_area(self, area: int) -> int:
+    def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
         """See RaidGroup."""
         geometry = self.geometry
         size, written = geometry.area_member_bytes, 0

@@ -13,6 +13,10 @@ region's mark is durable before the first of them (the caller's duty), and resyn
 open. That needs every data column: while a member is missing, each row first goes to the stripe journal
 (stripejournal.py), which repeats it whole.
 
+A write that a member refuses and that cannot go on without it leaves a row half written: its caller gets an error, but
+what other columns of the row hold must not change with it. So the row is kept in `_torn` with what was to be written,
+and whoever comes to it next completes that first, or gets the error too. The stripe journal does not begin anew before.
+
 Columns: data 0..k-1, P = k, Q = k + 1. Work is limited to the columns' byte range [lo, hi) that the write touches.
 """
 
@@ -20,12 +24,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
-from raidlib.errors import MediumError
+from raidlib.errors import MediumError, Refused
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
-from raidlib.raidgroup import RaidGroup
+from raidlib.raidgroup import RaidGroup, unavailable
 from raidlib.state import MemberState
 from raidlib.stripejournal import COLUMNS, PUNCHED, StripeJournal, read_journal
 
@@ -47,6 +52,18 @@ class ParityGroup(RaidGroup):
     _local = threading.local()
     _journal: StripeJournal | None = None
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self._torn: dict[int, dict[int, tuple[int, memoryview]]] = {}
+        """Rows half written: column -> (offset in the chunk, bytes) to be written before anything else there."""
+        super().__init__(*args, **more)
+
+    def refresh(self) -> None:
+        """See RaidGroup. While a row is torn every read goes the slow way, where that is looked at."""
+        super().refresh()
+        if self._torn:
+            for table in self.read_tables:
+                table[:] = [unavailable] * len(table)
+
     def write(self, area: int, off: int, view: memoryview) -> None:
         """See RaidGroup."""
         geometry = self.geometry
@@ -65,6 +82,9 @@ class ParityGroup(RaidGroup):
 
     def punch_area(self, area: int) -> None:
         """See RaidGroup."""
+        first_row = area * self.geometry.rows_per_area
+        for row in range(first_row, first_row + self.geometry.rows_per_area):
+            self._forget_torn(row)
         journal = self._journal if self.info.journaled else None
         if journal is None:
             super().punch_area(area)
@@ -88,11 +108,13 @@ class ParityGroup(RaidGroup):
         """See RaidGroup."""
         if self.info.journaled:
             return
+        if self._torn:
+            self._complete_and_sync()
         good = [member for member in self.members if member.info.state is MemberState.IN_SYNC]
         copies = self.geometry.parity_chunks - (len(self.members) - len(good)) + 1
         generation = self.ledger.state.generation + 1
         self._journal = StripeJournal(
-            self.layout, good[:copies], generation, self.ledger.sync_members, self.ledger.fail
+            self.layout, good[:copies], generation, self._complete_and_sync, self.ledger.fail
         )
         self.info.journaled = generation
 
@@ -137,6 +159,7 @@ class ParityGroup(RaidGroup):
                             member.live_file().zero(at, geometry.chunk_bytes)
                         except OSError as exc:
                             self.ledger.fail(member, f"zero: {exc.strerror}")
+                self._forget_torn(row)
 
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
         """See RaidGroup. Recovers the piece from the other columns; writes it back when the member is there."""
@@ -145,6 +168,8 @@ class ParityGroup(RaidGroup):
         member = self.members[self.geometry.member_of(row, column)]
         at = self._row_offset(row) + inner
         with self._locks[row & 255]:
+            if self._torn:
+                self._complete(row)
             if member.has_row(row):
                 try:
                     member.live_file().preadinto(piece, at)
@@ -159,14 +184,17 @@ class ParityGroup(RaidGroup):
                 except OSError as exc:
                     self.ledger.fail(member, f"read and rewrite: {exc.strerror}")
 
-    def resync_area(self, area: int) -> int:
-        """See RaidGroup. With a data column missing, it is taken from P as it stands: call so only when forced."""
+    def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
+        """See RaidGroup. With trust_parity, missing and unreadable data is taken from parity as it stands."""
         geometry = self.geometry
         k, written = geometry.data_chunks, 0
         parity = list(range(k, k + geometry.parity_chunks))
         first_row = area * geometry.rows_per_area
         for row in range(first_row, first_row + geometry.rows_per_area):
+            errors = sum(member.read_errors for member in self.members)
             data = self._recover(row, 0, geometry.chunk_bytes, list(range(k)), set())
+            if not trust_parity and errors != sum(member.read_errors for member in self.members):
+                raise self._torn_and_unreadable(row)
             made = [span.part(0, geometry.chunk_bytes) for span in self._scratch().spans[-len(parity) :]]
             sources = [data[column] for column in range(k)]
             self.engine.apply(generator(k, len(parity))[k:], sources, made, geometry.chunk_bytes)
@@ -187,10 +215,20 @@ class ParityGroup(RaidGroup):
                 member.live_file().pwrite(found[column].view, self._row_offset(row))
                 member.rebuilt_rows = row + 1
 
+    def _torn_and_unreadable(self, row: int) -> Refused:
+        names = ", ".join(member.path for member in self.members if member.read_errors)
+        return Refused(
+            f"group {self.info.name} stopped uncleanly; row {row} may be damaged, and cannot be read from {names}",
+            "copy what can be read of that disk to a new one and put it in its place; or take over on the replica; or"
+            " node start --force, then check the data",
+        )
+
     # One row; its stripe lock is held
 
     def _write_row(self, row: int, start: int, new: Span, n: int) -> None:
         k, chunk_bytes = self.geometry.data_chunks, self.geometry.chunk_bytes
+        if self._torn:
+            self._complete(row)
         if self.degraded and any(not member.has_row(row) for member in self.members):
             self._write_degraded(row, start, new, n)
         elif n == k * chunk_bytes:
@@ -298,11 +336,42 @@ class ParityGroup(RaidGroup):
         """
         if self.info.journaled and self._journal is not None:
             with self._journal.journaled(COLUMNS, row, columns):
-                self._write_in_place(row, columns)
+                self._write_or_tear(row, columns)
         else:
-            self._write_in_place(row, columns)
+            self._write_or_tear(row, columns)
         if self.lost:
             self.raise_lost()
+
+    def _write_or_tear(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
+        try:
+            self._write_in_place(row, columns)
+        except MediumError:
+            with self.ledger.lock:
+                self._torn[row] = {column: (at, memoryview(bytes(view))) for column, (at, view) in columns.items()}
+                self.refresh()
+            raise
+
+    def _complete(self, row: int) -> None:
+        """Write what a torn row still lacks, if it is one. Raises MediumError.
+
+        Its stripe lock is held, or nobody is within a stripe.
+        """
+        columns = self._torn.get(row)
+        if columns is not None:
+            self._write_in_place(row, columns)
+            self._forget_torn(row)
+
+    def _forget_torn(self, row: int) -> None:
+        if row in self._torn:
+            with self.ledger.lock:
+                self._torn.pop(row, None)
+                self.refresh()
+
+    def _complete_and_sync(self) -> None:
+        """Raises MediumError. Durable: every row written before, whole."""
+        for row in list(self._torn):
+            self._complete(row)
+        self.ledger.sync_members()
 
     def _write_in_place(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
         at = self._row_offset(row)
@@ -321,6 +390,8 @@ class ParityGroup(RaidGroup):
         """
         geometry = self.geometry
         k, r, length = geometry.data_chunks, geometry.parity_chunks, hi - lo
+        if self._torn:
+            self._complete(row)
         gone = set(without)
         while True:
             present = [c for c in range(k + r) if c not in gone and self._holder(row, c).has_row(row)]

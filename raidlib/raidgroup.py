@@ -198,10 +198,11 @@ class RaidGroup:
         """After an unclean stop, before anything else: finish journaled writes; return how many there were."""
         return 0
 
-    def resync_area(self, area: int) -> int:
+    def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
         """Make parity or mirrors agree after a crash; return how many chunks had to be written.
 
-        Call before the area is used. Raises MediumError. Durable: nothing.
+        Call before the area is used. Raises MediumError; Refused when what cannot be read could be had only from parity
+        that may not fit, unless it is to be trusted. Durable: nothing.
         """
         raise NotImplementedError
 

@@ -9,7 +9,8 @@ mark is durable on all before the first write, a cleared mark may linger on some
 
 Degraded and dirty: with a data chunk gone, a stripe whose parity may be wrong cannot be repaired, nor told from a good
 one. If every write since the member was lost went through the stripe journal, that is replayed and all is well. If
-not, open refuses, unless forced: then the missing chunks are taken from parity as it stands.
+not, open refuses, unless forced: then the missing chunks are taken from parity as it stands. A data chunk that cannot
+be read counts as missing here.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def repair(group: RaidGroup, suspects: list[int], force: bool) -> int:
     wrong = 0
     for done, area in enumerate(suspects):
         check_write_hole(group, suspects[done:], force)
-        wrong += group.resync_area(area)
+        wrong += group.resync_area(area, trust_parity=force)
         check_write_hole(group, suspects[done:], force)
     return wrong
 

@@ -107,7 +107,7 @@ class StripedGroup(RaidGroup):
                 self._raise_medium(member, "zero", exc)
             off += n
 
-    def resync_area(self, area: int) -> int:
+    def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
         """Nothing can disagree."""
         return 0
 

@@ -200,6 +200,18 @@ class FakeDisk:
         store.bad_writes.clear()
         store.sync_fails = False
 
+    def before(self, op: str, name: str, off: int, length: int, data: bytes = b"") -> None:
+        """Called before each I/O on a file; raises what it is to fail with. For disks that fail on demand.
+
+        op: read, write, write_durable, punch, sync or reserve.
+        """
+
+    def changed(self, op: str, name: str, off: int, data: bytes) -> None:
+        """Called with each change as it begins, after all that can refuse it; for disks that keep a record.
+
+        op: write, write_durable, punch, sync, or, where the disk drops what was dirty, lost_write and lost_sync.
+        """
+
     # Used by FakeFile
 
     def _find(self, name: str) -> _Store:
@@ -278,6 +290,7 @@ class FakeFile:
         """See BlockFile."""
         with self._disk._lock:
             store = self._store()
+            self._disk.before("read", self.path, off, len(buf))
             end = off + len(buf)
             if off < 0 or end > len(store.data):
                 raise OSError(errno.EIO, f"read of {off}+{len(buf)} beyond the end", self.path)
@@ -314,8 +327,10 @@ class FakeFile:
         """See BlockFile."""
         with self._disk._lock:
             store = self._store()
+            self._disk.before("sync", self.path, 0, 0)
             if self._disk._change("sync", self.path, 0, 0):
                 raise self._disk._cut("sync", None)
+            self._disk.changed("lost_sync" if store.sync_fails else "sync", self.path, 0, b"")
             if store.sync_fails:
                 store.sync_fails = False
                 for write in reversed(store.unsynced):
@@ -337,6 +352,7 @@ class FakeFile:
     def reserve(self, off: int, length: int) -> None:
         """See BlockFile. ENOSPC while the disk is called full."""
         self._store()
+        self._disk.before("reserve", self.path, off, length)
         if self._disk.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
@@ -360,9 +376,12 @@ class FakeFile:
         end = off + len(data)
         if off < 0 or end > len(store.data):
             raise OSError(errno.ENOSPC, f"{op} of {off}+{len(data)} beyond the end", self.path)
+        self._disk.before(op, self.path, off, len(data), data)
         cut = self._disk._change(op, self.path, off, len(data))
         if any(start < end and off < stop for start, stop in store.bad_writes):
             raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
+        lost = op == "write_durable" and store.sync_fails
+        self._disk.changed("lost_write" if lost else op, self.path, off, data)
         write = Unsynced(self.path, off, data, bytes(store.data[off:end]))
         store.unsynced.append(write)
         store.data[off:end] = data

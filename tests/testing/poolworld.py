@@ -25,6 +25,7 @@ import random
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from raidlib import GroupSpec, Pool, Volume
 from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
@@ -32,6 +33,7 @@ from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
 
 TOLERATES = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}
 """Members that any group of a level can lose (RAID 1 of two)."""
+_ZERO_SECTOR = bytes(SECTOR_BYTES)
 
 
 class DoubleFault(Exception):
@@ -50,7 +52,7 @@ class VolumeModel:
     current: list[int] = field(default_factory=list)
     frozen: bool = False
     """A snapshot."""
-    since_sync: dict[int, set[int]] = field(default_factory=dict)
+    since_sync: dict[int, frozenset[int]] = field(default_factory=dict)
     """For sectors written since the last sync: every value a power cut may leave."""
 
     def __post_init__(self) -> None:
@@ -59,12 +61,17 @@ class VolumeModel:
     def put(self, sectors: range, tag: int) -> None:
         """A write completed."""
         for sector in sectors:
-            self.since_sync.setdefault(sector, {self.current[sector]}).add(tag)
+            before = self.current[sector]
+            self.since_sync[sector] = self.since_sync.get(sector, frozenset((before,))) | {tag}
             self.current[sector] = tag
 
     def image(self, *, frozen: bool) -> VolumeModel:
         """A snapshot or clone of it."""
         return VolumeModel(self.size, list(self.current), frozen)
+
+    def copy(self) -> VolumeModel:
+        """An independent copy."""
+        return VolumeModel(self.size, list(self.current), self.frozen, dict(self.since_sync))
 
     def resize(self, size: int) -> None:
         """A resize completed."""
@@ -99,10 +106,11 @@ class PoolWorld:
         chunk_bytes: int = 4096,
         area_bytes: int = 16384,
         second: tuple[int, int] | None = None,
+        disk: FakeDisk | None = None,
     ) -> None:
         """second: level and members of another group, h, for areas to move to."""
         self.rng = rng
-        self.disk = FakeDisk(rng)
+        self.disk = disk or FakeDisk(rng)
         self.level = level
         self.paths = [f"m{i}" for i in range(members)]
         self.models: dict[str, VolumeModel] = {}
@@ -124,14 +132,26 @@ class PoolWorld:
             self.paths += others
         self.pool = Pool.create("tank", specs, area_bytes, self._open)
 
-    def fork(self, rng: random.Random) -> PoolWorld:
-        """Return this world after the cut once more, to try another outcome; the pool object is dead in both."""
+    def fork(self, rng: random.Random, disk: FakeDisk | None = None) -> PoolWorld:
+        """Return this world after the cut once more, to try another outcome; the pool object is dead in both.
+
+        disk: what the outcome left; by default a copy of this world's.
+        """
         other = copy.copy(self)
         other.rng = rng
-        other.disk = self.disk.fork(rng)
-        other.models = copy.deepcopy(self.models)
+        other.disk = self.disk.fork(rng) if disk is None else disk
+        other.models = {name: model.copy() for name, model in self.models.items()}
         other.paths = list(self.paths)
         return other
+
+    def expects_the_same(self, other: PoolWorld) -> bool:
+        """Whether a crash may leave the same in both."""
+        return (
+            self._in_flight is other._in_flight
+            and self.losing == other.losing
+            and self.paths == other.paths
+            and self.models == other.models
+        )
 
     # Operations
 
@@ -303,26 +323,36 @@ class PoolWorld:
         self.disk.crash(fate)  # type: ignore[arg-type]
         self._reopen(power=True, cut_open_at=cut_open_at)
 
+    def reopen(self, *, power: bool, boot_id: str) -> None:
+        """Open what a crash left on the disk, and check it. Raises DoubleFault, Violation, RaidError."""
+        self._open_pool(boot_id)
+        self.check_reopened(power=power)
+
     def _reopen(self, *, power: bool, cut_open_at: int | None) -> None:
         boot_id = "b" if power else "a"
+        if cut_open_at is not None:
+            self.disk.cut_at(self.disk.operations + cut_open_at)
         try:
-            if cut_open_at is not None:
-                self.disk.cut_at(self.disk.operations + cut_open_at)
-                try:
-                    self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
-                except PowerCut:
-                    if power:
-                        self.disk.crash()
-                    else:
-                        self.disk.kill()
-                    self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
-                self.disk.cut_at(None)
+            self._open_pool(boot_id)
+        except PowerCut:
+            if power:
+                self.disk.crash()
             else:
-                self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
+                self.disk.kill()
+            self._open_pool(boot_id)
+        self.disk.cut_at(None)
+        self.check_reopened(power=power)
+
+    def _open_pool(self, boot_id: str) -> None:
+        try:
+            self.pool = Pool.open(self.paths, self._open, boot_id=boot_id)
         except Refused as exc:
             if self.losing:
                 raise DoubleFault(str(exc)) from exc
             raise
+
+    def check_reopened(self, *, power: bool) -> None:
+        """The pool that was just opened after a crash holds what it must; the model follows where it has a choice."""
         self._settle_lifecycle()
         unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
         flight = self._in_flight
@@ -330,19 +360,20 @@ class PoolWorld:
             in_flight = flight if flight is not None and flight.volume == name else None
             found = self._read_tags(name)
             covered = unclean.get(name, set())
-            for sector, value in enumerate(found):
-                acknowledged = model.current[sector]
+            for sector, (value, acknowledged) in enumerate(zip(found, model.current, strict=True)):
+                if value == acknowledged:
+                    continue
                 allowed = {acknowledged}
                 if in_flight is not None and in_flight.kind == "rollback":
                     continue
                 if power or self.losing:
                     # A sync that failed dropped writes, and nobody lived to record it: as after a power cut.
-                    allowed |= model.since_sync.get(sector, set())
+                    allowed |= model.since_sync.get(sector, frozenset())
                 if in_flight is not None and sector in in_flight.sectors:
                     allowed.add(in_flight.tag)
                 if value not in allowed:
                     raise Violation(f"{name} sector {sector} holds {value}, may hold {sorted(allowed)}")
-                if value != acknowledged and sector not in covered:
+                if sector not in covered:
                     raise Violation(f"{name} sector {sector} holds {value}, not {acknowledged}, and is not unclean")
             model.current = found
             model.since_sync.clear()
@@ -480,6 +511,7 @@ def _member_bytes(level: int, members: int, areas: int, chunk_bytes: int, area_b
     return (128 << 10) + areas * -(-area_bytes // (data * chunk_bytes)) * chunk_bytes
 
 
+@lru_cache(maxsize=1 << 16)
 def sector_bytes(tag: int, sector: int) -> bytes:
     """The 512 bytes of a sector written with a tag."""
     return struct.pack("<QQ", tag, sector + 1) * (SECTOR_BYTES // 16)
@@ -487,10 +519,10 @@ def sector_bytes(tag: int, sector: int) -> bytes:
 
 def _tag_of(data: bytes, sector: int) -> int:
     """The tag a sector holds; -1 when it is nothing that was ever written there."""
-    tag, place = struct.unpack_from("<QQ", data)
-    if data == bytes(SECTOR_BYTES):
+    if data == _ZERO_SECTOR:
         return 0
-    if data == sector_bytes(tag, sector) and place == sector + 1:
+    tag, place = struct.unpack_from("<QQ", data)
+    if place == sector + 1 and data == sector_bytes(tag, sector):
         return int(tag)
     return -1
 

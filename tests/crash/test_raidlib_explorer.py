@@ -1,0 +1,39 @@
+"""Tens of thousands of crashed pools, each opened and held against the model.
+
+The run of a night, which goes on by seed where the last one ended:
+
+    make explore STATES=3000000 SEED=1
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.testing.poolexplorer import RUN_KINDS, Counts, Explorer, Run
+
+STATES = dict.fromkeys(RUN_KINDS, 3500)
+"""States of each kind of run; seeds are gone through until there are as many."""
+
+
+def test_continuous_integration_explores_thirty_thousand_states() -> None:
+    assert sum(STATES.values()) >= 30_000
+
+
+@pytest.mark.parametrize("kind", RUN_KINDS, ids=lambda kind: f"raid{kind.level}-{kind.plan}")
+def test_no_crash_and_no_second_crash_loses_or_invents_data(
+    kind: Run, record_property: pytest.RecordProperty, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = explore(kind, STATES[kind])
+    record_property("states", counts.states)
+    with capsys.disabled():
+        print(f"\nraid{kind.level} of {kind.members}, {kind.plan}: {counts}")
+    assert counts.states >= STATES[kind]
+    assert counts.second > counts.states / 20
+
+
+def explore(kind: Run, states: int) -> Counts:
+    explorer, seed = Explorer(), 1
+    while explorer.counts.states < states:
+        explorer.explore(kind._replace(seed=seed), enough=states)
+        seed += 1
+    return explorer.counts
