@@ -21,11 +21,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
 from raidlib.errors import MediumError
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
 from raidlib.raidgroup import RaidGroup
+from raidlib.reconcile import settle_parity
 from raidlib.state import MemberState
 from raidlib.stripejournal import COLUMNS, PUNCHED, StripeJournal, read_journal
 
@@ -46,6 +48,7 @@ class ParityGroup(RaidGroup):
 
     _local = threading.local()
     _journal: StripeJournal | None = None
+    _replayed = False
 
     def write(self, area: int, off: int, view: memoryview) -> None:
         """See RaidGroup."""
@@ -100,6 +103,7 @@ class ParityGroup(RaidGroup):
         """See RaidGroup."""
         if not self.info.journaled:
             return 0
+        self._replayed = True
         entries = read_journal(self.layout, self.members, self.info.journaled)
         for entry in entries:
             if entry.kind == PUNCHED:
@@ -149,18 +153,24 @@ class ParityGroup(RaidGroup):
                 try:
                     member.live_file().preadinto(piece, at)
                     return
-                except OSError:
-                    member.read_errors += 1
+                except OSError as exc:
+                    member.count_error(exc)
             found = self._recover(row, inner, inner + len(piece), [column], {column})
             piece[:] = found[column].view
             if member.has_row(row):
-                try:
-                    member.live_file().pwrite(piece, at)
-                except OSError as exc:
-                    self.ledger.fail(member, f"read and rewrite: {exc.strerror}")
+                self.rewrite(member, piece, at, "read and rewrite")
+
+    def heal(self, row: int, lo: int, hi: int, bad: set[int]) -> None:
+        """See RaidGroup."""
+        columns = [column for column in range(len(self.members)) if self.geometry.member_of(row, column) in bad]
+        found = self._recover(row, lo, hi, columns, set(columns))
+        for column in columns:
+            self.rewrite(self._holder(row, column), found[column].view, self._row_offset(row) + lo, "repair")
 
     def resync_area(self, area: int) -> int:
         """See RaidGroup. With a data column missing, it is taken from P as it stands: call so only when forced."""
+        if self.checksums:
+            return settle_parity(self, area, self._replayed)
         geometry = self.geometry
         k, written = geometry.data_chunks, 0
         parity = list(range(k, k + geometry.parity_chunks))
@@ -198,7 +208,7 @@ class ParityGroup(RaidGroup):
             self._encode_and_write(row, 0, chunk_bytes, sources, {i: (0, s.view) for i, s in enumerate(sources)})
         else:
             pieces = _pieces(start, n, chunk_bytes)
-            lo, hi = _byte_range(pieces)
+            lo, hi = self._byte_range(pieces)
             reads_to_reconstruct = k - sum(size == hi - lo for _, _, _, size in pieces)
             try:
                 if len(pieces) + self.geometry.parity_chunks <= reads_to_reconstruct:
@@ -218,15 +228,14 @@ class ParityGroup(RaidGroup):
             before = next(scratch).part(0, length)
             self._read_column(row, column, lo, before.view)
             old.append(before)
-            view = new.view[at : at + size]
-            data[column] = inner, view
             if size == length:
-                fresh.append(new.part(at, at + size))
+                after = new.part(at, at + size)
+                data[column] = inner, after.view
             else:
                 after = next(scratch).part(0, length)
                 after.view[:] = before.view
-                after.view[inner - lo : inner - lo + size] = view
-                fresh.append(after)
+                data[column] = self._put(after.view, lo, inner, new.view[at : at + size])
+            fresh.append(after)
         kept, made = [], []
         parity = tuple(range(self.geometry.parity_chunks))
         for which in parity:
@@ -256,9 +265,7 @@ class ParityGroup(RaidGroup):
                 span = next(scratch).part(0, length)
                 self._read_column(row, column, lo, span.view)
                 if size:
-                    view = new.view[at : at + size]
-                    data[column] = inner, view
-                    span.view[inner - lo : inner - lo + size] = view
+                    data[column] = self._put(span.view, lo, inner, new.view[at : at + size])
             sources.append(span)
         self._encode_and_write(row, lo, length, sources, data)
 
@@ -266,18 +273,17 @@ class ParityGroup(RaidGroup):
         """Recover the old row without what is missing or unreadable, put the new data in, encode, write."""
         k = self.geometry.data_chunks
         pieces = _pieces(start, n, self.geometry.chunk_bytes)
-        lo, hi = _byte_range(pieces)
+        lo, hi = self._byte_range(pieces)
         whole = {column for column, _, _, size in pieces if size == hi - lo}
         wanted = [column for column in range(k) if column not in whole]
         found = self._recover(row, lo, hi, wanted, set()) if wanted else {}
         data: dict[int, tuple[int, memoryview]] = {}
         for column, inner, at, size in pieces:
-            view = new.view[at : at + size]
-            data[column] = inner, view
             if column in whole:
                 found[column] = new.part(at, at + size)
+                data[column] = inner, found[column].view
             else:
-                found[column].view[inner - lo : inner - lo + size] = view
+                data[column] = self._put(found[column].view, lo, inner, new.view[at : at + size])
         self._encode_and_write(row, lo, hi - lo, [found[column] for column in range(k)], data)
 
     def _encode_and_write(
@@ -290,6 +296,22 @@ class ParityGroup(RaidGroup):
         for i, span in enumerate(made):
             data[k + i] = lo, span.view
         self._write_columns(row, data)
+
+    def _put(self, column: memoryview, lo: int, inner: int, part: memoryview) -> tuple[int, memoryview]:
+        """Put a part of a write into a column's bytes from `lo` on; return (offset in the chunk, bytes) to write.
+
+        Those are the part, or the whole blocks around it on a checksummed group: writing them again needs nothing of
+        what stands there, which after a crash may fit no checksum.
+        """
+        column[inner - lo : inner - lo + len(part)] = part
+        start, end = inner // self.grain * self.grain, -(-(inner + len(part)) // self.grain) * self.grain
+        return start, column[start - lo : end - lo]
+
+    def _byte_range(self, pieces: list[Piece]) -> tuple[int, int]:
+        """The byte range within chunks that covers all pieces; whole blocks on a checksummed group."""
+        lo = min(inner for _, inner, _, _ in pieces)
+        hi = max(inner + size for _, inner, _, size in pieces)
+        return lo // self.grain * self.grain, -(-hi // self.grain) * self.grain
 
     def _write_columns(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
         """Write (offset in the chunk, bytes) of each column to its member, where the row has it.
@@ -319,6 +341,20 @@ class ParityGroup(RaidGroup):
 
         Columns in `without` are not read. Raises MediumError when too many columns are gone.
         """
+        try:
+            return self._recover_range(row, lo, hi, wanted, without)
+        except MediumError:
+            if not self.checksums or hi - lo <= BLOCK_BYTES:
+                raise
+        # Block by block: each may be damaged on another member.
+        made = dict(zip(wanted, Scratch(len(wanted), hi - lo).spans, strict=True))
+        for at in range(lo, hi, BLOCK_BYTES):
+            found = self._recover_range(row, at, at + BLOCK_BYTES, wanted, without)
+            for column in wanted:
+                made[column].view[at - lo : at - lo + BLOCK_BYTES] = found[column].view
+        return made
+
+    def _recover_range(self, row: int, lo: int, hi: int, wanted: list[int], without: set[int]) -> dict[int, Span]:
         geometry = self.geometry
         k, r, length = geometry.data_chunks, geometry.parity_chunks, hi - lo
         gone = set(without)
@@ -346,14 +382,58 @@ class ParityGroup(RaidGroup):
                     spans[column] = next(scratch).part(0, length)
                 matrix = recovery(k, r, tuple(basis), tuple(solved))
                 self.engine.apply(matrix, [spans[c] for c in basis], [spans[c] for c in solved], length)
+                unproven = [c for c in solved if not self._fits_place(row, c, lo, spans[c].view)]
+                if unproven and not self._agrees(row, lo, spans, basis, present, next(scratch), next(scratch)):
+                    names = ", ".join(self._holder(row, c).path for c in unproven)
+                    raise MediumError(
+                        f"group {self.info.name}: row {row}: {names} is damaged, and so is what could repair it",
+                        "restore the volume from a replica",
+                    )
             return spans
+
+    def _fits_place(self, row: int, column: int, lo: int, made: memoryview) -> bool:
+        """Whether what was solved for a column is what it should hold, as far as its checksums know.
+
+        If it does not fit them, but is what the column holds, it is the checksum that is wrong.
+        """
+        member = self._holder(row, column)
+        file = member.file
+        if not member.has_row(row) or not isinstance(file, ChecksummedFile):
+            return True
+        at = self._row_offset(row) + lo
+        try:
+            if file.fits(made, file.block_of(at)).all():
+                return True
+        except OSError:
+            return True  # the entries cannot be read, so they say nothing
+        try:
+            return file.inner.pread(len(made), at) == bytes(made)
+        except OSError:
+            return False
+
+    def _agrees(
+        self, row: int, lo: int, spans: dict[int, Span], basis: list[int], present: list[int], have: Span, made: Span
+    ) -> bool:
+        """Whether a column that was not needed to solve agrees with those that were: then none of them is stale."""
+        others = [column for column in present if column not in basis]
+        length = len(spans[basis[0]].view)
+        for column in others[:1]:
+            have, made = have.part(0, length), made.part(0, length)
+            try:
+                self._read_column(row, column, lo, have.view)
+            except _ReadFailed:
+                return False
+            matrix = recovery(self.geometry.data_chunks, self.geometry.parity_chunks, tuple(basis), (column,))
+            self.engine.apply(matrix, [spans[c] for c in basis], [made], length)
+            return bytes(have.view) == bytes(made.view)
+        return False
 
     def _read_column(self, row: int, column: int, lo: int, view: memoryview) -> None:
         member = self._holder(row, column)
         try:
             member.live_file().preadinto(view, self._row_offset(row) + lo)
-        except OSError:
-            member.read_errors += 1
+        except OSError as exc:
+            member.count_error(exc)
             raise _ReadFailed(column) from None
 
     def _make_equal(self, member: Member, truth: memoryview, at: int) -> int:
@@ -402,10 +482,3 @@ def _pieces(start: int, n: int, chunk_bytes: int) -> list[Piece]:
         pieces.append((column, inner, at, size))
         at += size
     return pieces
-
-
-def _byte_range(pieces: list[Piece]) -> tuple[int, int]:
-    """The byte range within chunks that covers all pieces."""
-    lo = min(inner for _, inner, _, _ in pieces)
-    hi = max(inner + size for _, inner, _, size in pieces)
-    return lo, hi

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from typing import NoReturn
 
 from raidlib.blockfile import RawRead
+from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
@@ -58,6 +59,13 @@ class RaidGroup:
         self.ledger = ledger
         self.engine = engine
         self.intents = IntentMap(-(-info.areas // info.region_areas), marked, self._store_intents)
+        self.checksums = layout.table_bytes > 0
+        self.grain = BLOCK_BYTES if self.checksums else 1
+        """Writes that begin and end at its multiples need nothing of what stood there."""
+        self.unsettled_blocks = 0
+        """Blocks that fitted no checksum after an unclean stop, in regions that were being written, kept as they were."""
+        self.vacating = threading.Lock()
+        """Held while a free area is punched, and by a scrub while it writes to an area that is not free."""
         self.lost = False
         self.degraded = False
         self.chunk_shift = geometry.chunk_bytes.bit_length() - 1
@@ -122,12 +130,35 @@ class RaidGroup:
             except OSError:
                 good = False
             if not good:
-                self.read_hard(area, chunk, inner, piece)
+                self._read_hard_by_blocks(area, chunk, inner, piece)
             at += n
             off += n
 
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
-        """Fill `piece` from within one chunk by all means there are; repair what turned out unreadable."""
+        """Fill `piece` from within one chunk by all means there are; repair what turned out unreadable.
+
+        With checksums it is a whole block. Raises MediumError.
+        """
+        raise NotImplementedError
+
+    def _read_hard_by_blocks(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
+        """read_hard; with checksums block by block, for each may be good on another member."""
+        if not self.checksums:
+            self.read_hard(area, chunk, inner, piece)
+            return
+        end = inner + len(piece)
+        block = memoryview(bytearray(BLOCK_BYTES))
+        for at in range(inner // BLOCK_BYTES * BLOCK_BYTES, end, BLOCK_BYTES):
+            self.read_hard(area, chunk, at, block)
+            start, stop = max(at, inner), min(at + BLOCK_BYTES, end)
+            piece[start - inner : stop - inner] = block[start - at : stop - at]
+
+    def heal(self, row: int, lo: int, hi: int, bad: set[int]) -> None:
+        """Write bytes [lo, hi) of a row's chunks on the members `bad` anew, from the others.
+
+        Call with the row's stripe lock held, in an allocated area; with checksums lo and hi are of one block.
+        Raises MediumError when they cannot be had; then nothing was written. Durable: nothing.
+        """
         raise NotImplementedError
 
     def write(self, area: int, off: int, view: memoryview) -> None:
@@ -166,12 +197,13 @@ class RaidGroup:
     def punch_area(self, area: int) -> None:
         """Zero an unused area on every member, parity included. Raises MediumError. Durable: nothing."""
         at = self.member_offset(area)
-        for member in self.members:
-            if member.carries:
-                try:
-                    member.live_file().punch(at, self._area_member_bytes)
-                except OSError as exc:
-                    self.ledger.fail(member, f"punch: {exc.strerror}")
+        with self.vacating:
+            for member in self.members:
+                if member.carries:
+                    try:
+                        member.live_file().punch(at, self._area_member_bytes)
+                    except OSError as exc:
+                        self.ledger.fail(member, f"punch: {exc.strerror}")
 
     def secure_degraded(self) -> None:
         """After a member was lost: make sure that a crash from now on leaves no write hole. Raises MediumError.
@@ -229,6 +261,14 @@ class RaidGroup:
     def all_rows(self) -> ExitStack:
         """Hold every stripe lock: nobody is within a stripe."""
         return self._lock_rows(0, STRIPE_LOCKS - 1)
+
+    def rewrite(self, member: Member, data: bytes | memoryview, at: int, why: str) -> None:
+        """Write what a read found wrong; a member that does not take it is failed (MediumError if it cannot be)."""
+        try:
+            member.live_file().pwrite(data, at)
+            member.repaired += 1
+        except OSError as exc:
+            self.ledger.fail(member, f"{why}: {exc.strerror}")
 
     def _lock_rows(self, first: int, last: int) -> ExitStack:
         """Hold the stripe locks of rows first..last, taken in one order everywhere."""

@@ -23,6 +23,16 @@ def test_no_crash_loses_or_invents_data(level: int, members: int, seed: int) -> 
     assert explore(level, members, seed, STRIDE * 3, workload(seed)) > 20
 
 
+@pytest.mark.parametrize(("level", "members"), SHAPES)
+def test_no_crash_leaves_a_checksum_that_does_not_fit(level: int, members: int) -> None:
+    assert explore(level, members, 3, STRIDE * 4, workload(3), checksums=True) > 20
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES[1:])
+def test_no_crash_of_a_degraded_pool_leaves_a_checksum_that_does_not_fit(level: int, members: int) -> None:
+    assert explore(level, members, 4, STRIDE * 6, degraded_workload(4), checksums=True) > 5
+
+
 @pytest.mark.parametrize(("level", "members"), SHAPES[1:])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_crash_while_members_fail_and_are_rebuilt_loses_data(level: int, members: int, seed: int) -> None:

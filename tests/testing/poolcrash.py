@@ -90,9 +90,11 @@ def _remake(world: PoolWorld) -> None:
         world.write("c", 30, 10)
 
 
-def run(level: int, members: int, seed: int, cut: int | None, plan: list[Step]) -> PoolWorld | None:
+def run(
+    level: int, members: int, seed: int, cut: int | None, plan: list[Step], checksums: bool = False
+) -> PoolWorld | None:
     """Run the plan up to the cut; None when it ends before."""
-    world = PoolWorld(random.Random(seed), level, members)
+    world = PoolWorld(random.Random(seed), level, members, checksums=checksums)
     start = world.disk.operations
     if cut is not None:
         world.disk.cut_at(start + cut)
@@ -104,21 +106,21 @@ def run(level: int, members: int, seed: int, cut: int | None, plan: list[Step]) 
     return None if cut is not None else world
 
 
-def operations_of(level: int, members: int, seed: int, plan: list[Step]) -> int:
+def operations_of(level: int, members: int, seed: int, plan: list[Step], checksums: bool = False) -> int:
     """How many storage operations the plan makes."""
-    world = PoolWorld(random.Random(seed), level, members)
+    world = PoolWorld(random.Random(seed), level, members, checksums=checksums)
     start = world.disk.operations
     for step in plan:
         step(world)
     return world.disk.operations - start
 
 
-def explore(level: int, members: int, seed: int, stride: int, plan: list[Step]) -> int:
+def explore(level: int, members: int, seed: int, stride: int, plan: list[Step], checksums: bool = False) -> int:
     """Cut the run at every stride-th operation, each time with a kill and several power cuts; return the crashes."""
-    total = operations_of(level, members, seed, plan)
+    total = operations_of(level, members, seed, plan, checksums)
     crashes = 0
     for cut in range(seed % stride, total, stride):
-        world = run(level, members, seed, cut, plan)
+        world = run(level, members, seed, cut, plan, checksums)
         if world is None:
             break
         for outcome in ("kill", "drop", "random", "random again", "twice"):
@@ -144,4 +146,5 @@ def _crash(world: PoolWorld, outcome: str) -> None:
         world.power_cut_and_open()
     world.check_new_volume_is_zero()
     world.rebuild(100)
+    world.check_no_checksum_error()
     world.check_redundancy()

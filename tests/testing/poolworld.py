@@ -88,6 +88,7 @@ class PoolWorld:
         areas: int = 12,
         chunk_bytes: int = 4096,
         area_bytes: int = 16384,
+        checksums: bool = False,
     ) -> None:
         self.rng = rng
         self.disk = FakeDisk(rng)
@@ -103,10 +104,11 @@ class PoolWorld:
         copies = {1: members, 10: 2}.get(level, 1)
         data = members // copies - {5: 1, 6: 2}.get(level, 0)
         rows = -(-area_bytes // (data * chunk_bytes))
-        self._member_bytes = (128 << 10) + areas * rows * chunk_bytes
+        self._member_bytes = (128 << 10) + 4096 * checksums + areas * rows * chunk_bytes
         for path in self.paths:
             self.disk.create(path, self._member_bytes)
-        self.pool = Pool.create("tank", [GroupSpec("g", level, self.paths, chunk_bytes)], area_bytes, self._open)
+        spec = GroupSpec("g", level, self.paths, chunk_bytes, checksums)
+        self.pool = Pool.create("tank", [spec], area_bytes, self._open)
 
     def fork(self, rng: random.Random) -> PoolWorld:
         """Return this world after the cut once more, to try another outcome; the pool object is dead in both."""
@@ -319,6 +321,23 @@ class PoolWorld:
             if data[:SECTOR_BYTES].strip(b"\0") or data[2 * SECTOR_BYTES :].strip(b"\0"):
                 raise Violation(f"new area {area} shows old data")
         self.pool.delete_volume("probe")
+
+    def check_no_checksum_error(self) -> None:
+        """Nothing damaged a block, so none was found damaged; and none of what volumes hold is, on any member."""
+        for member in self.pool.status()["groups"][0]["members"]:
+            if member["checksum_errors"]:
+                raise Violation(f"{member['path']}: {member['checksum_errors']} blocks do not fit their checksums")
+        group = self.pool._groups[0]
+        if not group.checksums:
+            return
+        length = group.geometry.area_member_bytes
+        for area in sorted(self.pool._allocators[0].allocated):
+            for member in group.members:
+                if member.has_row(area * group.geometry.rows_per_area):
+                    try:
+                        member.live_file().pread(length, group.member_offset(area))
+                    except OSError as exc:
+                        raise Violation(f"{member.path}, area {area}: {exc.strerror}") from exc
 
     def check_redundancy(self, lost: Sequence[int] | None = None) -> None:
         """With members gone (by default as many as the level bears, at random) the same bytes are read.
