@@ -116,6 +116,10 @@ class ChecksummedFile:
             self._verify(view, off)
         return len(view)
 
+    def read_medium(self, buf: memoryview, off: int) -> None:
+        """See BlockFile. Unverified; fits() tells."""
+        self.inner.read_medium(buf, off)
+
     def _raw_preadv(self, bufs: Sequence[bytearray | memoryview], off: int, flags: int = 0) -> int:
         if off < self._data:
             return self.inner.raw_preadv(bufs, off, flags)

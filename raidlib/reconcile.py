@@ -22,64 +22,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raidlib.checksums import BLOCK_BYTES, ChecksummedFile, Fits
+from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError
 from raidlib.gf256 import generator, recovery
+from raidlib.image import Image
 from raidlib.parity import Scratch, Span
 
 if TYPE_CHECKING:
-    from raidlib.member import Member
     from raidlib.mirrored import MirroredGroup
     from raidlib.parityraid import ParityGroup
-    from raidlib.raidgroup import RaidGroup
     from raidlib.striped import StripedGroup
-
-
-class Image:
-    """What one member holds of a stretch of its data: the bytes, and which blocks can be read and fit."""
-
-    def __init__(self, member: Member, at: int, span: Span) -> None:
-        """Read len(span.view) bytes at `at`, whole blocks, as they are."""
-        self.member = member
-        self.at = at
-        self.span = span
-        file = member.live_file()
-        assert isinstance(file, ChecksummedFile)
-        self.file = file
-        self.first = file.block_of(at)
-        count = len(span.view) // BLOCK_BYTES
-        self.readable: Fits = np.ones(count, np.bool_)
-        self.fits: Fits = np.zeros(count, np.bool_)
-        try:
-            file.inner.preadinto(span.view, at)
-            self.fits[:] = file.fits(span.view, self.first)
-        except OSError:
-            for i in range(count):
-                try:
-                    file.inner.preadinto(self.block(i), at + i * BLOCK_BYTES)
-                    self.fits[i] = file.fits(self.block(i), self.first + i).all()
-                except OSError:
-                    self.readable[i] = False
-
-    def block(self, i: int) -> memoryview:
-        """The bytes of a block."""
-        return self.span.view[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-
-    def would_fit(self, i: int, data: memoryview) -> bool:
-        """Whether other bytes would fit a block's entry."""
-        try:
-            return bool(self.file.fits(data, self.first + i).all())
-        except OSError:
-            return False
-
-    def write(self, group: RaidGroup, i: int, count: int = 1) -> None:
-        """Write blocks as they stand here, with new entries; a member that cannot is failed."""
-        data = self.span.view[i * BLOCK_BYTES : (i + count) * BLOCK_BYTES]
-        try:
-            self.file.pwrite(data, self.at + i * BLOCK_BYTES)
-        except OSError as exc:
-            group.ledger.fail(self.member, f"resync write: {exc.strerror}")
-        self.readable[i : i + count] = self.fits[i : i + count] = True
 
 
 def settle_striped(group: StripedGroup, area: int) -> int:

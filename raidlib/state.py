@@ -95,6 +95,8 @@ class GroupInfo:
     journaled: int = 0
     """Not 0: degraded, and every write since went through the stripe journal that began at this generation, so that a
     crash leaves no write hole."""
+    scrub: dict[str, Any] = field(default_factory=dict)
+    """How far the last scrub came and what it found (scrub.py); empty when there was none."""
 
 
 @dataclass
@@ -170,6 +172,7 @@ class PoolState:
                         "areas": g.areas,
                         "region_areas": g.region_areas,
                         "journaled": g.journaled,
+                        "scrub": g.scrub,
                         "dirty": _pack_map({a: a for a in g.dirty}),
                         "members": [[m.uuid, m.path, m.state.value, m.rebuilt_areas, m.reason] for m in g.members],
                     }
@@ -214,6 +217,7 @@ class PoolState:
                     [MemberInfo(u, p, MemberState(s), r, why) for u, p, s, r, why in g["members"]],
                     set(_unpack_map(g["dirty"])),
                     g["journaled"],
+                    dict(g.get("scrub", {})),
                 )
                 for g in raw["groups"]
             ]

@@ -315,6 +315,10 @@ class FakeFile:
             memoryview(buf)[:] = memoryview(store.data)[off:end]
         return len(buf)
 
+    def read_medium(self, buf: memoryview, off: int) -> None:
+        """See BlockFile."""
+        self.preadinto(buf, off)
+
     def pwrite(self, buf: Buffer, off: int) -> None:
         """See BlockFile."""
         with self._disk._lock:
