@@ -11,7 +11,6 @@ serialised by one lock.
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from raidlib.rebuild import Rebuild
 from raidlib.recovery import Ranges
 from raidlib.report import pool_report
 from raidlib.rounds import Rounds
-from raidlib.scrub import PAUSED, RUNNING, STOPPED, Scrub, rest_s
+from raidlib.scrubs import Scrubs
 from raidlib.state import Kind, MemberState, Record, VolumeInfo
 from raidlib.striped import StripedGroup
 from raidlib.volume import BLOCK_BYTES, Volume
@@ -60,8 +59,7 @@ class Pool:
         ]
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
         self._rebuilds: list[Rebuild] = []
-        self._scrubs = [Scrub(group, self._allocators[group.index], ledger) for group in groups]
-        self._host_requests = 0
+        self._scrubs = Scrubs(groups, self._allocators, ledger, lambda: self.volumes)
         self._syncs = Rounds(self._sync_round)
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
@@ -171,8 +169,7 @@ class Pool:
                 for volume in self._volumes.values():
                     volume.retire()
                 ledger.sync_members()
-                for scrub in self._scrubs:
-                    scrub.close()
+                self._scrubs.close()
                 for group in self._groups:
                     with group.intents.lock:
                         group.intents.cool()
@@ -383,50 +380,28 @@ class Pool:
     # Scrubbing
 
     def scrub_start(self, raid_group: str | None = None, *, repair: bool = False, limit_bytes_s: int = 0) -> None:
-        """Scrub a group, or all that are not lost; scrub_step() then does it. One that is under way goes on.
-
-        repair: see scrub.py. limit_bytes_s: read at most so many bytes a second, 0 for no limit.
-        Raises NotFound, Refused. Durable: that they run.
-        """
-        for scrub in self._scrubs_of(raid_group):
-            if raid_group is not None or not scrub.group.lost:
-                scrub.start(repair, limit_bytes_s)
+        """See Scrubs.start."""
+        self._scrubs.start(raid_group, repair, limit_bytes_s)
 
     def scrub_pause(self, raid_group: str | None = None) -> None:
-        """Halt scrubs where they are. Raises NotFound, Refused when none runs. Durable: that they are paused."""
-        self._turn_scrubs(raid_group, PAUSED, "is being scrubbed")
+        """See Scrubs.pause."""
+        self._scrubs.pause(raid_group)
 
     def scrub_resume(self, raid_group: str | None = None) -> None:
-        """Go on with paused scrubs. Raises NotFound, Refused when none is paused. Durable: that they run."""
-        self._turn_scrubs(raid_group, RUNNING, "has a paused scrub")
+        """See Scrubs.resume."""
+        self._scrubs.resume(raid_group)
 
     def scrub_stop(self, raid_group: str | None = None) -> None:
-        """End scrubs; what they found stays. Raises NotFound, Refused when there is none. Durable: that they ended."""
-        self._turn_scrubs(raid_group, STOPPED, "is being scrubbed")
+        """See Scrubs.stop."""
+        self._scrubs.stop(raid_group)
 
     def scrub_step(self) -> tuple[int, float]:
-        """Do a small step of the first scrub that runs; return the bytes that it read and the seconds to rest now.
-
-        (0, 0) when none runs. Call it in one thread, again and again. Raises MediumError.
-        """
-        scrub = next((one for one in self._scrubs if one.active), None)
-        if scrub is None:
-            return 0, 0.0
-        began = time.monotonic()
-        before, self._host_requests = self._host_requests, sum(volume.gate.entered for volume in self.volumes)
-        done = scrub.step()
-        took = time.monotonic() - began
-        return max(done, 1), rest_s(done, took, scrub.limit_bytes_s, self._host_requests - before)
+        """See Scrubs.step."""
+        return self._scrubs.step()
 
     def scrub_status(self) -> dict[str, dict[str, Any]]:
-        """Each group's last scrub by the group's name: see Scrub.status; ranges are given in volumes, too."""
-        found = {}
-        for scrub in self._scrubs:
-            status = scrub.status()
-            for one in status.get("ranges", ()):
-                one["volumes"] = self._owners(scrub.group, one["area"], one["offset"], one["length"])
-            found[scrub.group.info.name] = status
-        return found
+        """See Scrubs.status."""
+        return self._scrubs.status()
 
     # Reporting
 
@@ -457,29 +432,6 @@ class Pool:
                 return group
         names = ", ".join(group.info.name for group in self._groups)
         raise NotFound(f"there is no RAID group {name} in pool {self.name}", f"its groups are: {names}")
-
-    def _scrubs_of(self, raid_group: str | None) -> list[Scrub]:
-        if raid_group is None:
-            return self._scrubs
-        return [self._scrubs[self._pick_group(raid_group).index]]
-
-    def _turn_scrubs(self, raid_group: str | None, state: str, what: str) -> None:
-        if not any([scrub.turn(state) for scrub in self._scrubs_of(raid_group)]):
-            raise Refused(
-                f"no group {what}" if raid_group is None else f"it is not so that group {raid_group} {what}",
-                "farstripe pool status shows scrubs",
-            )
-
-    def _owners(self, group: RaidGroup, area: int, offset: int, length: int) -> list[dict[str, Any]]:
-        """Which bytes of which volumes lie at a place of an area."""
-        found = []
-        for volume in self._volumes_of(group):
-            for index, its_area in list(volume.info.areas.items()):
-                start = index * self._ledger.state.area_bytes + offset
-                n = min(length, self._ledger.state.area_bytes - offset, volume.size - start)
-                if its_area == area and n > 0:
-                    found.append({"volume": volume.name, "offset": start, "length": n})
-        return found
 
     def _find_member(self, key: str) -> Member:
         for group in self._groups:

@@ -364,8 +364,3 @@ class Scrub:
             if place not in ranges and len(ranges) < MAX_RANGES:
                 ranges.append(place)
 
-
-def rest_s(did_bytes: int, took_s: float, limit_bytes_s: int, host_requests: int) -> float:
-    """How long to rest after a step: within the limit, and with hosts about for three times as long as it took."""
-    rest = did_bytes / limit_bytes_s - took_s if limit_bytes_s else 0.0
-    return max(rest, took_s * 3 if host_requests else 0.0, 0.0)

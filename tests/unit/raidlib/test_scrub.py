@@ -10,7 +10,8 @@ import pytest
 from raidlib import scrub as scrub_module
 from raidlib.errors import MediumError, NotFound, Refused
 from raidlib.pool import Pool
-from raidlib.scrub import Scrub, rest_s
+from raidlib.scrub import Scrub
+from raidlib.scrubs import rest_s
 from tests.testing.fakedisk import FakeDisk
 from tests.testing.pools import AREA, CHUNK, new_pool, pattern, reopen
 
@@ -228,7 +229,7 @@ def test_a_repair_is_durable_before_the_note_that_it_is_done(monkeypatch: pytest
 def test_a_freed_area_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     disk, pool = made(5, 3)
     pool.scrub_start(repair=True)
-    one = pool._scrubs[0]
+    one = pool._scrubs.all[0]
     disk.corrupt("m0", place(pool, 0))
     good = Scrub._judge
 
@@ -269,6 +270,6 @@ def test_the_rest_after_a_step_keeps_the_limit_and_gives_way_to_hosts() -> None:
 def test_hosts_are_noticed() -> None:
     _, pool = made(1, 2)
     pool.scrub_start()
-    pool._host_requests = sum(volume.gate.entered for volume in pool.volumes)
+    pool._scrubs._host_requests = sum(volume.gate.entered for volume in pool.volumes)
     pool.volume("v").pread(CHUNK, 0)
     assert pool.scrub_step()[1] > 0
