@@ -23,13 +23,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdplugin import exports, launch, nodeconfig, ops_group, ops_node, ops_pool
+from nbdplugin import exports, launch, nodeconfig, ops_group, ops_node, ops_pool, ops_scrub
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
@@ -76,6 +77,8 @@ class Target:
         self.groups.open()
         self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)
         self.maintenance.start()
+        self.scrubber = Scrubber(self.pools, self.events)
+        self.scrubber.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -84,6 +87,7 @@ class Target:
                 **ops_node.handlers(self),
                 **ops_pool.pool_handlers(self),
                 **ops_pool.volume_handlers(self),
+                **ops_scrub.handlers(self),
                 **ops_group.handlers(self),
             },
         )
@@ -169,6 +173,7 @@ class Target:
         self._closed = True
         self.control.stop()
         self.maintenance.stop()
+        self.scrubber.stop()
         self.together.stop()
         self.groups.close()
         self.pools.close()

@@ -137,7 +137,7 @@ class ChecksummedFile:
         return total
 
     def _verify(self, view: memoryview, off: int) -> None:
-        """Raise ChecksumMismatch unless whole blocks read at `off` fit, also when read again with no write under way."""
+        """Raise ChecksumMismatch unless whole blocks read at `off` fit, or do when read again with no write under way."""
         first = (off - self._data) // BLOCK_BYTES
         if len(view) == BLOCK_BYTES:
             entry = int.from_bytes(self.inner.pread(ENTRY_BYTES, self._table + first * ENTRY_BYTES), "little")
@@ -156,7 +156,8 @@ class ChecksummedFile:
         """For each whole block in `view`, as if read from block `first` on: whether its entry fits. Raises OSError."""
         raw = _crcs(view)
         stored = self.entries(first, len(raw))
-        return (stored == self._entries(raw, first)) | ((stored == 0) & (raw == _ZERO_CRC))
+        fits: Fits = (stored == self._entries(raw, first)) | ((stored == 0) & (raw == _ZERO_CRC))
+        return fits
 
     def entries(self, first: int, count: int) -> Entries:
         """The entries of a run of blocks as they stand in the table. Raises OSError."""

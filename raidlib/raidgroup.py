@@ -63,7 +63,7 @@ class RaidGroup:
         self.grain = BLOCK_BYTES if self.checksums else 1
         """Writes that begin and end at its multiples need nothing of what stood there."""
         self.unsettled_blocks = 0
-        """Blocks that fitted no checksum after an unclean stop, in regions that were being written, kept as they were."""
+        """Blocks being written at an unclean stop that fitted no checksum after it, and were kept as they were."""
         self.vacating = threading.Lock()
         """Held while a free area is punched, and by a scrub while it writes to an area that is not free."""
         self.lost = False

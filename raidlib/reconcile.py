@@ -123,10 +123,8 @@ def settle_parity(group: ParityGroup, area: int, replayed: bool) -> int:
     return written
 
 
-def _settle_block(
-    group: ParityGroup, columns: dict[int, Image], block: int, spare: list[Span], replayed: bool
-) -> int:
-    """Settle the data columns of one block of a row that do not fit; return how many were written, -1 if none can be."""
+def _settle_block(group: ParityGroup, columns: dict[int, Image], block: int, spare: list[Span], replayed: bool) -> int:
+    """Settle the data columns of a row that do not fit at a block; return how many were written, -1 if none can be."""
     k, r = group.geometry.data_chunks, group.geometry.parity_chunks
     good = [c for c in columns if columns[c].fits[block]]
     bad = [c for c in columns if c < k and not columns[c].fits[block]]

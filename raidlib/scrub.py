@@ -250,8 +250,8 @@ class Scrub:
                 if not all(image.good for image in images.values()):
                     return  # what cannot be had cannot be compared either
             targets = self._buffers(chunk)[len(group.members) :]
-            for block in np.flatnonzero(self._compare(row, images, targets)):
-                self._disagreement(row, int(block), images, targets)
+            for place in np.flatnonzero(self._compare(row, images, targets)):
+                self._disagreement(row, int(place), images, targets)
 
     def _heal(self, row: int, block: int, bad: list[Image]) -> None:
         if not bad:
@@ -294,8 +294,8 @@ class Scrub:
                     group.rewrite(image.member, first, at, "repair")
                     self._count("repaired")
             return
-        column = locate(geometry, targets[0].view[lo:hi], targets[1].view[lo:hi]) if r == 2 else None
-        if column is None:
+        wrong = locate(geometry, targets[0].view[lo:hi], targets[1].view[lo:hi]) if r == 2 else None
+        if wrong is None:
             self._note("mismatch", row, 0, k * chunk)
             if repair:
                 sources = [images[geometry.member_of(row, c)].span.part(lo, hi) for c in range(k)]
@@ -306,11 +306,11 @@ class Scrub:
                 self._count("repaired")
             return
         self._count("located")
-        if column < k:
-            self._note("located", row, column * chunk + lo, BLOCK_BYTES)
+        if wrong < k:
+            self._note("located", row, wrong * chunk + lo, BLOCK_BYTES)
         if repair:
-            image = images[geometry.member_of(row, column)]
-            error = targets[1 if column == k + 1 else 0].view[lo:hi]
+            image = images[geometry.member_of(row, wrong)]
+            error = targets[1 if wrong == k + 1 else 0].view[lo:hi]
             right = np.frombuffer(image.block(block), np.uint8) ^ np.frombuffer(error, np.uint8)
             group.rewrite(image.member, right.tobytes(), at, "repair")
             self._count("repaired")
@@ -363,4 +363,3 @@ class Scrub:
             ranges = self.group.info.scrub["ranges"]
             if place not in ranges and len(ranges) < MAX_RANGES:
                 ranges.append(place)
-

@@ -1,4 +1,4 @@
-"""Silent corruption of a checksummed group is found by whoever reads, repaired where there is redundancy, and counted."""
+"""Silent corruption of a checksummed group is found by whoever reads, repaired from redundancy, and counted."""
 
 from __future__ import annotations
 
@@ -241,6 +241,7 @@ def test_corruption_outside_the_marked_regions_is_still_found_after_a_crash(leve
     disk, pool = made(level, members)
     pool.clear_intents()
     pool.clear_intents()
+    pool.sync()
     damage(disk, pool, "stale", 0, 0)
     pool.volume("v").pwrite(pattern(AREA, 3), 4 * AREA)
     disk.crash()

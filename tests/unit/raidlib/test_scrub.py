@@ -46,9 +46,7 @@ def found(status: dict[str, Any]) -> dict[str, int]:
 
 @pytest.mark.parametrize(("level", "members"), LEVELS)
 @pytest.mark.parametrize("checksums", [False, True])
-def test_a_good_group_is_read_wholly_and_nothing_is_found_or_written(
-    level: int, members: int, checksums: bool
-) -> None:
+def test_a_good_group_is_read_wholly_and_nothing_is_found_or_written(level: int, members: int, checksums: bool) -> None:
     disk, pool = made(level, members, checksums)
     before = disk.snapshot()
     status = scrub(pool, repair=True)
