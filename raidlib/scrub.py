@@ -254,6 +254,7 @@ class Scrub:
                 self._disagreement(row, int(place), images, targets)
 
     def _heal(self, row: int, block: int, bad: list[Image]) -> None:
+        bad = [image for image in bad if not self._reads(image, block)]
         if not bad:
             return
         for image in bad:
@@ -273,6 +274,14 @@ class Scrub:
                 column = self._column_of(row, image.member)
                 if column < self.group.geometry.data_chunks:
                     self._note("unrepairable", row, column * self.group.geometry.chunk_bytes + lo, BLOCK_BYTES)
+
+    def _reads(self, image: Image, block: int) -> bool:
+        """Whether a block can be read now and fits: RAID 0 writes take no stripe lock, but the file's own locks."""
+        try:
+            image.member.live_file().pread(BLOCK_BYTES, image.at + block * BLOCK_BYTES)
+        except OSError:
+            return False
+        return True
 
     def _disagreement(self, row: int, block: int, images: dict[int, Image], targets: list[Span]) -> None:
         """A block place of a row where all can be read and fit, and yet differ."""

@@ -63,6 +63,17 @@ def degraded_workload(seed: int, steps: int = 24) -> list[Step]:
     return plan
 
 
+def scrubbed(plan: list[Step], seed: int) -> list[Step]:
+    """The plan, with steps of a scrub in between."""
+    rng = random.Random(seed)
+    mixed: list[Step] = plan[:2]
+    for step in plan[2:]:
+        mixed.append(step)
+        if rng.random() < 0.4:
+            mixed.append(lambda w: w.scrub(1))
+    return mixed
+
+
 def _member_step(world: PoolWorld, index: int, dice: float) -> None:
     index %= len(world.pool.status()["groups"][0]["members"])
     if dice < 0.58:
@@ -147,4 +158,5 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     world.check_new_volume_is_zero()
     world.rebuild(100)
     world.check_no_checksum_error()
+    world.scrub(100)
     world.check_redundancy()

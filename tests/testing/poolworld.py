@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 from raidlib import GroupSpec, Pool, Volume
 from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
+from raidlib.scrub import COUNTS
 from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
 
 TOLERATES = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}
@@ -338,6 +339,17 @@ class PoolWorld:
                         member.live_file().pread(length, group.member_offset(area))
                     except OSError as exc:
                         raise Violation(f"{member.path}, area {area}: {exc.strerror}") from exc
+
+    def scrub(self, steps: int) -> None:
+        """Scrub a little, with leave to repair; whatever is found is a violation, for nothing was damaged."""
+        if self.losing or self.pool.status()["groups"][0]["state"] == "lost":
+            return
+        self.pool.scrub_start("g", repair=True)
+        for _ in range(steps):
+            self.pool.scrub_step()
+        found = {key: count for key, count in self.pool.scrub_status()["g"].items() if key in COUNTS and count}
+        if found:
+            raise Violation(f"a scrub found {found}")
 
     def check_redundancy(self, lost: Sequence[int] | None = None) -> None:
         """With members gone (by default as many as the level bears, at random) the same bytes are read.
