@@ -30,8 +30,8 @@ ORDERS = ("start", "pause", "resume", "stop")
 
 @click.command()
 @click.argument("group", required=False)
-@click.option("--check/--repair", "check", default=True, show_default="check",
-              help="Only report what members disagree about, or also bring them into agreement.")  # fmt: skip
+@click.option("--check", "mode", flag_value="check", default="check", help="Report what members disagree about.")
+@click.option("--repair", "mode", flag_value="repair", help="Also bring members that disagree into agreement.")
 @click.option("--start", "order", flag_value="start", default="start", help="Begin, or go on with one that runs.")
 @click.option("--pause", "order", flag_value="pause", help="Halt where it is.")
 @click.option("--resume", "order", flag_value="resume", help="Go on with a paused one.")
@@ -44,7 +44,7 @@ ORDERS = ("start", "pause", "resume", "stop")
 def scrub(
     here: Node,
     group: str | None,
-    check: bool,
+    mode: str,
     order: str,
     limit: int | None,
     wait_for_it: bool,
@@ -57,11 +57,11 @@ def scrub(
     checksums a disagreement says only that somebody is wrong; RAID-6 can name the member. It gives way to hosts, goes
     on after a restart, and shows in pool status. With --wait the exit code is 9 when something could not be repaired.
     """
-    if order != "start" and (not check or limit is not None or wait_for_it):
+    if order != "start" and (mode != "check" or limit is not None or wait_for_it):
         raise BadInput("--repair, --limit and --wait go with --start", "start a scrub, or leave them out")
     args: dict[str, Any] = {"group": group}
     if order == "start":
-        args.update(mode="check" if check else "repair", limit_bytes_s=limit or 0)
+        args.update(mode=mode, limit_bytes_s=limit or 0)
     found = here.target(f"pool.scrub.{order}", **args)
     names = [group] if group else list(found)
     if wait_for_it:
