@@ -137,7 +137,7 @@ class ChecksummedFile:
         return total
 
     def _verify(self, view: memoryview, off: int) -> None:
-        """Raise ChecksumMismatch unless whole blocks read at `off` fit, or do when read again with no write under way."""
+        """Raise ChecksumMismatch unless whole blocks read at `off` fit, at the latest when no write is under way."""
         first = (off - self._data) // BLOCK_BYTES
         if len(view) == BLOCK_BYTES:
             entry = int.from_bytes(self.inner.pread(ENTRY_BYTES, self._table + first * ENTRY_BYTES), "little")

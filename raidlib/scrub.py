@@ -23,6 +23,7 @@ is as wrong as none, in the same place, for the next read or scrub to find.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,9 @@ from raidlib.state import MemberState
 from raidlib.stripecheck import Blocks, locate, syndromes, unequal_copies
 
 UNIT_BYTES = 4 << 20
-"""Bytes of each member read in one step, about."""
+"""Bytes of each member read in one step, about; less of many members."""
+MOST_BYTES = 32 << 20
+"""Bytes of all members read in one step, about."""
 SAVE_S = 10.0
 """Seconds between two durable notes of progress."""
 MAX_RANGES = 16
@@ -85,6 +88,10 @@ class Scrub:
     def limit_bytes_s(self) -> int:
         """Bytes a second, over all members, that it may read; 0 for as many as there are."""
         return int(self.group.info.scrub.get("limit", 0))
+
+    @property
+    def _unit_bytes(self) -> int:
+        return min(UNIT_BYTES, MOST_BYTES // len(self.group.members))
 
     # Orders
 
@@ -151,13 +158,21 @@ class Scrub:
     def step(self) -> int:
         """Scrub the next few areas; return the bytes read, 0 when it is finished, paused or stopped.
 
-        Raises MediumError when the group is lost; it is paused then. Durable now and then: progress and findings.
+        Raises MediumError when the group is or gets lost; it is paused then.
+        Durable now and then: progress and findings.
         """
         if not self.active:
             return 0
-        if self.group.lost:
-            self.turn(PAUSED)
-            self.group.raise_lost()
+        try:
+            if self.group.lost:
+                self.group.raise_lost()
+            return self._step()
+        except MediumError:
+            with contextlib.suppress(MediumError):
+                self.turn(PAUSED)
+            raise
+
+    def _step(self) -> int:
         this_pass = self._pass
         areas = self._next_areas()
         if not areas:
@@ -165,7 +180,7 @@ class Scrub:
             return 0
         rows, chunk = self.group.geometry.rows_per_area, self.group.geometry.chunk_bytes
         first, end = areas[0] * rows, (areas[-1] + 1) * rows
-        slice_rows = max(1, UNIT_BYTES // chunk)
+        slice_rows = max(1, self._unit_bytes // chunk)
         done = sum(self._scan(row, min(slice_rows, end - row)) for row in range(first, end, slice_rows))
         with self._ledger.lock:
             if self._pass == this_pass:
@@ -195,7 +210,7 @@ class Scrub:
             if at == len(self._plan):
                 return range(0)
             first = self._plan[at]
-            most = max(1, UNIT_BYTES // self.group.geometry.area_member_bytes)
+            most = max(1, self._unit_bytes // self.group.geometry.area_member_bytes)
             count = 1
             while count < most and first + count in allocated:
                 count += 1

@@ -76,8 +76,14 @@ class Scrubs:
         found = {}
         for scrub in self.all:
             status = scrub.status()
-            for one in status.get("ranges", ()):
-                one["volumes"] = self._owners(scrub.group, one["area"], one["offset"], one["length"])
+            ranges = status.get("ranges", [])
+            owners = self._owners(scrub.group, {one["area"] for one in ranges}) if ranges else {}
+            for one in ranges:
+                one["volumes"] = [
+                    {"volume": volume.name, "offset": start + one["offset"], "length": n}
+                    for volume, start in owners.get(one["area"], ())
+                    if (n := self._length(volume, start, one["offset"], one["length"])) > 0
+                ]
             found[scrub.group.info.name] = status
         return found
 
@@ -99,18 +105,19 @@ class Scrubs:
             who = "no RAID group" if raid_group is None else f"it is not so that RAID group {raid_group}"
             raise Refused(f"{who} {what}", "farstripe pool status shows scrubs")
 
-    def _owners(self, group: RaidGroup, area: int, offset: int, length: int) -> list[dict[str, Any]]:
-        """Which bytes of which volumes lie at a place of an area."""
-        found = []
+    def _owners(self, group: RaidGroup, areas: set[int]) -> dict[int, list[tuple[Volume, int]]]:
+        """Whose the areas of a group are: area -> (volume, where in the volume it begins)."""
+        found: dict[int, list[tuple[Volume, int]]] = {}
         for volume in self._volumes():
-            if volume.group is not group:
-                continue
-            for index, its_area in list(volume.info.areas.items()):
-                start = index * self._area_bytes + offset
-                n = min(length, self._area_bytes - offset, volume.size - start)
-                if its_area == area and n > 0:
-                    found.append({"volume": volume.name, "offset": start, "length": n})
+            if volume.group is group:
+                for index, area in list(volume.info.areas.items()):
+                    if area in areas:
+                        found.setdefault(area, []).append((volume, index * self._area_bytes))
         return found
+
+    def _length(self, volume: Volume, start: int, offset: int, length: int) -> int:
+        """How much of a place in an area that begins at `start` belongs to the volume: the last may reach too far."""
+        return min(length, self._area_bytes - offset, volume.size - start - offset)
 
 
 def rest_s(did_bytes: int, took_s: float, limit_bytes_s: int, host_requests: int) -> float:
