@@ -239,6 +239,15 @@ class ChecksummedFile:
             clear(start, stop - start)
             self.inner.pwrite(bytes((last - first) * ENTRY_BYTES), self._table + first * ENTRY_BYTES)
 
+    def spoil(self, off: int) -> None:
+        """Make the block at `off` one that does not fit: what belongs there is lost, and reads must say so."""
+        block = self.block_of(off)
+        entry = self._entry(_ZERO_CRC, block)
+        entry ^= 1 if entry != 1 else 2
+        with self._locked(block, block + 1):
+            self.inner.pwrite(bytes(BLOCK_BYTES), off)
+            self.inner.pwrite(entry.to_bytes(ENTRY_BYTES, "little"), self._table + block * ENTRY_BYTES)
+
     def reserve(self, off: int, length: int) -> None:
         """See BlockFile: data and its entries."""
         self.inner.reserve(off, length)

@@ -10,6 +10,8 @@ for writes that were in flight, but all copies must give the same.
 
 from __future__ import annotations
 
+from functools import partial
+
 from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError
 from raidlib.member import Member
@@ -134,7 +136,7 @@ class MirroredGroup(RaidGroup):
         for i in range(geometry.rows_per_area):
             at = base + i * geometry.chunk_bytes
             with self._lock_rows(first_row + i, first_row + i):
-                member.live_file().pwrite(self._read_any(sources, geometry.chunk_bytes, at), at)
+                self._restore_blocks(member, at, partial(self._part, sources, at))
                 member.rebuilt_rows = first_row + i + 1
 
     def _write_parts(self, area: int, off: int, view: memoryview) -> None:
@@ -184,6 +186,9 @@ class MirroredGroup(RaidGroup):
                 self.ledger.fail(member, f"write: {exc.strerror}")
         if self.lost:
             self.raise_lost()
+
+    def _part(self, sources: list[Member], at: int, lo: int, hi: int) -> bytes:
+        return self._read_any(sources, hi - lo, at + lo)
 
     def _read_any(self, sources: list[Member], n: int, at: int) -> bytes:
         trouble: OSError | None = None

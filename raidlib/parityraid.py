@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
 from raidlib.errors import MediumError
@@ -193,11 +194,14 @@ class ParityGroup(RaidGroup):
         for row in range(first_row, first_row + geometry.rows_per_area):
             column = self._column_of(row, member)
             with self._locks[row & 255]:
-                found = self._recover(row, 0, geometry.chunk_bytes, [column], {column})
-                member.live_file().pwrite(found[column].view, self._row_offset(row))
+                self._restore_blocks(member, self._row_offset(row), partial(self._missing, row, column))
                 member.rebuilt_rows = row + 1
 
     # One row; its stripe lock is held
+
+    def _missing(self, row: int, column: int, lo: int, hi: int) -> memoryview:
+        """Bytes of a column, from the others."""
+        return self._recover(row, lo, hi, [column], {column})[column].view
 
     def _write_row(self, row: int, start: int, new: Span, n: int) -> None:
         k, chunk_bytes = self.geometry.data_chunks, self.geometry.chunk_bytes

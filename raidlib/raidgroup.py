@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
 from raidlib.blockfile import RawRead
-from raidlib.checksums import BLOCK_BYTES
+from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
@@ -64,6 +64,8 @@ class RaidGroup:
         """Writes that begin and end at its multiples need nothing of what stood there."""
         self.unsettled_blocks = 0
         """Blocks being written at an unclean stop that fitted no checksum after it, and were kept as they were."""
+        self.lost_blocks = 0
+        """Blocks that rebuilds since the pool was opened could not restore."""
         self.vacating = threading.Lock()
         """Held while a free area is punched, and by a scrub while it writes to an area that is not free."""
         self.lost = False
@@ -245,6 +247,30 @@ class RaidGroup:
         raise NotImplementedError
 
     # Inside
+
+    def _restore_blocks(self, member: Member, at: int, chunk: Callable[[int, int], bytes | memoryview]) -> None:
+        """Write a chunk of a rebuilding member at `at`; chunk(lo, hi) gives bytes of it, or raises MediumError.
+
+        With checksums what cannot be had is spoilt block by block: reads of it then fail, and all else is redundant
+        again. Without them it stops the rebuild, for nobody could tell later. Raises MediumError, OSError (target).
+        """
+        size, file = self.geometry.chunk_bytes, member.live_file()
+        try:
+            file.pwrite(chunk(0, size), at)
+            return
+        except MediumError:
+            if self.lost or not isinstance(file, ChecksummedFile):
+                raise
+        for lo in range(0, size, BLOCK_BYTES):
+            try:
+                data = chunk(lo, lo + BLOCK_BYTES)
+            except MediumError:
+                if self.lost:
+                    raise
+                file.spoil(at + lo)
+                self.lost_blocks += 1
+            else:
+                file.pwrite(data, at + lo)
 
     def _store_intents(self, offset: int, data: bytes, durable: bool) -> None:
         at = self.layout.intent_offset + offset

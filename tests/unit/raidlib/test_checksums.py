@@ -236,6 +236,31 @@ def test_a_new_member_is_rebuilt_with_its_table_also_from_damaged_ones(level: in
     assert_intact(disk, pool)
 
 
+@pytest.mark.parametrize(("level", "members", "bad"), [(1, 2, 1), (5, 3, 1), (6, 4, 2), (10, 4, 1)])
+def test_a_rebuild_leaves_out_what_is_lost_and_restores_the_rest(level: int, members: int, bad: int) -> None:
+    disk, pool = made(level, members)
+    rows = range(0, 4 * pool._groups[0].geometry.rows_per_area, 3)
+    for index in range(1, 1 + bad):
+        for row in rows:
+            damage(disk, pool, "flipped", index, row)
+    disk.create("new", disk.open("m0").size)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    while pool.rebuild_step():
+        pass
+    assert states(pool) == ["in_sync"] * members
+    assert pool.status()["groups"][0]["lost_blocks"] == len(rows)
+    volume, errors = pool.volume("v"), 0
+    for off in range(0, SIZE, BLOCK_BYTES):
+        try:
+            assert volume.pread(BLOCK_BYTES, off) == pattern(SIZE)[off : off + BLOCK_BYTES]
+        except MediumError:
+            errors += 1
+    assert 0 < errors <= 2 * len(rows)
+    for area in range(5):
+        volume.pwrite(pattern(AREA, area), area * AREA)
+    assert volume.pread(SIZE, 0) == b"".join(pattern(AREA, area) for area in range(5))
+
+
 @pytest.mark.parametrize(("level", "members"), LEVELS)
 def test_corruption_outside_the_marked_regions_is_still_found_after_a_crash(level: int, members: int) -> None:
     disk, pool = made(level, members)

@@ -119,6 +119,25 @@ def test_raid_6_locates_the_one_wrong_column_and_a_repair_brings_the_data_back(m
         assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
 
 
+@pytest.mark.parametrize(("level", "members"), [(1, 2), (5, 3), (6, 4), (10, 4)])
+@pytest.mark.parametrize("how", ["lost", "misdirected"])
+def test_a_write_that_went_nowhere_or_elsewhere_is_a_mismatch_without_checksums(
+    level: int, members: int, how: str
+) -> None:
+    for index in range(members):
+        disk, pool = made(level, members)
+        if how == "lost":
+            disk.lose_writes(f"m{index}", place(pool, 0))
+        else:
+            disk.misdirect_writes(f"m{index}", 4 * CHUNK, place(pool, 0))
+        pool.volume("v").pwrite(pattern(AREA, 9), 0)
+        status = scrub(pool)
+        assert status["mismatches"] >= 1 and status["repaired"] == 0
+        if level == 6:
+            scrub(pool, repair=True)
+            assert pool.volume("v").pread(SIZE, 0) == pattern(AREA, 9) + pattern(SIZE)[AREA:]
+
+
 def test_raid_6_does_not_locate_what_two_columns_caused() -> None:
     disk, pool = made(6, 5)
     for index in (0, 1):
