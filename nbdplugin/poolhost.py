@@ -288,13 +288,14 @@ def _read_members(path: Path) -> list[str] | None:
 def group_specs(groups: Any) -> list[GroupSpec]:
     """Check the `groups` argument of pool.create. Raises BadInput."""
     if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
-        raise BadInput("the argument 'groups' must be a list of {name, level, members, chunk}")
+        raise BadInput("the argument 'groups' must be a list of {name, level, members, chunk, checksums}")
     return [
         GroupSpec(
             arguments.name(group),
             arguments.integer(group, "level", high=10),
             [arguments.absolute(member) for member in arguments.names(group, "members")],
             arguments.integer(group, "chunk", 64 << 10, low=1, high=1 << 30),
+            arguments.flag(group, "checksums"),
         )
         for group in groups
     ]

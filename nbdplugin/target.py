@@ -23,13 +23,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdplugin import exports, launch, nodeconfig, ops_group, ops_move, ops_node, ops_pool, ops_snapshot
+from nbdplugin import exports, launch, nodeconfig, ops_group, ops_move, ops_node, ops_pool, ops_scrub, ops_snapshot
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
@@ -76,6 +77,8 @@ class Target:
         self.groups.open()
         self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)
         self.maintenance.start()
+        self.scrubber = Scrubber(self.pools, self.events)
+        self.scrubber.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -86,6 +89,7 @@ class Target:
                 **ops_pool.volume_handlers(self),
                 **ops_snapshot.handlers(self),
                 **ops_move.handlers(self),
+                **ops_scrub.handlers(self),
                 **ops_group.handlers(self),
             },
         )
@@ -171,6 +175,7 @@ class Target:
         self._closed = True
         self.control.stop()
         self.maintenance.stop()
+        self.scrubber.stop()
         self.together.stop()
         self.groups.close()
         self.pools.close()

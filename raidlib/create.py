@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raidlib.blockfile import BlockFile
+from raidlib.checksums import table_bytes
 from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, NotFound
 from raidlib.geometry import Geometry
 from raidlib.intents import empty_map, map_bytes
@@ -39,6 +40,8 @@ class GroupSpec:
     level: int
     members: Sequence[str]
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    checksums: bool = False
+    """Keep a CRC32C of every block (checksums.py)."""
 
 
 def check_name(what: str, name: str) -> None:
@@ -115,7 +118,9 @@ def plan_layouts(
         journal_offset = slot_offset + 2 * (checkpoint_bytes + log_bytes)
         room = journal_bytes(geometry, usable)
         align = 1 << 20 if usable >= 64 << 20 else _PAGE
-        data_offset = -(-(journal_offset + room) // align) * align
+        table_offset = _page_up(journal_offset + room)
+        table = _page_up(table_bytes(usable)) if spec.checksums else 0
+        data_offset = -(-(table_offset + table) // align) * align
         areas = (usable - data_offset) // geometry.area_member_bytes
         if areas < 1:
             least = data_offset + geometry.area_member_bytes
@@ -125,7 +130,16 @@ def plan_layouts(
                 f"members need at least {least} bytes; take larger ones, or smaller areas",
             )
         layout = Layout(
-            intent_offset, intent_bytes, slot_offset, checkpoint_bytes, log_bytes, journal_offset, room, data_offset
+            intent_offset,
+            intent_bytes,
+            slot_offset,
+            checkpoint_bytes,
+            log_bytes,
+            journal_offset,
+            room,
+            data_offset,
+            table_offset if table else 0,
+            table,
         )
         plans.append((geometry, layout, areas))
     return plans
@@ -175,11 +189,12 @@ def format_member(file: BlockFile, superblock: Superblock, areas: int, geometry:
     """
     layout = superblock.layout
     blank = bytes(64 << 10)
-    at = layout.intent_offset
-    while at < layout.data_offset:
-        n = min(len(blank), layout.data_offset - at)
+    at, end = layout.intent_offset, layout.table_offset or layout.data_offset
+    while at < end:
+        n = min(len(blank), end - at)
         file.pwrite(blank[:n], at)
         at += n
+    file.zero(layout.table_offset, layout.table_bytes)
     file.pwrite(intent_map, layout.intent_offset)
     if file.zeroes_fast():
         file.punch(layout.data_offset, areas * geometry.area_member_bytes)

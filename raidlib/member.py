@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raidlib.blockfile import BlockFile
+from raidlib.checksums import ChecksummedFile, ChecksumMismatch
 from raidlib.metastore import MetaStore
 from raidlib.state import MemberInfo, MemberState
 from raidlib.superblock import Layout
@@ -25,10 +26,17 @@ class Member:
         self.info = info
         self.layout = layout
         self.file = file
+        if file is not None and layout.table_bytes:
+            self.file = ChecksummedFile(file, layout, info.uuid)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
         self.read_errors = 0
+        """Reads of data that failed since the pool was opened."""
+        self.checksum_errors = 0
+        """Blocks read since then whose checksum did not fit."""
+        self.repaired = 0
+        """Unreadable or wrong places since then that were written anew from redundancy."""
 
     @property
     def path(self) -> str:
@@ -46,6 +54,13 @@ class Member:
             return False
         state = self.info.state
         return state is MemberState.IN_SYNC or (state is MemberState.REBUILDING and row < self.rebuilt_rows)
+
+    def count_error(self, exc: OSError) -> None:
+        """Count a read that failed, as what it is."""
+        if isinstance(exc, ChecksumMismatch):
+            self.checksum_errors += len(exc.blocks)
+        else:
+            self.read_errors += 1
 
     def live_file(self) -> BlockFile:
         """The file of a member that carries. Raises OSError when it has none."""

@@ -10,9 +10,13 @@ for writes that were in flight, but all copies must give the same.
 
 from __future__ import annotations
 
+from functools import partial
+
+from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
+from raidlib.reconcile import settle_mirrored
 from raidlib.state import MemberState
 
 
@@ -41,8 +45,8 @@ class MirroredGroup(RaidGroup):
                 try:
                     member.live_file().preadinto(piece, at)
                     break
-                except OSError:
-                    member.read_errors += 1
+                except OSError as exc:
+                    member.count_error(exc)
                     unreadable.append(member)
             else:
                 if unreadable:
@@ -50,14 +54,29 @@ class MirroredGroup(RaidGroup):
                     raise MediumError(f"group {self.info.name}: no copy can be read ({names})", "check the disks")
                 self.raise_lost()
             for member in unreadable:
-                try:
-                    member.live_file().pwrite(piece, at)
-                except OSError as exc:
-                    self.ledger.fail(member, f"read and rewrite: {exc.strerror}")
+                self.rewrite(member, piece, at, "read and rewrite")
+
+    def heal(self, row: int, lo: int, hi: int, bad: set[int]) -> None:
+        """See RaidGroup."""
+        at = self.layout.data_offset + row * self.geometry.chunk_bytes + lo
+        for column in sorted({index // self.geometry.copies for index in bad}):
+            copies = self.geometry.copies_of(column)
+            sources = [m for i in copies if i not in bad and (m := self.members[i]).has_row(row)]
+            if not sources:
+                names = ", ".join(self.members[i].path for i in copies)
+                raise MediumError(
+                    f"group {self.info.name}: row {row} is good on no member ({names})", "restore it from a replica"
+                )
+            data = self._read_any(sources, hi - lo, at)
+            for index in bad & set(copies):
+                self.rewrite(self.members[index], data, at, "repair")
 
     def write(self, area: int, off: int, view: memoryview) -> None:
         """See RaidGroup."""
         geometry = self.geometry
+        if self.checksums and (off | len(view)) & BLOCK_BYTES - 1:
+            self._write_parts(area, off, view)
+            return
         first_row, base = area * geometry.rows_per_area, self.member_offset(area)
         if geometry.data_chunks == 1:
             # Level 1: the area is contiguous on each copy.
@@ -78,7 +97,7 @@ class MirroredGroup(RaidGroup):
 
     def zero(self, area: int, off: int, length: int) -> None:
         """See RaidGroup."""
-        if self.geometry.data_chunks != 1:
+        if self.geometry.data_chunks != 1 or (self.checksums and (off | length) & BLOCK_BYTES - 1):
             super().zero(area, off, length)
             return
         first_row = area * self.geometry.rows_per_area
@@ -88,6 +107,8 @@ class MirroredGroup(RaidGroup):
 
     def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
         """See RaidGroup."""
+        if self.checksums:
+            return settle_mirrored(self, area)
         geometry = self.geometry
         size, written = geometry.area_member_bytes, 0
         at = self.member_offset(area)
@@ -115,8 +136,34 @@ class MirroredGroup(RaidGroup):
         for i in range(geometry.rows_per_area):
             at = base + i * geometry.chunk_bytes
             with self._lock_rows(first_row + i, first_row + i):
-                member.live_file().pwrite(self._read_any(sources, geometry.chunk_bytes, at), at)
+                self._restore_blocks(member, at, partial(self._part, sources, at))
                 member.rebuilt_rows = first_row + i + 1
+
+    def _write_parts(self, area: int, off: int, view: memoryview) -> None:
+        """Write parts of checksummed blocks: the rest of each comes from a copy whose checksum fits."""
+        end = off + len(view)
+        first, last = off // BLOCK_BYTES * BLOCK_BYTES, end // BLOCK_BYTES * BLOCK_BYTES
+        for at in sorted({first, last}):
+            start, stop = max(at, off), min(at + BLOCK_BYTES, end)
+            if start < stop and stop - start < BLOCK_BYTES:
+                self._modify_block(area, at, start - at, view[start - off : stop - off])
+        start, stop = -(-off // BLOCK_BYTES) * BLOCK_BYTES, last
+        if start < stop:
+            self.write(area, start, view[start - off : stop - off])
+
+    def _modify_block(self, area: int, off: int, inner: int, part: memoryview) -> None:
+        """Put `part` at byte `inner` into the block of an area that begins at `off`, on every copy."""
+        chunk, start = divmod(off, self.geometry.chunk_bytes)
+        row_in_area, column = divmod(chunk, self.geometry.data_chunks)
+        row = area * self.geometry.rows_per_area + row_in_area
+        at = self.member_offset(area) + self.row_offset[chunk] + start
+        with self._locks[row & 255]:
+            sources = [m for i in self.geometry.copies_of(column) if (m := self.members[i]).has_row(row)]
+            if not sources:
+                self.raise_lost()
+            block = memoryview(bytearray(self._read_any(sources, BLOCK_BYTES, at)))
+            block[inner : inner + len(part)] = part
+            self._write_copies(column, row, at, block)
 
     def _write_copies(self, column: int, row: int, at: int, view: memoryview | None, length: int = 0) -> None:
         """Write (or with view None zero) at `at` on every copy; the range begins in `row`. Locks are held."""
@@ -140,14 +187,20 @@ class MirroredGroup(RaidGroup):
         if self.lost:
             self.raise_lost()
 
+    def _part(self, sources: list[Member], at: int, lo: int, hi: int) -> bytes:
+        return self._read_any(sources, hi - lo, at + lo)
+
     def _read_any(self, sources: list[Member], n: int, at: int) -> bytes:
         trouble: OSError | None = None
         for member in sources:
             try:
                 return member.live_file().pread(n, at)
             except OSError as exc:
-                member.read_errors += 1
+                member.count_error(exc)
                 trouble = exc
+        if self.checksums and n > BLOCK_BYTES:
+            # Each block may be good on another copy.
+            return b"".join(self._read_any(sources, BLOCK_BYTES, at + i) for i in range(0, n, BLOCK_BYTES))
         raise MediumError(f"group {self.info.name}: no copy can be read: {trouble}", "check the disks")
 
     def _make_equal(self, member: Member, truth: bytes, at: int) -> int:

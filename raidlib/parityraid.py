@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
 from raidlib.errors import MediumError, Refused
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
 from raidlib.raidgroup import RaidGroup, unavailable
+from raidlib.reconcile import settle_parity
 from raidlib.state import MemberState
 from raidlib.stripejournal import COLUMNS, PUNCHED, StripeJournal, read_journal
 
@@ -51,6 +54,7 @@ class ParityGroup(RaidGroup):
 
     _local = threading.local()
     _journal: StripeJournal | None = None
+    _replayed = False
 
     def __init__(self, *args: Any, **more: Any) -> None:
         self._torn: dict[int, dict[int, tuple[int, memoryview]]] = {}
@@ -122,6 +126,7 @@ class ParityGroup(RaidGroup):
         """See RaidGroup."""
         if not self.info.journaled:
             return 0
+        self._replayed = True
         entries = read_journal(self.layout, self.members, self.info.journaled)
         for entry in entries:
             if entry.kind == PUNCHED:
@@ -169,23 +174,29 @@ class ParityGroup(RaidGroup):
         at = self._row_offset(row) + inner
         with self._locks[row & 255]:
             if self._torn:
-                self._complete(row)
+                self.settle_row(row)
             if member.has_row(row):
                 try:
                     member.live_file().preadinto(piece, at)
                     return
-                except OSError:
-                    member.read_errors += 1
+                except OSError as exc:
+                    member.count_error(exc)
             found = self._recover(row, inner, inner + len(piece), [column], {column})
             piece[:] = found[column].view
             if member.has_row(row):
-                try:
-                    member.live_file().pwrite(piece, at)
-                except OSError as exc:
-                    self.ledger.fail(member, f"read and rewrite: {exc.strerror}")
+                self.rewrite(member, piece, at, "read and rewrite")
+
+    def heal(self, row: int, lo: int, hi: int, bad: set[int]) -> None:
+        """See RaidGroup."""
+        columns = [column for column in range(len(self.members)) if self.geometry.member_of(row, column) in bad]
+        found = self._recover(row, lo, hi, columns, set(columns))
+        for column in columns:
+            self.rewrite(self._holder(row, column), found[column].view, self._row_offset(row) + lo, "repair")
 
     def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
         """See RaidGroup. With trust_parity, missing and unreadable data is taken from parity as it stands."""
+        if self.checksums:
+            return settle_parity(self, area, self._replayed)
         geometry = self.geometry
         k, written = geometry.data_chunks, 0
         parity = list(range(k, k + geometry.parity_chunks))
@@ -211,8 +222,7 @@ class ParityGroup(RaidGroup):
         for row in range(first_row, first_row + geometry.rows_per_area):
             column = self._column_of(row, member)
             with self._locks[row & 255]:
-                found = self._recover(row, 0, geometry.chunk_bytes, [column], {column})
-                member.live_file().pwrite(found[column].view, self._row_offset(row))
+                self._restore_blocks(member, self._row_offset(row), partial(self._missing, row, column))
                 member.rebuilt_rows = row + 1
 
     def _torn_and_unreadable(self, row: int) -> Refused:
@@ -225,10 +235,14 @@ class ParityGroup(RaidGroup):
 
     # One row; its stripe lock is held
 
+    def _missing(self, row: int, column: int, lo: int, hi: int) -> memoryview:
+        """Bytes of a column, from the others."""
+        return self._recover(row, lo, hi, [column], {column})[column].view
+
     def _write_row(self, row: int, start: int, new: Span, n: int) -> None:
         k, chunk_bytes = self.geometry.data_chunks, self.geometry.chunk_bytes
         if self._torn:
-            self._complete(row)
+            self.settle_row(row)
         if self.degraded and any(not member.has_row(row) for member in self.members):
             self._write_degraded(row, start, new, n)
         elif n == k * chunk_bytes:
@@ -236,7 +250,7 @@ class ParityGroup(RaidGroup):
             self._encode_and_write(row, 0, chunk_bytes, sources, {i: (0, s.view) for i, s in enumerate(sources)})
         else:
             pieces = _pieces(start, n, chunk_bytes)
-            lo, hi = _byte_range(pieces)
+            lo, hi = self._byte_range(pieces)
             reads_to_reconstruct = k - sum(size == hi - lo for _, _, _, size in pieces)
             try:
                 if len(pieces) + self.geometry.parity_chunks <= reads_to_reconstruct:
@@ -256,15 +270,14 @@ class ParityGroup(RaidGroup):
             before = next(scratch).part(0, length)
             self._read_column(row, column, lo, before.view)
             old.append(before)
-            view = new.view[at : at + size]
-            data[column] = inner, view
             if size == length:
-                fresh.append(new.part(at, at + size))
+                after = new.part(at, at + size)
+                data[column] = inner, after.view
             else:
                 after = next(scratch).part(0, length)
                 after.view[:] = before.view
-                after.view[inner - lo : inner - lo + size] = view
-                fresh.append(after)
+                data[column] = self._put(after.view, lo, inner, new.view[at : at + size])
+            fresh.append(after)
         kept, made = [], []
         parity = tuple(range(self.geometry.parity_chunks))
         for which in parity:
@@ -294,9 +307,7 @@ class ParityGroup(RaidGroup):
                 span = next(scratch).part(0, length)
                 self._read_column(row, column, lo, span.view)
                 if size:
-                    view = new.view[at : at + size]
-                    data[column] = inner, view
-                    span.view[inner - lo : inner - lo + size] = view
+                    data[column] = self._put(span.view, lo, inner, new.view[at : at + size])
             sources.append(span)
         self._encode_and_write(row, lo, length, sources, data)
 
@@ -304,18 +315,17 @@ class ParityGroup(RaidGroup):
         """Recover the old row without what is missing or unreadable, put the new data in, encode, write."""
         k = self.geometry.data_chunks
         pieces = _pieces(start, n, self.geometry.chunk_bytes)
-        lo, hi = _byte_range(pieces)
+        lo, hi = self._byte_range(pieces)
         whole = {column for column, _, _, size in pieces if size == hi - lo}
         wanted = [column for column in range(k) if column not in whole]
         found = self._recover(row, lo, hi, wanted, set()) if wanted else {}
         data: dict[int, tuple[int, memoryview]] = {}
         for column, inner, at, size in pieces:
-            view = new.view[at : at + size]
-            data[column] = inner, view
             if column in whole:
                 found[column] = new.part(at, at + size)
+                data[column] = inner, found[column].view
             else:
-                found[column].view[inner - lo : inner - lo + size] = view
+                data[column] = self._put(found[column].view, lo, inner, new.view[at : at + size])
         self._encode_and_write(row, lo, hi - lo, [found[column] for column in range(k)], data)
 
     def _encode_and_write(
@@ -328,6 +338,22 @@ class ParityGroup(RaidGroup):
         for i, span in enumerate(made):
             data[k + i] = lo, span.view
         self._write_columns(row, data)
+
+    def _put(self, column: memoryview, lo: int, inner: int, part: memoryview) -> tuple[int, memoryview]:
+        """Put a part of a write into a column's bytes from `lo` on; return (offset in the chunk, bytes) to write.
+
+        Those are the part, or the whole blocks around it on a checksummed group: writing them again needs nothing of
+        what stands there, which after a crash may fit no checksum.
+        """
+        column[inner - lo : inner - lo + len(part)] = part
+        start, end = inner // self.grain * self.grain, -(-(inner + len(part)) // self.grain) * self.grain
+        return start, column[start - lo : end - lo]
+
+    def _byte_range(self, pieces: list[Piece]) -> tuple[int, int]:
+        """The byte range within chunks that covers all pieces; whole blocks on a checksummed group."""
+        lo = min(inner for _, inner, _, _ in pieces)
+        hi = max(inner + size for _, inner, _, size in pieces)
+        return lo // self.grain * self.grain, -(-hi // self.grain) * self.grain
 
     def _write_columns(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
         """Write (offset in the chunk, bytes) of each column to its member, where the row has it.
@@ -351,11 +377,8 @@ class ParityGroup(RaidGroup):
                 self.refresh()
             raise
 
-    def _complete(self, row: int) -> None:
-        """Write what a torn row still lacks, if it is one. Raises MediumError.
-
-        Its stripe lock is held, or nobody is within a stripe.
-        """
+    def settle_row(self, row: int) -> None:
+        """See RaidGroup. Its stripe lock is held, or nobody is within a stripe."""
         columns = self._torn.get(row)
         if columns is not None:
             self._write_in_place(row, columns)
@@ -370,7 +393,7 @@ class ParityGroup(RaidGroup):
     def _complete_and_sync(self) -> None:
         """Raises MediumError. Durable: every row written before, whole."""
         for row in list(self._torn):
-            self._complete(row)
+            self.settle_row(row)
         self.ledger.sync_members()
 
     def _write_in_place(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
@@ -388,10 +411,24 @@ class ParityGroup(RaidGroup):
 
         Columns in `without` are not read. Raises MediumError when too many columns are gone.
         """
+        try:
+            return self._recover_range(row, lo, hi, wanted, without)
+        except MediumError:
+            if not self.checksums or hi - lo <= BLOCK_BYTES:
+                raise
+        # Block by block: each may be damaged on another member.
+        made = dict(zip(wanted, Scratch(len(wanted), hi - lo).spans, strict=True))
+        for at in range(lo, hi, BLOCK_BYTES):
+            found = self._recover_range(row, at, at + BLOCK_BYTES, wanted, without)
+            for column in wanted:
+                made[column].view[at - lo : at - lo + BLOCK_BYTES] = found[column].view
+        return made
+
+    def _recover_range(self, row: int, lo: int, hi: int, wanted: list[int], without: set[int]) -> dict[int, Span]:
         geometry = self.geometry
         k, r, length = geometry.data_chunks, geometry.parity_chunks, hi - lo
         if self._torn:
-            self._complete(row)
+            self.settle_row(row)
         gone = set(without)
         while True:
             present = [c for c in range(k + r) if c not in gone and self._holder(row, c).has_row(row)]
@@ -417,14 +454,58 @@ class ParityGroup(RaidGroup):
                     spans[column] = next(scratch).part(0, length)
                 matrix = recovery(k, r, tuple(basis), tuple(solved))
                 self.engine.apply(matrix, [spans[c] for c in basis], [spans[c] for c in solved], length)
+                unproven = [c for c in solved if not self._fits_place(row, c, lo, spans[c].view)]
+                if unproven and not self._agrees(row, lo, spans, basis, present, next(scratch), next(scratch)):
+                    names = ", ".join(self._holder(row, c).path for c in unproven)
+                    raise MediumError(
+                        f"group {self.info.name}: row {row}: {names} is damaged, and so is what could repair it",
+                        "restore the volume from a replica",
+                    )
             return spans
+
+    def _fits_place(self, row: int, column: int, lo: int, made: memoryview) -> bool:
+        """Whether what was solved for a column is what it should hold, as far as its checksums know.
+
+        If it does not fit them, but is what the column holds, it is the checksum that is wrong.
+        """
+        member = self._holder(row, column)
+        file = member.file
+        if not member.has_row(row) or not isinstance(file, ChecksummedFile):
+            return True
+        at = self._row_offset(row) + lo
+        try:
+            if file.fits(made, file.block_of(at)).all():
+                return True
+        except OSError:
+            return True  # the entries cannot be read, so they say nothing
+        try:
+            return file.inner.pread(len(made), at) == bytes(made)
+        except OSError:
+            return False
+
+    def _agrees(
+        self, row: int, lo: int, spans: dict[int, Span], basis: list[int], present: list[int], have: Span, made: Span
+    ) -> bool:
+        """Whether a column that was not needed to solve agrees with those that were: then none of them is stale."""
+        others = [column for column in present if column not in basis]
+        length = len(spans[basis[0]].view)
+        for column in others[:1]:
+            have, made = have.part(0, length), made.part(0, length)
+            try:
+                self._read_column(row, column, lo, have.view)
+            except _ReadFailed:
+                return False
+            matrix = recovery(self.geometry.data_chunks, self.geometry.parity_chunks, tuple(basis), (column,))
+            self.engine.apply(matrix, [spans[c] for c in basis], [made], length)
+            return bytes(have.view) == bytes(made.view)
+        return False
 
     def _read_column(self, row: int, column: int, lo: int, view: memoryview) -> None:
         member = self._holder(row, column)
         try:
             member.live_file().preadinto(view, self._row_offset(row) + lo)
-        except OSError:
-            member.read_errors += 1
+        except OSError as exc:
+            member.count_error(exc)
             raise _ReadFailed(column) from None
 
     def _make_equal(self, member: Member, truth: memoryview, at: int) -> int:
@@ -473,10 +554,3 @@ def _pieces(start: int, n: int, chunk_bytes: int) -> list[Piece]:
         pieces.append((column, inner, at, size))
         at += size
     return pieces
-
-
-def _byte_range(pieces: list[Piece]) -> tuple[int, int]:
-    """The byte range within chunks that covers all pieces."""
-    lo = min(inner for _, inner, _, _ in pieces)
-    hi = max(inner + size for _, inner, _, size in pieces)
-    return lo, hi

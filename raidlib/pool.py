@@ -35,6 +35,7 @@ from raidlib.raidgroup import RaidGroup
 from raidlib.rebuild import Rebuild
 from raidlib.recovery import Ranges
 from raidlib.report import pool_report
+from raidlib.scrubs import Scrubs
 from raidlib.space import Space
 from raidlib.state import ImageKind, Kind, MemberState, Record, VolumeInfo
 from raidlib.striped import StripedGroup
@@ -65,6 +66,7 @@ class Pool:
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
         self._mover = Mover(self._space, self._volumes)
         self._rebuilds: list[Rebuild] = []
+        self._scrubs = Scrubs(groups, self._allocators, ledger, lambda: self.volumes)
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
         """How the pool ended before this open: clean, killed (nothing written is lost), or lost power."""
@@ -173,6 +175,7 @@ class Pool:
                 for volume in self._volumes.values():
                     volume.retire()
                 ledger.sync_members()
+                self._scrubs.close()
                 for group in self._groups:
                     with group.intents.lock:
                         group.intents.cool()
@@ -570,6 +573,32 @@ class Pool:
                 )
             group.retire_member(member, "failed by the operator")
 
+    # Scrubbing
+
+    def scrub_start(self, raid_group: str | None = None, *, repair: bool = False, limit_bytes_s: int = 0) -> None:
+        """See Scrubs.start."""
+        self._scrubs.start(raid_group, repair, limit_bytes_s)
+
+    def scrub_pause(self, raid_group: str | None = None) -> None:
+        """See Scrubs.pause."""
+        self._scrubs.pause(raid_group)
+
+    def scrub_resume(self, raid_group: str | None = None) -> None:
+        """See Scrubs.resume."""
+        self._scrubs.resume(raid_group)
+
+    def scrub_stop(self, raid_group: str | None = None) -> None:
+        """See Scrubs.stop."""
+        self._scrubs.stop(raid_group)
+
+    def scrub_step(self) -> tuple[int, float]:
+        """See Scrubs.step."""
+        return self._scrubs.step()
+
+    def scrub_status(self) -> dict[str, dict[str, Any]]:
+        """See Scrubs.status."""
+        return self._scrubs.status()
+
     # Reporting
 
     def status(self) -> dict[str, Any]:
@@ -581,6 +610,7 @@ class Pool:
                 "remarks": list(self.remarks),
                 "repaired_chunks": self.repaired_chunks,
                 "moves": self._mover.report(),
+                "scrubs": self.scrub_status(),
             }
 
     def check(self) -> dict[str, Any]:

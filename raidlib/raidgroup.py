@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
 from raidlib.blockfile import RawRead
+from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
@@ -58,6 +59,15 @@ class RaidGroup:
         self.ledger = ledger
         self.engine = engine
         self.intents = IntentMap(-(-info.areas // info.region_areas), marked, self._store_intents, ledger.map_lock)
+        self.checksums = layout.table_bytes > 0
+        self.grain = BLOCK_BYTES if self.checksums else 1
+        """Writes that begin and end at its multiples need nothing of what stood there."""
+        self.unsettled_blocks = 0
+        """Blocks being written at an unclean stop that fitted no checksum after it, and were kept as they were."""
+        self.lost_blocks = 0
+        """Blocks that rebuilds since the pool was opened could not restore."""
+        self.vacating = threading.Lock()
+        """Held while a free area is punched, and by a scrub while it writes to an area that is not free."""
         self.lost = False
         self.degraded = False
         self.chunk_shift = geometry.chunk_bytes.bit_length() - 1
@@ -122,12 +132,35 @@ class RaidGroup:
             except OSError:
                 good = False
             if not good:
-                self.read_hard(area, chunk, inner, piece)
+                self._read_hard_by_blocks(area, chunk, inner, piece)
             at += n
             off += n
 
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
-        """Fill `piece` from within one chunk by all means there are; repair what turned out unreadable."""
+        """Fill `piece` from within one chunk by all means there are; repair what turned out unreadable.
+
+        With checksums it is a whole block. Raises MediumError.
+        """
+        raise NotImplementedError
+
+    def _read_hard_by_blocks(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
+        """read_hard; with checksums block by block, for each may be good on another member."""
+        if not self.checksums:
+            self.read_hard(area, chunk, inner, piece)
+            return
+        end = inner + len(piece)
+        block = memoryview(bytearray(BLOCK_BYTES))
+        for at in range(inner // BLOCK_BYTES * BLOCK_BYTES, end, BLOCK_BYTES):
+            self.read_hard(area, chunk, at, block)
+            start, stop = max(at, inner), min(at + BLOCK_BYTES, end)
+            piece[start - inner : stop - inner] = block[start - at : stop - at]
+
+    def heal(self, row: int, lo: int, hi: int, bad: set[int]) -> None:
+        """Write bytes [lo, hi) of a row's chunks on the members `bad` anew, from the others.
+
+        Call with the row's stripe lock held, in an allocated area; with checksums lo and hi are of one block.
+        Raises MediumError when they cannot be had; then nothing was written. Durable: nothing.
+        """
         raise NotImplementedError
 
     def write(self, area: int, off: int, view: memoryview) -> None:
@@ -166,12 +199,13 @@ class RaidGroup:
     def punch_area(self, area: int) -> None:
         """Zero an unused area on every member, parity included. Raises MediumError. Durable: nothing."""
         at = self.member_offset(area)
-        for member in self.members:
-            if member.carries:
-                try:
-                    member.live_file().punch(at, self._area_member_bytes)
-                except OSError as exc:
-                    self.ledger.fail(member, f"punch: {exc.strerror}")
+        with self.vacating:
+            for member in self.members:
+                if member.carries:
+                    try:
+                        member.live_file().punch(at, self._area_member_bytes)
+                    except OSError as exc:
+                        self.ledger.fail(member, f"punch: {exc.strerror}")
 
     def secure_degraded(self) -> None:
         """After a member was lost: make sure that a crash from now on leaves no write hole. Raises MediumError.
@@ -198,6 +232,12 @@ class RaidGroup:
         """After an unclean stop, before anything else: finish journaled writes; return how many there were."""
         return 0
 
+    def settle_row(self, row: int) -> None:
+        """Finish a write that a member refused half way, if there was one. Its stripe lock is held. Raises MediumError.
+
+        Durable: nothing.
+        """
+
     def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
         """Make parity or mirrors agree after a crash; return how many chunks had to be written.
 
@@ -215,6 +255,30 @@ class RaidGroup:
 
     # Inside
 
+    def _restore_blocks(self, member: Member, at: int, chunk: Callable[[int, int], bytes | memoryview]) -> None:
+        """Write a chunk of a rebuilding member at `at`; chunk(lo, hi) gives bytes of it, or raises MediumError.
+
+        With checksums what cannot be had is spoilt block by block: reads of it then fail, and all else is redundant
+        again. Without them it stops the rebuild, for nobody could tell later. Raises MediumError, OSError (target).
+        """
+        size, file = self.geometry.chunk_bytes, member.live_file()
+        try:
+            file.pwrite(chunk(0, size), at)
+            return
+        except MediumError:
+            if self.lost or not isinstance(file, ChecksummedFile):
+                raise
+        for lo in range(0, size, BLOCK_BYTES):
+            try:
+                data = chunk(lo, lo + BLOCK_BYTES)
+            except MediumError:
+                if self.lost:
+                    raise
+                file.spoil(at + lo)
+                self.lost_blocks += 1
+            else:
+                file.pwrite(data, at + lo)
+
     def _store_intents(self, offset: int, data: bytes, durable: bool) -> None:
         at = self.layout.intent_offset + offset
         for member in self.members:
@@ -230,6 +294,14 @@ class RaidGroup:
     def all_rows(self) -> ExitStack:
         """Hold every stripe lock: nobody is within a stripe."""
         return self._lock_rows(0, STRIPE_LOCKS - 1)
+
+    def rewrite(self, member: Member, data: bytes | memoryview, at: int, why: str) -> None:
+        """Write what a read found wrong; a member that does not take it is failed (MediumError if it cannot be)."""
+        try:
+            member.live_file().pwrite(data, at)
+            member.repaired += 1
+        except OSError as exc:
+            self.ledger.fail(member, f"{why}: {exc.strerror}")
 
     def _lock_rows(self, first: int, last: int) -> ExitStack:
         """Hold the stripe locks of rows first..last, taken in one order everywhere."""

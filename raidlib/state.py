@@ -105,6 +105,8 @@ class GroupInfo:
     journaled: int = 0
     """Not 0: degraded, and every write since went through the stripe journal that began at this generation, so that a
     crash leaves no write hole."""
+    scrub: dict[str, Any] = field(default_factory=dict)
+    """How far the last scrub came and what it found (scrub.py); empty when there was none."""
     draining: bool = False
     """It is being removed: its areas move to other groups, and none of it is given out."""
     removed: bool = False
@@ -233,6 +235,7 @@ class PoolState:
                         "areas": g.areas,
                         "region_areas": g.region_areas,
                         "journaled": g.journaled,
+                        "scrub": g.scrub,
                         "draining": g.draining,
                         "removed": g.removed,
                         "dirty": _pack_set(g.dirty),
@@ -304,6 +307,7 @@ class PoolState:
                     [MemberInfo(u, p, MemberState(s), r, why) for u, p, s, r, why in g["members"]],
                     _unpack_set(g["dirty"]),
                     g["journaled"],
+                    dict(g.get("scrub", {})),
                     g.get("draining", False),
                     g.get("removed", False),
                 )

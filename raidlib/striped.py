@@ -13,6 +13,7 @@ from raidlib.blockfile import Buffer
 from raidlib.errors import MediumError
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup, unavailable
+from raidlib.reconcile import settle_striped
 from raidlib.state import MemberState
 
 
@@ -58,7 +59,7 @@ class StripedGroup(RaidGroup):
         try:
             member.live_file().preadinto(piece, self.member_offset(area) + self.row_offset[chunk] + inner)
         except OSError as exc:
-            member.read_errors += 1
+            member.count_error(exc)
             self._raise_medium(member, "read", exc)
 
     def write(self, area: int, off: int, view: memoryview) -> None:
@@ -107,9 +108,14 @@ class StripedGroup(RaidGroup):
                 self._raise_medium(member, "zero", exc)
             off += n
 
+    def heal(self, row: int, lo: int, hi: int, bad: set[int]) -> None:
+        """There is nothing to heal from."""
+        names = ", ".join(self.members[index].path for index in sorted(bad))
+        raise MediumError(f"{names}: row {row} is damaged", "RAID 0 has no second copy; restore from a replica")
+
     def resync_area(self, area: int, *, trust_parity: bool = False) -> int:
-        """Nothing can disagree."""
-        return 0
+        """Nothing can disagree, but checksums with what they stand for."""
+        return settle_striped(self, area) if self.checksums else 0
 
     def rebuild_area(self, area: int, member: Member) -> None:
         """There is nothing to rebuild from."""

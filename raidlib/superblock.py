@@ -8,7 +8,7 @@ Superblock, 4096 bytes, little-endian, zero-filled:
 
     offset  size  field
          0     8  magic            "FSTRIPE\\0"
-         8     4  version          1
+         8     4  version          1; 2 with a checksum table
         12     4  crc              CRC32C of the 4096 bytes with this field zero
         16    16  pool uuid
         32    16  member uuid
@@ -21,6 +21,8 @@ Superblock, 4096 bytes, little-endian, zero-filled:
         96     8  journal offset
        104     8  journal bytes    stripe journal (stripejournal.py), 0 when the level needs none
        112     8  data offset      row 0
+       120     8  table offset     version 2: checksum table (checksums.py)
+       128     8  table bytes      version 2
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ from raidlib.errors import IntegrityError
 SUPERBLOCK_BYTES = 4096
 COPIES = 2
 MAGIC = b"FSTRIPE\0"
-VERSION = 1
+VERSION = 2
+"""The newest this raidlib knows. A member without checksums is written as version 1, which any raidlib knows."""
 _LAYOUT = struct.Struct("<8sII16s16sQQQQQQQQQ")
+_TABLE = struct.Struct("<QQ")
 _CRC_AT = 12
 
 
@@ -54,6 +58,9 @@ class Layout:
     journal_offset: int
     journal_bytes: int
     data_offset: int
+    table_offset: int = 0
+    table_bytes: int = 0
+    """0 when the group has no checksums."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Superblock:
             body,
             0,
             MAGIC,
-            VERSION,
+            VERSION if at.table_bytes else 1,
             0,
             uuid.UUID(self.pool_uuid).bytes,
             uuid.UUID(self.member_uuid).bytes,
@@ -87,6 +94,8 @@ class Superblock:
             at.journal_bytes,
             at.data_offset,
         )
+        if at.table_bytes:
+            _TABLE.pack_into(body, _LAYOUT.size, at.table_offset, at.table_bytes)
         struct.pack_into("<I", body, _CRC_AT, crc32c(bytes(body)))
         return bytes(body)
 
@@ -123,12 +132,14 @@ def read_superblock(file: BlockFile) -> Superblock | None:
         (_, version, crc, pool, member, size, *places) = _LAYOUT.unpack_from(block)
         if crc != crc32c(block[:_CRC_AT] + bytes(4) + block[_CRC_AT + 4 :]):
             trouble = IntegrityError(f"{file.path}: superblock is damaged", "replace the member")
-        elif version != VERSION:
+        elif not 1 <= version <= VERSION:
             trouble = IntegrityError(
                 f"{file.path}: superblock has version {version}, this raidlib knows {VERSION}",
                 "use the farstripe that wrote it, or a newer one",
             )
         else:
+            if version >= 2:
+                places += _TABLE.unpack_from(block, _LAYOUT.size)
             return Superblock(uuid.UUID(bytes=pool).hex, uuid.UUID(bytes=member).hex, size, Layout(*places))
     if trouble is not None:
         raise trouble

@@ -13,6 +13,7 @@ import click
 from replicator.cli import names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
+from replicator.cli.poolscrub import scrub, show_health
 from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
 from replicator.control import someone_listens
 from replicator.core.errors import (
@@ -100,11 +101,20 @@ def _new_group(match: re.Match[str], groups: Sequence[dict[str, Any]]) -> dict[s
               help="Make every member first, as a sparse file of this size.")  # fmt: skip
 @click.option("--area", "area_bytes", type=SizeType(4096), default=4 << 20, show_default="4M",
               help="Unit in which volumes take space.")  # fmt: skip
+@click.option("--checksums", is_flag=True,
+              help="Keep a CRC32C of every block: silent corruption is found at every read.")  # fmt: skip
 @force_option(OVERWRITE)
 @json_option
 @pass_node
 def create(
-    here: Node, name: str, layout: tuple[str, ...], make_files: int | None, area_bytes: int, force: bool, as_json: bool
+    here: Node,
+    name: str,
+    layout: tuple[str, ...],
+    make_files: int | None,
+    area_bytes: int,
+    checksums: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Make the pool NAME.
 
@@ -114,11 +124,14 @@ def create(
       farstripe pool create main raid6 /disks/{0..5} raid0 /scratch/{0..1}
       farstripe pool create main safe=raid6@128K /dev/sd{b..g}
       farstripe pool create lab raid6 /tmp/lab/{0..5} --make-files 1G
+      farstripe pool create sure raid6 /dev/sd{b..g} --checksums
 
     Disks and files that hold something (a file system, a partition table, encrypted data, swap) are refused without
     --force; members of a pool are refused always. Members are opened by the target and by nobody else.
     """
     groups = parse_layout(layout)
+    if checksums:
+        groups = [group | {"checksums": True} for group in groups]
     members = [member for group in groups for member in group["members"]]
     with _made_files(here, members, make_files):
         status = here.target("pool.create", name=name, groups=groups, area_bytes=area_bytes, force=force, wait_s=300)
@@ -196,6 +209,7 @@ def status(here: Node, as_json: bool) -> None:
     if ill:
         click.echo()
         table(False, None, ("member", "raid group", "state", "reason"), ill, "")
+    show_health(found)
     for remark in found.get("remarks", ()):
         click.echo(f"remark: {remark}")
 
@@ -287,3 +301,4 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
 
 
 pool.add_command(where.check)
+pool.add_command(scrub)

@@ -80,6 +80,18 @@ TERMS: dict[str, Term] = {
         "without the peer. This is durable and visible before the first such answer. It ends by itself when the "
         "peer has caught up.",
     ),
+    "scrub": Term(
+        "Reading everything in a RAID group and comparing its members. What cannot be read, or does not fit its "
+        "checksum, is written anew from the others. A mismatch, where all can be read, tells that a member is wrong "
+        "but not which; RAID-6 can locate one, and --repair makes parity or copies agree.",
+        ("farstripe pool scrub --wait", "farstripe pool scrub --repair", "farstripe pool status"),
+    ),
+    "checksums": Term(
+        "A CRC32C of every block of a RAID group, kept beside the data. A disk that gives wrong bytes without an "
+        "error is found at every read, and the block is repaired from the other members; on RAID-0 the read fails. "
+        "Chosen when the pool is made. Errors are counted for each member: replace one that has more and more.",
+        ("farstripe pool create NAME raid6 MEMBER... --checksums", "farstripe pool replace OLD NEW"),
+    ),
     "rpo": Term(
         "How much would be lost if the primary vanished now, in writes, bytes and seconds. It is as true as the "
         "last contact: without a link it only grows, and what cannot be known is shown as unknown.",

@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.testing.poolcrash import degraded_workload, explore, image_workload, workload
+from tests.testing.poolcrash import degraded_workload, explore, image_workload, scrubbed, workload
 
 STRIDE = int(os.environ.get("FARSTRIPE_CRASH_STRIDE", "7"))
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
@@ -21,6 +21,22 @@ SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_crash_loses_or_invents_data(level: int, members: int, seed: int) -> None:
     assert explore(level, members, seed, STRIDE * 3, workload(seed)) > 20
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES)
+def test_no_crash_leaves_a_checksum_that_does_not_fit(level: int, members: int) -> None:
+    assert explore(level, members, 3, STRIDE * 4, workload(3), checksums=True) > 20
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES)
+def test_no_crash_while_it_is_scrubbed_harms_a_pool(level: int, members: int) -> None:
+    for checksums in (False, True):
+        assert explore(level, members, 5, STRIDE * 8, scrubbed(workload(5), 5), checksums) > 10
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES[1:])
+def test_no_crash_of_a_degraded_pool_leaves_a_checksum_that_does_not_fit(level: int, members: int) -> None:
+    assert explore(level, members, 4, STRIDE * 6, degraded_workload(4), checksums=True) > 5
 
 
 @pytest.mark.parametrize(("level", "members"), SHAPES[1:])

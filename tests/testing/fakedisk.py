@@ -10,6 +10,7 @@ Both end the life of every open handle: a handle from before raises EBADF, so a 
 cannot write into the next life.
 
 Faults: fail_reads, fail_writes and fail_next_sync raise EIO; a failed sync drops the file's dirty pages, as Linux may.
+corrupt, lose_writes and misdirect_writes are silent: whoever reads gets wrong bytes and no error.
 cut_at stops the process before the n-th change with PowerCut, for explorers that cut at every operation.
 
 What it does not do: space accounting beyond `full`, latency, threads racing inside one call (a lock makes each
@@ -46,6 +47,16 @@ class Unsynced:
     old: bytes
 
 
+@dataclass(slots=True)
+class _Deceit:
+    """Writes to [start, end) that say they succeeded: lost (to is None), or gone `to` bytes further."""
+
+    start: int
+    end: int
+    count: int
+    to: int | None
+
+
 @dataclass
 class _Store:
     """What one file holds: `data` as reads see it, `unsynced` in the order written."""
@@ -55,6 +66,7 @@ class _Store:
     bad_reads: list[tuple[int, int]] = field(default_factory=list)
     bad_writes: list[tuple[int, int]] = field(default_factory=list)
     sync_fails: bool = False
+    deceits: list[_Deceit] = field(default_factory=list)
 
 
 class FakeDisk:
@@ -193,12 +205,29 @@ class FakeDisk:
         """The next fdatasync or durable write raises EIO and drops what was dirty; later ones succeed, deceptively."""
         self._find(name).sync_fails = True
 
+    def corrupt(self, name: str, off: int, data: bytes | None = None) -> None:
+        """Change bytes at rest, which no read notices: flip one bit at `off`, or put `data` there. Stable at once."""
+        store = self._find(name)
+        new = bytes([store.data[off] ^ 0x10]) if data is None else data
+        store.data[off : off + len(new)] = new
+        for write in store.unsynced:
+            _overlay(write, off, new)
+
+    def lose_writes(self, name: str, start: int = 0, end: int = 1 << 62, count: int = 1) -> None:
+        """The next `count` writes that touch [start, end) succeed and change nothing."""
+        self._find(name).deceits.append(_Deceit(start, end, count, None))
+
+    def misdirect_writes(self, name: str, to: int, start: int = 0, end: int = 1 << 62, count: int = 1) -> None:
+        """The next `count` writes that touch [start, end) succeed and go `to` bytes further (or back) instead."""
+        self._find(name).deceits.append(_Deceit(start, end, count, to))
+
     def heal(self, name: str) -> None:
         """Take every fault of the file back."""
         store = self._find(name)
         store.bad_reads.clear()
         store.bad_writes.clear()
         store.sync_fails = False
+        store.deceits.clear()
 
     def before(self, op: str, name: str, off: int, length: int, data: bytes = b"") -> None:
         """Called before each I/O on a file; raises what it is to fail with. For disks that fail on demand.
@@ -299,6 +328,10 @@ class FakeFile:
             memoryview(buf)[:] = memoryview(store.data)[off:end]
         return len(buf)
 
+    def read_medium(self, buf: memoryview, off: int) -> None:
+        """See BlockFile."""
+        self.preadinto(buf, off)
+
     def pwrite(self, buf: Buffer, off: int) -> None:
         """See BlockFile."""
         with self._disk._lock:
@@ -380,6 +413,14 @@ class FakeFile:
         cut = self._disk._change(op, self.path, off, len(data))
         if any(start < end and off < stop for start, stop in store.bad_writes):
             raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
+        for deceit in store.deceits:
+            if deceit.count and deceit.start < end and off < deceit.end:
+                deceit.count -= 1
+                if deceit.to is None:
+                    data = bytes(store.data[off:end])
+                else:
+                    off, end = off + deceit.to, end + deceit.to
+                break
         lost = op == "write_durable" and store.sync_fails
         self._disk.changed("lost_write" if lost else op, self.path, off, data)
         write = Unsynced(self.path, off, data, bytes(store.data[off:end]))

@@ -107,6 +107,17 @@ def _image_step(world: PoolWorld, dice: float, pick: float, first: int) -> None:
         world.move_steps(1 + number % 4)
 
 
+def scrubbed(plan: list[Step], seed: int) -> list[Step]:
+    """The plan, with steps of a scrub in between."""
+    rng = random.Random(seed)
+    mixed: list[Step] = plan[:2]
+    for step in plan[2:]:
+        mixed.append(step)
+        if rng.random() < 0.4:
+            mixed.append(lambda w: w.scrub(1))
+    return mixed
+
+
 def _member_step(world: PoolWorld, index: int, dice: float) -> None:
     index %= len(world.pool.status()["groups"][0]["members"])
     if dice < 0.58:
@@ -139,10 +150,16 @@ Second = tuple[int, int] | None
 
 
 def run(
-    level: int, members: int, seed: int, cut: int | None, plan: list[Step], second: Second = None
+    level: int,
+    members: int,
+    seed: int,
+    cut: int | None,
+    plan: list[Step],
+    second: Second = None,
+    checksums: bool = False,
 ) -> PoolWorld | None:
     """Run the plan up to the cut; None when it ends before."""
-    world = PoolWorld(random.Random(seed), level, members, second=second)
+    world = PoolWorld(random.Random(seed), level, members, second=second, checksums=checksums)
     start = world.disk.operations
     if cut is not None:
         world.disk.cut_at(start + cut)
@@ -154,21 +171,31 @@ def run(
     return None if cut is not None else world
 
 
-def operations_of(level: int, members: int, seed: int, plan: list[Step], second: Second = None) -> int:
+def operations_of(
+    level: int, members: int, seed: int, plan: list[Step], second: Second = None, checksums: bool = False
+) -> int:
     """How many storage operations the plan makes."""
-    world = PoolWorld(random.Random(seed), level, members, second=second)
+    world = PoolWorld(random.Random(seed), level, members, second=second, checksums=checksums)
     start = world.disk.operations
     for step in plan:
         step(world)
     return world.disk.operations - start
 
 
-def explore(level: int, members: int, seed: int, stride: int, plan: list[Step], second: Second = None) -> int:
+def explore(
+    level: int,
+    members: int,
+    seed: int,
+    stride: int,
+    plan: list[Step],
+    second: Second = None,
+    checksums: bool = False,
+) -> int:
     """Cut the run at every stride-th operation, each time with a kill and several power cuts; return the crashes."""
-    total = operations_of(level, members, seed, plan, second)
+    total = operations_of(level, members, seed, plan, second, checksums)
     crashes = 0
     for cut in range(seed % stride, total, stride):
-        world = run(level, members, seed, cut, plan, second)
+        world = run(level, members, seed, cut, plan, second, checksums)
         if world is None:
             break
         for outcome in ("kill", "drop", "random", "random again", "twice"):
@@ -197,4 +224,6 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     world.check_new_volume_is_zero()
     world.rebuild(100)
     world.check_books()
+    world.check_no_checksum_error()
+    world.scrub(100)
     world.check_redundancy()

@@ -20,10 +20,13 @@ def new_disk(members: int, size: int = MEMBER_BYTES, seed: int = 0) -> FakeDisk:
     return disk
 
 
-def new_pool(level: int, members: int, size: int = MEMBER_BYTES) -> tuple[FakeDisk, Pool]:
+def new_pool(
+    level: int, members: int, size: int = MEMBER_BYTES, *, checksums: bool = False
+) -> tuple[FakeDisk, Pool]:
     """A pool called tank with one group g over all files of a new disk."""
     disk = new_disk(members, size)
-    return disk, Pool.create("tank", [GroupSpec("g", level, disk.names(), CHUNK)], AREA, disk.open_exclusive)
+    spec = GroupSpec("g", level, disk.names(), CHUNK, checksums)
+    return disk, Pool.create("tank", [spec], AREA, disk.open_exclusive)
 
 
 def reopen(disk: FakeDisk, *, force: bool = False, boot_id: str = "boot") -> Pool:

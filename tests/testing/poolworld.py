@@ -29,6 +29,7 @@ from functools import lru_cache
 
 from raidlib import GroupSpec, Pool, Volume
 from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
+from raidlib.scrub import COUNTS
 from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
 
 TOLERATES = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}
@@ -107,6 +108,7 @@ class PoolWorld:
         area_bytes: int = 16384,
         second: tuple[int, int] | None = None,
         disk: FakeDisk | None = None,
+        checksums: bool = False,
     ) -> None:
         """second: level and members of another group, h, for areas to move to."""
         self.rng = rng
@@ -120,15 +122,15 @@ class PoolWorld:
         """A member that breaks, until the pool has coped with it."""
         self._tags = itertools.count(1)
         self._in_flight: _InFlight | None = None
-        self._member_bytes = _member_bytes(level, members, areas, chunk_bytes, area_bytes)
+        self._member_bytes = _member_bytes(level, members, areas, chunk_bytes, area_bytes) + 4096 * checksums
         for path in self.paths:
             self.disk.create(path, self._member_bytes)
-        specs = [GroupSpec("g", level, list(self.paths), chunk_bytes)]
+        specs = [GroupSpec("g", level, list(self.paths), chunk_bytes, checksums)]
         if second is not None:
             others = [f"n{i}" for i in range(second[1])]
             for path in others:
-                self.disk.create(path, _member_bytes(*second, areas, chunk_bytes, area_bytes))
-            specs.append(GroupSpec("h", second[0], others, chunk_bytes))
+                self.disk.create(path, _member_bytes(*second, areas, chunk_bytes, area_bytes) + 4096 * checksums)
+            specs.append(GroupSpec("h", second[0], others, chunk_bytes, checksums))
             self.paths += others
         self.pool = Pool.create("tank", specs, area_bytes, self._open)
 
@@ -439,6 +441,34 @@ class PoolWorld:
             if data[:SECTOR_BYTES].strip(b"\0") or data[2 * SECTOR_BYTES :].strip(b"\0"):
                 raise Violation(f"new area {area} shows old data")
         self.pool.delete_volume("probe")
+
+    def check_no_checksum_error(self) -> None:
+        """Nothing damaged a block, so none was found damaged; and none of what volumes hold is, on any member."""
+        for member in self.pool.status()["groups"][0]["members"]:
+            if member["checksum_errors"]:
+                raise Violation(f"{member['path']}: {member['checksum_errors']} blocks do not fit their checksums")
+        group = self.pool._groups[0]
+        if not group.checksums:
+            return
+        length = group.geometry.area_member_bytes
+        for area in sorted(self.pool._allocators[0].allocated):
+            for member in group.members:
+                if member.has_row(area * group.geometry.rows_per_area):
+                    try:
+                        member.live_file().pread(length, group.member_offset(area))
+                    except OSError as exc:
+                        raise Violation(f"{member.path}, area {area}: {exc.strerror}") from exc
+
+    def scrub(self, steps: int) -> None:
+        """Scrub a little, with leave to repair; whatever is found is a violation, for nothing was damaged."""
+        if self.losing or self.pool.status()["groups"][0]["state"] == "lost":
+            return
+        self.pool.scrub_start("g", repair=True)
+        for _ in range(steps):
+            self.pool.scrub_step()
+        found = {key: count for key, count in self.pool.scrub_status()["g"].items() if key in COUNTS and count}
+        if found:
+            raise Violation(f"a scrub found {found}")
 
     def check_redundancy(self, lost: Sequence[int] | None = None) -> None:
         """With members gone (by default as many as the level bears, at random) the same bytes are read.

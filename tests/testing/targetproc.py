@@ -49,10 +49,12 @@ class TargetProcess:
         """Run a control operation."""
         return self.client.call(op, **args)
 
-    def make_pool(self, *, level: int = 0, members: int = 6, size: int = 64 * MIB, **more: Any) -> None:
+    def make_pool(
+        self, *, level: int = 0, members: int = 6, size: int = 64 * MIB, checksums: bool = False, **more: Any
+    ) -> None:
         """Make a pool "pool" with one RAID group "g" over sparse files."""
         paths = [self.disk(f"d{i}", size) for i in range(members)]
-        groups = [{"name": "g", "level": level, "members": paths, "chunk": 64 << 10}]
+        groups = [{"name": "g", "level": level, "members": paths, "chunk": 64 << 10, "checksums": checksums}]
         self.call("pool.create", name="pool", groups=groups, area_bytes=MIB, **more)
 
     def disk(self, name: str, size: int = 64 * MIB) -> str:

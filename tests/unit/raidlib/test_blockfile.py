@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from raidlib.blockfile import BlockFile, OSFile
+from raidlib.parity import Scratch
 from tests.testing.fakedisk import FakeDisk
 
 SIZE = 64 << 10
@@ -52,6 +53,9 @@ def test_what_is_written_is_read_by_every_way_of_reading(file: BlockFile, kind: 
     assert file.preadinto(buf, 100) == 6 and buf == b"abcdef"
     view = memoryview(bytearray(6))
     assert file.raw_preadv([view], 100) == 6 and view == b"abcdef"
+    page = Scratch(1, 4096).spans[0].view
+    file.read_medium(page, 0)
+    assert page[99:107] == b"\0abcdef\0"
 
 
 def test_more_buffers_than_one_system_call_takes_are_written(file: BlockFile) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from raidlib import GroupSpec, OSFile, Pool, Volume
 from raidlib.errors import OutOfSpace, RaidError
+from raidlib.scrub import COUNTS
 from tests.testing.pools import AREA, CHUNK, new_disk
 
 RUN_S = 1.0
@@ -74,6 +75,16 @@ def administrator(pool: Pool, level: int, spare: Callable[[], str], open_file: o
         time.sleep(0.001)
 
 
+def scrubber(pool: Pool, stop: float) -> None:
+    """Scrub again and again, with leave to repair: nothing is damaged, so nothing is ever found."""
+    while time.monotonic() < stop:
+        pool.scrub_start(repair=True)
+        while pool.scrub_step()[0]:
+            time.sleep(0)
+        found = {key: n for key, n in pool.scrub_status()["g"].items() if key in COUNTS and n}
+        assert not found, found
+
+
 def run_all(pool: Pool, level: int, spare: Callable[[], str], open_file: object) -> None:
     volumes = [pool.create_volume(name, (WORKERS // 2) * 4 * AREA) for name in "ab"]
     stop = time.monotonic() + RUN_S
@@ -89,6 +100,7 @@ def run_all(pool: Pool, level: int, spare: Callable[[], str], open_file: object)
         (worker, pool, volumes[i % 2], i // 2 * PART, random.Random(i), stop) for i in range(WORKERS)
     ]
     jobs.append((administrator, pool, level, spare, open_file, stop))
+    jobs.append((scrubber, pool, stop))
     threads = [threading.Thread(target=guarded, args=job) for job in jobs]
     for thread in threads:
         thread.start()
@@ -99,6 +111,7 @@ def run_all(pool: Pool, level: int, spare: Callable[[], str], open_file: object)
         raise errors[0]
     while pool.rebuild_step():
         pass
+    assert not any(member["checksum_errors"] for member in pool.status()["groups"][0]["members"])
     images = {volume.name: volume.pread(volume.size, 0) for volume in pool.volumes}
     members = pool.status()["groups"][0]["members"]
     bears = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}[level] - sum(member["state"] != "in_sync" for member in members)
@@ -109,9 +122,10 @@ def run_all(pool: Pool, level: int, spare: Callable[[], str], open_file: object)
 
 
 @pytest.mark.parametrize(("level", "members"), [(0, 3), (1, 2), (5, 3), (6, 4), (10, 4)])
-def test_threads_read_what_they_wrote(level: int, members: int) -> None:
+@pytest.mark.parametrize("checksums", [False, True])
+def test_threads_read_what_they_wrote(level: int, members: int, checksums: bool) -> None:
     disk = new_disk(members, MEMBER_BYTES)
-    pool = Pool.create("tank", [GroupSpec("g", level, disk.names(), CHUNK)], AREA, disk.open_exclusive)
+    pool = Pool.create("tank", [GroupSpec("g", level, disk.names(), CHUNK, checksums)], AREA, disk.open_exclusive)
 
     def spare() -> str:
         name = f"spare{len(disk.names())}"
@@ -121,15 +135,17 @@ def test_threads_read_what_they_wrote(level: int, members: int) -> None:
     run_all(pool, level, spare, disk.open_exclusive)
 
 
-@pytest.mark.parametrize(("level", "members"), [(0, 3), (6, 4)])
-def test_threads_read_what_they_wrote_on_real_files(tmp_path: Path, level: int, members: int) -> None:
+@pytest.mark.parametrize(("level", "members", "checksums"), [(0, 3, False), (6, 4, False), (5, 4, True)])
+def test_threads_read_what_they_wrote_on_real_files(
+    tmp_path: Path, level: int, members: int, checksums: bool
+) -> None:
     def spare() -> str:
         path = tmp_path / f"m{len(list(tmp_path.iterdir()))}"
         OSFile.create(str(path), MEMBER_BYTES)
         return str(path)
 
     paths = [spare() for _ in range(members)]
-    pool = Pool.create("tank", [GroupSpec("g", level, paths, CHUNK)], AREA)
+    pool = Pool.create("tank", [GroupSpec("g", level, paths, CHUNK, checksums)], AREA)
     run_all(pool, level, spare, OSFile.open_exclusive)
 
 
