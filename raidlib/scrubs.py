@@ -6,10 +6,11 @@ One group is scrubbed at a time, for groups may share disks. `raid_group` is a g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raidlib.allocator import Allocator
+from raidlib.areamap import place_of
 from raidlib.errors import NotFound, Refused
 from raidlib.ledger import Ledger
 from raidlib.raidgroup import RaidGroup
@@ -25,15 +26,30 @@ class Scrubs:
 
     def __init__(
         self,
-        groups: Sequence[RaidGroup],
-        allocators: Sequence[Allocator],
+        groups: Callable[[], Sequence[RaidGroup]],
+        allocators: Mapping[int, Allocator],
         ledger: Ledger,
         volumes: Callable[[], Sequence[Volume]],
     ) -> None:
-        self.all = [Scrub(group, allocators[group.index], ledger) for group in groups]
+        """groups: those that the pool has now. allocators: theirs, by index."""
+        self._groups = groups
+        self._allocators = allocators
+        self._ledger = ledger
+        self._known: dict[str, Scrub] = {}
         self._volumes = volumes
         self._area_bytes = ledger.state.area_bytes
         self._host_requests = 0
+
+    @property
+    def all(self) -> list[Scrub]:
+        """One for each group there is now."""
+        found = []
+        for group in self._groups():
+            scrub = self._known.get(group.info.uuid)
+            if scrub is None:
+                scrub = self._known[group.info.uuid] = Scrub(group, self._allocators[group.index], self._ledger)
+            found.append(scrub)
+        return found
 
     def start(self, raid_group: str | None, repair: bool, limit_bytes_s: int) -> None:
         """Scrub a group, or all that are not lost; step() then does it. One that is under way goes on.
@@ -89,7 +105,7 @@ class Scrubs:
 
     def close(self) -> None:
         """Let go of threads. Durable: nothing."""
-        for scrub in self.all:
+        for scrub in self._known.values():
             scrub.close()
 
     def _those(self, raid_group: str | None) -> list[Scrub]:
@@ -108,11 +124,12 @@ class Scrubs:
     def _owners(self, group: RaidGroup, areas: set[int]) -> dict[int, list[tuple[Volume, int]]]:
         """Whose the areas of a group are: area -> (volume, where in the volume it begins)."""
         found: dict[int, list[tuple[Volume, int]]] = {}
-        for volume in self._volumes():
-            if volume.group is group:
-                for index, area in list(volume.info.areas.items()):
-                    if area in areas:
-                        found.setdefault(area, []).append((volume, index * self._area_bytes))
+        wanted = {place_of(group.index, area): area for area in areas}
+        with self._ledger.lock:
+            for volume in self._volumes():
+                for index, place in volume.info.areas.items():
+                    if place in wanted:
+                        found.setdefault(wanted[place], []).append((volume, index * self._area_bytes))
         return found
 
     def _length(self, volume: Volume, start: int, offset: int, length: int) -> int:
