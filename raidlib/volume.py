@@ -344,10 +344,10 @@ class Volume:
                 if area is not None:
                     try:
                         self.group.reserve_areas(area, 1)
+                        self._touch({index // TOUCH_AREAS})
                     except BaseException:
                         self._allocator.give_back(area)
                         raise
-                    self._touch({index // TOUCH_AREAS})
                     ledger.record([Record(Kind.ALLOC, info.group, info.id, index, area)])
                     return area
             self._allocator.prepare(1)
