@@ -67,7 +67,7 @@ class Pool:
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
         self._mover = Mover(self._space, self._volumes)
         self._rebuilds: list[Rebuild] = []
-        self._scrubs = Scrubs(lambda: self._groups, self._allocators, ledger, lambda: self.volumes)
+        self._scrubs = Scrubs(lambda: self._groups, lambda index: self._allocators[index], ledger, lambda: self.volumes)
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
         """How the pool ended before this open: clean, killed (nothing written is lost), or lost power."""

@@ -6,7 +6,7 @@ One group is scrubbed at a time, for groups may share disks. `raid_group` is a g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raidlib.allocator import Allocator
@@ -27,13 +27,13 @@ class Scrubs:
     def __init__(
         self,
         groups: Callable[[], Sequence[RaidGroup]],
-        allocators: Mapping[int, Allocator],
+        allocator: Callable[[int], Allocator],
         ledger: Ledger,
         volumes: Callable[[], Sequence[Volume]],
     ) -> None:
-        """groups: those that the pool has now. allocators: theirs, by index."""
+        """groups: those that the pool has now. allocator: theirs, by index."""
         self._groups = groups
-        self._allocators = allocators
+        self._allocator = allocator
         self._ledger = ledger
         self._known: dict[str, Scrub] = {}
         self._volumes = volumes
@@ -47,7 +47,7 @@ class Scrubs:
         for group in self._groups():
             scrub = self._known.get(group.info.uuid)
             if scrub is None:
-                scrub = self._known[group.info.uuid] = Scrub(group, self._allocators[group.index], self._ledger)
+                scrub = self._known[group.info.uuid] = Scrub(group, self._allocator(group.index), self._ledger)
             found.append(scrub)
         return found
 

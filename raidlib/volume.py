@@ -451,7 +451,12 @@ class Volume:
                 place, ready = space.take(space.order(info, index))
                 if ready:
                     try:
+                    try:
                         self.touch({index // TOUCH_AREAS})
+                    except BaseException:
+                        space.allocators[group_of(place)].give_back(area_of(place))
+                        raise
+                    try:
                         ledger.record([Record(Kind.ALLOC, group_of(place), info.id, index, area_of(place))])
                     except OutOfSpace:
                         space.allocators[group_of(place)].give_back(area_of(place))

@@ -23,6 +23,23 @@ _DOUBLE = np.array([value << 1 ^ (0x11D if value & 0x80 else 0) for value in ran
 
 def audit(pool: Pool, disk: FakeDisk) -> None:
     """Raise Violation when an idle pool's bytes on the disk are not as they must be. Reads the page cache."""
+    owners = check_space(pool)
+    for group in pool._groups:
+        images = [disk._find(member.path).data if member.has_row(1 << 40) else None for member in group.members]
+        size = group.geometry.area_member_bytes
+        blank = bytes(size)
+        for area in range(group.info.areas):
+            at = group.member_offset(area)
+            shares = [None if image is None else bytes(image[at : at + size]) for image in images]
+            if (group.index, area) in owners:
+                if all(share is not None for share in shares):
+                    _check_redundancy(group, area, [share for share in shares if share is not None])
+            elif area not in group.info.dirty and any(share not in (None, blank) for share in shares):
+                raise Violation(f"free area {area} is not blank")
+
+
+def check_space(pool: Pool) -> dict[tuple[int, int], str]:
+    """Raise Violation when an area has two owners or none; return the volume of each (group, area)."""
     status = pool.status()
     owners: dict[tuple[int, int], str] = {}
     for volume in pool.volumes:
@@ -33,22 +50,11 @@ def audit(pool: Pool, disk: FakeDisk) -> None:
                 other = owners[volume.group.index, area]
                 raise Violation(f"area {area} belongs to {other} and to {volume.name}")
             owners[volume.group.index, area] = volume.name
-    for group in pool._groups:
-        images = [disk._find(member.path).data if member.has_row(1 << 40) else None for member in group.members]
-        allocated = {area for index, area in owners if index == group.index}
-        free = status["groups"][group.index]["free_areas"]
-        if free + len(allocated) != group.info.areas:
-            raise Violation(f"{group.info.areas} areas, {len(allocated)} allocated and {free} free")
-        size = group.geometry.area_member_bytes
-        blank = bytes(size)
-        for area in range(group.info.areas):
-            at = group.member_offset(area)
-            shares = [None if image is None else bytes(image[at : at + size]) for image in images]
-            if area in allocated:
-                if all(share is not None for share in shares):
-                    _check_redundancy(group, area, [share for share in shares if share is not None])
-            elif area not in group.info.dirty and any(share not in (None, blank) for share in shares):
-                raise Violation(f"free area {area} is not blank")
+    for index, group in enumerate(status["groups"]):
+        used = sum(owner_group == index for owner_group, _ in owners)
+        if used + group["free_areas"] != group["areas"]:
+            raise Violation(f"{group['areas']} areas, {used} allocated and {group['free_areas']} free")
+    return owners
 
 
 def _check_redundancy(group: RaidGroup, area: int, shares: list[bytes]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.testing.fakedisk import SECTOR_BYTES
+from tests.testing.fakedisk import SECTOR_BYTES, PowerCut
+from tests.testing.poolaudit import audit, check_space
 from tests.testing.poolworld import DoubleFault, PoolWorld
 
+EXAMPLES = int(os.environ.get("FARSTRIPE_MODEL_EXAMPLES", "12"))
+"""Examples of each level; a night may take thousands."""
 NAMES = st.sampled_from("abc")
 FRACTION = st.floats(0, 1, exclude_max=True)
 
@@ -119,6 +124,23 @@ class PoolMachine(RuleBasedStateMachine):
         self.world.settle()
         self.world.check_contents()
         self.world.check_books()
+        check_space(self.world.pool)
+
+    @rule(first=st.integers(1, 30), at=FRACTION, count=st.sampled_from([1, 8, 32, 70]))
+    def cut_while_writing(self, first: int, at: float, count: int) -> None:
+        """The power goes in the middle of a write, and maybe once more in the recovery."""
+        model = self.world.models.get("a")
+        if model is None:
+            return
+        sector = int(at * (model.size // SECTOR_BYTES))
+        self.world.disk.cut_at(self.world.disk.operations + first % 7)
+        try:
+            self.world.write("a", sector, min(count, model.size // SECTOR_BYTES - sector))
+            self.world.sync()
+        except PowerCut:
+            self._crash(lambda: self.world.power_cut_and_open(cut_open_at=first))
+        else:
+            self.world.disk.cut_at(None)
 
     @rule()
     def restart(self) -> None:
@@ -129,11 +151,13 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(power=st.booleans())
     def crash(self, power: bool) -> None:
         self.world.settle()
+        self._crash(self.world.power_cut_and_open if power else self.world.kill_and_open)
+
+    def _crash(self, crash: Callable[[], None]) -> None:
         try:
-            if power:
-                self.world.power_cut_and_open()
-            else:
-                self.world.kill_and_open()
+            crash()
+            if not self.world.losing:
+                audit(self.world.pool, self.world.disk)
         except DoubleFault:
             self.start(self.world.rng.randrange(1 << 32))
 
@@ -143,6 +167,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.settle()
             if not self.world.losing:
                 self.world.rebuild(50)
+                audit(self.world.pool, self.world.disk)
                 self.world.check_redundancy()
 
 
@@ -152,6 +177,10 @@ def test_a_pool_behaves_like_its_model(shape: tuple[int, int]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=EXAMPLES,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=bool(os.environ.get("CI")),
         ),
     )
