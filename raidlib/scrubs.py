@@ -30,10 +30,23 @@ class Scrubs:
         ledger: Ledger,
         volumes: Callable[[], Sequence[Volume]],
     ) -> None:
-        self.all = [Scrub(group, allocators[group.index], ledger) for group in groups]
+        """groups and allocators: the pool's own lists, which may grow."""
+        self._groups = groups
+        self._allocators = allocators
+        self._ledger = ledger
+        self._known: dict[RaidGroup, Scrub] = {}
         self._volumes = volumes
         self._area_bytes = ledger.state.area_bytes
         self._host_requests = 0
+
+    @property
+    def all(self) -> list[Scrub]:
+        """The scrub of every group, in the order of the groups."""
+        with self._ledger.lock:
+            for group in self._groups:
+                if group not in self._known:
+                    self._known[group] = Scrub(group, self._allocators[group.index], self._ledger)
+            return [self._known[group] for group in self._groups]
 
     def start(self, raid_group: str | None, repair: bool, limit_bytes_s: int) -> None:
         """Scrub a group, or all that are not lost; step() then does it. One that is under way goes on.
