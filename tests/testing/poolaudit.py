@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raidlib import Pool
+from raidlib.areamap import area_of, group_of
 from raidlib.raidgroup import RaidGroup
 from tests.testing.fakedisk import FakeDisk
 from tests.testing.poolworld import Violation
@@ -42,18 +43,21 @@ def check_space(pool: Pool) -> dict[tuple[int, int], str]:
     """Raise Violation when an area has two owners or none; return the volume of each (group, area)."""
     status = pool.status()
     owners: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int], tuple[int, int]] = {}
+    areas = {group.index: group.info.areas for group in pool._groups}
     for volume in pool.volumes:
-        for index, area in volume.info.areas.items():
-            if not 0 <= area < volume.group.info.areas or index * status["area_bytes"] >= volume.size:
-                raise Violation(f"{volume.name}: logical area {index} is area {area}, which cannot be")
-            if (volume.group.index, area) in owners:
-                other = owners[volume.group.index, area]
-                raise Violation(f"area {area} belongs to {other} and to {volume.name}")
-            owners[volume.group.index, area] = volume.name
-    for index, group in enumerate(status["groups"]):
+        for index, place in volume.info.areas.items():
+            group, area = group_of(place), area_of(place)
+            if not 0 <= area < areas.get(group, 0) or index * status["area_bytes"] >= volume.size:
+                raise Violation(f"{volume.name}: logical area {index} is area {area} of {group}, which cannot be")
+            sharing = volume.info.family, index  # images of one family may share an area, at the same place of each
+            if seen.setdefault((group, area), sharing) != sharing:
+                raise Violation(f"area {area} of {group} belongs to {owners[group, area]} and to {volume.name}")
+            owners[group, area] = volume.name
+    for index, report in zip(areas, status["groups"], strict=True):
         used = sum(owner_group == index for owner_group, _ in owners)
-        if used + group["free_areas"] != group["areas"]:
-            raise Violation(f"{group['areas']} areas, {used} allocated and {group['free_areas']} free")
+        if used + report["free_areas"] != report["areas"]:
+            raise Violation(f"{report['areas']} areas, {used} allocated and {report['free_areas']} free")
     return owners
 
 
