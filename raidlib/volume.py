@@ -433,7 +433,7 @@ class Volume:
                     if self._bars and self._is_barred(index, index):
                         pass  # who waits for us to leave must not find a way past the bar
                     elif not isinstance(self._home, StripedGroup):
-                        self._writable[index] = group.write, area
+                        self._writable[index] = group.writer, area
                     elif group is self._home:
                         self._writable[index] = group.member_offset(area)
                     return place
@@ -450,7 +450,6 @@ class Volume:
                     raise NotFound(f"volume {info.name} ends before area {index}")
                 place, ready = space.take(space.order(info, index))
                 if ready:
-                    try:
                     try:
                         self.touch({index // TOUCH_AREAS})
                     except BaseException:
