@@ -22,7 +22,7 @@ from replicator.core.errors import FarstripeError, NotFound
 _PLACES = {
     "group": "GROUP", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
-    "cause": "the cause is shown", "lost": "its own", "follow": "that node", "failed": "which is named",
+    "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
 }  # fmt: skip
 
 _ACTIONS = {
@@ -41,7 +41,7 @@ _ACTIONS = {
 @json_option
 @pass_node
 def explain(here: Node, what: str | None, as_json: bool) -> None:
-    """Explain a group's state, or a word.
+    """Explain the state of GROUP (of every group without it), or what WORD means.
 
     \b
       farstripe explain                every group of this node
@@ -86,9 +86,10 @@ def explain_word(word: str) -> dict[str, Any] | None:
     """Return {word, kind, text, commands} for a state, a handshake or takeover label, or a term; None for none."""
     for row in states.TABLE:
         if row.word == word.upper():
-            text = f"{row.why}. {row.means}. What to do: {row.then}."
+            told = [part.format(**_PLACES) for part in (row.why, row.means, f"what to do: {row.then}")]
+            text = " ".join(f"{part[0].upper()}{part[1:]}." for part in told)
             commands = [command.format(**_PLACES) for command in row.commands]
-            return _entry(row.word, "state of a pair", text.format(**_PLACES), commands)
+            return _entry(row.word, "state of a pair", text, commands)
     if term := TERMS.get(word.lower()):
         return _entry(word.lower(), "word", term.text, list(term.commands))
     for step in decisions.TABLE:

@@ -99,7 +99,7 @@ def _new_group(match: re.Match[str], groups: Sequence[dict[str, Any]]) -> dict[s
 @click.argument("layout", nargs=-1, required=True, metavar="LEVEL MEMBER... [LEVEL MEMBER...]...")
 @click.option("--make-files", type=SizeType(4096, 1 << 20), metavar="SIZE",
               help="Make every member first, as a sparse file of this size.")  # fmt: skip
-@click.option("--area", "area_bytes", type=SizeType(4096), default=4 << 20, show_default="4M",
+@click.option("--area", "area_bytes", type=SizeType(4096), default="4M", show_default=True,
               help="Unit in which volumes take space.")  # fmt: skip
 @click.option("--checksums", is_flag=True,
               help="Keep a CRC32C of every block: silent corruption is found at every read.")  # fmt: skip
@@ -118,7 +118,8 @@ def create(
 ) -> None:
     """Make the pool NAME.
 
-    LEVEL is raid0, raid1, raid5, raid6 or raid10, optionally with a name for the RAID group and a chunk size.
+    LEVEL is raid0, raid1, raid5, raid6 or raid10, optionally with a name for the RAID group and a chunk size;
+    MEMBER is a file or a disk.
 
     \b
       farstripe pool create main raid6 /disks/{0..5} raid0 /scratch/{0..1}

@@ -14,6 +14,7 @@ from replicator.cli.main import cli
 from tests.testing.needs import needs
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
+MANUAL = UNITS.parent / "docs/man"
 DAEMONS = ("farstripe-target.service", "farstripe-replicator.service", "farstripe-attach@.service")
 SERVICES = (*DAEMONS, "farstripe-scrub.service")
 NAMES = (*SERVICES, "farstripe-scrub.timer")
@@ -44,9 +45,15 @@ def test_systemd_accepts_the_units(installed: Path) -> None:
     needs("systemd-analyze")
     units = sorted(str(path) for path in installed.iterdir())
     done = subprocess.run(
-        ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=120, check=False
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_unit_names_man_pages_that_there_are(name: str) -> None:
+    pages = read(name)["Unit"]["Documentation"].split()
+    assert pages and all((MANUAL / re.sub(r"man:(.+)\((\d)\)", r"\1.\2", page)).exists() for page in pages)
 
 
 @pytest.mark.parametrize("name", SERVICES)
