@@ -451,7 +451,6 @@ class Volume:
                 place, ready = space.take(space.order(info, index))
                 if ready:
                     try:
-                    try:
                         self.touch({index // TOUCH_AREAS})
                     except BaseException:
                         space.allocators[group_of(place)].give_back(area_of(place))
