@@ -220,7 +220,7 @@ class OSFile:
         if done != len(buf):
             view = memoryview(buf)
             while done < len(view):
-                done += os.pwrite(self._fd, view[done:], off + done)
+                done += self._some(os.pwrite(self._fd, view[done:], off + done))
 
     def pwritev(self, bufs: Sequence[Buffer], off: int) -> None:
         """See BlockFile."""
@@ -235,7 +235,7 @@ class OSFile:
         """See BlockFile."""
         view = memoryview(buf)
         while len(view):
-            done = os.pwritev(self._fd, [view], off, os.RWF_DSYNC)
+            done = self._some(os.pwritev(self._fd, [view], off, os.RWF_DSYNC))
             view = view[done:]
             off += done
 
@@ -259,6 +259,12 @@ class OSFile:
     def zeroes_fast(self) -> bool:
         """See BlockFile. True for files; a device may write zeroes for hours, so nobody should wait for it."""
         return not self._is_device and not {_PUNCH, _ZERO} <= self._unsupported
+
+    def _some(self, written: int) -> int:
+        """Return how much a write has written. Raises OSError EIO for nothing: going on would never end."""
+        if not written:
+            raise OSError(errno.EIO, "it takes no bytes", self.path)
+        return written
 
     def _zero_by(self, modes: tuple[int, int], off: int, length: int) -> None:
         if length <= 0 or any(self._fallocate(mode, off, length) for mode in modes):

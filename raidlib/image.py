@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raidlib.checksums import BLOCK_BYTES, ChecksummedFile, Fits
+from raidlib.checksums import BLOCK_BYTES, Fits
 from raidlib.member import Member
 from raidlib.parity import Span
 
@@ -27,7 +27,7 @@ class Image:
         self.at = at
         self.span = span
         file = member.live_file()
-        self.file = file if isinstance(file, ChecksummedFile) else None
+        self.file = member.checked
         self.first = 0 if self.file is None else self.file.block_of(at)
         count = len(span.view) // BLOCK_BYTES
         self.readable: Fits = np.ones(count, np.bool_)

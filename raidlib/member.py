@@ -26,8 +26,10 @@ class Member:
         self.info = info
         self.layout = layout
         self.file = file
+        self.checked: ChecksummedFile | None = None
+        """The same file, when its data has checksums."""
         if file is not None and layout.table_bytes:
-            self.file = ChecksummedFile(file, layout, info.uuid)
+            self.file = self.checked = ChecksummedFile(file, layout, info.uuid)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""

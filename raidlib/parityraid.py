@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
+from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError, Refused
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
@@ -469,8 +469,8 @@ class ParityGroup(RaidGroup):
         If it does not fit them, but is what the column holds, it is the checksum that is wrong.
         """
         member = self._holder(row, column)
-        file = member.file
-        if not member.has_row(row) or not isinstance(file, ChecksummedFile):
+        file = member.checked
+        if not member.has_row(row) or file is None:
             return True
         at = self._row_offset(row) + lo
         try:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import NoReturn
 
 from raidlib.blockfile import RawRead
-from raidlib.checksums import BLOCK_BYTES, ChecksummedFile
+from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
@@ -266,7 +266,7 @@ class RaidGroup:
             file.pwrite(chunk(0, size), at)
             return
         except MediumError:
-            if self.lost or not isinstance(file, ChecksummedFile):
+            if self.lost or member.checked is None:
                 raise
         for lo in range(0, size, BLOCK_BYTES):
             try:
@@ -274,7 +274,7 @@ class RaidGroup:
             except MediumError:
                 if self.lost:
                     raise
-                file.spoil(at + lo)
+                member.checked.spoil(at + lo)
                 self.lost_blocks += 1
             else:
                 file.pwrite(data, at + lo)

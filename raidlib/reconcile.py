@@ -18,12 +18,12 @@ Last, copies are made equal (the first that fits is the truth) and parity is mad
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raidlib.checksums import BLOCK_BYTES
-from raidlib.errors import MediumError
 from raidlib.gf256 import generator, recovery
 from raidlib.image import Image
 from raidlib.parity import Scratch, Span
@@ -31,17 +31,51 @@ from raidlib.parity import Scratch, Span
 if TYPE_CHECKING:
     from raidlib.mirrored import MirroredGroup
     from raidlib.parityraid import ParityGroup
+    from raidlib.raidgroup import RaidGroup
     from raidlib.striped import StripedGroup
+
+
+PIECE_BYTES = 4 << 20
+"""Bytes of each member looked at together, about."""
 
 
 def settle_striped(group: StripedGroup, area: int) -> int:
     """Rule 3 for every block that does not fit; return how many were written. Raises MediumError. Durable: nothing."""
-    size, written = group.geometry.area_member_bytes, 0
-    scratch = Scratch(1, size)
+    return sum(_settle_striped_rows(group, first, count) for first, count in _pieces(group, area))
+
+
+def settle_mirrored(group: MirroredGroup, area: int) -> int:
+    """Make the copies of an area agree; return how many blocks were written. Raises MediumError. Durable: nothing."""
+    return sum(_settle_mirrored_rows(group, first, count) for first, count in _pieces(group, area))
+
+
+def settle_parity(group: ParityGroup, area: int, replayed: bool) -> int:
+    """Make data and parity of an area agree; return how many blocks or chunks were written.
+
+    replayed: the stripe journal was: every row is as its last write left it. A data column that is missing is taken
+    from parity as it stands. Raises MediumError. Durable: nothing.
+    """
+    return sum(_settle_parity_rows(group, first, count, replayed) for first, count in _pieces(group, area))
+
+
+def _pieces(group: RaidGroup, area: int) -> Iterator[tuple[int, int]]:
+    """The rows of an area in pieces (first, count) of about PIECE_BYTES."""
+    rows, most = group.geometry.rows_per_area, max(1, PIECE_BYTES // group.geometry.chunk_bytes)
+    for start in range(0, rows, most):
+        yield area * rows + start, min(most, rows - start)
+
+
+def _place(group: RaidGroup, row: int) -> int:
+    return group.layout.data_offset + row * group.geometry.chunk_bytes
+
+
+def _settle_striped_rows(group: StripedGroup, first_row: int, count: int) -> int:
+    written = 0
+    scratch = Scratch(1, count * group.geometry.chunk_bytes)
     for member in group.members:
         if member.file is None:
             continue
-        image = Image(member, group.member_offset(area), scratch.spans[0])
+        image = Image(member, _place(group, first_row), scratch.spans[0])
         for i in np.flatnonzero(~image.fits & image.readable):
             image.write(group, int(i))
             group.unsettled_blocks += 1
@@ -49,22 +83,20 @@ def settle_striped(group: StripedGroup, area: int) -> int:
     return written
 
 
-def settle_mirrored(group: MirroredGroup, area: int) -> int:
-    """Make the copies of an area agree; return how many blocks were written. Raises MediumError. Durable: nothing."""
-    geometry, at, written = group.geometry, group.member_offset(area), 0
-    first_row = area * geometry.rows_per_area
+def _settle_mirrored_rows(group: MirroredGroup, first_row: int, count: int) -> int:
+    geometry, at, written = group.geometry, _place(group, first_row), 0
     for column in range(geometry.data_chunks):
         copies = [m for i in geometry.copies_of(column) if (m := group.members[i]).has_row(first_row)]
         if not copies:
             group.raise_lost()
-        spans = Scratch(len(copies), geometry.area_member_bytes).spans
+        spans = Scratch(len(copies), count * geometry.chunk_bytes).spans
         images = [Image(member, at, span) for member, span in zip(copies, spans, strict=True)]
         for i in range(len(images[0].fits)):
             truth = next((image for image in images if image.fits[i]), None)
             if truth is None:
                 truth = next((image for image in images if image.readable[i]), None)
                 if truth is None:
-                    raise MediumError(f"group {group.info.name}: no copy of area {area} can be read", "check the disks")
+                    continue  # no copy can be read: reads say so
                 truth.write(group, i)
                 group.unsettled_blocks += 1
                 written += 1
@@ -76,28 +108,23 @@ def settle_mirrored(group: MirroredGroup, area: int) -> int:
     return written
 
 
-def settle_parity(group: ParityGroup, area: int, replayed: bool) -> int:
-    """Make data and parity of an area agree; return how many blocks or chunks were written.
-
-    replayed: the stripe journal was: every row is as its last write left it. A data column that is missing is taken
-    from parity as it stands. Raises MediumError. Durable: nothing.
-    """
-    geometry, at, written = group.geometry, group.member_offset(area), 0
+def _settle_parity_rows(group: ParityGroup, first_row: int, count: int, replayed: bool) -> int:
+    geometry, at, written = group.geometry, _place(group, first_row), 0
     k, r, chunk = geometry.data_chunks, geometry.parity_chunks, geometry.chunk_bytes
-    first_row, blocks = area * geometry.rows_per_area, chunk // BLOCK_BYTES
+    blocks = chunk // BLOCK_BYTES
     there = [member for member in group.members if member.has_row(first_row)]
-    scratch = Scratch(len(there) + k + r, geometry.area_member_bytes)
+    scratch = Scratch(len(there) + k + r, count * chunk)
     images = {m.index: Image(m, at, span) for m, span in zip(there, scratch.spans, strict=False)}
     spare = scratch.spans[len(there) :]
-    for i in range(geometry.rows_per_area):
+    for i in range(count):
         row = first_row + i
         columns = {c: image for c in range(k + r) if (image := images.get(geometry.member_of(row, c))) is not None}
         whole = True
         for block in range(i * blocks, (i + 1) * blocks):
             if any(not columns[c].fits[block] for c in columns if c < k):
-                count = _settle_block(group, columns, block, spare, replayed)
-                whole = whole and count >= 0
-                written += max(count, 0)
+                settled = _settle_block(group, columns, block, spare, replayed)
+                whole = whole and settled >= 0
+                written += max(settled, 0)
         if not whole:
             continue  # damaged, and not by the stop: reads say so
         spans = {c: image.span.part(i * chunk, (i + 1) * chunk) for c, image in columns.items()}

@@ -6,7 +6,7 @@ One group is scrubbed at a time, for groups may share disks. `raid_group` is a g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raidlib.allocator import Allocator
@@ -27,29 +27,28 @@ class Scrubs:
     def __init__(
         self,
         groups: Callable[[], Sequence[RaidGroup]],
-        allocators: Mapping[int, Allocator],
+        allocator: Callable[[int], Allocator],
         ledger: Ledger,
         volumes: Callable[[], Sequence[Volume]],
     ) -> None:
-        """groups: those that the pool has now. allocators: theirs, by index."""
+        """groups: those that the pool has now. allocator: theirs, by index."""
         self._groups = groups
-        self._allocators = allocators
+        self._allocator = allocator
         self._ledger = ledger
-        self._known: dict[str, Scrub] = {}
+        self._known: dict[RaidGroup, Scrub] = {}
         self._volumes = volumes
         self._area_bytes = ledger.state.area_bytes
         self._host_requests = 0
 
     @property
     def all(self) -> list[Scrub]:
-        """One for each group there is now."""
-        found = []
-        for group in self._groups():
-            scrub = self._known.get(group.info.uuid)
-            if scrub is None:
-                scrub = self._known[group.info.uuid] = Scrub(group, self._allocators[group.index], self._ledger)
-            found.append(scrub)
-        return found
+        """The scrub of every group there is now, in the order of the groups."""
+        with self._ledger.lock:
+            groups = list(self._groups())
+            for group in groups:
+                if group not in self._known:
+                    self._known[group] = Scrub(group, self._allocator(group.index), self._ledger)
+            return [self._known[group] for group in groups]
 
     def start(self, raid_group: str | None, repair: bool, limit_bytes_s: int) -> None:
         """Scrub a group, or all that are not lost; step() then does it. One that is under way goes on.

@@ -95,6 +95,8 @@ class Space:
         """
         names: list[str] = []
         for index in groups:
+            if index not in self.groups or self.groups[index].info.draining:
+                continue  # since the order was made
             allocator = self.allocators[index]
             names.append(self.groups[index].info.name)
             if allocator.ready_areas:
@@ -111,7 +113,7 @@ class Space:
         raise OutOfSpace(
             f"group {names[0]} has no free area left"
             if len(names) == 1
-            else f"no free area is left in the groups {', '.join(names)}",
+            else f"no free area is left in the groups {', '.join(names) or 'that may be used'}",
             "delete or trim volumes, delete snapshots, or add a group",
         )
 

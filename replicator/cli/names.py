@@ -42,4 +42,5 @@ groups = _completer(lambda node: [str(one["name"]) for one in node.target("group
 pairs = _completer(lambda node: [str(one["name"]) for one in node.replicator("pair.list")])
 peers = _completer(lambda node: [str(one["name"]) for one in node.replicator("peer.list")])
 members = _completer(_members)
+raid_groups = _completer(lambda node: [str(one["name"]) for one in node.target("pool.status")["groups"]])
 attached = _completer(_attached)

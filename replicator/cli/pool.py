@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, progress, where
+from replicator.cli import groups, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.poolscrub import scrub, show_health
@@ -301,5 +301,26 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     )
 
 
-pool.add_command(where.check)
-pool.add_command(scrub)
+@pool.command("add-group")
+@click.argument("layout", nargs=-1, required=True, metavar="LEVEL MEMBER...")
+@click.option("--make-files", type=SizeType(4096, 1 << 20), metavar="SIZE",
+              help="Make every member first, as a sparse file of this size.")  # fmt: skip
+@force_option(OVERWRITE)
+@json_option
+@pass_node
+def add_group(here: Node, layout: tuple[str, ...], make_files: int | None, force: bool, as_json: bool) -> None:
+    """Let the pool grow by a RAID group, while it is used. LEVEL MEMBER... as in pool create.
+
+    \b
+      farstripe pool add-group fast=raid10 /dev/nvme{0..3}n1
+    """
+    found = parse_layout(layout)
+    if len(found) != 1:
+        raise BadInput(f"{len(found)} RAID groups are named", "add them one by one")
+    with _made_files(here, found[0]["members"], make_files):
+        status = here.target("pool.add_group", group=found[0], force=force, wait_s=300)
+    emit(as_json, status, f"RAID group {found[0]['name']} is part of the pool")
+
+
+for _command in (where.check, scrub, *groups.COMMANDS):
+    pool.add_command(_command)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import progress
+from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option, table
 from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
@@ -29,7 +29,7 @@ ORDERS = ("start", "pause", "resume", "stop")
 
 
 @click.command()
-@click.argument("group", required=False)
+@click.argument("group", required=False, shell_complete=names.raid_groups)
 @click.option(
     "--check", "mode", flag_value="check", default="check", help="Report what members disagree about (the default)."
 )
@@ -68,35 +68,35 @@ def scrub(
     if order == "start":
         args.update(mode=mode, limit_bytes_s=limit or 0)
     found = here.target(f"pool.scrub.{order}", **args)
-    names = [group] if group else list(found)
+    those = [group] if group else list(found)
     if wait_for_it:
-        found = _wait(here, names, timeout_s, show=not as_json)
-        worst = [name for name in names if found[name].get("unrepairable")]
+        found = _wait(here, those, timeout_s, show=not as_json)
+        worst = [name for name in those if found[name].get("unrepairable")]
         emit(as_json, found)
         if not as_json:
-            for name in names:
+            for name in those:
                 click.echo(f"{name}: {_found(found[name]) or 'nothing is wrong'}")
         if worst:
             raise MediumError(f"RAID group {', '.join(worst)}: blocks are lost", "farstripe pool status names them")
         return
     words = {"start": "runs", "pause": "is paused", "resume": "goes on", "stop": "is ended"}
-    emit(as_json, found, f"scrub of {', '.join(names)} {words[order]}; farstripe pool status shows it")
+    emit(as_json, found, f"scrub of {', '.join(those)} {words[order]}; farstripe pool status shows it")
 
 
-def _wait(here: Node, names: list[str], timeout_s: float | None, show: bool) -> dict[str, Any]:
+def _wait(here: Node, those: list[str], timeout_s: float | None, show: bool) -> dict[str, Any]:
     latest: dict[str, Any] = {}
 
     def look() -> progress.Look:
         nonlocal latest
         latest = here.target("pool.scrub.status")
-        mine = [latest[name] for name in names]
-        if paused := [name for name in names if latest[name]["state"] == "paused"]:
+        mine = [latest[name] for name in those]
+        if paused := [name for name in those if latest[name]["state"] == "paused"]:
             raise MediumError(f"the scrub of {', '.join(paused)} was paused", "farstripe pool scrub --resume")
         left = sum(one.get("left_bytes", 0) for one in mine)
         total = sum(one.get("total_bytes", 0) for one in mine)
         return progress.Look(all(one["state"] != "running" for one in mine), left, total)
 
-    progress.wait(look, f"scrub of {', '.join(names)}", timeout_s, show)
+    progress.wait(look, f"scrub of {', '.join(those)}", timeout_s, show)
     return latest
 
 

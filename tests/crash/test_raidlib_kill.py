@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raidlib import GroupSpec, OSFile, Pool
+from raidlib.scrub import COUNTS
 from tests.testing.poolwriter import PART_BYTES, SECTOR_BYTES, THREADS, apply_steps
 
 SIZE = THREADS * PART_BYTES
@@ -19,14 +20,20 @@ ROUNDS = 5
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize(("level", "members"), [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)])
-def test_what_was_written_before_a_kill_is_there(tmp_path: Path, level: int, members: int) -> None:
+@pytest.mark.parametrize(
+    ("level", "members", "checksums"),
+    [
+        *[(0, 2, False), (1, 2, False), (5, 3, False), (6, 4, False), (10, 4, False)],
+        *[(0, 2, True), (1, 2, True), (5, 3, True)],
+    ],
+)
+def test_what_was_written_before_a_kill_is_there(tmp_path: Path, level: int, members: int, checksums: bool) -> None:
     seed = 1000 + level
     rng = random.Random(seed)
     paths = [str(tmp_path / f"m{i}") for i in range(members)]
     for path in paths:
         OSFile.create(path, MEMBER_BYTES)
-    pool = Pool.create("tank", [GroupSpec("g", level, paths)], 1 << 20)
+    pool = Pool.create("tank", [GroupSpec("g", level, paths, checksums=checksums)], 1 << 20)
     pool.create_volume("v", SIZE)
     image = bytearray(SIZE)
     for number in range(ROUNDS):
@@ -57,6 +64,10 @@ def test_what_was_written_before_a_kill_is_there(tmp_path: Path, level: int, mem
         image[:] = found
     while pool.rebuild_step():
         pass
+    pool.scrub_start()
+    while pool.scrub_step()[0]:
+        pass
+    assert not any(count for key, count in pool.scrub_status()["g"].items() if key in COUNTS)
     bears = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}[level]
     for path in paths[:bears]:
         pool.fail_member(path)

@@ -254,7 +254,7 @@ def moved_data_not_synced(patch: Patch) -> None:
 
 IMAGES = [
     (copy_logged_before_it_is_durable, 0, 2, 1),
-    (only_the_new_place_of_a_copy_is_marked, 0, 2, 1),
+    (only_the_new_place_of_a_copy_is_marked, 0, 2, 2),
     (shared_area_freed_with_its_first_reference, 0, 2, 1),
     (shared_area_written_in_place, 0, 2, 1),
     (snapshot_of_what_is_not_synced, 0, 2, 1),

@@ -19,7 +19,7 @@ from raidlib import GroupSpec, Pool
 from raidlib.errors import RaidError
 from tests.testing.fakedisk import SECTOR_BYTES
 from tests.testing.faultdisk import Fault, FaultDisk
-from tests.testing.poolaudit import audit
+from tests.testing.poolaudit import audit, check_space
 from tests.testing.poolworld import TOLERATES, DoubleFault, PoolWorld, Violation
 
 LOUD = (RaidError, OSError, DoubleFault)
@@ -234,6 +234,7 @@ class Sweep:
         """What the pool still gives out is right."""
         if world.pool._closed or (failed is not None and self.scenario.act is _open):
             return
+        check_space(world.pool)
         flight = world._in_flight
         for name, model in world.models.items():
             try:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raidlib import Pool
+from raidlib.areamap import area_of, group_of
 from raidlib.raidgroup import RaidGroup
 from tests.testing.fakedisk import FakeDisk
 from tests.testing.poolworld import Violation
@@ -23,32 +24,41 @@ _DOUBLE = np.array([value << 1 ^ (0x11D if value & 0x80 else 0) for value in ran
 
 def audit(pool: Pool, disk: FakeDisk) -> None:
     """Raise Violation when an idle pool's bytes on the disk are not as they must be. Reads the page cache."""
-    status = pool.status()
-    owners: dict[tuple[int, int], str] = {}
-    for volume in pool.volumes:
-        for index, area in volume.info.areas.items():
-            if not 0 <= area < volume.group.info.areas or index * status["area_bytes"] >= volume.size:
-                raise Violation(f"{volume.name}: logical area {index} is area {area}, which cannot be")
-            if (volume.group.index, area) in owners:
-                other = owners[volume.group.index, area]
-                raise Violation(f"area {area} belongs to {other} and to {volume.name}")
-            owners[volume.group.index, area] = volume.name
+    owners = check_space(pool)
     for group in pool._groups:
         images = [disk._find(member.path).data if member.has_row(1 << 40) else None for member in group.members]
-        allocated = {area for index, area in owners if index == group.index}
-        free = status["groups"][group.index]["free_areas"]
-        if free + len(allocated) != group.info.areas:
-            raise Violation(f"{group.info.areas} areas, {len(allocated)} allocated and {free} free")
         size = group.geometry.area_member_bytes
         blank = bytes(size)
         for area in range(group.info.areas):
             at = group.member_offset(area)
             shares = [None if image is None else bytes(image[at : at + size]) for image in images]
-            if area in allocated:
+            if (group.index, area) in owners:
                 if all(share is not None for share in shares):
                     _check_redundancy(group, area, [share for share in shares if share is not None])
             elif area not in group.info.dirty and any(share not in (None, blank) for share in shares):
                 raise Violation(f"free area {area} is not blank")
+
+
+def check_space(pool: Pool) -> dict[tuple[int, int], str]:
+    """Raise Violation when an area has two owners or none; return the volume of each (group, area)."""
+    status = pool.status()
+    owners: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int], tuple[int, int]] = {}
+    areas = {group.index: group.info.areas for group in pool._groups}
+    for volume in pool.volumes:
+        for index, place in volume.info.areas.items():
+            group, area = group_of(place), area_of(place)
+            if not 0 <= area < areas.get(group, 0) or index * status["area_bytes"] >= volume.size:
+                raise Violation(f"{volume.name}: logical area {index} is area {area} of {group}, which cannot be")
+            sharing = volume.info.family, index  # images of one family may share an area, at the same place of each
+            if seen.setdefault((group, area), sharing) != sharing:
+                raise Violation(f"area {area} of {group} belongs to {owners[group, area]} and to {volume.name}")
+            owners[group, area] = volume.name
+    for index, report in zip(areas, status["groups"], strict=True):
+        used = sum(owner_group == index for owner_group, _ in owners)
+        if used + report["free_areas"] != report["areas"]:
+            raise Violation(f"{report['areas']} areas, {used} allocated and {report['free_areas']} free")
+    return owners
 
 
 def _check_redundancy(group: RaidGroup, area: int, shares: list[bytes]) -> None:

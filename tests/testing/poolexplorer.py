@@ -93,7 +93,7 @@ class _Crash(NamedTuple):
 
 
 def play(run: Run) -> _Record:
-    """Play the workload to its end and return the record."""
+    """Play the workload to its end, look at what it leaves without any crash, and return the record."""
     rng = random.Random(f"{run}")
     disk = RecordingDisk(rng)
     world = PoolWorld(rng, run.level, run.members, disk=disk)
@@ -109,7 +109,15 @@ def play(run: Run) -> _Record:
         step(world)
     assert disk.log is not None
     view()
-    return _Record(disk.base, disk.log, views)
+    record = _Record(disk.base, disk.log, views)
+    disk.log = None
+    world.settle()
+    if not world.losing:
+        audit(world.pool, disk)
+        world.rebuild(100)
+        audit(world.pool, disk)
+        world.check_redundancy()
+    return record
 
 
 class Explorer:
@@ -125,7 +133,12 @@ class Explorer:
         What is wrong is raised, with a note that says how to see it again.
         """
         self._seen.clear()
-        for number, crash in enumerate(self._crashes(play(run), str(run), OUTCOMES_PER_CUT, only=only)):
+        try:
+            record = play(run)
+        except BaseException as exc:
+            exc.add_note(f"again, without any crash: python -m tests.testing.poolexplorer --run {run}")
+            raise
+        for number, crash in enumerate(self._crashes(record, str(run), OUTCOMES_PER_CUT, only=only)):
             try:
                 self._first(crash, number, f"{run} {crash.cut} {crash.outcome.name}")
             except BaseException as exc:

@@ -169,8 +169,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
         Example(
             "Move it to the fast disks while it is used.",
-            ("farstripe volume move db --to fast --wait", "farstripe volume move db --cancel"),
-            "The move outlives restarts. Cancelled, it leaves what has moved where it is.",
+            ("farstripe volume move db --to fast", "farstripe volume map db", "farstripe volume move db --cancel"),
+            "The move outlives restarts; map shows how far it is. Cancelled, it leaves what has moved where it is.",
         ),
         Example(
             "Snapshots of a database and its log at one instant, and a look into them.",

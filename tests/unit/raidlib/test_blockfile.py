@@ -157,3 +157,16 @@ def resident_pages(mapped: mmap.mmap) -> int:
     assert libc.mincore(view.ctypes.data, len(mapped), found) == 0
     del view
     return sum(byte & 1 for byte in found.raw)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_that_takes_no_bytes_is_an_error_and_not_an_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    path = str(tmp_path / "m")
+    OSFile.create(path, SIZE)
+    file = OSFile.open(path)
+    monkeypatch.setattr(os, "pwrite", lambda *_args: 0)
+    monkeypatch.setattr(os, "pwritev", lambda *_args: 0)
+    with pytest.raises(OSError, match="takes no bytes"):
+        (file.pwrite_durable if durable else file.pwrite)(b"x" * 512, 0)

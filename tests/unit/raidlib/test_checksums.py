@@ -212,6 +212,22 @@ def test_parity_that_is_old_together_with_its_entry_does_not_pass_for_a_repair()
         pool.volume("v").pread(BLOCK_BYTES, 0)
 
 
+@pytest.mark.parametrize(("level", "members"), REDUNDANT)
+def test_a_table_that_cannot_be_read_costs_nothing_but_a_repair(level: int, members: int) -> None:
+    for index in range(members):
+        disk, pool = made(level, members)
+        table = pool._groups[0].layout.table_offset
+        disk.fail_reads(f"m{index}", table, table + 64)
+        assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+        pool.volume("v").pwrite(b"part", 3 * BLOCK_BYTES + 5)
+        pool.scrub_start()
+        while pool.scrub_step()[0]:
+            pass
+        assert pool.scrub_status()["g"]["unrepairable"] == 0
+        assert_intact(disk, pool)
+        assert states(pool) == ["in_sync"] * members
+
+
 def test_data_and_entry_from_another_place_are_an_error_on_raid_5() -> None:
     disk, pool = made(5, 3)
     damage(disk, pool, "misplaced with its entry", 0, 0)

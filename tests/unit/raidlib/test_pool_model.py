@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.testing.fakedisk import SECTOR_BYTES
+from tests.testing.fakedisk import SECTOR_BYTES, PowerCut
+from tests.testing.poolaudit import audit, check_space
 from tests.testing.poolworld import DoubleFault, PoolWorld
 
+EXAMPLES = int(os.environ.get("FARSTRIPE_MODEL_EXAMPLES", "12"))
+"""Examples of each level; a night may take thousands."""
 NAMES = st.sampled_from("abc")
 FRACTION = st.floats(0, 1, exclude_max=True)
 
@@ -55,6 +60,39 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.world.zero(name, first // 32 * 32 if count == 32 else first, count, kind == "p")
 
+    @rule(name=NAMES, snapshot=st.sampled_from("xyz"), clone=st.booleans())
+    def image(self, name: str, snapshot: str, clone: bool) -> None:
+        """Volumes a, b, c; images x, y, z of them and of each other."""
+        models = self.world.models
+        if name in models and snapshot not in models:
+            self.world.snapshot({name: snapshot}, clone=clone)
+        elif snapshot in models and f"{snapshot}2" not in models:
+            self.world.snapshot({snapshot: f"{snapshot}2"}, clone=True)
+
+    @rule()
+    def images_of_all(self) -> None:
+        names = [name for name in "abc" if name in self.world.models]
+        if names and not any(f"all{name}" in self.world.models for name in names):
+            self.world.snapshot({name: f"all{name}" for name in names})
+
+    @rule(pick=st.integers(0, 99), how=st.sampled_from(["write", "delete", "rollback"]))
+    def use_image(self, pick: int, how: str) -> None:
+        models = self.world.models
+        images = [name for name in models if name not in "abc"]
+        if not images:
+            return
+        name = images[pick % len(images)]
+        if how == "delete":
+            self.world.delete_volume(name)
+        elif not models[name].frozen:
+            self.world.write(name, 8 * (pick % (models[name].size // 4096)), 8)
+        elif how == "rollback":
+            family = self.world.pool.volume(name).info.family
+            for volume in self.world.pool.volumes:
+                if volume.info.writable and volume.info.family == family:
+                    self.world.rollback(volume.name, name)
+                    break
+
     @rule()
     def sync(self) -> None:
         self.world.sync()
@@ -85,6 +123,24 @@ class PoolMachine(RuleBasedStateMachine):
     def check(self) -> None:
         self.world.settle()
         self.world.check_contents()
+        self.world.check_books()
+        check_space(self.world.pool)
+
+    @rule(first=st.integers(1, 30), at=FRACTION, count=st.sampled_from([1, 8, 32, 70]))
+    def cut_while_writing(self, first: int, at: float, count: int) -> None:
+        """The power goes in the middle of a write, and maybe once more in the recovery."""
+        model = self.world.models.get("a")
+        if model is None:
+            return
+        sector = int(at * (model.size // SECTOR_BYTES))
+        self.world.disk.cut_at(self.world.disk.operations + first % 7)
+        try:
+            self.world.write("a", sector, min(count, model.size // SECTOR_BYTES - sector))
+            self.world.sync()
+        except PowerCut:
+            self._crash(lambda: self.world.power_cut_and_open(cut_open_at=first))
+        else:
+            self.world.disk.cut_at(None)
 
     @rule()
     def restart(self) -> None:
@@ -95,11 +151,13 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(power=st.booleans())
     def crash(self, power: bool) -> None:
         self.world.settle()
+        self._crash(self.world.power_cut_and_open if power else self.world.kill_and_open)
+
+    def _crash(self, crash: Callable[[], None]) -> None:
         try:
-            if power:
-                self.world.power_cut_and_open()
-            else:
-                self.world.kill_and_open()
+            crash()
+            if not self.world.losing:
+                audit(self.world.pool, self.world.disk)
         except DoubleFault:
             self.start(self.world.rng.randrange(1 << 32))
 
@@ -109,6 +167,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.settle()
             if not self.world.losing:
                 self.world.rebuild(50)
+                audit(self.world.pool, self.world.disk)
                 self.world.check_redundancy()
 
 
@@ -118,6 +177,10 @@ def test_a_pool_behaves_like_its_model(shape: tuple[int, int]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=EXAMPLES,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=bool(os.environ.get("CI")),
         ),
     )

@@ -138,6 +138,20 @@ def test_a_write_that_went_nowhere_or_elsewhere_is_a_mismatch_without_checksums(
             assert pool.volume("v").pread(SIZE, 0) == pattern(AREA, 9) + pattern(SIZE)[AREA:]
 
 
+@pytest.mark.parametrize(("level", "members"), REDUNDANT)
+def test_areas_larger_than_a_step_are_looked_at_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, level: int, members: int
+) -> None:
+    monkeypatch.setattr(scrub_module, "UNIT_BYTES", CHUNK)
+    disk, pool = made(level, members, True)
+    rows = pool._groups[0].geometry.rows_per_area
+    for row in (0, rows - 1, rows):
+        disk.fail_reads(f"m{row % members}", place(pool, row), place(pool, row) + 1)
+    status = scrub(pool)
+    assert found(status) == {"unreadable": len({0, rows - 1, rows}), "repaired": len({0, rows - 1, rows})}
+    assert status["bytes_read"] == status["total_bytes"]
+
+
 def test_raid_6_does_not_locate_what_two_columns_caused() -> None:
     disk, pool = made(6, 5)
     for index in (0, 1):

@@ -104,3 +104,11 @@ def test_a_lost_record_hides_those_after_it() -> None:
 def test_a_record_that_does_not_fit_is_an_integrity_error() -> None:
     with pytest.raises(IntegrityError, match="does not fit"):
         PoolState("a" * 32, "tank", 4096).apply(Record(Kind.ALLOC, 0, 7, 0, 0))
+
+
+def test_metadata_from_before_there_were_scrubs_is_read() -> None:
+    state = PoolState("ab" * 16, "tank", 1 << 20)
+    state.groups.append(GroupInfo("g", "cd" * 16, 1, 65536, 10, 1, []))
+    raw = msgpack.unpackb(state.encode())
+    del raw["groups"][0]["scrub"]
+    assert PoolState.decode(msgpack.packb(raw), 3).groups[0].scrub == {}

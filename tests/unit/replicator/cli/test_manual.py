@@ -12,11 +12,14 @@ from typing import Any
 import click
 import pytest
 
-from replicator.cli import main
+from nbdplugin.nodeconfig import DEFAULT_THREADS
+from replicator.capture.state import Policy
+from replicator.cli import main, policy
 from replicator.cli.manual import generate, roff
 from replicator.cli.manual.examples import EXAMPLES
 from replicator.cli.pool import parse_layout
 from replicator.core import errors
+from replicator.core.session.base import SWITCHOVER_S
 from tests.testing.needs import needs
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -79,6 +82,24 @@ def test_every_argument_and_option_is_explained(context: click.Context) -> None:
             assert param.help, f"{context.command_path} {param.opts[0]} has no help"
     for word in re.findall(r"[A-Z][A-Z_]*", " ".join(generate.arguments(context))):
         assert re.search(rf"\b{word}\b", text), f"the help of {context.command_path} does not speak of {word}"
+
+
+@pytest.mark.parametrize("key", policy.KEYS)
+def test_what_the_policy_is_at_first_is_told_as_it_is(key: str) -> None:
+    value = getattr(Policy(), key)
+    assert f"At first: {value if isinstance(value, str) else format(value, 'g')}." in help_of("group policy", key)
+
+
+def test_what_is_taken_when_an_option_is_left_out_is_told_as_it_is() -> None:
+    assert f"{SWITCHOVER_S:g} when left out" in help_of("switchover", "deadline_s")
+    assert f"{DEFAULT_THREADS} when left out" in help_of("node init", "threads")
+
+
+def help_of(command: str, name: str) -> str:
+    (context,) = [one for one in COMMANDS if one.command_path == f"farstripe {command}"]
+    (option,) = [one for one in context.command.params if one.name == name]
+    assert isinstance(option, click.Option)
+    return option.help or ""
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
