@@ -142,6 +142,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "restart.",
         ),
         Example(
+            "Old disks leave the pool while hosts go on.",
+            ("farstripe pool remove-group slow --wait", "farstripe pool keep-group slow"),
+            "What lies on RAID group slow moves to the others; then its disks are free. Until it is gone, keep-group "
+            "gives the removal up, and what has moved stays where it is.",
+        ),
+        Example(
             "Do the pool's books balance?",
             ("farstripe pool check",),
             "Areas are counted anew while the pool is in use. The exit code is 10 when one is lost or used twice.",
