@@ -40,12 +40,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "alpha# farstripe volume create data --size 1T",
                 "alpha# farstripe group create shop web data",
                 "alpha# farstripe pair create shop --peer beta --mode sync",
-                "alpha# farstripe pair wait shop --progress",
+                "alpha# farstripe pair wait shop --state sync --progress",
                 "alpha# farstripe attach data --device /dev/nbd0",
                 "alpha# mkfs.ext4 /dev/nbd0",
             ),
             "The volumes are made on beta too. When the wait is over, every write that alpha acknowledges is on beta "
-            "as well.",
+            "as well; `farstripe status` says SYNC as long as that is so.",
         ),
         Example(
             "alpha is lost; beta goes on, and later the roles are exchanged again.",
@@ -249,7 +249,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example(
             "Replicate a group, and know when the copy is complete.",
             ("farstripe pair create shop --peer beta --mode sync", "farstripe pair wait shop --state sync --progress"),
-            "Hosts may write during the first copy. When the wait ends with 0, every write waits for beta.",
+            "Hosts may write during the first copy. When the wait ends with 0, every write waits for beta; what "
+            "happens when beta falls silent, --on-loss decides.",
         ),
         Example(
             "Over a slow line, compressed, with a larger journal on the other side.",

@@ -146,8 +146,9 @@ def _usage(context: click.Context) -> str:
     words = [roff.bold(context.command_path), *map(roff.usage, arguments(context))]
     optional = False
     for option in _own_options(context):
-        if option.required:
-            words.append(roff.usage(option.opts[0]) + " " + roff.usage(option.make_metavar(context)))
+        record = option.get_help_record(context)
+        if option.required and record:
+            words.append(roff.usage(record[0]))
         else:
             optional = True
     return " ".join([*words, *([f"[{roff.italic('options')}]"] if optional else [])])
@@ -161,7 +162,7 @@ def arguments(context: click.Context) -> list[str]:
 def _own_options(context: click.Context, every: bool = False) -> list[click.Option]:
     """Return the options of a command, --help among them only where `every` is asked for."""
     shown = [one for one in context.command.get_params(context) if isinstance(one, click.Option) and not one.hidden]
-    return shown if every else [one for one in shown if one is not context.command.get_help_option(context)]
+    return shown if every else [one for one in shown if set(one.opts) != set(context.help_option_names)]
 
 
 def _options(context: click.Context, every: bool = False, names: frozenset[str] = frozenset()) -> list[str]:
@@ -185,7 +186,7 @@ def _commands(contexts: list[click.Context]) -> list[str]:
             *([] if is_group else _options(one, names=names)),
         ]
         lines += roff.subsection(one.command_path, body)
-    return [roff.section("COMMANDS", [""])[0], *lines]
+    return roff.section("COMMANDS", lines)
 
 
 def _exit_codes() -> list[str]:
