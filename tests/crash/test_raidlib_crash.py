@@ -35,7 +35,7 @@ def test_no_crash_leaves_a_checksum_that_does_not_fit(
 @pytest.mark.parametrize(("level", "members"), SHAPES)
 def test_no_crash_while_it_is_scrubbed_harms_a_pool(level: int, members: int) -> None:
     for checksums in (False, True):
-        assert explore(level, members, 5, STRIDE * 8, scrubbed(workload(5), 5), checksums) > 10
+        assert explore(level, members, 5, STRIDE * 8, scrubbed(workload(5), 5), checksums=checksums) > 10
 
 
 @pytest.mark.parametrize(("level", "members"), SHAPES[1:])
