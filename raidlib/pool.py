@@ -54,7 +54,6 @@ class Pool:
 
     def __init__(self, ledger: Ledger, groups: list[RaidGroup], was_clean: bool, same_boot: bool) -> None:
         self._ledger = ledger
-        self._groups = groups
         self._admin = threading.RLock()
         allocators = {
             group.index: Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index))
@@ -443,7 +442,6 @@ class Pool:
                 if not empty:
                     return 0
                 self.remarks += growing.drop_group(self._space, empty[0])
-                self._groups = list(self._space.groups.values())
             return self._mover.remaining() or len(self._ledger.state.moves) + len(self._mover.draining())
 
     def moves(self) -> list[dict[str, Any]]:
@@ -489,9 +487,9 @@ class Pool:
             engine = self._groups[0].engine
             group = _LEVELS[spec.level](index, info, geometry, layout, members, self._ledger, engine)
             allocator = Allocator(group, self._ledger, recovery.allocated_areas(self._ledger.state, index))
-            self._space.groups = {**self._space.groups, index: group}
-            self._space.allocators = {**self._space.allocators, index: allocator}
-            self._groups = list(self._space.groups.values())
+            with self._ledger.lock:
+                self._space.allocators = {**self._space.allocators, index: allocator}
+                self._space.groups = {**self._space.groups, index: group}
 
     def remove_group(self, name: str) -> int:
         """Have everything on a group moved to others by move_step(), which then drops it; return the areas to move.
@@ -646,6 +644,10 @@ class Pool:
             return check(self._space)
 
     # Inside
+
+    @property
+    def _groups(self) -> list[RaidGroup]:
+        return list(self._space.groups.values())
 
     @property
     def _allocators(self) -> dict[int, Allocator]:
