@@ -469,9 +469,7 @@ class Pool:
 
     # Groups
 
-    def add_group(
-        self, spec: GroupSpec, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False
-    ) -> None:
+    def add_group(self, spec: GroupSpec, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False) -> None:
         """Let the pool grow by a RAID group. With force, members of other pools are overwritten.
 
         Raises BadInput, AlreadyExists, NotFound, MemberInUse, OutOfSpace, MediumError; then the pool is as it was.
