@@ -358,7 +358,7 @@ class Pool:
                 if kind is ImageKind.SNAPSHOT and not source.info.writable:
                     raise BadInput(f"{source.name} is a snapshot itself", "make a clone of it, or use it as it is")
             if live:
-                self.sync()  # most of the work, while writers go on
+                self._space.sync()  # most of the work, while writers go on
             for source in live:
                 bars.enter_context(source.barred())
             for gate in {source.gate for source in live}:

@@ -87,3 +87,25 @@ def test_a_volume_moves_to_a_new_group_under_its_client_and_the_old_group_leaves
     assert target.connect("v").pread(24 * MIB, 0) == data
     kinds = [event["kind"] for event in target.call("events.list")]
     assert "move.done" in kinds and "pool.grown" in kinds and "pool.shrunk" in kinds
+
+
+def test_a_volume_in_a_replicated_group_is_snapshotted_and_moves(target: TargetProcess) -> None:
+    target.call("group.create", name="g", volumes=["v"], journal_bytes=32 * MIB)
+    handle = target.connect("v")
+    data = os.urandom(8 * MIB)
+    handle.pwrite(data, 0)
+    target.call("volume.snapshot", volumes=["v"], names=["s"])
+    refused(target, REFUSED, "group g", "volume.rollback", name="v", snapshot="s")
+    target.call("pool.add_group", group={"name": "new", "level": 0, "members": [target.disk("new0")]})
+    target.call("volume.move", name="v", raid_group="new")
+    while target.call("volume.map", name="v")["moves"]:
+        handle.pwrite(b"moving", MIB)
+    handle.pwrite(b"moved", 3 * MIB)
+    handle.flush()
+    expected = data[:MIB] + b"moving" + data[MIB + 6 : 3 * MIB] + b"moved" + data[3 * MIB + 5 :]
+    assert handle.pread(8 * MIB, 0) == expected
+    target.kill()
+    target.start()
+    assert target.connect("v").pread(8 * MIB, 0) == expected
+    assert target.connect("s").pread(8 * MIB, 0) == data
+    assert target.call("pool.check")["problems"] == []
