@@ -125,9 +125,7 @@ class Ledger:
 
     def layouts(self) -> list[Layout]:
         """The layouts of the groups that are there."""
-        return [
-            layout for group, layout in zip(self.state.groups, self._layouts, strict=True) if not group.removed
-        ]
+        return [layout for group, layout in zip(self.state.groups, self._layouts, strict=True) if not group.removed]
 
     def put_group(self, index: int, members: list[Member], geometry: Geometry, layout: Layout) -> None:
         """Take in a new group, whose info is in the state, in a new place or that of a removed one. Then commit."""

@@ -55,7 +55,6 @@ class Pool:
 
     def __init__(self, ledger: Ledger, groups: list[RaidGroup], was_clean: bool, same_boot: bool) -> None:
         self._ledger = ledger
-        self._groups = groups
         self._admin = threading.RLock()
         allocators = {
             group.index: Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index))
@@ -362,7 +361,7 @@ class Pool:
                 if kind is ImageKind.SNAPSHOT and not source.info.writable:
                     raise BadInput(f"{source.name} is a snapshot itself", "make a clone of it, or use it as it is")
             if live:
-                self.sync()  # most of the work, while writers go on
+                self._space.sync()  # most of the work, while writers go on
             for source in live:
                 bars.enter_context(source.barred())
             for gate in {source.gate for source in live}:
@@ -446,7 +445,6 @@ class Pool:
                 if not empty:
                     return 0
                 self.remarks += growing.drop_group(self._space, empty[0])
-                self._groups = list(self._space.groups.values())
             return self._mover.remaining() or len(self._ledger.state.moves) + len(self._mover.draining())
 
     def moves(self) -> list[dict[str, Any]]:
@@ -474,9 +472,7 @@ class Pool:
 
     # Groups
 
-    def add_group(
-        self, spec: GroupSpec, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False
-    ) -> None:
+    def add_group(self, spec: GroupSpec, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False) -> None:
         """Let the pool grow by a RAID group. With force, members of other pools are overwritten.
 
         Raises BadInput, AlreadyExists, NotFound, MemberInUse, OutOfSpace, MediumError; then the pool is as it was.
@@ -492,9 +488,9 @@ class Pool:
             engine = self._groups[0].engine
             group = _LEVELS[spec.level](index, info, geometry, layout, members, self._ledger, engine)
             allocator = Allocator(group, self._ledger, recovery.allocated_areas(self._ledger.state, index))
-            self._space.groups = {**self._space.groups, index: group}
-            self._space.allocators = {**self._space.allocators, index: allocator}
-            self._groups = list(self._space.groups.values())
+            with self._ledger.lock:
+                self._space.allocators = {**self._space.allocators, index: allocator}
+                self._space.groups = {**self._space.groups, index: group}
 
     def remove_group(self, name: str) -> int:
         """Have everything on a group moved to others by move_step(), which then drops it; return the areas to move.
@@ -676,6 +672,10 @@ class Pool:
             return check(self._space)
 
     # Inside
+
+    @property
+    def _groups(self) -> list[RaidGroup]:
+        return list(self._space.groups.values())
 
     @property
     def _allocators(self) -> dict[int, Allocator]:

@@ -99,10 +99,9 @@ class Volume:
 
     def raise_if_lost(self) -> None:
         """Raise MediumError when a group that it has areas on, or its home, has lost too many members."""
-        lost = [index for index, group in self.space.groups.items() if group.lost]
-        for index in lost:
-            if index == self.info.group or self.uses(index):
-                self.space.groups[index].raise_lost()
+        for index, group in self.space.groups.items():
+            if group.lost and (index == self.info.group or self.uses(index)):
+                group.raise_lost()
 
     def uses(self, group: int) -> bool:
         """Whether it has areas on a group."""
@@ -428,14 +427,15 @@ class Volume:
             with map_lock:
                 # An entry goes in only while the region is hot, and the area is this one and nobody else's.
                 if group.intents.heat(region) and areas[index] == place and not space.shared(place):
+                    entry = group.entry(area)
                     if group is self._home:
-                        self._readable[index] = group.entry(area)
+                        self._readable[index] = entry
                     if self._bars and self._is_barred(index, index):
                         pass  # who waits for us to leave must not find a way past the bar
                     elif not isinstance(self._home, StripedGroup):
                         self._writable[index] = group.write, area
                     elif group is self._home:
-                        self._writable[index] = group.member_offset(area)
+                        self._writable[index] = entry[1]
                     return place
             group.intents.mark((region,))
 

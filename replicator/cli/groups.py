@@ -18,9 +18,7 @@ from replicator.cli.units import SecondsType
 @yes_option
 @json_option
 @pass_node
-def remove_group(
-    here: Node, name: str, wait_for_it: bool, timeout_s: float | None, yes: bool, as_json: bool
-) -> None:
+def remove_group(here: Node, name: str, wait_for_it: bool, timeout_s: float | None, yes: bool, as_json: bool) -> None:
     """Move everything on RAID_GROUP to the others, while it is used, and take it out of the pool.
 
     Nothing new is put on it from now on. Its members are free once it is gone. Goes on after restarts and crashes;

@@ -181,7 +181,7 @@ def _make_files(paths: Sequence[str], size: int) -> list[str]:
 @json_option
 @pass_node
 def status(here: Node, as_json: bool) -> None:
-    """Show RAID groups, members, space, and a rebuild that is under way."""
+    """Show RAID groups, members, space, and rebuilds and moves that are under way."""
     found = here.target("pool.status")
     groups = found.get("groups", [])
     if as_json:
@@ -192,7 +192,7 @@ def status(here: Node, as_json: bool) -> None:
         (
             group["name"],
             f"RAID-{group['level']}",
-            group["state"],
+            group["state"] + (", being removed" if group.get("draining") else ""),
             f"{sum(member['state'] == GOOD for member in group['members'])}/{len(group['members'])} in sync",
             format_size(group["chunk_bytes"]),
             format_size(group["size"]),
@@ -211,6 +211,9 @@ def status(here: Node, as_json: bool) -> None:
         click.echo()
         table(False, None, ("member", "raid group", "state", "reason"), ill, "")
     show_health(found)
+    for move in found.get("moves", ()):
+        done, areas = move["areas"] - move["remaining"], move["areas"]
+        click.echo(f"{move['volume']} moves to {move['group']}: {done} of {areas} areas")
     for remark in found.get("remarks", ()):
         click.echo(f"remark: {remark}")
 

