@@ -11,6 +11,7 @@ for writes that were in flight, but all copies must give the same.
 from __future__ import annotations
 
 from raidlib.errors import MediumError
+from raidlib.fillrows import fill_mirror, rows_at_a_time
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState
@@ -105,18 +106,35 @@ class MirroredGroup(RaidGroup):
     def rebuild_area(self, area: int, member: Member) -> None:
         """See RaidGroup."""
         geometry = self.geometry
-        column = member.index // geometry.copies
+        sources = self._sources(member)
+        first_row = area * geometry.rows_per_area
+        step = rows_at_a_time(geometry.chunk_bytes)
+        for row in range(first_row, first_row + geometry.rows_per_area, step):
+            count = min(step, first_row + geometry.rows_per_area - row)
+            with self._lock_rows(row, row + count - 1):
+                if fill_mirror(self, sources, member, row, count):
+                    member.rebuilt_rows = row + count
+                    continue
+            for single in range(row, row + count):
+                self.rebuild_row(single, member)
+
+    def rebuild_row(self, row: int, member: Member) -> None:
+        """See RaidGroup."""
+        at, n = self.layout.data_offset + row * self.geometry.chunk_bytes, self.geometry.chunk_bytes
+        with self._lock_rows(row, row):
+            member.live_file().pwrite(self._read_any(self._sources(member), n, at), at)
+            self._has_now(member, row)
+
+    def _sources(self, member: Member) -> list[Member]:
+        """The other copies of a member that are in sync."""
+        geometry = self.geometry
+        copies = geometry.copies_of(member.index // geometry.copies)
         sources = [
-            self.members[i] for i in geometry.copies_of(column) if self.members[i].info.state is MemberState.IN_SYNC
+            self.members[i] for i in copies if i != member.index and self.members[i].info.state is MemberState.IN_SYNC
         ]
         if not sources:
             self.raise_lost()
-        first_row, base = area * geometry.rows_per_area, self.member_offset(area)
-        for i in range(geometry.rows_per_area):
-            at = base + i * geometry.chunk_bytes
-            with self._lock_rows(first_row + i, first_row + i):
-                member.live_file().pwrite(self._read_any(sources, geometry.chunk_bytes, at), at)
-                member.rebuilt_rows = first_row + i + 1
+        return sources
 
     def _write_copies(self, column: int, row: int, at: int, view: memoryview | None, length: int = 0) -> None:
         """Write (or with view None zero) at `at` on every copy; the range begins in `row`. Locks are held."""

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Sequence
 
 from raidlib.errors import MediumError
+from raidlib.fillrows import fill_parity, rows_at_a_time
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
@@ -180,12 +181,23 @@ class ParityGroup(RaidGroup):
         """See RaidGroup."""
         geometry = self.geometry
         first_row = area * geometry.rows_per_area
-        for row in range(first_row, first_row + geometry.rows_per_area):
-            column = self._column_of(row, member)
-            with self._locks[row & 255]:
-                found = self._recover(row, 0, geometry.chunk_bytes, [column], {column})
-                member.live_file().pwrite(found[column].view, self._row_offset(row))
-                member.rebuilt_rows = row + 1
+        step = rows_at_a_time(geometry.chunk_bytes)
+        for row in range(first_row, first_row + geometry.rows_per_area, step):
+            count = min(step, first_row + geometry.rows_per_area - row)
+            with self._lock_rows(row, row + count - 1):
+                if fill_parity(self, member, row, count):
+                    member.rebuilt_rows = row + count
+                    continue
+            for single in range(row, row + count):
+                self.rebuild_row(single, member)
+
+    def rebuild_row(self, row: int, member: Member) -> None:
+        """See RaidGroup."""
+        column = self._column_of(row, member)
+        with self._locks[row & 255]:
+            found = self._recover(row, 0, self.geometry.chunk_bytes, [column], {column})
+            member.live_file().pwrite(found[column].view, self._row_offset(row))
+            self._has_now(member, row)
 
     # One row; its stripe lock is held
 

@@ -12,9 +12,9 @@ Log record, 32 bytes, little-endian:
          6     2  version      1
          8     8  generation   the checkpoint it follows
         16     4  number       position in the log, from 0
-        20     4  volume       volume id; member index for REBUILT
-        24     4  place        logical area of the volume; block of 64 logical areas for TOUCH and UNTOUCH
-        28     4  area         area of the group; areas rebuilt for REBUILT
+        20     4  volume       volume id; member index for REBUILT and COPIED
+        24     4  place        logical area of the volume; block of 64 logical areas for TOUCH and UNTOUCH; region for MISSED
+        28     4  area         area of the group; areas done for REBUILT and COPIED
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from crc32c import crc32c
 
 from raidlib.errors import IntegrityError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Version 1 knew no successors, no members that are away, and no spares; it is read, and written as 2."""
+READABLE_VERSIONS = (1, 2)
+LOG_VERSION = 1
 RECORD = struct.Struct("<IBBHQIIII")
 RECORD_BYTES = RECORD.size
 _BODY = struct.Struct("<BBHQIIII")
@@ -48,6 +51,8 @@ class Kind(enum.IntEnum):
     TOUCH = 4  # areas come or go in this block of the volume; durable before the first
     UNTOUCH = 5  # all of those changes are durable
     REBUILT = 6  # a rebuilding member is right up to this area
+    COPIED = 20  # the successor of a member is right up to this area
+    MISSED = 21  # this region may have been written while a member was away
 
 
 class Record(NamedTuple):
@@ -66,7 +71,7 @@ class MemberState(enum.StrEnum):
 
     IN_SYNC = "in_sync"  # complete
     REBUILDING = "rebuilding"  # right below its rebuilt area, written to like the others there
-    FAILED = "failed"  # not to be used again; only replaced
+    FAILED = "failed"  # not used; only replaced, or re-added when it was merely away
 
 
 @dataclass
@@ -78,6 +83,23 @@ class MemberInfo:
     state: MemberState = MemberState.IN_SYNC
     rebuilt_areas: int = 0
     reason: str = ""
+    away: tuple[int, int] | None = None
+    """Failed only because it vanished or was stopped in order: its data is right but for the group's missed and marked
+    regions, if its metadata is of a generation from the first to the second number. None: its data is worth nothing."""
+    partial: bool = False
+    """Rebuilding after it was away: only missed and marked regions need work."""
+    successor: MemberInfo | None = None
+    """The member that is being filled to take this one's place. Its state is REBUILDING."""
+
+
+@dataclass
+class SpareInfo:
+    """A spare: formatted, owned by the pool, in no group yet. `group`: the only one it serves; empty for any."""
+
+    uuid: str
+    path: str
+    size: int
+    group: str = ""
 
 
 @dataclass
@@ -95,6 +117,14 @@ class GroupInfo:
     journaled: int = 0
     """Not 0: degraded, and every write since went through the stripe journal that began at this generation, so that a
     crash leaves no write hole."""
+    missed: set[int] = field(default_factory=set)
+    """Regions that may have been written since the first of the members that are away left. Complete only together
+    with the regions marked in the intent map."""
+
+    @property
+    def notes_missed(self) -> bool:
+        """Whether a region whose mark is cleared must be noted in `missed` first."""
+        return any(member.away is not None or member.partial for member in self.members)
 
 
 @dataclass
@@ -127,6 +157,7 @@ class PoolState:
     groups: list[GroupInfo] = field(default_factory=list)
     volumes: dict[int, VolumeInfo] = field(default_factory=dict)
     touched: set[tuple[int, int]] = field(default_factory=set)
+    spares: list[SpareInfo] = field(default_factory=list)
 
     def apply(self, record: Record) -> None:
         """Change the state as the record says. Raises IntegrityError when it does not fit."""
@@ -146,6 +177,12 @@ class PoolState:
                 self.touched.discard((volume, index))
             elif kind == Kind.REBUILT:
                 self.groups[group].members[volume].rebuilt_areas = area
+            elif kind == Kind.COPIED:
+                successor = self.groups[group].members[volume].successor
+                if successor is not None:
+                    successor.rebuilt_areas = area
+            elif kind == Kind.MISSED:
+                self.groups[group].missed.add(index)
         except (KeyError, IndexError):
             raise IntegrityError(f"pool {self.name}: log record {record} does not fit the checkpoint") from None
 
@@ -171,7 +208,8 @@ class PoolState:
                         "region_areas": g.region_areas,
                         "journaled": g.journaled,
                         "dirty": _pack_map({a: a for a in g.dirty}),
-                        "members": [[m.uuid, m.path, m.state.value, m.rebuilt_areas, m.reason] for m in g.members],
+                        "missed": _pack_map({r: r for r in g.missed}),
+                        "members": [_pack_member(m) for m in g.members],
                     }
                     for g in self.groups
                 ],
@@ -189,6 +227,7 @@ class PoolState:
                     for v in self.volumes.values()
                 ],
                 "touched": sorted(self.touched),
+                "spares": [[s.uuid, s.path, s.size, s.group] for s in self.spares],
             }
         )
         return packed
@@ -198,9 +237,9 @@ class PoolState:
         """Return the state of a checkpoint. Raises IntegrityError for a version this raidlib does not know."""
         try:
             raw = msgpack.unpackb(payload)
-            if raw["version"] != STATE_VERSION:
+            if raw["version"] not in READABLE_VERSIONS:
                 raise IntegrityError(
-                    f"pool metadata has version {raw['version']}, this raidlib knows {STATE_VERSION}",
+                    f"pool metadata has version {raw['version']}, this raidlib knows {STATE_VERSION} and older ones",
                     "use the farstripe that wrote it, or a newer one",
                 )
             groups = [
@@ -211,9 +250,10 @@ class PoolState:
                     g["chunk_bytes"],
                     g["areas"],
                     g["region_areas"],
-                    [MemberInfo(u, p, MemberState(s), r, why) for u, p, s, r, why in g["members"]],
+                    [_unpack_member(m) for m in g["members"]],
                     set(_unpack_map(g["dirty"])),
                     g["journaled"],
+                    set(_unpack_map(g.get("missed", b""))),
                 )
                 for g in raw["groups"]
             ]
@@ -243,6 +283,7 @@ class PoolState:
                 groups,
                 volumes,
                 touched,
+                [SpareInfo(*spare) for spare in raw.get("spares", ())],
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise IntegrityError(f"pool metadata of generation {generation} cannot be read: {exc!r}") from exc
@@ -251,7 +292,7 @@ class PoolState:
 def pack_record(record: Record, generation: int, number: int) -> bytes:
     """Return the 32 bytes of a log record."""
     body = _BODY.pack(
-        record.kind, record.group, STATE_VERSION, generation, number, record.volume, record.place, record.area
+        record.kind, record.group, LOG_VERSION, generation, number, record.volume, record.place, record.area
     )
     return _CRC.pack(crc32c(body)) + body
 
@@ -262,12 +303,36 @@ def unpack_log(buf: bytes, generation: int) -> list[Record]:
     view = memoryview(buf)
     for at in range(0, len(buf) - RECORD_BYTES + 1, RECORD_BYTES):
         crc, kind, group, version, its_generation, number, volume, index, area = RECORD.unpack_from(buf, at)
-        if its_generation != generation or number != len(records) or version != STATE_VERSION:
+        if its_generation != generation or number != len(records) or version != LOG_VERSION:
             break
         if crc != crc32c(view[at + 4 : at + RECORD_BYTES]):
             break
         records.append(Record(kind, group, volume, index, area))
     return records
+
+
+def _pack_member(member: MemberInfo) -> list[Any]:
+    """Five fields as in version 1; then what a member in order does not have."""
+    packed: list[Any] = [member.uuid, member.path, member.state.value, member.rebuilt_areas, member.reason]
+    if member.away is not None or member.partial or member.successor is not None:
+        successor = member.successor and _pack_member(member.successor)
+        packed += [member.away and list(member.away), member.partial, successor]
+    return packed
+
+
+def _unpack_member(packed: list[Any]) -> MemberInfo:
+    its_uuid, path, state, rebuilt, reason, *more = packed
+    away, partial, successor = more or (None, False, None)
+    return MemberInfo(
+        its_uuid,
+        path,
+        MemberState(state),
+        rebuilt,
+        reason,
+        (away[0], away[1]) if away else None,
+        partial,
+        _unpack_member(successor) if successor else None,
+    )
 
 
 def _pack_map(areas: dict[int, int]) -> bytes:
