@@ -19,12 +19,13 @@ from typing import Any
 from raidlib import create, readd, recovery, replacing
 from raidlib.allocator import Allocator
 from raidlib.assemble import assemble, known_paths
-from raidlib.blockfile import BlockFile, OSFile
+from raidlib.blockfile import BlockFile
 from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
 from raidlib.errors import AlreadyExists, BadInput, MediumError, NotFound, OutOfSpace, Refused
 from raidlib.ledger import Ledger
 from raidlib.memberops import MemberOps, resume
 from raidlib.mirrored import MirroredGroup
+from raidlib.nbdfile import open_exclusive
 from raidlib.parity import Engine, choose
 from raidlib.parityraid import ParityGroup
 from raidlib.raidgroup import RaidGroup
@@ -82,7 +83,7 @@ class Pool:
         name: str,
         groups: Sequence[GroupSpec],
         area_bytes: int = DEFAULT_AREA_BYTES,
-        open_file: OpenFile = OSFile.open_exclusive,
+        open_file: OpenFile = open_exclusive,
         *,
         force: bool = False,
     ) -> Pool:
@@ -98,7 +99,7 @@ class Pool:
     def open(
         cls,
         paths: Sequence[str],
-        open_file: OpenFile = OSFile.open_exclusive,
+        open_file: OpenFile = open_exclusive,
         *,
         force: bool = False,
         boot_id: str | None = None,
@@ -334,7 +335,7 @@ class Pool:
     # Members
 
     def replace_member(
-        self, old: str, new_path: str, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False
+        self, old: str, new_path: str, open_file: OpenFile = open_exclusive, *, force: bool = False
     ) -> None:
         """Put a new file or device in the place of a member (its path or uuid); rebuild_step() then fills it.
 
@@ -368,7 +369,7 @@ class Pool:
         with self._admin:
             self._member_ops.forget(path)
 
-    def readd_member(self, path: str, open_file: OpenFile = OSFile.open_exclusive) -> int:
+    def readd_member(self, path: str, open_file: OpenFile = open_exclusive) -> int:
         """Take back a member that was away; rebuild_step() copies what was written meanwhile (readd.py).
 
         Returns about how many bytes that is. Raises NotFound, Refused with the reason, MediumError; then nothing was
@@ -378,7 +379,7 @@ class Pool:
             return self._member_ops.readd(path, open_file)
 
     def add_spare(
-        self, path: str, raid_group: str = "", open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False
+        self, path: str, raid_group: str = "", open_file: OpenFile = open_exclusive, *, force: bool = False
     ) -> None:
         """Make a file or device a hot spare, of one RAID group or of all.
 

@@ -11,7 +11,8 @@ import os
 
 import pytest
 
-from tests.testing.poolcrash import degraded_workload, explore, workload
+from raidlib import rebuild, replacing
+from tests.testing.poolcrash import degraded_workload, explore, member_workload, workload
 
 STRIDE = int(os.environ.get("FARSTRIPE_CRASH_STRIDE", "7"))
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
@@ -27,3 +28,13 @@ def test_no_crash_loses_or_invents_data(level: int, members: int, seed: int) -> 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_crash_while_members_fail_and_are_rebuilt_loses_data(level: int, members: int, seed: int) -> None:
     assert explore(level, members, seed, STRIDE * 5, degraded_workload(seed)) > 5
+
+
+@pytest.mark.parametrize(("level", "members"), [*SHAPES, (1, 3)])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_no_crash_while_members_are_swapped_vanish_and_come_back_loses_data(
+    monkeypatch: pytest.MonkeyPatch, level: int, members: int, seed: int
+) -> None:
+    monkeypatch.setattr(replacing, "PROGRESS_AREAS", 1)
+    monkeypatch.setattr(rebuild, "PROGRESS_AREAS", 2)
+    assert explore(level, members, seed, STRIDE * 4, member_workload(seed)) > 5

@@ -179,5 +179,7 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     else:
         world.power_cut_and_open()
     world.check_new_volume_is_zero()
+    world.losing = ""  # what was about to break is whole again in this world
+    world.return_member()
     world.rebuild(100)
     world.check_redundancy()

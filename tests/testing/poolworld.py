@@ -295,6 +295,7 @@ class PoolWorld:
                 raise DoubleFault(str(exc)) from exc
             raise
         self._settle_lifecycle()
+        self._check_members()
         unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
         flight = self._in_flight
         for name, model in self.models.items():
@@ -333,6 +334,18 @@ class PoolWorld:
             raise Violation(f"volumes are {there}, should be {expected}")
 
     # Checks
+
+    def _check_members(self) -> None:
+        """Every disk is there after a crash: so whatever the state names as a member or a spare must be found."""
+        for member in self._members():
+            if member["reason"].endswith("missing") and not self.losing:
+                raise Violation(f"member {member['path']} is not to be found")
+        for remark in self.pool.remarks:
+            if remark.endswith("missing; replace it again"):
+                raise Violation(remark)
+        for spare in self.pool.status()["spares"]:
+            if not spare["there"]:
+                raise Violation(f"spare {spare['path']} is not to be found")
 
     def check_contents(self) -> None:
         """Every volume holds exactly what was acknowledged."""
