@@ -1,4 +1,4 @@
-"""Background work on the pool: clearing idle write-intent marks, rebuilding members, noticing failed ones.
+"""Background work on the pool: clearing idle write-intent marks, noticing failed members, rebuilding (rebuilder.py).
 
 Two threads, because a rebuild step can be long. Neither holds a lock over its sleep, both end within a step at stop.
 """
@@ -6,16 +6,14 @@ Two threads, because a rebuild step can be long. Neither holds a lock over its s
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.rebuilder import Rebuilder
 from replicator.eventlog import EventLog
 
 TICK_S = 5.0
-REBUILD_SHARE = 0.5
-"""Part of the time a rebuild may use: after a step it sleeps in proportion, so hosts keep the rest."""
 
 
 class Maintenance:
@@ -27,29 +25,24 @@ class Maintenance:
         self._before_clear = before_clear
         self._events = events
         self._stop = threading.Event()
-        self._rebuild = threading.Event()
         self._states: dict[str, str] = {}
-        self._threads = [
-            threading.Thread(target=self._tick_loop, name="maintenance", daemon=True),
-            threading.Thread(target=self._rebuild_loop, name="rebuild", daemon=True),
-        ]
+        self._rebuilder = Rebuilder(pools, events)
+        self._thread = threading.Thread(target=self._tick_loop, name="maintenance", daemon=True)
 
     def start(self) -> None:
         """Start both threads; a rebuild that was under way goes on."""
-        self._rebuild.set()
-        for thread in self._threads:
-            thread.start()
+        self._rebuilder.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """End both threads and wait for them."""
         self._stop.set()
-        self._rebuild.set()
-        for thread in self._threads:
-            thread.join()
+        self._rebuilder.stop()
+        self._thread.join()
 
     def rebuild_soon(self) -> None:
-        """A member was replaced: begin."""
-        self._rebuild.set()
+        """A member was replaced, taken back or lost: begin."""
+        self._rebuilder.soon()
 
     def _tick_loop(self) -> None:
         while not self._stop.wait(TICK_S):
@@ -74,34 +67,4 @@ class Maintenance:
                     self._events.add(
                         f"member.{state}", f"member {path} of RAID group {group['name']}: {before} → {state}", path=path
                     )
-
-    def _rebuild_loop(self) -> None:
-        while True:
-            self._rebuild.wait()
-            self._rebuild.clear()
-            if self._stop.is_set():
-                return
-            pool = self._pools.pool
-            if pool is not None:
-                try:
-                    self._run_rebuild(pool)
-                except Exception as exc:  # outermost loop: the pool stays degraded, and says so
-                    self._events.add("rebuild.failed", f"rebuild stopped: {exc}")
-
-    def _run_rebuild(self, pool: Any) -> None:
-        if not _rebuilding(pool):
-            return
-        started = time.monotonic()
-        self._events.add("rebuild.started", f"rebuild of {', '.join(_rebuilding(pool))} started")
-        while not self._stop.is_set():
-            began = time.monotonic()
-            if not pool.rebuild_step():
-                self._events.add("rebuild.done", f"rebuild finished after {began - started:.1f} s")
-                return
-            took = time.monotonic() - began
-            self._stop.wait(min(took * (1 - REBUILD_SHARE) / REBUILD_SHARE, 1.0))
-
-
-def _rebuilding(pool: Any) -> list[str]:
-    """Paths of the members that are being rebuilt."""
-    return [m["path"] for group in pool.status()["groups"] for m in group["members"] if m["state"] == "rebuilding"]
+                    self._rebuilder.soon()

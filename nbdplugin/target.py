@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdplugin import exports, launch, nodeconfig, ops_group, ops_node, ops_pool
+from nbdplugin import exports, launch, nodeconfig, ops_group, ops_member, ops_node, ops_pool
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
@@ -83,6 +83,7 @@ class Target:
             {
                 **ops_node.handlers(self),
                 **ops_pool.pool_handlers(self),
+                **ops_member.handlers(self),
                 **ops_pool.volume_handlers(self),
                 **ops_group.handlers(self),
             },

@@ -35,6 +35,11 @@ class Gate:
         self._lock = threading.Lock()
         self.pair = self._pairs[0]
 
+    @property
+    def entered(self) -> int:
+        """How many calls have entered so far."""
+        return sum(_value(entered) for entered, _ in self._counters)
+
     def wait(self) -> None:
         """Return when every call that entered before has left. Never call it between enter and leave."""
         with self._lock:

@@ -47,6 +47,8 @@ class MemberOps:
         self.spares = Spares(ledger, groups, spare_files or {})
         self.remarks: list[str] = []
         """What became of replacements, one line each."""
+        self.rebuilt_bytes = 0
+        """What the job of the last step has written."""
         ledger.on_successor_lost = lambda new, old, reason: self.remarks.append(
             f"{new} does not replace {old}: {reason}; {old} goes on"
         )
@@ -175,11 +177,19 @@ class MemberOps:
 
     # Work
 
+    @property
+    def wants_spare(self) -> bool:
+        """Whether a member failed and there is a spare."""
+        return bool(self.spares.infos) and any(
+            member.info.state is MemberState.FAILED for group in self._groups for member in group.members
+        )
+
     def step(self) -> int:
         """See Pool.rebuild_step."""
         jobs = self.jobs()
         if jobs:
             jobs[0].step()
+            self.rebuilt_bytes = jobs[0].copied_bytes
             if not jobs[0].active:
                 self.tidy()
         return sum(job.remaining_areas for job in self.jobs())
@@ -223,8 +233,8 @@ class MemberOps:
                     "replaces": job.member.path if isinstance(job, Replacement) else None,
                     "group": job.group.info.name,
                     "by_difference": isinstance(job, Rebuild) and job.member.info.partial,
-                    "remaining_bytes": job.remaining_areas * job.group.geometry.area_member_bytes,
-                    "total_bytes": job.group.info.areas * job.group.geometry.area_member_bytes,
+                    "remaining_bytes": job.remaining_bytes,
+                    "total_bytes": job.remaining_bytes + job.copied_bytes,
                     "copied_bytes": job.copied_bytes,
                 }
                 for job in self.jobs()

@@ -416,6 +416,33 @@ class Pool:
             return trouble
 
     @property
+    def wants_spare(self) -> bool:
+        """Whether a member failed and there is a spare. Cheap."""
+        return self._member_ops.wants_spare
+
+    @property
+    def rebuilds(self) -> list[dict[str, Any]]:
+        """Rebuilds and replacements under way, as in status()."""
+        with self._ledger.lock:
+            rebuilds: list[dict[str, Any]] = self._member_ops.report()["rebuilds"]
+            return rebuilds
+
+    @property
+    def rebuilt_bytes(self) -> int:
+        """Bytes that the last rebuild or replacement that ended wrote, as far as this process did it."""
+        return self._member_ops.rebuilt_bytes
+
+    @property
+    def member_remarks(self) -> list[str]:
+        """What became of replacements that did not come off, one line each."""
+        return list(self._member_ops.remarks)
+
+    @property
+    def requests(self) -> int:
+        """A number that grows with every request on a volume that is there."""
+        return sum(volume.gate.entered for volume in list(self._volumes.values()))
+
+    @property
     def paths(self) -> list[str]:
         """Where its members, those that are to replace some, and its spares are."""
         with self._ledger.lock:

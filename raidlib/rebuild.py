@@ -88,6 +88,13 @@ class Rebuild:
         return self.group.info.areas - self._next
 
     @property
+    def remaining_bytes(self) -> int:
+        """Bytes still to write. Call under the ledger's lock."""
+        group, partial = self.group, self.member.info.partial
+        areas = [area for area in self._allocator.allocated if area >= self._next]
+        return sum(not partial or may_differ(group, area) for area in areas) * group.geometry.area_member_bytes
+
+    @property
     def active(self) -> bool:
         """Whether there is something to do: the member may be complete, failed or replaced by now."""
         current = self.group.members[self.member.index]

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
 from raidlib.create import format_member
-from raidlib.errors import BadInput, MediumError, Refused
+from raidlib.errors import BadInput, MediumError, RaidError, Refused
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
@@ -145,6 +145,12 @@ class Replacement:
         return self.group.info.areas - self._next
 
     @property
+    def remaining_bytes(self) -> int:
+        """Bytes still to copy. Call under the ledger's lock."""
+        at = self._next
+        return sum(area >= at for area in self._allocator.allocated) * self.group.geometry.area_member_bytes
+
+    @property
     def active(self) -> bool:
         """Whether there is something to do."""
         return self.member.twin is self._twin
@@ -213,7 +219,13 @@ class Replacement:
                 return
             self.info.state, self.info.rebuilt_areas = MemberState.IN_SYNC, 0
             group.info.members[member.index] = member.info = self.info
-            ledger.commit()
+            try:
+                ledger.commit()
+            except RaidError:
+                if member.old_info is not None:
+                    group.info.members[member.index] = member.info = member.old_info
+                self.info.state = MemberState.REBUILDING
+                raise
             if member.info is self.info:
                 ledger.retire_old(member)
                 ledger.on_change(group.index)
