@@ -23,10 +23,10 @@ SIZE = 4 << 20
 class Server:
     """nbdkit's file plugin on a unix socket; killed and started at will."""
 
-    def __init__(self, directory: Path, name: str, *filters: str) -> None:
+    def __init__(self, directory: Path, name: str, *filters: str, size: int = SIZE) -> None:
         self.backing, self.socket = directory / name, directory / f"{name}.sock"
         self.backing.write_bytes(b"")
-        os.truncate(self.backing, SIZE)
+        os.truncate(self.backing, size)
         self.filters = filters
         self.uri = f"nbd+unix:///?socket={self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
