@@ -1,9 +1,9 @@
 """The node's pool as the target holds it: opening, creating, its volumes, and the list of where its members are.
 
-STATE/pool.json holds {"name": …, "members": [paths], "rebuild_limit_bytes_s": …}; the paths are hints only. What a member is, its own superblock says; a hint
-that is wrong costs a clear error, never data. The list is written as pool.json.making before the members of a new pool
-are touched, so a crash in between leaves a pool that the next start finds, or none. Destroying renames the list to
-pool.json.destroying first, so that the next start ends what a crash cut short and does not wait for members.
+STATE/pool.json holds {"name": …, "members": [paths], "rebuild_limit_bytes_s": …}. The paths are hints only: what a
+member is, its own superblock says; a hint that is wrong costs a clear error, never data. The list is written as
+pool.json.making before the members of a new pool are touched, so a crash in between leaves a pool that the next start
+finds, or none. Destroying renames it to pool.json.destroying first: the next start ends what a crash cut short.
 
 `changing` serialises everything that changes the pool's shape; requests of clients never take it.
 """
@@ -172,7 +172,9 @@ class PoolHost:
             pool = self.require()
             missed = pool.readd_member(member)
             self._save_hints(pool)
-        self._events.add("member.readded", f"member {member} is back, it missed {missed} bytes", path=member, missed=missed)
+        self._events.add(
+            "member.readded", f"member {member} is back, it missed {missed} bytes", path=member, missed=missed
+        )
         return missed
 
     def remove_member(self, member: str) -> None:
@@ -194,7 +196,7 @@ class PoolHost:
         self._events.add("spare.added", f"{member} is a spare of {raid_group or 'all RAID groups'}", path=member)
 
     def take_spare(self) -> tuple[str, str] | None:
-        """Let a spare take the place of a failed member; returns (failed, spare), or None when there is no such pair."""
+        """Let a spare take the place of a failed member; returns (failed, spare), None when there is no such pair."""
         pool = self.pool
         if pool is None or not pool.wants_spare:
             return None

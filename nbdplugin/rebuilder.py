@@ -118,5 +118,7 @@ def _named(work: list[dict[str, Any]]) -> str:
     kinds = []
     for one in work:
         what = "copy of what it missed to" if one["by_difference"] else "rebuild of"
-        kinds.append(f"replacement of {one['replaces']} by {one['member']}" if one["replaces"] else f"{what} {one['member']}")
+        kinds.append(
+            f"replacement of {one['replaces']} by {one['member']}" if one["replaces"] else f"{what} {one['member']}"
+        )
     return ", ".join(kinds)

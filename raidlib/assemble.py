@@ -162,7 +162,7 @@ def known_paths(state: PoolState) -> list[str]:
     """Where the members, their successors and the spares were last."""
     members = [member for group in state.groups for member in group.members]
     successors = [member.successor for member in members if member.successor is not None]
-    return [one.path for one in [*members, *successors, *state.spares]]
+    return [one.path for one in [*members, *successors]] + [spare.path for spare in state.spares]
 
 
 def _decide(search: _Search, best: Found, force: bool) -> Assembly:

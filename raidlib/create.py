@@ -16,8 +16,8 @@ from raidlib.blockfile import BlockFile
 from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, NotFound
 from raidlib.geometry import Geometry
 from raidlib.intents import empty_map, map_bytes
-from raidlib.nbdfile import is_uri
 from raidlib.metastore import MetaStore, check_fits
+from raidlib.nbdfile import is_uri
 from raidlib.state import GroupInfo, MemberInfo, PoolState
 from raidlib.stripejournal import journal_bytes
 from raidlib.superblock import Layout, Superblock, read_superblock, write_superblock

@@ -1,8 +1,8 @@
 """Filling a rebuilding member many rows at a time: the rows of an area are contiguous on every member.
 
-Read each source once in one large piece, compute row by row in memory, write one large piece: so a rebuild runs at the
-speed of the members and not of the interpreter. Any trouble with a source is left to the caller's way row by row, which
-can take another source for every single row.
+Read each source once in one large piece, all sources at the same time, compute row by row in memory, write one large
+piece: so a rebuild runs at the speed of the members and not of the interpreter. Any trouble with a source is left to
+the caller's way row by row, which can take another source for every single row.
 
 The caller holds the stripe locks of the rows.
 """
@@ -10,6 +10,8 @@ The caller holds the stripe locks of the rows.
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 from raidlib.gf256 import recovery
 from raidlib.member import Member
@@ -57,16 +59,14 @@ def fill_parity(group: RaidGroup, member: Member, first: int, count: int) -> boo
     sources = (present[turn:] + present[:turn])[:k]
     at = group.layout.data_offset + first * chunk_bytes
     *spans, made = _scratch(k + 1, count * chunk_bytes)
-    if not all(_read(source, span, at) for source, span in zip(sources, spans, strict=True)):
+    if not _read_all(sources, spans, at):
         return False
     for i in range(count):
         column_of = {geometry.member_of(first + i, column): column for column in range(k + r)}
         basis = sorted((column_of[source.index], span) for source, span in zip(sources, spans, strict=True))
         start, end = i * chunk_bytes, (i + 1) * chunk_bytes
         matrix = recovery(k, r, tuple(column for column, _ in basis), (column_of[member.index],))
-        group.engine.apply(
-            matrix, [span.part(start, end) for _, span in basis], [made.part(start, end)], chunk_bytes
-        )
+        group.engine.apply(matrix, [span.part(start, end) for _, span in basis], [made.part(start, end)], chunk_bytes)
     member.live_file().pwrite(made.view, at)
     return True
 
@@ -87,6 +87,19 @@ def _read(member: Member, span: Span, at: int) -> bool:
         member.read_errors += 1
         return False
     return True
+
+
+def _read_all(sources: list[Member], spans: list[Span], at: int) -> bool:
+    """Read one piece of each source at the same time, where that is worth it."""
+    if not all(source.live_file().parallel_sync for source in sources):
+        return all(_read(source, span, at) for source, span in zip(sources, spans, strict=True))
+    return all(_readers().map(_read, sources, spans, [at] * len(sources)))
+
+
+@lru_cache(maxsize=1)
+def _readers() -> ThreadPoolExecutor:
+    """Threads that read, made at the first rebuild; idle afterwards."""
+    return ThreadPoolExecutor(8, "raidlib-fill")
 
 
 def _scratch(count: int, size: int) -> list[Span]:

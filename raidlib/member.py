@@ -8,7 +8,6 @@ from raidlib.state import MemberInfo, MemberState
 from raidlib.superblock import Layout
 from raidlib.twin import TwinFile
 
-
 SLOW_S = 2.0
 """A sync that takes longer counts as slow."""
 

@@ -1,4 +1,4 @@
-"""What an administrator does with the members of an open pool: replace, fail, take back, spares; and the work it starts.
+"""What an administrator does with the members of an open pool: replace, fail, take back, spares; and the work of it.
 
 Joins rebuild.py, replacing.py, readd.py and spares.py. Calls come under the pool's administrative lock, but for step(),
 which one thread calls again and again.
@@ -23,6 +23,7 @@ from raidlib.replacing import Replacement
 from raidlib.spares import Spares
 from raidlib.state import MemberInfo, MemberState
 from raidlib.superblock import erase_superblock
+from raidlib.twin import TwinFile
 
 
 class MemberOps:
@@ -128,9 +129,7 @@ class MemberOps:
         file = open_member(path, open_file)
         try:
             members = [group.members for group in self._groups]
-            superblock, member, store = readd.identify(
-                file, self._ledger.state.uuid, members, self._ledger.state.name
-            )
+            superblock, member, store = readd.identify(file, self._ledger.state.uuid, members, self._ledger.state.name)
             group = self._groups[member.group]
             readd.check(group, member, file, superblock, store)
             if group.lost:
@@ -224,7 +223,13 @@ class MemberOps:
         """Spares and work in progress, as plain data. Call under the ledger's lock."""
         return {
             "spares": [
-                {"path": s.path, "uuid": s.uuid, "size": s.size, "group": s.group or None, "there": self.spares.is_there(s)}
+                {
+                    "path": s.path,
+                    "uuid": s.uuid,
+                    "size": s.size,
+                    "group": s.group or None,
+                    "there": self.spares.is_there(s),
+                }
                 for s in self.spares.infos
             ],
             "rebuilds": [
@@ -288,7 +293,5 @@ def resume(assembly: Assembly, ledger: Ledger) -> None:
                 replacing.join(ledger, member, assembly.successors[successor.uuid])
 
 
-def _twin_of(file: BlockFile) -> replacing.TwinFile | None:
-    return file if isinstance(file, replacing.TwinFile) else None
-
-
+def _twin_of(file: BlockFile) -> TwinFile | None:
+    return file if isinstance(file, TwinFile) else None

@@ -9,7 +9,8 @@ error after TIMEOUT_S instead of a thread that hangs.
 Once one request met a dead connection, the file is gone for good: every later call fails at once with ENOTCONN and
 nothing connects again behind its back, for a server that comes back may have lost what it had not made stable. The
 group marks the member as away, and taking it back (readd.py) opens it anew and copies what may be missing. (A server
-that hung must have been restarted by then: a write that it still had in its hands would come late.) A server that answers with an error is another matter: that is an error of the medium, like a disk's.
+that hung must have been restarted by then: a write that it still had in its hands would come late.) A server that
+answers with an error is another matter: that is an error of the medium, like a disk's.
 
 Durable writes use FUA where the server has it, else a flush. Holes are punched by write-zeroes, which may be slow: the
 pool is told that zeroing is fast only where the server says so.
@@ -23,6 +24,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from raidlib.blockfile import BlockFile, Buffer, OSFile, RawRead, RawWrite
@@ -109,7 +111,7 @@ class NbdFile:
             raise OSError(errno.EIO, f"file ends at byte {self._size}", self.path)
         for at in range(0, len(view), self._most):
             piece = view[at : at + self._most]
-            self._request(lambda h, piece=piece, at=at: h.aio_pread(_buffer(piece), off + at))
+            self._request(partial(_send_read, piece, off + at))
         return len(view)
 
     def pwrite(self, buf: Buffer, off: int) -> None:
@@ -171,7 +173,7 @@ class NbdFile:
             raise OSError(errno.ENOSPC, f"file ends at byte {self._size}", self.path)
         for at in range(0, len(view), self._most):
             piece = view[at : at + self._most]
-            self._request(lambda h, piece=piece, at=at: h.aio_pwrite(_buffer(piece), off + at, flags=flags))
+            self._request(partial(_send_write, piece, off + at, flags))
 
     def _zero_by(self, off: int, length: int, flags: int) -> None:
         end = off + length
@@ -179,7 +181,7 @@ class NbdFile:
         while off < end:
             n = min(step, end - off)
             if self._zero:
-                self._request(lambda h, n=n, off=off: h.aio_zero(n, off, flags=flags))
+                self._request(partial(_send_zero, n, off, flags))
             else:
                 self._write(_ZEROES[:n], off, 0)
             off += n
@@ -277,6 +279,21 @@ def _drop(handle: Any) -> None:
         handle.close()
     except Exception:  # whatever it says, the connection is given up
         pass
+
+
+def _send_read(view: memoryview, off: int, handle: Any) -> int:
+    cookie: int = handle.aio_pread(_buffer(view), off)
+    return cookie
+
+
+def _send_write(view: memoryview, off: int, flags: int, handle: Any) -> int:
+    cookie: int = handle.aio_pwrite(_buffer(view), off, flags=flags)
+    return cookie
+
+
+def _send_zero(length: int, off: int, flags: int, handle: Any) -> int:
+    cookie: int = handle.aio_zero(length, off, flags=flags)
+    return cookie
 
 
 def _buffer(view: memoryview) -> Any:

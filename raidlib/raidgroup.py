@@ -220,7 +220,7 @@ class RaidGroup:
         raise NotImplementedError
 
     def heal_area(self, area: int, member: Member) -> None:
-        """Write from the others what of an area cannot be read on a member. Raises MediumError, OSError (the member)."""
+        """Write from the others what of an area a member cannot give. Raises MediumError, OSError (the member)."""
         chunk_bytes, rows = self.geometry.chunk_bytes, self.geometry.rows_per_area
         for row in range(area * rows, (area + 1) * rows):
             try:

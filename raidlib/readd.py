@@ -5,7 +5,7 @@ was stable on it. What it may lack lies in regions that were marked in the inten
 durable on the other members before the first write, and is cleared only after a sync. While a member is away, a mark is
 cleared only once its region is in the group's durable set of missed regions. So
 
-    what differs  ⊆  missed regions ∪ marked regions          as long as any member is away or being taken back.
+    what differs lies in a missed or a marked region          as long as any member is away or being taken back.
 
 Free areas are another matter, for they are punched without a mark: all of the group's free areas are cleaned again
 before they are given out.

@@ -211,7 +211,7 @@ class Replacement:
             self._ledger.lose_successor(self.member, self.info, f"{why}; {exc.message}")
 
     def _finish(self) -> None:
-        member, ledger, twin, group = self.member, self._ledger, self._twin, self.group
+        member, ledger, group = self.member, self._ledger, self.group
         # Through the ledger: whichever of the two fails its sync is given up there.
         ledger.sync_members()
         with ledger.lock:

@@ -48,7 +48,9 @@ class Spares:
         served = self._served(group)
         least = min(need_of(one) for one in served)
         if file.size < least:
-            raise BadInput(f"{file.path} has {file.size} bytes, a member of this pool needs {least}", "take a larger one")
+            raise BadInput(
+                f"{file.path} has {file.size} bytes, a member of this pool needs {least}", "take a larger one"
+            )
         if any(spare.path == file.path for spare in self.infos):
             raise AlreadyExists(f"{file.path} is a spare already", "pool spare list shows them")
         if not force and not self._is_stray_spare(file):

@@ -13,7 +13,7 @@ Log record, 32 bytes, little-endian:
          8     8  generation   the checkpoint it follows
         16     4  number       position in the log, from 0
         20     4  volume       volume id; member index for REBUILT and COPIED
-        24     4  place        logical area of the volume; block of 64 logical areas for TOUCH and UNTOUCH; region for MISSED
+        24     4  place        logical area of the volume; block of 64 of them for TOUCH and UNTOUCH; region for MISSED
         28     4  area         area of the group; areas done for REBUILT and COPIED
 """
 

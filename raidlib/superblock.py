@@ -2,7 +2,7 @@
 
 It says which pool and which member this is; it does not change while the member lives, so it cannot be torn. It stands
 twice, in the first two 4 KiB blocks, and either copy will do. What does change (the generation, which members are
-good, the volumes) is in the metadata slots (metastore.py). On a spare all offsets and lengths of parts are 0: it has none.
+good, the volumes) is in the metadata slots (metastore.py). On a spare all places of parts are 0: it has none.
 
 Superblock, 4096 bytes, little-endian, zero-filled:
 

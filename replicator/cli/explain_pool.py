@@ -40,7 +40,8 @@ def _group(group: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, 
         )  # fmt: skip
     elif away:
         yield _entry(
-            f"RAID group {group['name']}", "degraded", f"{len(away)} of {len(group['members'])} members are not in sync",
+            f"RAID group {group['name']}", "degraded",
+            f"{len(away)} of {len(group['members'])} members are not in sync",
             "everything is there and can be written; redundancy is less than the level gives, and reads are slower",
             "see to the members named below", "farstripe pool status",
         )  # fmt: skip
@@ -65,7 +66,9 @@ def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str
             "put another one in its place", f"farstripe pool replace {path} NEW", "farstripe pool spare add NEW",
         )  # fmt: skip
     elif member["state"] == "rebuilding":
-        how = "it was away: what it missed is copied" if work and work["by_difference"] else "it took a lost one's place"
+        how = (
+            "it was away: what it missed is copied" if work and work["by_difference"] else "it took a lost one's place"
+        )
         yield _entry(name, "rebuilding", member["reason"] or how,
                      "what is done of it is read and written already; a crash does not begin it anew",
                      f"wait{_left(work)}", "farstripe pool status")  # fmt: skip

@@ -32,7 +32,9 @@ def is_uri(word: str) -> bool:
 def work_rows(status: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     """A row for each rebuild and replacement under way."""
     for one in status.get("rebuilds", ()):
-        what = f"replaces {one['replaces']}" if one["replaces"] else "by difference" if one["by_difference"] else "rebuild"
+        what = (
+            f"replaces {one['replaces']}" if one["replaces"] else "by difference" if one["by_difference"] else "rebuild"
+        )
         speed = f"{format_size(one['bytes_s'])}/s" if one.get("bytes_s") else "-"
         left = format_duration(one["left_s"]) if one.get("left_s") is not None else "-"
         yield one["member"], one["group"], what, format_size(one["remaining_bytes"]), speed, left
@@ -49,7 +51,9 @@ def show_work(status: dict[str, Any]) -> None:
 
 
 def _show_spares(spares: list[dict[str, Any]]) -> None:
-    rows = [(s["path"], s["group"] or "all", format_size(s["size"]), "ready" if s["there"] else "missing") for s in spares]
+    rows = [
+        (s["path"], s["group"] or "all", format_size(s["size"]), "ready" if s["there"] else "missing") for s in spares
+    ]
     table(False, None, ("spare", "raid group", "size", "state"), rows, "no spares")
 
 

@@ -30,11 +30,6 @@ TERMS: dict[str, Term] = {
         "RAID groups, each of members (files, disks or NBD exports). A node has one pool.",
         ("farstripe pool status",),
     ),
-    "degraded": Term(
-        "A RAID group with a member that is not in sync: everything is there and can be written, with less redundancy "
-        "than the level gives.",
-        ("farstripe explain pool", "farstripe pool status"),
-    ),
     "away": Term(
         "A member that vanished or was stopped in order. What it missed is remembered, so it can be taken back by "
         "copying only that.",

@@ -103,9 +103,7 @@ def test_a_server_that_dies_is_gone_for_good(servers: list[Server]) -> None:
     file.close()
 
 
-def test_a_server_that_hangs_becomes_an_error_in_time(
-    servers: list[Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_hangs_becomes_an_error_in_time(servers: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nbdfile, "TIMEOUT_S", 0.3)
     file = NbdFile.open(servers[0].uri)
     process = servers[0].process

@@ -76,7 +76,9 @@ def test_spares_that_cannot_be_are_refused_and_nothing_changes() -> None:
         pool.add_spare("s", "x", disk.open_exclusive)
     with pytest.raises(MemberInUse):
         pool.add_spare("m0", open_file=disk.open_exclusive)
-    other = Pool.create("other", [GroupSpec("g", 0, [disk.create("o", 1 << 20) or "o"], CHUNK)], AREA, disk.open_exclusive)
+    other = Pool.create(
+        "other", [GroupSpec("g", 0, [disk.create("o", 1 << 20) or "o"], CHUNK)], AREA, disk.open_exclusive
+    )
     other.close()
     with pytest.raises(MemberInUse, match="o is a member of pool other"):
         pool.add_spare("o", open_file=disk.open_exclusive)
