@@ -1,7 +1,7 @@
 """RAID 1 and 10: every data chunk on several members.
 
 Two writes that overlap must reach all copies in one order, or the copies differ for ever: so a write holds the stripe
-locks of its rows while it writes every copy. Reads spread over the copies by chunk and take no lock. A copy that
+locks of its rows while it writes every copy. Reads spread over the copies by row and take no lock. A copy that
 cannot be read is read elsewhere and written back; if that write fails too, the member is failed.
 
 After a crash the copies of a marked region may differ. The first member in sync is made the truth: any answer is right
@@ -26,7 +26,7 @@ class MirroredGroup(RaidGroup):
             for i in self.geometry.copies_of(column)
             if self.members[i].info.state is MemberState.IN_SYNC and self.members[i].file is not None
         ]
-        return good[chunk % len(good)] if good else None
+        return good[row % len(good)] if good else None
 
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
         """See RaidGroup."""

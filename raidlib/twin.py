@@ -284,7 +284,6 @@ class TwinFile:
         if new_error is not None:
             if self.old is None:
                 raise new_error  # the new file is the member by now
-            self.new = None
             self._on_new_loss(f"{what}: {new_error.strerror or new_error}")
         if old_error is not None:
             if self.old is None:
