@@ -120,7 +120,7 @@ def test_reads_are_shared_evenly_between_the_copies(level: int, members: int, mo
 
 
 def test_metadata_of_version_1_is_read_and_written_as_2() -> None:
-    disk, pool = new_pool(5, 3)
+    _, pool = new_pool(5, 3)
     raw = msgpack.unpackb(pool._ledger.state.encode(), strict_map_key=False)
     assert raw["version"] == 2
     raw["version"] = 1
