@@ -336,9 +336,9 @@ class PoolWorld:
     # Checks
 
     def _check_members(self) -> None:
-        """Every disk is there after a crash: so whatever the state names as a member or a spare must be found."""
+        """Whatever the state names as a member or a spare must be found, but what vanished."""
         for member in self._members():
-            if member["reason"].endswith("missing") and not self.losing:
+            if member["state"] == "failed" and member["reason"] == "missing" and not member["away"]:
                 raise Violation(f"member {member['path']} is not to be found")
         for remark in self.pool.remarks:
             if remark.endswith("missing; replace it again"):
