@@ -23,7 +23,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdplugin import exports, launch, nodeconfig, ops_group, ops_move, ops_node, ops_pool, ops_scrub, ops_snapshot
+from nbdplugin import (
+    exports,
+    launch,
+    nodeconfig,
+    ops_group,
+    ops_member,
+    ops_move,
+    ops_node,
+    ops_pool,
+    ops_scrub,
+    ops_snapshot,
+)
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
@@ -86,6 +97,7 @@ class Target:
             {
                 **ops_node.handlers(self),
                 **ops_pool.pool_handlers(self),
+                **ops_member.handlers(self),
                 **ops_pool.volume_handlers(self),
                 **ops_snapshot.handlers(self),
                 **ops_move.handlers(self),

@@ -18,26 +18,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raidlib import create, growing, images, placing, rebuild, recovery
+from raidlib import create, growing, images, placing, readd, recovery, replacing
 from raidlib.allocator import Allocator
-from raidlib.assemble import assemble
-from raidlib.blockfile import OSFile
+from raidlib.assemble import assemble, known_paths
+from raidlib.blockfile import BlockFile
 from raidlib.check import check
 from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
 from raidlib.errors import AlreadyExists, BadInput, NotFound, OutOfSpace, Refused
 from raidlib.ledger import Ledger
-from raidlib.member import Member
+from raidlib.memberops import MemberOps, resume
 from raidlib.mirrored import MirroredGroup
 from raidlib.move import Mover
+from raidlib.nbdfile import open_exclusive
 from raidlib.parity import Engine, choose
 from raidlib.parityraid import ParityGroup
 from raidlib.raidgroup import RaidGroup
-from raidlib.rebuild import Rebuild
 from raidlib.recovery import Ranges
 from raidlib.report import pool_report
 from raidlib.scrubs import Scrubs
 from raidlib.space import Space
-from raidlib.state import ImageKind, Kind, MemberState, Record, VolumeInfo
+from raidlib.state import ImageKind, Kind, Record, VolumeInfo
 from raidlib.striped import StripedGroup
 from raidlib.volume import BLOCK_BYTES, Volume
 
@@ -53,7 +53,14 @@ _LEVELS: dict[int, type[RaidGroup]] = {
 class Pool:
     """An open pool. Made by Pool.open; sizes, offsets and lengths are bytes."""
 
-    def __init__(self, ledger: Ledger, groups: list[RaidGroup], was_clean: bool, same_boot: bool) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        groups: list[RaidGroup],
+        was_clean: bool,
+        same_boot: bool,
+        spare_files: dict[str, BlockFile] | None = None,
+    ) -> None:
         self._ledger = ledger
         self._admin = threading.RLock()
         allocators = {
@@ -65,8 +72,8 @@ class Pool:
         self._touched = self._space.touched
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
         self._mover = Mover(self._space, self._volumes)
-        self._rebuilds: list[Rebuild] = []
         self._scrubs = Scrubs(lambda: self._groups, lambda index: self._allocators[index], ledger, lambda: self.volumes)
+        self._member_ops = MemberOps(ledger, self._space, self._wait_at_gates, spare_files)
         self._closed = False
         self.stopped = "clean" if was_clean else "killed" if same_boot else "lost power"
         """How the pool ended before this open: clean, killed (nothing written is lost), or lost power."""
@@ -75,10 +82,6 @@ class Pool:
         self.repaired_chunks = 0
         """Chunks of parity or mirrors that open had to make good."""
         self._unclean: Ranges = {}
-        for group in groups:
-            for member in group.members:
-                if member.info.state is MemberState.REBUILDING:
-                    self._rebuilds.append(Rebuild(group, self._allocators[group.index], ledger, member))
 
     # Making, opening, closing
 
@@ -88,7 +91,7 @@ class Pool:
         name: str,
         groups: Sequence[GroupSpec],
         area_bytes: int = DEFAULT_AREA_BYTES,
-        open_file: OpenFile = OSFile.open_exclusive,
+        open_file: OpenFile = open_exclusive,
         *,
         force: bool = False,
     ) -> Pool:
@@ -104,7 +107,7 @@ class Pool:
     def open(
         cls,
         paths: Sequence[str],
-        open_file: OpenFile = OSFile.open_exclusive,
+        open_file: OpenFile = open_exclusive,
         *,
         force: bool = False,
         boot_id: str | None = None,
@@ -122,6 +125,7 @@ class Pool:
         state = assembly.state
         ledger = Ledger(state, assembly.members, assembly.geometries, assembly.layouts)
         try:
+            resume(assembly, ledger)
             was_clean, same_boot = state.clean, state.boot_id == boot_id
             marks: list[set[int]] = [set() for _ in state.groups]
             groups: list[RaidGroup] = []
@@ -154,14 +158,18 @@ class Pool:
             ledger.commit()
             repaired = sum(recovery.repair(group, suspects[group.index], force) for group in groups)
             if not was_clean:
+                for group in groups:
+                    replacing.copy_suspects(group, ledger, suspects[group.index])
                 ledger.sync_members()
             for group in groups:
                 group.secure_degraded()
-            pool = cls(ledger, groups, was_clean, same_boot)
+            pool = cls(ledger, groups, was_clean, same_boot, assembly.spares)
             pool.remarks, pool.repaired_chunks, pool._unclean = assembly.remarks, repaired, unclean
             return pool
         except BaseException:
             ledger.close()
+            for file in assembly.spares.values():
+                file.close()
             raise
 
     def close(self) -> None:
@@ -182,6 +190,7 @@ class Pool:
                 for group in self._groups:
                     with group.intents.lock:
                         group.intents.cool()
+                    readd.note_missed(group, ledger, group.intents.marked())
                     group.intents.clear(group.intents.marked())
                 with ledger.lock:
                     ledger.state.touched.clear()
@@ -189,6 +198,7 @@ class Pool:
                     ledger.commit()
             finally:
                 ledger.close()
+                self._member_ops.spares.close()
 
     # Volumes
 
@@ -472,7 +482,7 @@ class Pool:
 
     # Groups
 
-    def add_group(self, spec: GroupSpec, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False) -> None:
+    def add_group(self, spec: GroupSpec, open_file: OpenFile = open_exclusive, *, force: bool = False) -> None:
         """Let the pool grow by a RAID group. With force, members of other pools are overwritten.
 
         Raises BadInput, AlreadyExists, NotFound, MemberInUse, OutOfSpace, MediumError; then the pool is as it was.
@@ -565,6 +575,7 @@ class Pool:
         self.sync()
         cleared = 0
         for group, regions in zip(groups, idle, strict=True):
+            readd.note_missed(group, self._ledger, regions)
             cleared += group.intents.clear(regions)
         with self._ledger.lock:
             gone = [block for block in idle_blocks if self._touched.get(block) is False]
@@ -577,54 +588,118 @@ class Pool:
     # Members
 
     def replace_member(
-        self, old: str, new_path: str, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False
+        self, old: str, new_path: str, open_file: OpenFile = open_exclusive, *, force: bool = False
     ) -> None:
         """Put a new file or device in the place of a member (its path or uuid); rebuild_step() then fills it.
 
+        A member that works stays, and is read and written, until the new one is complete (replacing.py).
         Raises NotFound, MemberInUse (yields to force), BadInput, Refused, MediumError; then nothing was changed.
-        Durable: the exchange.
+        Durable: the exchange; of a member that works, that it is to be exchanged.
         """
         with self._admin:
-            member = self._find_member(old)
-            group = self._groups[member.group]
-            new = create.open_member(new_path, open_file)
-            try:
-                if not force:
-                    create.check_unused(new)
-                rebuild.check_replaceable(group, member, new)
-                fresh = rebuild.replace(group, self._allocators[group.index], self._ledger, member, new)
-            except BaseException:
-                new.close()
-                raise
-            self._wait_at_gates()
-            if member.file is not None:
-                member.file.close()
-            self._rebuilds.append(Rebuild(group, self._allocators[group.index], self._ledger, fresh))
+            self._member_ops.replace(old, new_path, open_file, force)
 
     def rebuild_step(self) -> int:
-        """Do a small step (one area) of the first rebuild there is; return the areas that remain in all of them.
+        """Do a small step (one area) of the first rebuild or replacement there is; return the areas that remain in all.
 
         Call it in one thread, again and again, until it returns 0. Raises MediumError.
         """
-        self._rebuilds = [one for one in self._rebuilds if one.active]
-        if self._rebuilds:
-            self._rebuilds[0].step()
-        return sum(one.remaining_areas for one in self._rebuilds if one.active)
+        return self._member_ops.step()
 
     def fail_member(self, path: str) -> None:
-        """Take a member (its path or uuid) out for good. Raises NotFound, MediumError, Refused when its group needs it.
+        """Take a member (its path or uuid) out in good order; of a replacement under way, the new one.
 
-        Durable: that it is out.
+        Raises NotFound, MediumError, Refused when its group needs it. Durable: that it is out.
         """
         with self._admin:
-            member = self._find_member(path)
-            group = self._groups[member.group]
-            if not self._ledger.bears_loss_of(member):
+            self._member_ops.fail(path)
+
+    def remove_member(self, path: str) -> None:
+        """Let go for good of a spare, a replacement under way, or a member that failed, which then cannot be re-added.
+
+        Raises NotFound, Refused for a member in use. Durable: that.
+        """
+        with self._admin:
+            self._member_ops.forget(path)
+
+    def readd_member(self, path: str, open_file: OpenFile = open_exclusive) -> int:
+        """Take back a member that was away; rebuild_step() copies what was written meanwhile (readd.py).
+
+        Returns about how many bytes that is. Raises NotFound, Refused with the reason, MediumError; then nothing was
+        changed. Durable: that it takes part again.
+        """
+        with self._admin:
+            return self._member_ops.readd(path, open_file)
+
+    def add_spare(
+        self, path: str, raid_group: str = "", open_file: OpenFile = open_exclusive, *, force: bool = False
+    ) -> None:
+        """Make a file or device a hot spare, of one RAID group or of all.
+
+        Raises NotFound, MemberInUse (yields to force), BadInput, AlreadyExists, MediumError. Durable: the spare.
+        """
+        with self._admin:
+            self._member_ops.add_spare(path, raid_group, open_file, force)
+
+    def take_spare(self) -> tuple[str, str] | None:
+        """Put the smallest spare that fits in the place of a failed member, if there are both; rebuild_step() fills it.
+
+        Returns (failed, spare). Raises MediumError. Durable: the exchange.
+        """
+        with self._admin:
+            return self._member_ops.take_spare()
+
+    def destroy(self, *, force: bool = False) -> list[str]:
+        """Make all members and spares nobody's, and close the pool. Its volumes are gone.
+
+        Raises Refused while there are volumes (yields to force). Returns what could not be erased, one line each.
+        Durable: that.
+        """
+        with self._admin:
+            if self._volumes and not force:
                 raise Refused(
-                    f"group {group.info.name} cannot do without {member.path}",
-                    "replace what it has lost already, or put another member in this one's place: pool replace",
+                    f"pool {self.name} has volumes: {', '.join(self._volumes)}", "delete them first, or use force"
                 )
-            group.retire_member(member, "failed by the operator")
+            for volume in self._volumes.values():
+                volume.retire()
+            trouble = self._member_ops.wipe()
+            self._closed = True
+            self._ledger.close()
+            self._member_ops.spares.close()
+            return trouble
+
+    @property
+    def wants_spare(self) -> bool:
+        """Whether a member failed and there is a spare. Cheap."""
+        return self._member_ops.wants_spare
+
+    @property
+    def rebuilds(self) -> list[dict[str, Any]]:
+        """Rebuilds and replacements under way, as in status()."""
+        with self._ledger.lock:
+            rebuilds: list[dict[str, Any]] = self._member_ops.report()["rebuilds"]
+            return rebuilds
+
+    @property
+    def rebuilt_bytes(self) -> int:
+        """Bytes that the last rebuild or replacement that ended wrote, as far as this process did it."""
+        return self._member_ops.rebuilt_bytes
+
+    @property
+    def member_remarks(self) -> list[str]:
+        """What became of replacements that did not come off, one line each."""
+        return list(self._member_ops.remarks)
+
+    @property
+    def requests(self) -> int:
+        """A number that grows with every request on a volume that is there."""
+        return sum(volume.gate.entered for volume in list(self._volumes.values()))
+
+    @property
+    def paths(self) -> list[str]:
+        """Where its members, those that are to replace some, and its spares are."""
+        with self._ledger.lock:
+            return known_paths(self._ledger.state)
 
     # Scrubbing
 
@@ -660,7 +735,8 @@ class Pool:
             return {
                 **pool_report(self._ledger.state, self._groups, self._allocators, self._volumes.values()),
                 "stopped": self.stopped,
-                "remarks": list(self.remarks),
+                **self._member_ops.report(),
+                "remarks": [*self.remarks, *self._member_ops.remarks],
                 "repaired_chunks": self.repaired_chunks,
                 "moves": self._mover.report(),
                 "scrubs": self.scrub_status(),
@@ -708,12 +784,10 @@ class Pool:
         best = max(groups, key=lambda group: (not group.lost, self._allocators[group.index].free_areas))
         return best.index
 
-    def _find_member(self, key: str) -> Member:
-        for group in self._groups:
-            for member in group.members:
-                if key in (member.path, member.info.uuid):
-                    return member
-        raise NotFound(f"{key} is not a member of pool {self.name}", "pool status lists its members")
+    def _drain(self) -> None:
+        """Return when every request on a volume that is in flight has ended."""
+        for volume in list(self._volumes.values()):
+            volume.gate.wait()
 
     def _grow(self, volume: Volume, size: int) -> None:
         """Make a new volume or a larger size durable, with all its areas if it is thick; then serve it."""

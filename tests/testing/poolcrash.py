@@ -160,6 +160,42 @@ def _member_step(world: PoolWorld, index: int, dice: float) -> None:
         world.rebuild(4 if dice < 0.95 else 100)
 
 
+def member_workload(seed: int, steps: int = 26) -> list[Step]:
+    """Draw steps in which good members are replaced, members vanish and come back, and spares take over."""
+    rng = random.Random(seed)
+    plan: list[Step] = [lambda w: w.create_volume("a", 8 * 16384), lambda w: w.create_volume("b", 6 * 16384)]
+    for _ in range(steps):
+        index, dice = rng.randrange(4), rng.random()
+        if dice < 0.45:
+            plan.append(_draw(rng))
+        else:
+            plan.append(partial(_swap_step, index=index, dice=dice))
+        plan.append(PoolWorld.settle)
+    return plan
+
+
+def _swap_step(world: PoolWorld, index: int, dice: float) -> None:
+    index %= len(world.pool.status()["groups"][0]["members"])
+    if dice < 0.54:
+        world.replace_member(index)
+    elif dice < 0.56:
+        world.break_successor()
+    elif dice < 0.59:
+        world.break_member(index)
+    elif dice < 0.66:
+        world.vanish_member(index)
+    elif dice < 0.69:
+        world.fail_member(index)
+    elif dice < 0.78:
+        world.return_member()
+    elif dice < 0.81:
+        world.add_spare()
+    elif dice < 0.84:
+        world.take_spare()
+    else:
+        world.rebuild(3 if dice < 0.94 else 100)
+
+
 def _remake(world: PoolWorld) -> None:
     """Volume c comes, is written, grows, and goes."""
     if "c" in world.models:
@@ -249,6 +285,8 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     for _ in range(3):
         world.move_steps(1)
     world.check_new_volume_is_zero()
+    world.losing = ""  # what was about to break is whole again in this world
+    world.return_member()
     world.rebuild(100)
     world.check_books()
     world.check_no_checksum_error()
