@@ -124,7 +124,7 @@ def create(
     """Make the pool NAME.
 
     LEVEL is raid0, raid1, raid5, raid6 or raid10, optionally with a name for the RAID group and a chunk size;
-    MEMBER is a file or a disk.
+    MEMBER is a file, a disk or an NBD URI.
 
     \b
       farstripe pool create main raid6 /disks/{0..5} raid0 /scratch/{0..1}

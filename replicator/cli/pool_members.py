@@ -12,7 +12,7 @@ import click
 from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
-from replicator.cli.units import SizeType, format_duration, format_size
+from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
 from replicator.core.errors import Refused
 
 _URI = re.compile(r"nbds?(\+unix)?://")
@@ -60,7 +60,8 @@ def _show_spares(spares: list[dict[str, Any]]) -> None:
 @click.command()
 @click.argument("member", shell_complete=names.members)
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait until it is complete, with a progress bar.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@click.option("--timeout", "timeout_s", type=SecondsType(0), metavar="SECONDS",
+              help="With --wait: give up waiting after this.")  # fmt: skip
 @json_option
 @pass_node
 def readd(here: Node, member: str, wait_for_it: bool, timeout_s: float | None, as_json: bool) -> None:
@@ -143,7 +144,7 @@ def spare_list(here: Node, as_json: bool) -> None:
 @json_option
 @pass_node
 def rebuild_limit(here: Node, speed: int, as_json: bool) -> None:
-    """Let rebuilds and replacements write at most so much a second, as in 50M; 0 lifts the limit.
+    """Let rebuilds and replacements write at most BYTES_PER_SECOND, as in 50M; 0 lifts the limit.
 
     While hosts are at work a rebuild takes half of the time at most, with or without a limit.
     """

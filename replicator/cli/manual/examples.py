@@ -123,6 +123,22 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "Hosts go on while /dev/sdh is filled from the other members. Ctrl-C ends the waiting, not the rebuild.",
         ),
         Example(
+            "Let that happen by itself, with disks that wait for it.",
+            ("farstripe pool spare add /dev/sdx", "farstripe pool spare add /dev/sdy --group slow",
+             "farstripe pool spare list"),
+            "When a member is lost a spare takes its place at once: of those that fit, the smallest.",
+        ),
+        Example(
+            "A disk was away for a while, behind a cable or a controller.",
+            ("farstripe pool readd /dev/sdc --wait",),
+            "Only what was written meanwhile is copied. A disk that failed for errors of its own is refused.",
+        ),
+        Example(
+            "Leave disks to the hosts while a rebuild runs.",
+            ("farstripe pool rebuild-limit 50M", "farstripe pool rebuild-limit 0"),
+            "Rebuilds write at most 50 MiB a second; 0 lifts the limit.",
+        ),
+        Example(
             "A disk looks doubtful, and is taken out of use before its replacement is there.",
             ("farstripe pool fail /dev/sdd", "farstripe pool replace /dev/sdd /dev/sdi --timeout 3600 --wait"),
             "Between the two the RAID group has less redundancy, and status says so. The first command is refused "
@@ -151,6 +167,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "Do the pool's books balance?",
             ("farstripe pool check",),
             "Areas are counted anew while the pool is in use. The exit code is 10 when one is lost or used twice.",
+        ),
+        Example(
+            "The disks are wanted for something else.",
+            ("farstripe volume list", "farstripe pool destroy"),
+            "The pool is gone for good, so destroy asks, and is refused while there are volumes.",
         ),
     ),
     "volume": (
