@@ -215,7 +215,8 @@ class Replacement:
         try:
             self.group.heal_area(area, self.member)
         except MediumError as exc:
-            self._ledger.lose_successor(self.member, self.info, f"{why}; {exc.message}")
+            if not self.group.checksums:
+                self._ledger.lose_successor(self.member, self.info, f"{why}; {exc.message}")
 
     def _finish(self) -> None:
         member, ledger, group = self.member, self._ledger, self.group
