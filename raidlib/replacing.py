@@ -11,7 +11,7 @@ is retired by the same commit that the new one becomes a member by, and not befo
 * A crash: progress is logged after a sync of the new file, so below it the two differ at most in marked regions; open
   copies those again before anything is served, and the replacement goes on.
 * A byte of the old one cannot be read: the row is made good from redundancy, which writes it to both. What is lost for
-  good ends the replacement, unless there are checksums: then the new one gets all the rest, and reads of that still fail.
+  good ends the replacement, unless there are checksums: then the new one gets all the rest, and reads of it still fail.
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ class Replacement:
         try:
             self.group.heal_area(area, self.member)
         except MediumError as exc:
-            self._ledger.lose_successor(self.member, self.info, f"{why}; {exc.message}")
+            if not self.group.checksums:
+                self._ledger.lose_successor(self.member, self.info, f"{why}; {exc.message}")
 
     def _finish(self) -> None:
         member, ledger, group = self.member, self._ledger, self.group

@@ -290,7 +290,7 @@ def test_a_member_is_replaced_in_place_with_checksums_of_its_own(level: int, mem
     pool.volume("v").pwrite(pattern(AREA, 9), AREA)  # to both while one is filled
     while pool.rebuild_step():
         pass
-    assert [one["path"] for one in pool.status()["groups"][0]["members"]][0] == "new"
+    assert pool.status()["groups"][0]["members"][0]["path"] == "new"
     assert states(pool) == ["in_sync"] * members
     pool.close()
     pool = reopen(disk)
