@@ -142,7 +142,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "A disk looks doubtful, and is taken out of use before its replacement is there.",
             ("farstripe pool fail /dev/sdd", "farstripe pool replace /dev/sdd /dev/sdi --timeout 3600 --wait"),
             "Between the two the RAID group has less redundancy, and status says so. The first command is refused "
-            "where the RAID group cannot do without the disk.",
+            "where the RAID group cannot do without the disk. With the new disk at hand leave it out: the old one then "
+            "stays a member until the new one is complete.",
         ),
         Example(
             "Read everything and compare it, not faster than 200 MiB a second.",
@@ -156,6 +157,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
              "farstripe pool scrub slow --resume"),
             "Only RAID group slow is looked at. The scrub halts where it is and goes on from there, also after a "
             "restart.",
+        ),
+        Example(
+            "More room.",
+            ("farstripe pool add-group more=raid6 /dev/sd{j..o}",),
+            "Volumes take space from the new RAID group at once; what lies on others stays there.",
         ),
         Example(
             "Old disks leave the pool while hosts go on.",
