@@ -161,7 +161,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example(
             "More room.",
             ("farstripe pool add-group more=raid6 /dev/sd{j..o}",),
-            "Volumes take space from the new RAID group at once; what lies on others stays there.",
+            "The new RAID group has room for volumes at once; what lies on others stays there.",
         ),
         Example(
             "Old disks leave the pool while hosts go on.",
