@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any
 
 from raidlib.checksums import BLOCK_BYTES
+from raidlib.degradedread import read_row
 from raidlib.errors import MediumError, Refused
 from raidlib.fillrows import fill_parity, rows_at_a_time
 from raidlib.gf256 import generator, recovery, update
@@ -61,6 +62,8 @@ class ParityGroup(RaidGroup):
         self._torn: dict[int, dict[int, tuple[int, memoryview]]] = {}
         """Rows half written: column -> (offset in the chunk, bytes) to be written before anything else there."""
         super().__init__(*args, **more)
+        n = self.geometry.members
+        self._row_members = [[self.geometry.member_of(row, column) for column in range(n)] for row in range(n)]
 
     def refresh(self) -> None:
         """See RaidGroup. While a row is torn every read goes the slow way, where that is looked at."""
@@ -68,6 +71,26 @@ class ParityGroup(RaidGroup):
         if self._torn:
             for table in self.read_tables:
                 table[:] = [unavailable] * len(table)
+
+    def read(self, area: int, off: int, view: memoryview, *, once: bool = False) -> None:
+        """See RaidGroup. While members are gone, row by row."""
+        if not self.degraded or self._torn:
+            super().read(area, off, view, once=once)
+            return
+        geometry = self.geometry
+        row_bytes = geometry.data_chunks * geometry.chunk_bytes
+        span = span_of(view)
+        at, end = off, off + len(view)
+        while at < end:
+            row_in_area, start = divmod(at, row_bytes)
+            n = min(row_bytes - start, end - at)
+            row = area * geometry.rows_per_area + row_in_area
+            into = span.part(at - off, at - off + n)
+            with self._locks[row & 255]:
+                done = not self._torn and read_row(self, row, _pieces(start, n, geometry.chunk_bytes), into)
+            if not done:
+                super().read(area, at, into.view, once=once)
+            at += n
 
     def write(self, area: int, off: int, view: memoryview) -> None:
         """See RaidGroup."""
@@ -207,7 +230,7 @@ class ParityGroup(RaidGroup):
             data = self._recover(row, 0, geometry.chunk_bytes, list(range(k)), set())
             if not trust_parity and errors != sum(member.read_errors for member in self.members):
                 raise self._torn_and_unreadable(row)
-            made = [span.part(0, geometry.chunk_bytes) for span in self._scratch().spans[-len(parity) :]]
+            made = [span.part(0, geometry.chunk_bytes) for span in self.scratch().spans[-len(parity) :]]
             sources = [data[column] for column in range(k)]
             self.engine.apply(generator(k, len(parity))[k:], sources, made, geometry.chunk_bytes)
             for column, new in zip(parity, made, strict=True):
@@ -277,7 +300,7 @@ class ParityGroup(RaidGroup):
     def _modify(self, row: int, lo: int, hi: int, pieces: list[Piece], new: Span) -> None:
         """Read-modify-write."""
         k, length = self.geometry.data_chunks, hi - lo
-        scratch = iter(self._scratch().spans)
+        scratch = iter(self.scratch().spans)
         old, fresh = [], []
         data: dict[int, tuple[int, memoryview]] = {}
         for column, inner, at, size in pieces:
@@ -309,7 +332,7 @@ class ParityGroup(RaidGroup):
         """Read the columns that stay, encode all."""
         length = hi - lo
         changed = {piece[0]: piece for piece in pieces}
-        scratch = iter(self._scratch().spans)
+        scratch = iter(self.scratch().spans)
         sources: list[Span] = []
         data: dict[int, tuple[int, memoryview]] = {}
         for column in range(self.geometry.data_chunks):
@@ -347,7 +370,7 @@ class ParityGroup(RaidGroup):
     ) -> None:
         """Compute parity of all data columns over [lo, lo + length); write the changed data and it."""
         k, r = self.geometry.data_chunks, self.geometry.parity_chunks
-        made = [span.part(0, length) for span in self._scratch().spans[-r:]]
+        made = [span.part(0, length) for span in self.scratch().spans[-r:]]
         self.engine.apply(generator(k, r)[k:], sources, made, length)
         for i, span in enumerate(made):
             data[k + i] = lo, span.view
@@ -454,7 +477,7 @@ class ParityGroup(RaidGroup):
                     f"group {self.info.name}: row {row} has lost more chunks than RAID {self.info.level} can bear",
                     "restore the volume from a replica",
                 )
-            scratch = iter(self._scratch().spans)
+            scratch = iter(self.scratch().spans)
             spans: dict[int, Span] = {}
             try:
                 for column in sorted({*basis, *direct}):
@@ -523,7 +546,7 @@ class ParityGroup(RaidGroup):
             raise _ReadFailed(column) from None
 
     def _make_equal(self, member: Member, truth: memoryview, at: int) -> int:
-        have = self._scratch().spans[-3].part(0, len(truth)).view
+        have = self.scratch().spans[-3].part(0, len(truth)).view
         try:
             member.live_file().preadinto(have, at)
             if have == truth:
@@ -543,10 +566,14 @@ class ParityGroup(RaidGroup):
         geometry = self.geometry
         return next(c for c in range(geometry.members) if geometry.member_of(row, c) == member.index)
 
+    def members_of_row(self, row: int) -> list[int]:
+        """The members that hold the columns of a row, by column."""
+        return self._row_members[row % len(self._row_members)]
+
     def _row_offset(self, row: int) -> int:
         return self.layout.data_offset + row * self.geometry.chunk_bytes
 
-    def _scratch(self) -> Scratch:
+    def scratch(self) -> Scratch:
         """This thread's buffers: one per column twice over, and the last three for new parity and comparing."""
         key = 2 * self.geometry.members + 6, self.geometry.chunk_bytes
         pools: dict[tuple[int, int], Scratch] | None = getattr(self._local, "pools", None)

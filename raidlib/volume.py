@@ -433,7 +433,7 @@ class Volume:
                     if self._bars and self._is_barred(index, index):
                         pass  # who waits for us to leave must not find a way past the bar
                     elif not isinstance(self._home, StripedGroup):
-                        self._writable[index] = group.write, area
+                        self._writable[index] = group.writer, area
                     elif group is self._home:
                         self._writable[index] = entry[1]
                     return place
