@@ -23,13 +23,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdplugin import exports, launch, nodeconfig, ops_group, ops_move, ops_node, ops_pool, ops_snapshot
+from nbdplugin import exports, launch, nodeconfig, ops_balance, ops_group, ops_move, ops_node, ops_pool, ops_snapshot
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.sampling import Sampling
 from nbdplugin.together import Together
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
@@ -76,6 +77,8 @@ class Target:
         self.groups.open()
         self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)
         self.maintenance.start()
+        self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
+        self.sampling.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -86,6 +89,7 @@ class Target:
                 **ops_pool.volume_handlers(self),
                 **ops_snapshot.handlers(self),
                 **ops_move.handlers(self),
+                **ops_balance.handlers(self),
                 **ops_group.handlers(self),
             },
         )
@@ -170,6 +174,7 @@ class Target:
             return
         self._closed = True
         self.control.stop()
+        self.sampling.stop()
         self.maintenance.stop()
         self.together.stop()
         self.groups.close()

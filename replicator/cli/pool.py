@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, progress, where
+from replicator.cli import balance, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size, parse_size
@@ -285,4 +285,5 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     )
 
 
-pool.add_command(where.check)
+for _command in (where.check, *balance.COMMANDS):
+    pool.add_command(_command)

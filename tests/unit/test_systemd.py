@@ -14,7 +14,11 @@ from replicator.cli.main import cli
 from tests.testing.needs import needs
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
-NAMES = ("farstripe-target.service", "farstripe-replicator.service", "farstripe-attach@.service")
+DAEMONS = ("farstripe-target.service", "farstripe-replicator.service", "farstripe-attach@.service")
+JOBS = ("farstripe-balance.service",)
+TIMERS = ("farstripe-balance.timer",)
+SERVICES = DAEMONS + JOBS
+NAMES = SERVICES + TIMERS
 MOST_EXPOSURE = 40  # tenths of a point of `systemd-analyze security`; 100 is an unconfined service
 
 
@@ -47,7 +51,7 @@ def test_systemd_accepts_the_units(installed: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SERVICES)
 def test_the_units_are_hardened(installed: Path, name: str) -> None:
     needs("systemd-analyze")
     unit = installed / name.replace("@.", "@data.")
@@ -56,7 +60,7 @@ def test_the_units_are_hardened(installed: Path, name: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SERVICES)
 def test_what_a_unit_runs_exists(name: str) -> None:
     service = read(name)["Service"]
     for key in ("ExecStart", "ExecStop"):
@@ -81,7 +85,7 @@ def test_the_target_stops_first_and_attached_devices_before_it() -> None:
     assert {"farstripe-target.service", "farstripe-replicator.service"} <= set(after)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DAEMONS)
 def test_every_service_tells_when_it_is_ready_and_keeps_the_shared_directory(name: str) -> None:
     service = read(name)["Service"]
     assert service["Type"] == "notify"
@@ -91,3 +95,11 @@ def test_every_service_tells_when_it_is_ready_and_keeps_the_shared_directory(nam
 def test_one_process_does_not_pull_down_the_other() -> None:
     for name in NAMES:
         assert not {"Requires", "BindsTo", "PartOf"} & set(read(name)["Unit"])
+
+
+@pytest.mark.parametrize("name", TIMERS)
+def test_a_timer_is_off_until_it_is_enabled_and_runs_a_job_that_ends(name: str) -> None:
+    job = name.replace(".timer", ".service")
+    assert read(name)["Install"]["WantedBy"] == "timers.target"
+    assert job in JOBS and read(job)["Service"]["Type"] == "oneshot"
+    assert not read(job).has_section("Install")

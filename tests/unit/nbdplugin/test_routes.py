@@ -29,7 +29,7 @@ class MemoryVolume:
     def pread_into(self, buf: Any, off: int) -> None:
         buf[:] = self.data[off : off + len(buf)]
 
-    def pwrite(self, buf: Any, off: int) -> None:
+    def writer(self, buf: Any, off: int) -> None:
         self.entered.set()
         self.go_on.wait(10)
         self.data[off : off + len(buf)] = buf
@@ -142,14 +142,14 @@ def test_no_write_is_lost_or_seen_by_the_old_way_while_switching_under_load() ->
     handle = Connection(route)
     switched = threading.Event()
     late: list[str] = []
-    plain = volume.pwrite
+    plain = volume.writer
 
     def checked(buf: Any, off: int) -> None:
         if switched.is_set():
             late.append("write through the old way after the switch")
         plain(buf, off)
 
-    volume.pwrite = checked  # type: ignore[method-assign]
+    volume.writer = checked  # type: ignore[method-assign]
     route = handle.route = _route(volume)
     stop = threading.Event()
     done = [0] * 4
