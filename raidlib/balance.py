@@ -245,7 +245,7 @@ class _Planner:
             if self._group[key] == source
             and key not in self._moved
             and difference / 256 <= area.utilisation <= LEAST_GAIN * difference
-            and area.suits(there.level)
+            and (area.suits(there.level) or not area.suits(here.level))
         ]
         found.sort(key=lambda area: (area.suits(here.level), abs(difference / 2 - area.utilisation), area.order))
         return (area for area in found if self._may_move(area))
@@ -291,8 +291,8 @@ class _Planner:
 
     def _quiet(self, group: str, to: str, for_whom: Area) -> Area | None:
         """The least busy area of a group that may go where the other one comes from, if it is much less busy."""
-        level = self._groups[to].level
-        if not self._groups[to].usable:
+        here, there = self._groups[group], self._groups[to]
+        if not there.usable:
             return None
         found = [
             area
@@ -300,7 +300,7 @@ class _Planner:
             if self._group[key] == group
             and key not in self._moved
             and not area.keep
-            and area.suits(level)
+            and (area.suits(there.level) or not area.suits(here.level))
             and area.utilisation <= for_whom.utilisation / 4
         ]
         return min(found, key=lambda area: (area.utilisation, area.order), default=None)

@@ -81,6 +81,11 @@ def test_what_fits_its_group_is_not_levelled_away_to_where_it_does_not() -> None
     assert steps(plan([R1, R5], areas)) == [(10, "mirror", "parity")]
 
 
+def test_groups_that_suit_an_area_equally_badly_share_it_out() -> None:
+    areas = [hot("parity", index, 0.1, "random") for index in range(6)]
+    assert len(plan([R5, replace(R5, name="other")], areas).moves) == 3
+
+
 def test_a_better_fit_does_not_make_a_group_the_busiest() -> None:
     areas = [hot("parity", 0, 0.2, "random"), *(hot("mirror", index, 0.1, "random") for index in range(1, 9))]
     made = plan([R1, R5], areas)

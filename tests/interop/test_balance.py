@@ -1,0 +1,159 @@
+"""Statistics of areas and balancing on a real target under load."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import nbd
+import pytest
+
+from replicator.core.errors import FarstripeError
+from tests.testing.needs import needs
+from tests.testing.stamped import BLOCK, StampedLoad, check_nothing_lost, read_generations
+from tests.testing.targetproc import MIB, TargetProcess
+
+KIB = 1 << 10
+
+
+@pytest.fixture
+def two_groups() -> Iterator[TargetProcess]:
+    """A target whose pool has the groups "one" and "two", alike but that volumes begin on "one", which has more room."""
+    needs("nbdkit")
+    with TargetProcess() as target:
+        target.start()
+        groups = [
+            {"name": name, "level": 5, "members": [target.disk(f"{name}{i}", size) for i in range(3)], "chunk": 64 * KIB}
+            for name, size in (("one", 80 * MIB), ("two", 64 * MIB))
+        ]
+        target.call("pool.create", name="pool", groups=groups, area_bytes=MIB)
+        yield target
+
+
+def on(target: TargetProcess, volume: str) -> dict[str, int]:
+    """How many MiB of a volume lie on each group."""
+    found: dict[str, int] = {}
+    for run in target.call("volume.map", name=volume)["ranges"]:
+        found[run["group"]] = found.get(run["group"], 0) + run["length"] // MIB
+    return found
+
+
+def load(handle: nbd.NBD, seconds: float, step: Any) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        step()
+
+
+def areas(target: TargetProcess, **args: Any) -> dict[int, dict[str, Any]]:
+    return {area["area"]: area for area in target.call("pool.stats", **args)["areas"]}
+
+
+def test_random_and_sequential_areas_are_told_apart(target: TargetProcess) -> None:
+    handle, rng, data = target.connect("v"), random.Random(1), os.urandom(16 * KIB)
+    handle.pwrite(bytes(64 * MIB // 2), 0)
+    target.call("pool.stats_switch", on=False)
+    target.call("pool.stats_switch", on=True)
+    at = 0
+
+    def step() -> None:
+        nonlocal at
+        handle.pwrite(data[: 4 * KIB], 2 * MIB + rng.randrange(256) * 4 * KIB)
+        handle.pread(4 * KIB, 5 * MIB + rng.randrange(256) * 4 * KIB)
+        handle.pwrite(data, 8 * MIB + at)
+        handle.pread(16 * KIB, 12 * MIB + at)
+        at = (at + 16 * KIB) % MIB
+
+    load(handle, 2.5, step)
+    found = areas(target)
+    assert sorted(found) == [2, 5, 8, 12]
+    for area, kind in ((2, "random_write"), (5, "random_read"), (8, "sequential_write"), (12, "sequential_read")):
+        requests = found[area]["requests"]
+        assert requests[kind] > 0.8 * sum(requests.values()) > 0, (area, requests)
+        assert found[area]["utilisation"] > 0
+    [group] = target.call("pool.stats")["groups"]
+    assert group["utilisation"] == pytest.approx(sum(area["utilisation"] for area in found.values()), rel=0.2)
+
+
+def test_counts_of_busy_and_quiet_volumes_are_about_right(target: TargetProcess) -> None:
+    target.call("volume.create", name="quiet", size=4 * MIB)
+    busy, quiet, data = target.connect("v"), target.connect("quiet"), os.urandom(4 * KIB)
+    quiet.pwrite(data, 0)
+    busy.pwrite(data, 0)
+    target.call("pool.stats_switch", on=False)
+    target.call("pool.stats_switch", on=True)
+    began, done, slow = time.monotonic(), 0, 0
+    while time.monotonic() < began + 3:
+        busy.pwrite(data, 0)
+        done += 1
+        if done % 200 == 0:
+            quiet.pwrite(data, 0)
+            slow += 1
+    took = time.monotonic() - began
+    found = {area["volume"]: area["requests"] for area in target.call("pool.stats")["areas"]}
+    assert sum(found["v"].values()) == pytest.approx(done / took, rel=0.5)
+    assert sum(found["quiet"].values()) == pytest.approx(slow / took, rel=0.5)
+
+
+def test_a_group_of_volumes_is_seen_and_nothing_is_while_statistics_are_off(target: TargetProcess) -> None:
+    target.call("group.create", name="g", volumes=["v"], journal_bytes=32 * MIB)
+    target.call("group.policy", group="g", startup_wait_s=0)
+    target.call("group.arm", group="g")
+    handle, data = target.connect("v"), os.urandom(4 * KIB)
+    load(handle, 2.2, lambda: handle.pwrite(data, 3 * MIB))
+    assert areas(target)[3]["requests"]["random_write"] > 0
+    target.call("pool.stats_switch", on=False)
+    target.terminate()
+    target.start()
+    handle = target.connect("v")
+    load(handle, 1.5, lambda: handle.pwrite(data, 3 * MIB))
+    found = target.call("pool.stats")
+    assert (found["on"], found["areas"]) == (False, [])
+    with pytest.raises(FarstripeError, match="pool stats --on") as caught:
+        target.call("pool.balance")
+    assert caught.value.exit_code == 4
+
+
+def test_load_on_one_group_is_levelled_and_nothing_is_lost(two_groups: TargetProcess) -> None:
+    target, blocks = two_groups, 16 * MIB // BLOCK
+    target.call("volume.create", name="v", size=16 * MIB)
+    target.connect("v").pwrite(bytes(16 * MIB), 0)
+    assert set(on(target, "v")) == {"one"}
+    target.call("volume.snapshot", volumes=["v"], names=["s"])
+    stamped = StampedLoad(lambda: target.connect("v"), blocks, seed=7, depth=16, writes_per_s=8000).start()
+    stamped.wait_acked(6000)
+    with pytest.raises(FarstripeError, match="too young"):
+        target.call("pool.balance", apply=True)
+    time.sleep(1.5)
+    before = {g["name"]: g["utilisation"] for g in target.call("pool.stats")["groups"]}
+    shown = target.call("pool.balance")
+    assert shown["moves"] and not shown["applied"], (before, shown)
+    assert all(one["from"] == "one" and "levels" in one["reason"] for one in shown["moves"])
+    target.call("pool.balance", apply=True, force=True)
+    deadline = time.monotonic() + 60
+    while (progress := target.call("pool.balance_progress"))["left"]:
+        assert time.monotonic() < deadline, progress
+        time.sleep(0.05)
+    assert (progress["moved"], progress["left_out"]) == (progress["planned"], [])
+    lies = on(target, "v")
+    assert lies["two"] == progress["moved"]
+    target.call("pool.stats_switch", on=False)
+    target.call("pool.stats_switch", on=True)
+    time.sleep(2.5)
+    after = {g["name"]: g["utilisation"] for g in target.call("pool.stats")["groups"]}
+    assert statistics.pvariance(after.values()) < statistics.pvariance(before.values()) / 2, (before, after)
+    again = target.call("pool.balance")
+    assert not {one["area"] for one in shown["moves"]} & {one["area"] for one in again["moves"]}
+    stamped.stop()
+    check_nothing_lost(stamped.ledger, read_generations(target.connect("v"), blocks))
+    assert target.connect("s").pread(16 * MIB, 0) == bytes(16 * MIB)
+    assert target.call("pool.check")["problems"] == []
+    kinds = [event["kind"] for event in target.call("events.list")]
+    assert "balance.begun" in kinds and "balance.done" in kinds
+    target.kill()
+    target.start()
+    assert on(target, "v") == lies
+    check_nothing_lost(stamped.ledger, read_generations(target.connect("v"), blocks))
