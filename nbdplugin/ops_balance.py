@@ -39,8 +39,7 @@ def handlers(target: Target) -> dict[str, Handler]:
                 **_rates(found.area_rates[area.order].rates),
             }
             for area in found.areas
-            if area.order in found.area_rates
-            and (not name or name in found.area_rates[area.order].images)
+            if area.order in found.area_rates and (not name or name in found.area_rates[area.order].images)
         ]
         groups = [
             {"name": group.name, "level": group.level, **_rates(found.group_rates[group.name])}
@@ -113,8 +112,6 @@ def _plan(made: balance.Plan) -> dict[str, Any]:
             {"volume": area.volume, "area": area.index, "raid_group": area.group, "reason": why}
             for area, why in made.skipped
         ],
-        "groups": [
-            {"name": name, "before": before, "after": made.after[name]} for name, before in made.before.items()
-        ],
+        "groups": [{"name": name, "before": before, "after": made.after[name]} for name, before in made.before.items()],
         "more": made.more,
     }

@@ -147,7 +147,9 @@ class Sampling:
                 self._stop.wait(60)
 
     def _round(self) -> None:
-        in_use = [route for route in self._exports.routes() if route.writers or route.readers or route.group is not None]
+        in_use = [
+            route for route in self._exports.routes() if route.writers or route.readers or route.group is not None
+        ]
         start = monotonic()
         until = start + ROUND_S * max(1.0, len(in_use) / ROUND_VOLUMES)
         self._wake.clear()

@@ -85,7 +85,9 @@ class Area:
 
     def suits(self, level: int) -> bool:
         """Whether it may lie on a group of that level."""
-        return not (self.is_random and level in _FOR_SEQUENTIAL or self.is_sequential and level in _FOR_RANDOM)
+        if self.is_random:
+            return level not in _FOR_SEQUENTIAL
+        return not self.is_sequential or level not in _FOR_RANDOM
 
     @property
     def order(self) -> tuple[str, int]:
@@ -222,7 +224,7 @@ class _Planner:
         return difference > max(share * sum(loads) / len(loads), LEAST_DIFFERENCE)
 
     def _level_once(self, usable: Sequence[str]) -> bool:
-        """Make one move from a busy group, the busiest if that can be, to a less busy one; return whether there was one."""
+        """Make one move from a busy group to a less busy one; return whether there was one."""
         rising = sorted(usable, key=lambda name: (self._load[name], name))
         for source, target in itertools.product(reversed(rising), rising):
             difference = self._load[source] - self._load[target]
@@ -237,7 +239,7 @@ class _Planner:
         return False
 
     def _candidates(self, source: str, target: str, difference: float) -> Iterator[Area]:
-        """Areas whose move would level two groups, best first: misplaced ones, then by what is left of the difference."""
+        """Areas whose move would level two groups: misplaced ones first, then by what is left of the difference."""
         here, there = self._groups[source], self._groups[target]
         found = [
             area
@@ -307,9 +309,7 @@ class _Planner:
 
     def _third(self, a: str, b: str) -> str | None:
         names = [
-            name
-            for name, group in self._groups.items()
-            if name not in (a, b) and group.usable and self._free[name] > 0
+            name for name, group in self._groups.items() if name not in (a, b) and group.usable and self._free[name] > 0
         ]
         return min(names, key=lambda name: (-self._free[name], name), default=None)
 

@@ -135,7 +135,7 @@ class AreaRates:
         seen = 1 - 0.5 ** (max(now - self._began, 1e-3) / self._half_life_s)
         scale = math.log(2) / self._half_life_s / seen
         found: dict[int, Row] = {}
-        for number, page in sorted(list(self._pages.items())):
+        for number, page in sorted(self._pages.items()):
             rows = page.rows.astype(np.float64) * (scale * 0.5 ** (max(now - page.at, 0.0) / self._half_life_s))
             for at in np.flatnonzero(rows[:, :_BUSY].any(axis=1)).tolist():
                 found[number * PAGE_AREAS + at] = rows[at]

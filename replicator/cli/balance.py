@@ -45,7 +45,9 @@ def stats(here: Node, volume: str | None, top: int, switch: str | None, as_json:
     table(False, None, ("volume", "area", "raid group", *columns), areas, "no area had requests lately")
     if found["more_areas"]:
         click.echo(f"and {found['more_areas']} areas more")
-    click.echo(f"a second, by the last {format_duration(found['age_s'])}; an area has {format_size(found['area_bytes'])}")
+    click.echo(
+        f"a second, by the last {format_duration(found['age_s'])}; an area has {format_size(found['area_bytes'])}"
+    )
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:

@@ -22,13 +22,13 @@ KIB = 1 << 10
 
 @pytest.fixture
 def two_groups() -> Iterator[TargetProcess]:
-    """A target whose pool has the groups "one" and "two", alike but that volumes begin on "one", which has more room."""
+    """A target whose pool has two groups, alike but that volumes begin on "one", which has more room."""
     needs("nbdkit")
     with TargetProcess() as target:
         target.start()
         groups = [
-            {"name": name, "level": 5, "members": [target.disk(f"{name}{i}", size) for i in range(3)], "chunk": 64 * KIB}
-            for name, size in (("one", 80 * MIB), ("two", 64 * MIB))
+            {"name": name, "level": 5, "members": [target.disk(f"{name}{i}", mib * MIB) for i in range(3)]}
+            for name, mib in (("one", 80), ("two", 64))
         ]
         target.call("pool.create", name="pool", groups=groups, area_bytes=MIB)
         yield target

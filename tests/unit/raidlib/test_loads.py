@@ -20,9 +20,7 @@ def row(utilisation: float) -> np.ndarray:  # type: ignore[type-arg]
 
 def on(pool: Pool, name: str) -> dict[int, str]:
     return {
-        run["start"] // AREA + at: run["group"]
-        for run in pool.volume_map(name)
-        for at in range(run["length"] // AREA)
+        run["start"] // AREA + at: run["group"] for run in pool.volume_map(name) for at in range(run["length"] // AREA)
     }
 
 
