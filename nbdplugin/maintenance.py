@@ -117,6 +117,7 @@ class Maintenance:
 
     def _run_moves(self, pool: Any) -> None:
         under_way = {move["volume"] for move in pool.moves()}
+        draining = _draining(pool)
         while not self._stop.is_set():
             began = time.monotonic()
             remaining = self._pools.move_step()
@@ -124,6 +125,10 @@ class Maintenance:
             for name in sorted(under_way - left):
                 self._events.add("move.done", f"{name} has moved", name=name)
             under_way = left
+            now = _draining(pool)
+            for name in sorted(draining - {group["name"] for group in pool.status()["groups"]}):
+                self._pools.group_gone(name)
+            draining = now
             if not remaining:
                 return
             took = time.monotonic() - began
@@ -146,3 +151,8 @@ class Maintenance:
 def _rebuilding(pool: Any) -> list[str]:
     """Paths of the members that are being rebuilt."""
     return [m["path"] for group in pool.status()["groups"] for m in group["members"] if m["state"] == "rebuilding"]
+
+
+def _draining(pool: Any) -> set[str]:
+    """Names of the RAID groups that are being removed."""
+    return {group["name"] for group in pool.status()["groups"] if group["draining"]}

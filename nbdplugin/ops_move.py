@@ -1,4 +1,6 @@
-"""Control operations on where areas lie: volume.map, volume.extend, volume.move, volume.move_cancel, pool.check."""
+"""Control operations on where areas lie: volume.map, .extend, .move, .move_cancel; pool.add_group, .remove_group,
+.keep_group, .check.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
 from nbdplugin.exports import refuse_if_grouped
+from nbdplugin.poolhost import group_specs
 from replicator.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -45,6 +48,22 @@ def handlers(target: Target) -> dict[str, Handler]:
         name = arguments.text(args, "name")
         return {"name": name, "cancelled": pools.cancel_move(name)}
 
+    def add_group(args: dict[str, Any]) -> dict[str, Any]:
+        [spec] = group_specs([args.get("group")])
+        pools.add_group(spec, arguments.flag(args, "force"))
+        return pools.status()
+
+    def remove_group(args: dict[str, Any]) -> dict[str, Any]:
+        name = arguments.text(args, "name")
+        areas = pools.remove_group(name)
+        target.maintenance.move_soon()
+        return {"name": name, "areas": areas}
+
+    def keep_group(args: dict[str, Any]) -> dict[str, Any]:
+        name = arguments.text(args, "name")
+        pools.keep_group(name)
+        return {"name": name}
+
     def check(args: dict[str, Any]) -> dict[str, Any]:
         return pools.check()
 
@@ -53,6 +72,9 @@ def handlers(target: Target) -> dict[str, Handler]:
         "volume.extend": extend,
         "volume.move": move,
         "volume.move_cancel": cancel,
+        "pool.add_group": add_group,
+        "pool.remove_group": remove_group,
+        "pool.keep_group": keep_group,
         "pool.check": check,
     }
 

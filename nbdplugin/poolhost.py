@@ -265,6 +265,41 @@ class PoolHost:
             volume = self.require().volume(name)
             route.switch(pool_slots(volume, partial(self.require().sync, volume)), None, 0)
 
+    def add_group(self, spec: GroupSpec, force: bool = False) -> None:
+        """Let the pool grow by a RAID group. Durable: it, and where its members are.
+
+        Raises Refused when a member holds something, unless `force` lets it go.
+        """
+        with self.changing:
+            pool = self.require()
+            if not force:
+                refuse_signatures(list(spec.members))
+            pool.add_group(spec, force=force)
+            self._save_hints(pool)
+        self._events.add("pool.grown", f"RAID group {spec.name} was added to pool {pool.name}", group=spec.name)
+
+    def remove_group(self, name: str) -> int:
+        """Have everything on a RAID group moved to others in the background, and the group dropped then.
+
+        Returns the areas that have to move. Durable: the intention.
+        """
+        with self.changing:
+            areas = self.require().remove_group(name)
+        self._events.add("pool.draining", f"RAID group {name} is being removed, {areas} areas move", group=name)
+        return areas
+
+    def keep_group(self, name: str) -> None:
+        """Give up the removal of a RAID group; what has moved stays where it is. Durable: that."""
+        with self.changing:
+            self.require().keep_group(name)
+        self._events.add("pool.kept", f"RAID group {name} stays in the pool", group=name)
+
+    def group_gone(self, name: str) -> None:
+        """A RAID group was dropped: remember where the members of the others are."""
+        with self.changing:
+            self._save_hints(self.require())
+        self._events.add("pool.shrunk", f"RAID group {name} has left the pool; its members are free", group=name)
+
     def check(self) -> dict[str, Any]:
         """See Pool.check; a pool whose books do not balance is an event."""
         report = self.require().check()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raidlib.areamap import AreaMap
+from raidlib.errors import IntegrityError
 
 
 class AreaRefs:
@@ -43,7 +44,9 @@ class AreaRefs:
         self._refs[area] += 1
 
     def drop(self, area: int) -> bool:
-        """One less; return whether it was the last."""
+        """One less; return whether it was the last. Raises IntegrityError when there was none."""
+        if not self._refs[area]:
+            raise IntegrityError(f"area {area} is given up and nobody has it", "farstripe pool check; report this")
         self._refs[area] -= 1
         return not self._refs[area]
 
@@ -52,7 +55,12 @@ class AreaRefs:
         self._all[areas] += 1
 
     def drop_all(self, areas: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
-        """One less to each of these areas, which are all different; return those that have none left."""
+        """One less to each of these areas, which are all different; return those that have none left.
+
+        Raises IntegrityError when one had none.
+        """
+        if not self._all[areas].all():
+            raise IntegrityError("areas are given up that nobody has", "farstripe pool check; report this")
         self._all[areas] -= 1
         gone: list[int] = areas[self._all[areas] == 0].tolist()
         return gone

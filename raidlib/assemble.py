@@ -155,10 +155,21 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
     state = best.state
     layout_of: list[Layout] = []
     members: list[list[Member]] = []
-    geometries = [Geometry(g.level, len(g.members), g.chunk_bytes, state.area_bytes) for g in state.groups]
+    geometries = [
+        # A removed group only keeps its place.
+        Geometry(0, 1, g.chunk_bytes, state.area_bytes)
+        if g.removed
+        else Geometry(g.level, len(g.members), g.chunk_bytes, state.area_bytes)
+        for g in state.groups
+    ]
+    any_layout = next(iter(search.candidates.values())).superblock.layout
     believed = present = 0
     used: set[str] = set()
     for group_index, group in enumerate(state.groups):
+        if group.removed:
+            layout_of.append(any_layout)
+            members.append([])
+            continue
         layout = next(
             (search.candidates[m.uuid].superblock.layout for m in group.members if m.uuid in search.candidates), None
         )

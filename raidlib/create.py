@@ -88,11 +88,16 @@ def check_unused(file: BlockFile) -> None:
 
 
 def plan_layouts(
-    specs: Sequence[GroupSpec], sizes: Sequence[Sequence[int]], area_bytes: int
+    specs: Sequence[GroupSpec],
+    sizes: Sequence[Sequence[int]],
+    area_bytes: int,
+    least_checkpoint_bytes: int = 0,
+    least_log_bytes: int = 0,
 ) -> list[tuple[Geometry, Layout, int]]:
     """Return geometry, layout and number of areas of each group. Raises BadInput when something cannot be.
 
-    The metadata slots of all groups are alike in size, for each holds the state of the whole pool.
+    The metadata slots of all groups are alike in size, for each holds the state of the whole pool; they are at least as
+    large as the caller says.
     """
     if area_bytes & (area_bytes - 1) or not MIN_AREA_BYTES <= area_bytes <= MAX_AREA_BYTES:
         raise BadInput(
@@ -105,7 +110,8 @@ def plan_layouts(
     members = sum(len(s.members) for s in specs)
     spare = min(max(smallest // 64, 16 << 10), 1 << 20)
     checkpoint_bytes = _page_up(8192 + 512 * members + 32 * most_areas + spare)
-    log_bytes = _page_up(min(max(64 * most_areas, 4096), 1 << 20))
+    checkpoint_bytes = max(checkpoint_bytes, least_checkpoint_bytes)
+    log_bytes = max(_page_up(min(max(64 * most_areas, 4096), 1 << 20)), least_log_bytes)
     plans = []
     for spec, geometry, group in zip(specs, geometries, sizes, strict=True):
         usable = min(group)
@@ -137,7 +143,7 @@ def create_members(name: str, specs: Sequence[GroupSpec], area_bytes: int, open_
     Durable: the pool.
     """
     check_name("pool", name)
-    _check_specs(specs)
+    check_specs(specs)
     files: list[list[BlockFile]] = []
     try:
         for spec in specs:
@@ -152,7 +158,7 @@ def create_members(name: str, specs: Sequence[GroupSpec], area_bytes: int, open_
         for spec, group, (geometry, _, areas) in zip(specs, files, plans, strict=True):
             members = [MemberInfo(uuid.uuid4().hex, file.path) for file in group]
             info = GroupInfo(
-                spec.name, uuid.uuid4().hex, spec.level, spec.chunk_bytes, areas, _region_areas(areas), members
+                spec.name, uuid.uuid4().hex, spec.level, spec.chunk_bytes, areas, region_areas(areas), members
             )
             if not all(file.zeroes_fast() for file in group):
                 info.dirty = set(range(areas))
@@ -201,7 +207,7 @@ def _write_all(state: PoolState, files: list[list[BlockFile]], layouts: list[Lay
         write_superblock(file, superblock)
 
 
-def _check_specs(specs: Sequence[GroupSpec]) -> None:
+def check_specs(specs: Sequence[GroupSpec]) -> None:
     if not 1 <= len(specs) <= MAX_GROUPS:
         raise BadInput(f"a pool has 1 to {MAX_GROUPS} groups, {len(specs)} given", "name its groups")
     names: set[str] = set()
@@ -217,7 +223,7 @@ def _check_specs(specs: Sequence[GroupSpec]) -> None:
             paths.add(path)
 
 
-def _region_areas(areas: int) -> int:
+def region_areas(areas: int) -> int:
     """Areas per write-intent region: up to 16, but at least 256 regions where there are as many areas."""
     size = 1
     while size < 16 and areas // (size * 2) >= 256:

@@ -50,7 +50,7 @@ class Ledger:
         """Called under the lock with the index of a group whose members changed."""
         self._geometries = geometries
         self._layouts = layouts
-        self._capacity = min(layout.log_bytes for layout in layouts) // RECORD_BYTES
+        self._capacity = min(layout.log_bytes for layout in self.layouts()) // RECORD_BYTES
         self._used = self._capacity
         self._stable = 0
         self._tail = bytearray()
@@ -120,8 +120,27 @@ class Ledger:
     def check_room(self) -> None:
         """Raise OutOfSpace when the state has outgrown the members' metadata slots, but for a reserve."""
         payload = self.state.encode()
-        for layout in self._layouts:
+        for layout in self.layouts():
             check_fits(payload, layout, METADATA_RESERVE_BYTES)
+
+    def layouts(self) -> list[Layout]:
+        """The layouts of the groups that are there."""
+        return [layout for group, layout in zip(self.state.groups, self._layouts, strict=True) if not group.removed]
+
+    def put_group(self, index: int, members: list[Member], geometry: Geometry, layout: Layout) -> None:
+        """Take in a new group, whose info is in the state, in a new place or that of a removed one. Then commit."""
+        if index == len(self.members):
+            self.members.append(members)
+            self._geometries.append(geometry)
+            self._layouts.append(layout)
+        else:
+            self.members[index], self._geometries[index], self._layouts[index] = members, geometry, layout
+        self._capacity = min(layout.log_bytes for layout in self.layouts()) // RECORD_BYTES
+
+    def forget_group(self, index: int) -> None:
+        """Undo put_group() of a group in a new place that is not in the state any more."""
+        del self.members[index:], self._geometries[index:], self._layouts[index:]
+        self._capacity = min(layout.log_bytes for layout in self.layouts()) // RECORD_BYTES
 
     def _check_growth(self, records: int) -> None:
         self._slack -= records * self._growth
@@ -136,7 +155,7 @@ class Ledger:
             )
 
     def _measure(self, payload_bytes: int) -> None:
-        room = min(layout.checkpoint_bytes for layout in self._layouts) - HEADER_BYTES
+        room = min(layout.checkpoint_bytes for layout in self.layouts()) - HEADER_BYTES
         self._slack = room - METADATA_RESERVE_BYTES - payload_bytes
         dependents = Counter(info.base for info in self.state.volumes.values() if info.base)
         self._growth = 64 + 32 * max(dependents.values(), default=0)
@@ -241,7 +260,7 @@ class Ledger:
         while True:
             state.generation += 1
             payload = state.encode()
-            for layout in self._layouts:
+            for layout in self.layouts():
                 check_fits(payload, layout)
             self._measure(len(payload))
             failures: list[tuple[Member, str]] = []

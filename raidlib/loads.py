@@ -57,7 +57,7 @@ def lay_out(
     resting: Container[tuple[str, int]] = (),
     placed_too: bool = False,
 ) -> Loads:
-    """Return the loads of all groups and of the busiest areas. Call under the ledger's lock.
+    """Return the loads of all groups and of the busiest areas. Call under the pool's administrative lock.
 
     rates: by volume (its uuid) and logical area. resting: those that may not move, in the same terms. placed_too: what
     somebody placed by choice may move as well.

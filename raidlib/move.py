@@ -133,8 +133,9 @@ class Mover:
                 indexes = _on(info, group)
                 if len(indexes):
                     run = indexes.tolist()
+                    # Where its new areas would come from; when that is full, wherever there is room.
                     order = self._space.order(info, run[0])
-                    self._move(info, run, [index for index in order if index != group])
+                    self._move(info, run, list(dict.fromkeys([*order, *self._space.groups])))
                     return True
         return False
 
@@ -239,7 +240,6 @@ class Mover:
                 home = move.group
             before, info.group = info.group, home
             ledger.commit()
-            info.group = before
         if home != before:
             volume = self._volumes[info.name]
             volume.rehome(home)

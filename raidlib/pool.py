@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raidlib import create, images, loads, placing, rebuild, recovery, stats
+from raidlib import create, growing, images, loads, placing, rebuild, recovery, stats
 from raidlib.allocator import Allocator
 from raidlib.assemble import assemble
 from raidlib.blockfile import OSFile
@@ -54,13 +54,13 @@ class Pool:
 
     def __init__(self, ledger: Ledger, groups: list[RaidGroup], was_clean: bool, same_boot: bool) -> None:
         self._ledger = ledger
-        self._groups = groups
         self._admin = threading.RLock()
-        self._allocators = {
+        allocators = {
             group.index: Allocator(group, ledger, recovery.allocated_areas(ledger.state, group.index))
             for group in groups
         }
-        self._space = Space(ledger, {group.index: group for group in groups}, self._allocators)
+        self._space = Space(ledger, {group.index: group for group in groups}, allocators)
+        ledger.on_change = self._refresh
         self._touched = self._space.touched
         self._volumes = {info.name: self._make_volume(info) for info in ledger.state.volumes.values()}
         self._mover = Mover(self._space, self._volumes)
@@ -124,6 +124,8 @@ class Pool:
             marks: list[set[int]] = [set() for _ in state.groups]
             groups: list[RaidGroup] = []
             for index, info in enumerate(state.groups):
+                if info.removed:
+                    continue
                 layout, members = assembly.layouts[index], assembly.members[index]
                 if not was_clean:
                     marks[index] = recovery.read_marks(info, layout, members)
@@ -140,10 +142,11 @@ class Pool:
                         marks[index],
                     )
                 )
-            suspects = [recovery.suspect_areas(state, index, marks[index]) for index in range(len(groups))]
+            suspects = {group.index: recovery.suspect_areas(state, group.index, marks[group.index]) for group in groups}
             for group in groups:
                 recovery.check_write_hole(group, suspects[group.index], force)
-            ledger.on_change = lambda index: groups[index].refresh()
+            by_index = {group.index: group for group in groups}
+            ledger.on_change = lambda index: by_index[index].refresh()
             unclean = recovery.unclean_ranges(state, marks)
             state.clean, state.boot_id = False, boot_id
             ledger.commit()
@@ -360,7 +363,7 @@ class Pool:
                 if kind is ImageKind.SNAPSHOT and not source.info.writable:
                     raise BadInput(f"{source.name} is a snapshot itself", "make a clone of it, or use it as it is")
             if live:
-                self.sync()  # most of the work, while writers go on
+                self._space.sync()  # most of the work, while writers go on
             for source in live:
                 bars.enter_context(source.barred())
             for gate in {source.gate for source in live}:
@@ -437,8 +440,13 @@ class Pool:
         Raises OutOfSpace, MediumError; the move is kept, and a later call tries again. Durable: that they moved.
         """
         with self._admin:
-            if self._closed or not self._mover.step():
+            if self._closed:
                 return 0
+            if not self._mover.step():
+                empty = [index for index in self._mover.draining() if not len(self._allocators[index].allocated)]
+                if not empty:
+                    return 0
+                self.remarks += growing.drop_group(self._space, empty[0])
             return self._mover.remaining() or len(self._ledger.state.moves) + len(self._mover.draining())
 
     def relocate(self, name: str, index: int, source: str, target: str) -> bool:
@@ -453,7 +461,7 @@ class Pool:
         placed_too: bool = False,
     ) -> loads.Loads:
         """Lay rates over the groups that the areas lie on; see loads.lay_out()."""
-        with self._admin, self._ledger.lock:
+        with self._admin:
             return loads.lay_out(self._space, list(self._volumes.values()), rates, resting, placed_too)
 
     def moves(self) -> list[dict[str, Any]]:
@@ -478,6 +486,51 @@ class Pool:
     def on_rehome(self, call: Callable[[Volume], None]) -> None:
         """Have `call` told when a move gave a volume another home: its pwrite and pread_into are new ones then."""
         self._mover.on_rehome = call
+
+    # Groups
+
+    def add_group(self, spec: GroupSpec, open_file: OpenFile = OSFile.open_exclusive, *, force: bool = False) -> None:
+        """Let the pool grow by a RAID group. With force, members of other pools are overwritten.
+
+        Raises BadInput, AlreadyExists, NotFound, MemberInUse, OutOfSpace, MediumError; then the pool is as it was.
+        Durable: the group.
+        """
+        with self._admin:
+            info, members, geometry, layout = growing.prepare_group(self._space, spec, open_file, force)
+            try:
+                index = growing.join_group(self._space, info, members, geometry, layout)
+            except BaseException:
+                growing.close_members(members)
+                raise
+            engine = self._groups[0].engine
+            group = _LEVELS[spec.level](index, info, geometry, layout, members, self._ledger, engine)
+            allocator = Allocator(group, self._ledger, recovery.allocated_areas(self._ledger.state, index))
+            with self._ledger.lock:
+                self._space.allocators = {**self._space.allocators, index: allocator}
+                self._space.groups = {**self._space.groups, index: group}
+
+    def remove_group(self, name: str) -> int:
+        """Have everything on a group moved to others by move_step(), which then drops it; return the areas to move.
+
+        Nothing new is put on it from now on. Raises NotFound, Refused, OutOfSpace (the others have no room); then
+        nothing was changed. Durable: the intention, which outlives a crash.
+        """
+        with self._admin:
+            index = placing.group_named(self._space, name)
+            for volume, home in growing.begin_removal(self._space, index, list(self._volumes.values())):
+                volume.rehome(home)
+                self._mover.on_rehome(volume)
+            return len(self._allocators[index].allocated)
+
+    def keep_group(self, name: str) -> None:
+        """Give up the removal of a group; what has moved stays where it is. Raises NotFound. Durable: that."""
+        with self._admin, self._ledger.lock:
+            for index in self._mover.draining():
+                if self._space.groups[index].info.name == name:
+                    self._space.groups[index].info.draining = False
+                    self._ledger.commit()
+                    return
+            raise NotFound(f"no RAID group {name} is being removed", "pool status shows the groups")
 
     # Durability
 
@@ -609,6 +662,19 @@ class Pool:
             return check(self._space)
 
     # Inside
+
+    @property
+    def _groups(self) -> list[RaidGroup]:
+        return list(self._space.groups.values())
+
+    @property
+    def _allocators(self) -> dict[int, Allocator]:
+        return self._space.allocators
+
+    def _refresh(self, index: int) -> None:
+        group = self._space.groups.get(index)
+        if group is not None:
+            group.refresh()
 
     def _make_volume(self, info: VolumeInfo) -> Volume:
         return Volume(info, self._space)

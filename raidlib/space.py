@@ -82,10 +82,11 @@ class Space:
         if info.pinned:
             return [info.group]
         home = info.group if first is None else first
-        return sorted(
-            (index for index, group in self.groups.items() if not group.info.draining),
-            key=lambda index: (self.groups[index].lost, index != home, -self.allocators[index].ready_areas),
-        )
+        with self.ledger.lock:
+            return sorted(
+                (index for index, group in self.groups.items() if not group.info.draining),
+                key=lambda index: (self.groups[index].lost, index != home, -self.allocators[index].ready_areas),
+            )
 
     def take(self, groups: Iterable[int], *, reserve: bool = True) -> tuple[int, bool]:
         """Take a clean area of the first group that has one: (place, True), with its space on the members reserved.
@@ -95,6 +96,8 @@ class Space:
         """
         names: list[str] = []
         for index in groups:
+            if index not in self.groups or self.groups[index].info.draining:
+                continue  # since the order was made
             allocator = self.allocators[index]
             names.append(self.groups[index].info.name)
             if allocator.ready_areas:
@@ -111,7 +114,7 @@ class Space:
         raise OutOfSpace(
             f"group {names[0]} has no free area left"
             if len(names) == 1
-            else f"no free area is left in the groups {', '.join(names)}",
+            else f"no free area is left in the groups {', '.join(names) or 'that may be used'}",
             "delete or trim volumes, delete snapshots, or add a group",
         )
 

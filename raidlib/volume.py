@@ -69,6 +69,8 @@ class Volume:
         """Guards bars and `copying`."""
         self.copying: set[int] = set()
         """Logical areas of which a copy is being made."""
+        self._home = self.group
+        """The group that the hot maps and closures are made for."""
         self._bind()
         if info.writable:
             self._fit_maps(info.size)
@@ -100,10 +102,9 @@ class Volume:
 
     def raise_if_lost(self) -> None:
         """Raise MediumError when a group that it has areas on, or its home, has lost too many members."""
-        lost = [index for index, group in self.space.groups.items() if group.lost]
-        for index in lost:
-            if index == self.info.group or self.uses(index):
-                self.space.groups[index].raise_lost()
+        for index, group in self.space.groups.items():
+            if group.lost and (index == self.info.group or self.uses(index)):
+                group.raise_lost()
 
     def uses(self, group: int) -> bool:
         """Whether it has areas on a group."""
@@ -212,6 +213,7 @@ class Volume:
         """
         with self._ledger.map_lock:
             self.info.group = group
+            self._home = self.group
             self.forget_all()
             self._readable, self._writable = self._readable.copy(), self._writable.copy()
             self._bind()
@@ -253,7 +255,7 @@ class Volume:
 
     def _bind(self) -> None:
         """Make the closures for the home group."""
-        group = self.group
+        group = self._home
         if not self.info.writable:
             self.pwrite = self._refuse
         elif isinstance(group, StripedGroup):
@@ -318,9 +320,9 @@ class Volume:
 
     def _make_pread(self) -> Callable[[bytearray | memoryview, int], None]:
         gate, size, slow, readable = self.gate, self._size, self._read_slow, self._readable
-        row_offset, shift, area_mask = self.group.row_offset, self._shift, self._area_bytes - 1
-        chunk_shift, chunk_mask = self.group.chunk_shift, self.group.geometry.chunk_bytes - 1
-        chunk_bytes = self.group.geometry.chunk_bytes
+        home, shift, area_mask = self._home, self._shift, self._area_bytes - 1
+        row_offset, chunk_shift, chunk_mask = home.row_offset, home.chunk_shift, home.geometry.chunk_bytes - 1
+        chunk_bytes = home.geometry.chunk_bytes
 
         def pread_into(buf: bytearray | memoryview, off: int) -> None:
             enter, leave = gate.pair
@@ -358,7 +360,7 @@ class Volume:
                 _fill_zeroes(view[at : at + n])
             else:
                 self.space.group_at(place).read(area_of(place), start, view[at : at + n], once=once)
-                if group_of(place) == self.info.group and not once:
+                if group_of(place) == self._home.index and not once:
                     self._warm(index, place)
             at += n
             off += n
@@ -370,8 +372,9 @@ class Volume:
         with self._ledger.map_lock:
             if index >= len(self._readable):
                 self._fit_maps(self._size[0])
-            if self.info.areas[index] == place and index < len(self._readable):
-                self._readable[index] = self.group.entry(area_of(place))
+            at_home = group_of(place) == self._home.index
+            if at_home and self.info.areas[index] == place and index < len(self._readable):
+                self._readable[index] = self._home.entry(area_of(place))
 
     def _write_slow(self, buf: Buffer, off: int) -> None:
         view = memoryview(buf)
@@ -438,14 +441,15 @@ class Volume:
             with map_lock:
                 # An entry goes in only while the region is hot, and the area is this one and nobody else's.
                 if group.intents.heat(region) and areas[index] == place and not space.shared(place):
-                    if group.index == self.info.group:
-                        self._readable[index] = group.entry(area)
+                    entry = group.entry(area)
+                    if group is self._home:
+                        self._readable[index] = entry
                     if self._bars and self._is_barred(index, index):
                         pass  # who waits for us to leave must not find a way past the bar
-                    elif not isinstance(self.group, StripedGroup):
+                    elif not isinstance(self._home, StripedGroup):
                         self._writable[index] = group.write, area
-                    elif group.index == self.info.group:
-                        self._writable[index] = group.member_offset(area)
+                    elif group is self._home:
+                        self._writable[index] = entry[1]
                     return place
             group.intents.mark((region,))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import balance, names, progress, where
+from replicator.cli import balance, groups, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size, parse_size
@@ -167,7 +167,7 @@ def _make_files(paths: Sequence[str], size: int) -> list[str]:
 @json_option
 @pass_node
 def status(here: Node, as_json: bool) -> None:
-    """Show RAID groups, members, space, and a rebuild that is under way."""
+    """Show RAID groups, members, space, and rebuilds and moves that are under way."""
     found = here.target("pool.status")
     groups = found.get("groups", [])
     if as_json:
@@ -178,7 +178,7 @@ def status(here: Node, as_json: bool) -> None:
         (
             group["name"],
             f"RAID-{group['level']}",
-            group["state"],
+            group["state"] + (", being removed" if group.get("draining") else ""),
             f"{sum(member['state'] == GOOD for member in group['members'])}/{len(group['members'])} in sync",
             format_size(group["chunk_bytes"]),
             format_size(group["size"]),
@@ -196,6 +196,9 @@ def status(here: Node, as_json: bool) -> None:
     if ill:
         click.echo()
         table(False, None, ("member", "raid group", "state", "reason"), ill, "")
+    for move in found.get("moves", ()):
+        done, areas = move["areas"] - move["remaining"], move["areas"]
+        click.echo(f"{move['volume']} moves to {move['group']}: {done} of {areas} areas")
     for remark in found.get("remarks", ()):
         click.echo(f"remark: {remark}")
 
@@ -285,5 +288,26 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     )
 
 
-for _command in (where.check, *balance.COMMANDS):
+@pool.command("add-group")
+@click.argument("layout", nargs=-1, required=True, metavar="LEVEL MEMBER...")
+@click.option("--make-files", type=SizeType(4096, 1 << 20), metavar="SIZE",
+              help="Make every member first, as a sparse file of this size.")  # fmt: skip
+@force_option(OVERWRITE)
+@json_option
+@pass_node
+def add_group(here: Node, layout: tuple[str, ...], make_files: int | None, force: bool, as_json: bool) -> None:
+    """Let the pool grow by a RAID group, while it is used. LEVEL MEMBER... as in pool create.
+
+    \b
+      farstripe pool add-group fast=raid10 /dev/nvme{0..3}n1
+    """
+    found = parse_layout(layout)
+    if len(found) != 1:
+        raise BadInput(f"{len(found)} RAID groups are named", "add them one by one")
+    with _made_files(here, found[0]["members"], make_files):
+        status = here.target("pool.add_group", group=found[0], force=force, wait_s=300)
+    emit(as_json, status, f"RAID group {found[0]['name']} is part of the pool")
+
+
+for _command in (where.check, *groups.COMMANDS, *balance.COMMANDS):
     pool.add_command(_command)

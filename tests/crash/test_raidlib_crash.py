@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.testing.poolcrash import degraded_workload, explore, image_workload, workload
+from tests.testing.poolcrash import degraded_workload, explore, image_workload, move_workload, workload
 
 STRIDE = int(os.environ.get("FARSTRIPE_CRASH_STRIDE", "7"))
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
@@ -36,3 +36,8 @@ def test_no_crash_between_snapshots_copies_and_moves_loses_data(
     level: int, members: int, second: tuple[int, int], seed: int
 ) -> None:
     assert explore(level, members, seed, STRIDE * 3, image_workload(seed, 40), second) > 40
+
+
+@pytest.mark.parametrize(("level", "members", "second"), [(0, 2, (5, 3)), (6, 4, (1, 2))])
+def test_no_crash_of_a_move_loses_data(level: int, members: int, second: tuple[int, int]) -> None:
+    assert explore(level, members, 1, STRIDE, move_workload(1), second) > 40

@@ -26,7 +26,7 @@ from raidlib.rebuild import Rebuild
 from raidlib.space import Space
 from raidlib.state import ImageKind, Kind, Record
 from raidlib.volume import Volume
-from tests.testing.poolcrash import degraded_workload, explore, image_workload, workload
+from tests.testing.poolcrash import degraded_workload, explore, image_workload, move_workload, workload
 from tests.testing.poolworld import Violation
 
 Patch = pytest.MonkeyPatch
@@ -254,12 +254,14 @@ def moved_data_not_synced(patch: Patch) -> None:
 
 IMAGES = [
     (copy_logged_before_it_is_durable, 0, 2, 1),
-    (only_the_new_place_of_a_copy_is_marked, 0, 2, 1),
+    (only_the_new_place_of_a_copy_is_marked, 0, 2, 2),
     (shared_area_freed_with_its_first_reference, 0, 2, 1),
     (shared_area_written_in_place, 0, 2, 1),
     (snapshot_of_what_is_not_synced, 0, 2, 1),
     (snapshots_of_one_call_committed_one_by_one, 0, 2, 1),
     (map_of_a_snapshot_not_of_its_own, 0, 2, 1),
+]
+MOVES = [
     (moved_area_logged_without_being_durable, 0, 2, 1),
     (moved_area_for_one_of_its_sharers, 0, 2, 1),
     (moved_data_not_synced, 0, 2, 1),
@@ -309,8 +311,18 @@ def test_bug_of_a_degraded_pool_is_found(
             explore(level, members, seed + further, 3, degraded_workload(seed + further))
 
 
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), MOVES, ids=name_of)
+def test_bug_of_moves_is_found(
+    monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Found):
+        for further in range(6):
+            explore(level, members, seed + further, 2, move_workload(seed + further), (5, 3))
+
+
 @pytest.mark.parametrize(("bug", "level", "members", "seed"), IMAGES, ids=name_of)
-def test_bug_of_snapshots_and_moves_is_found(
+def test_bug_of_snapshots_is_found(
     monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
 ) -> None:
     bug(monkeypatch)

@@ -117,6 +117,35 @@ def test_a_group_of_volumes_is_seen_and_nothing_is_while_statistics_are_off(targ
     assert caught.value.exit_code == 4
 
 
+def test_random_load_on_parity_and_sequential_load_on_mirrors_change_places(bare: TargetProcess) -> None:
+    groups = [
+        {"name": "parity", "level": 5, "members": [bare.disk(f"p{i}") for i in range(3)]},
+        {"name": "mirror", "level": 1, "members": [bare.disk(f"m{i}") for i in range(2)]},
+    ]
+    bare.call("pool.create", name="pool", groups=groups, area_bytes=MIB)
+    for name, group in (("rows", "parity"), ("log", "mirror")):
+        bare.call("volume.create", name=name, size=MIB, raid_group=group)
+    rows, log, rng, data, at = bare.connect("rows"), bare.connect("log"), random.Random(1), os.urandom(8 * KIB), 0
+    bare.call("pool.stats_switch", on=False)
+    bare.call("pool.stats_switch", on=True)
+
+    def step() -> None:
+        nonlocal at
+        rows.pwrite(data, rng.randrange(128) * 8 * KIB)
+        log.pwrite(data, at)
+        at = (at + 8 * KIB) % MIB
+
+    load(rows, 2.5, step)
+    chosen = bare.call("pool.balance")
+    assert chosen["moves"] == []
+    assert {one["reason"] for one in chosen["skipped"]} == {"somebody chose its group"}
+    made = bare.call("pool.balance", placed_too=True, apply=True, force=True)
+    assert [(one["volume"], one["to"]) for one in made["moves"]] == [("rows", "mirror"), ("log", "parity")], made
+    while bare.call("pool.balance_progress")["left"]:
+        time.sleep(0.05)
+    assert (on(bare, "rows"), on(bare, "log")) == ({"mirror": 1}, {"parity": 1})
+
+
 def test_load_on_one_group_is_levelled_and_nothing_is_lost(two_groups: TargetProcess) -> None:
     target, blocks = two_groups, 16 * MIB // BLOCK
     target.call("volume.create", name="v", size=16 * MIB)

@@ -80,6 +80,33 @@ def image_workload(seed: int, steps: int = 24) -> list[Step]:
     return plan
 
 
+def move_workload(seed: int) -> list[Step]:
+    """Volumes with snapshots that move to the other group and back while they are written."""
+    rng = random.Random(seed)
+    plan: list[Step] = [
+        lambda w: w.create_volume("a", 4 * 16384),
+        lambda w: w.write("a", 0, 128),
+        lambda w: w.snapshot({"a": "sa"}),
+        lambda w: w.write("a", 40, 8),
+        lambda w: w.sync(),
+    ]
+    for group in "hg":
+        plan.append(partial(_begin_move, group=group))
+        for _ in range(3):
+            plan += [lambda w: w.move_steps(1), partial(_write_somewhere, first=rng.randrange(120))]
+            if rng.random() < 0.5:
+                plan.append(lambda w: w.clear_intents())
+    return plan
+
+
+def _begin_move(world: PoolWorld, group: str) -> None:
+    world.move("a", 0, 4, group)
+
+
+def _write_somewhere(world: PoolWorld, first: int) -> None:
+    world.write("a", first, 8)
+
+
 def _image_step(world: PoolWorld, dice: float, pick: float, first: int) -> None:
     number = int(pick * 1000)
     images = [name for name in world.models if name[0] in "sk"]

@@ -55,6 +55,39 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.world.zero(name, first // 32 * 32 if count == 32 else first, count, kind == "p")
 
+    @rule(name=NAMES, snapshot=st.sampled_from("xyz"), clone=st.booleans())
+    def image(self, name: str, snapshot: str, clone: bool) -> None:
+        """Volumes a, b, c; images x, y, z of them and of each other."""
+        models = self.world.models
+        if name in models and snapshot not in models:
+            self.world.snapshot({name: snapshot}, clone=clone)
+        elif snapshot in models and f"{snapshot}2" not in models:
+            self.world.snapshot({snapshot: f"{snapshot}2"}, clone=True)
+
+    @rule()
+    def images_of_all(self) -> None:
+        names = [name for name in "abc" if name in self.world.models]
+        if names and not any(f"all{name}" in self.world.models for name in names):
+            self.world.snapshot({name: f"all{name}" for name in names})
+
+    @rule(pick=st.integers(0, 99), how=st.sampled_from(["write", "delete", "rollback"]))
+    def use_image(self, pick: int, how: str) -> None:
+        models = self.world.models
+        images = [name for name in models if name not in "abc"]
+        if not images:
+            return
+        name = images[pick % len(images)]
+        if how == "delete":
+            self.world.delete_volume(name)
+        elif not models[name].frozen:
+            self.world.write(name, 8 * (pick % (models[name].size // 4096)), 8)
+        elif how == "rollback":
+            family = self.world.pool.volume(name).info.family
+            for volume in self.world.pool.volumes:
+                if volume.info.writable and volume.info.family == family:
+                    self.world.rollback(volume.name, name)
+                    break
+
     @rule()
     def sync(self) -> None:
         self.world.sync()
@@ -85,6 +118,7 @@ class PoolMachine(RuleBasedStateMachine):
     def check(self) -> None:
         self.world.settle()
         self.world.check_contents()
+        self.world.check_books()
 
     @rule()
     def restart(self) -> None:

@@ -1,0 +1,52 @@
+"""farstripe pool remove-group, keep-group: a RAID group that leaves the pool while it is used."""
+
+from __future__ import annotations
+
+import click
+
+from replicator.cli import progress
+from replicator.cli.access import Node, pass_node
+from replicator.cli.output import confirm, emit, json_option, yes_option
+
+
+@click.command("remove-group")
+@click.argument("name", metavar="RAID_GROUP")
+@click.option("--wait", "wait_for_it", is_flag=True, help="Wait until it is gone, with a progress bar.")
+@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@yes_option
+@json_option
+@pass_node
+def remove_group(here: Node, name: str, wait_for_it: bool, timeout_s: float | None, yes: bool, as_json: bool) -> None:
+    """Move everything on RAID_GROUP to the others, while it is used, and take it out of the pool.
+
+    Nothing new is put on it from now on. Its members are free once it is gone. Goes on after restarts and crashes;
+    pool keep-group gives it up.
+    """
+    confirm(f"Empty RAID group {name} and take it out of the pool?", yes, as_json)
+    begun = here.target("pool.remove_group", name=name, wait_s=300)
+    if wait_for_it:
+        wait_until_gone(here, name, timeout_s, show=not as_json)
+    emit(as_json, begun, f"RAID group {name} {'is gone' if wait_for_it else 'is being emptied'}")
+
+
+def wait_until_gone(here: Node, name: str, timeout_s: float | None, show: bool) -> None:
+    """Wait until a RAID group has left the pool. Raises TimedOut."""
+
+    def look() -> progress.Look:
+        groups = [group for group in here.target("pool.status")["groups"] if group["name"] == name]
+        left = sum(group["size"] - group["free"] for group in groups)
+        return progress.Look(not groups, left)
+
+    progress.wait(look, f"removal of RAID group {name}", timeout_s, show)
+
+
+@click.command("keep-group")
+@click.argument("name", metavar="RAID_GROUP")
+@json_option
+@pass_node
+def keep_group(here: Node, name: str, as_json: bool) -> None:
+    """Give up the removal of RAID_GROUP. What has moved stays where it is."""
+    emit(as_json, here.target("pool.keep_group", name=name), f"RAID group {name} stays in the pool")
+
+
+COMMANDS = (remove_group, keep_group)
