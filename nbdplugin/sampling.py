@@ -102,15 +102,16 @@ class Sampling:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._rates: dict[str, AreaRates] = {}
-        self.began = monotonic()
-        """Since when requests are counted."""
+        self._choice = 0
+        """Rises whenever somebody switches: a round that began before does not count."""
+        self._began = self._counted = monotonic()
+        """The time that the rates cover: from the first round to the end of the last one."""
         self.on = _read(self._path)
         """Whether they are."""
         self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
-        self.began = monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -125,18 +126,20 @@ class Sampling:
         with self._lock:
             changed, self.on = self.on != on, on
             self._rates = {}
-            self.began = monotonic()
+            self._choice += 1
+            self._began = self._counted = monotonic()
         if changed:
             self._events.add("stats.switched", f"statistics of areas are {'on' if on else 'off'}")
 
     def age_s(self) -> float:
-        """For how many seconds requests have been counted."""
-        return monotonic() - self.began
+        """How many seconds the rates cover."""
+        with self._lock:
+            return self._counted - self._began
 
     def rates(self) -> dict[str, dict[int, Any]]:
         """The rates of every area that had requests lately, by volume (its uuid) and logical area."""
         with self._lock:
-            return {uuid: one.rates(monotonic()) for uuid, one in self._rates.items()}
+            return {uuid: one.rates(self._counted) for uuid, one in self._rates.items()}
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -150,14 +153,14 @@ class Sampling:
         in_use = [
             route for route in self._exports.routes() if route.writers or route.readers or route.group is not None
         ]
-        start = monotonic()
+        choice, start = self._choice, monotonic()
         until = start + ROUND_S * max(1.0, len(in_use) / ROUND_VOLUMES)
         self._wake.clear()
         if not self.on or not in_use or self._pools.pool is None:
             self._stop.wait(ROUND_S)
+            self._count([], choice, start, monotonic())
             return
         watches: list[Watch] = []
-        began = self.began
         try:
             for route in in_use:
                 watches.append(Watch(route, self._wake.set))
@@ -171,13 +174,15 @@ class Sampling:
         finally:
             for watch in watches:
                 watch.end()
-        self._count(watches, now, began, now - start)
+        self._count(watches, choice, start, now)
 
-    def _count(self, watches: list[Watch], now: float, began: float, round_s: float) -> None:
-        area_bytes = self._pools.require().area_bytes
+    def _count(self, watches: list[Watch], choice: int, start: float, now: float) -> None:
         with self._lock:
-            if began != self.began:
+            if choice != self._choice:
                 return
+            if self._counted == self._began:
+                self._began = start
+            self._counted = now
             known = {route.volume.uuid for route in self._exports.routes()}
             self._rates = {uuid: one for uuid, one in self._rates.items() if uuid in known}
             for watch in watches:
@@ -186,8 +191,8 @@ class Sampling:
                     continue
                 rates = self._rates.get(uuid)
                 if rates is None:
-                    rates = self._rates[uuid] = AreaRates(area_bytes, began)
-                rates.add(watch.requests[:], round_s / watch.seconds(now), now)
+                    rates = self._rates[uuid] = AreaRates(self._pools.require().area_bytes, self._began)
+                rates.add(watch.requests[:], (now - start) / watch.seconds(now), now, missed=watch.is_full)
                 rates.forget_old(now)
 
 

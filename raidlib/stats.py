@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HALF_LIFE_S = 300.0
-NEAR = 32
+NEAR = 16
 """How many requests before or after may be the one that this one goes on from."""
 PAGE_AREAS = 256
 _FORGET_HALF_LIVES = 24
@@ -109,13 +109,18 @@ class AreaRates:
         self._half_life_s = half_life_s
         self._began = now
         self._pages: dict[int, _Page] = {}
+        self._last: list[Request] = []
+        """The requests just before those that come next, when none is missing between."""
 
-    def add(self, requests: Sequence[Request], weight: float, now: float) -> None:
-        """Count requests, each `weight` times: one over the share of the time that was looked at."""
+    def add(self, requests: Sequence[Request], weight: float, now: float, *, missed: bool = False) -> None:
+        """Count requests, each `weight` times: one over the share of the time that was looked at.
+
+        missed: others came after them and before the next ones that are added.
+        """
         ordered = sorted(requests, key=itemgetter(2))
-        for (off, length, began, ended, is_read), sequential in zip(
-            ordered, which_are_sequential(ordered), strict=True
-        ):
+        sequential_ones = which_are_sequential(self._last + ordered)[len(self._last) :]
+        self._last = [] if missed else (self._last + ordered)[-NEAR:]
+        for (off, length, began, ended, is_read), sequential in zip(ordered, sequential_ones, strict=True):
             kind = 2 * sequential + (not is_read)
             end = off + length
             busy = (ended - began) / max(length, 1)

@@ -48,6 +48,11 @@ def load(handle: nbd.NBD, seconds: float, step: Any) -> None:
         step()
 
 
+def busy(target: TargetProcess) -> list[float]:
+    """The utilisation of each group."""
+    return [group["utilisation"] for group in target.call("pool.stats")["groups"]]
+
+
 def areas(target: TargetProcess, **args: Any) -> dict[int, dict[str, Any]]:
     return {area["area"]: area for area in target.call("pool.stats", **args)["areas"]}
 
@@ -86,7 +91,7 @@ def test_counts_of_busy_and_quiet_volumes_are_about_right(target: TargetProcess)
     target.call("pool.stats_switch", on=False)
     target.call("pool.stats_switch", on=True)
     began, done, slow = time.monotonic(), 0, 0
-    while time.monotonic() < began + 3:
+    while time.monotonic() < began + 3.5:
         busy.pwrite(data, 0)
         done += 1
         if done % 200 == 0:
@@ -94,8 +99,8 @@ def test_counts_of_busy_and_quiet_volumes_are_about_right(target: TargetProcess)
             slow += 1
     took = time.monotonic() - began
     found = {area["volume"]: area["requests"] for area in target.call("pool.stats")["areas"]}
-    assert sum(found["v"].values()) == pytest.approx(done / took, rel=0.5)
-    assert sum(found["quiet"].values()) == pytest.approx(slow / took, rel=0.5)
+    assert done / took / 4 < sum(found["v"].values()) < 4 * done / took
+    assert slow / took / 4 < sum(found["quiet"].values()) < 4 * slow / took
 
 
 def test_a_group_of_volumes_is_seen_and_nothing_is_while_statistics_are_off(target: TargetProcess) -> None:
@@ -122,28 +127,32 @@ def test_random_load_on_parity_and_sequential_load_on_mirrors_change_places(bare
         {"name": "parity", "level": 5, "members": [bare.disk(f"p{i}") for i in range(3)]},
         {"name": "mirror", "level": 1, "members": [bare.disk(f"m{i}") for i in range(2)]},
     ]
-    bare.call("pool.create", name="pool", groups=groups, area_bytes=MIB)
+    bare.call("pool.create", name="pool", groups=groups, area_bytes=4 * MIB)
     for name, group in (("rows", "parity"), ("log", "mirror")):
-        bare.call("volume.create", name=name, size=MIB, raid_group=group)
-    rows, log, rng, data, at = bare.connect("rows"), bare.connect("log"), random.Random(1), os.urandom(8 * KIB), 0
+        bare.call("volume.create", name=name, size=4 * MIB, raid_group=group)
+    rows, log, rng, data, at = bare.connect("rows"), bare.connect("log"), random.Random(1), os.urandom(256 * KIB), 0
     bare.call("pool.stats_switch", on=False)
     bare.call("pool.stats_switch", on=True)
 
     def step() -> None:
         nonlocal at
-        rows.pwrite(data, rng.randrange(128) * 8 * KIB)
+        for _ in range(3):
+            rows.pwrite(data[: 12 * KIB], rng.randrange(341) * 12 * KIB)
         log.pwrite(data, at)
-        at = (at + 8 * KIB) % MIB
+        at = (at + len(data)) % (4 * MIB)
 
-    load(rows, 2.5, step)
+    until = time.monotonic() + 30
+    while len((made := bare.call("pool.balance", placed_too=True))["moves"]) < 2:
+        assert time.monotonic() < until, (made, bare.call("pool.stats")["areas"])
+        load(rows, 1.1, step)
+    assert [(one["volume"], one["to"]) for one in made["moves"]] == [("rows", "mirror"), ("log", "parity")], made
     chosen = bare.call("pool.balance")
     assert chosen["moves"] == []
     assert {one["reason"] for one in chosen["skipped"]} == {"somebody chose its group"}
-    made = bare.call("pool.balance", placed_too=True, apply=True, force=True)
-    assert [(one["volume"], one["to"]) for one in made["moves"]] == [("rows", "mirror"), ("log", "parity")], made
+    bare.call("pool.balance", placed_too=True, apply=True, force=True)
     while bare.call("pool.balance_progress")["left"]:
         time.sleep(0.05)
-    assert (on(bare, "rows"), on(bare, "log")) == ({"mirror": 1}, {"parity": 1})
+    assert (on(bare, "rows"), on(bare, "log")) == ({"mirror": 4}, {"parity": 4})
 
 
 def test_load_on_one_group_is_levelled_and_nothing_is_lost(two_groups: TargetProcess) -> None:
@@ -153,13 +162,15 @@ def test_load_on_one_group_is_levelled_and_nothing_is_lost(two_groups: TargetPro
     assert set(on(target, "v")) == {"one"}
     target.call("volume.snapshot", volumes=["v"], names=["s"])
     stamped = StampedLoad(lambda: target.connect("v"), blocks, seed=7, depth=16, writes_per_s=8000).start()
-    stamped.wait_acked(6000)
+    stamped.wait_acked(2000)
     with pytest.raises(FarstripeError, match="too young"):
         target.call("pool.balance", apply=True)
-    time.sleep(1.5)
-    before = {g["name"]: g["utilisation"] for g in target.call("pool.stats")["groups"]}
-    shown = target.call("pool.balance")
-    assert shown["moves"] and not shown["applied"], (before, shown)
+    until = time.monotonic() + 30
+    while len((shown := target.call("pool.balance"))["moves"]) < 2:
+        assert time.monotonic() < until, shown
+        time.sleep(0.5)
+    before = busy(target)
+    assert not shown["applied"]
     assert all(one["from"] == "one" and "levels" in one["reason"] for one in shown["moves"])
     target.call("pool.balance", apply=True, force=True)
     deadline = time.monotonic() + 60
@@ -171,9 +182,10 @@ def test_load_on_one_group_is_levelled_and_nothing_is_lost(two_groups: TargetPro
     assert lies["two"] == progress["moved"]
     target.call("pool.stats_switch", on=False)
     target.call("pool.stats_switch", on=True)
-    time.sleep(2.5)
-    after = {g["name"]: g["utilisation"] for g in target.call("pool.stats")["groups"]}
-    assert statistics.pvariance(after.values()) < statistics.pvariance(before.values()) / 2, (before, after)
+    until = time.monotonic() + 30
+    while statistics.pvariance(after := busy(target)) > statistics.pvariance(before) / 2 or not any(after):
+        assert time.monotonic() < until, (before, after)
+        time.sleep(0.5)
     again = target.call("pool.balance")
     assert not {one["area"] for one in shown["moves"]} & {one["area"] for one in again["moves"]}
     stamped.stop()

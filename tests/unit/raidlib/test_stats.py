@@ -47,6 +47,15 @@ def test_rates_are_of_the_area_and_class_and_in_proportion_to_the_time_watched()
     assert found[5].random < 0.2 < found[5].sequential
 
 
+@pytest.mark.parametrize("missed", [True, False])
+def test_a_slow_stream_is_seen_as_long_as_nothing_is_missed(missed: bool) -> None:
+    rates = AreaRates(AREA, 0.0)
+    for now in range(20):
+        rates.add([(now * 4096, 4096, float(now), now + 0.1, True)], 1.0, now + 1.0, missed=missed)
+    found = named(rates.rates(20.0)[0])
+    assert (found.sequential > 10 * found.random) is not missed
+
+
 def test_a_request_over_two_areas_counts_once_and_its_bytes_where_they_are() -> None:
     rates = AreaRates(AREA, 0.0)
     rates.add([(AREA - 4096, 12288, 0.0, 0.3, False)], 1.0, 1.0)
