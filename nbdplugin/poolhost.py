@@ -20,6 +20,7 @@ from typing import Any
 
 from nbdplugin import arguments
 from nbdplugin.exports import Exports, refuse_if_grouped, refuse_if_open
+from nbdplugin.relocations import Relocations
 from nbdplugin.routes import VolumeRoute, pool_slots
 from nbdplugin.signatures import refuse_signatures
 from raidlib.create import GroupSpec
@@ -48,6 +49,7 @@ class PoolHost:
         self.pool: Pool | None = None
         self._rehomed: list[str] = []
         """Volumes that moved to another home group and whose routes still have the old functions."""
+        self.relocations = Relocations(events)
         self.changing = threading.RLock()
 
     def open(self, force: bool) -> None:
@@ -338,8 +340,8 @@ class PoolHost:
         return ended
 
     def move_step(self) -> int:
-        """Move a few areas; returns how many remain. See Pool.move_step."""
-        remaining = self.require().move_step()
+        """Move a few areas, those that somebody asked for first; returns how many remain. See Pool.move_step."""
+        remaining = self.require().move_step() or self.relocations.step(self.require())
         while self._rehomed:
             with self.changing:
                 self._rebind(self._rehomed.pop())
@@ -350,7 +352,7 @@ class PoolHost:
         route = next((route for route in self._exports.routes() if route.name == name), None)
         if route is None:
             return
-        route.read = route.volume.pread_into
+        route.read_by(route.volume.pread_into)
         if route.group is None and not route.blocked:
             volume = self.require().volume(name)
             route.switch(pool_slots(volume, partial(self.require().sync, volume)), None, 0)

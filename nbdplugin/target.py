@@ -27,6 +27,7 @@ from nbdplugin import (
     exports,
     launch,
     nodeconfig,
+    ops_balance,
     ops_group,
     ops_member,
     ops_move,
@@ -41,6 +42,7 @@ from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.sampling import Sampling
 from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
 from replicator.control import ControlServer
@@ -90,6 +92,8 @@ class Target:
         self.maintenance.start()
         self.scrubber = Scrubber(self.pools, self.events)
         self.scrubber.start()
+        self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
+        self.sampling.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -102,6 +106,7 @@ class Target:
                 **ops_snapshot.handlers(self),
                 **ops_move.handlers(self),
                 **ops_scrub.handlers(self),
+                **ops_balance.handlers(self),
                 **ops_group.handlers(self),
             },
         )
@@ -186,6 +191,7 @@ class Target:
             return
         self._closed = True
         self.control.stop()
+        self.sampling.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()

@@ -14,11 +14,11 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raidlib import create, growing, images, placing, readd, recovery, replacing
+from raidlib import create, growing, images, loads, placing, readd, recovery, replacing, stats
 from raidlib.allocator import Allocator
 from raidlib.assemble import assemble, known_paths
 from raidlib.blockfile import BlockFile
@@ -211,6 +211,11 @@ class Pool:
     def uuid(self) -> str:
         """The pool's identity, 32 hex digits."""
         return self._ledger.state.uuid
+
+    @property
+    def area_bytes(self) -> int:
+        """Size of an area."""
+        return self._ledger.state.area_bytes
 
     @property
     def volumes(self) -> list[Volume]:
@@ -456,6 +461,21 @@ class Pool:
                     return 0
                 self.remarks += growing.drop_group(self._space, empty[0])
             return self._mover.remaining() or len(self._ledger.state.moves) + len(self._mover.draining())
+
+    def relocate(self, name: str, index: int, source: str, target: str) -> bool:
+        """Move one logical area of a volume from group `source` to another, now; see Mover.relocate()."""
+        with self._admin:
+            return not self._closed and self._mover.relocate(self.volume(name), index, source, target)
+
+    def loads(
+        self,
+        rates: Mapping[str, Mapping[int, stats.Row]],
+        resting: Container[tuple[str, int]] = (),
+        placed_too: bool = False,
+    ) -> loads.Loads:
+        """Lay rates over the groups that the areas lie on; see loads.lay_out()."""
+        with self._admin:
+            return loads.lay_out(self._space, list(self._volumes.values()), rates, resting, placed_too)
 
     def moves(self) -> list[dict[str, Any]]:
         """What is being moved where, and how much remains; see Mover.report()."""

@@ -51,6 +51,9 @@ class Volume:
     pread_into: Callable[[bytearray | memoryview, int], None]
     """pread_into(buf, off): fill buf. Unallocated parts read as zeroes. Raises MediumError, BadInput."""
 
+    writer: Callable[[Buffer, int], None]
+    """pwrite as it is, whatever watches it: for who keeps the function."""
+
     def __init__(self, info: VolumeInfo, space: Space) -> None:
         self.info = info
         self.space = space
@@ -215,6 +218,16 @@ class Volume:
             self._readable, self._writable = self._readable.copy(), self._writable.copy()
             self._bind()
 
+    def watch_writes(self, around: Callable[[Callable[[Buffer, int], None]], Callable[[Buffer, int], None]]) -> None:
+        """Let pwrite be `around(writer)` until unwatch_writes(), or until the volume gets another home."""
+        with self._ledger.map_lock:
+            self.pwrite = around(self.writer)
+
+    def unwatch_writes(self) -> None:
+        """End that. Calls that began before may still be in the function."""
+        with self._ledger.map_lock:
+            self.pwrite = self.writer
+
     def set_size(self, size: int) -> None:
         """Take over a new size that is durable in info. The maps grow at once; they shrink when nobody looks."""
         with self._ledger.map_lock:
@@ -249,6 +262,7 @@ class Volume:
             self.pwrite = self._striped_pwrite(group)
         else:
             self.pwrite = self._general_pwrite()
+        self.writer = self.pwrite
         self.pread_into = self._make_pread()
 
     def _refuse(self, *_request: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import groups, names, progress, where
+from replicator.cli import balance, groups, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.pool_members import COMMANDS, is_uri, member_path, show_work
@@ -326,5 +326,5 @@ def add_group(here: Node, layout: tuple[str, ...], make_files: int | None, force
     emit(as_json, status, f"RAID group {found[0]['name']} is part of the pool")
 
 
-for _command in (where.check, scrub, *groups.COMMANDS):
+for _command in (where.check, scrub, *groups.COMMANDS, *balance.COMMANDS):
     pool.add_command(_command)

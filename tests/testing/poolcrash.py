@@ -132,6 +132,8 @@ def _image_step(world: PoolWorld, dice: float, pick: float, first: int) -> None:
         world.move(image if image and pick < 0.2 else "a", first // 2, 1 + number % 5, "gh"[number % 2])
     else:
         world.move_steps(1 + number % 4)
+        if number % 2:
+            world.relocate(image or "a", first)
 
 
 def scrubbed(plan: list[Step], seed: int) -> list[Step]:

@@ -251,6 +251,13 @@ class PoolWorld:
             for volume in self.pool.volumes:
                 self.pool.cancel_move(volume.name)
 
+    def relocate(self, name: str, index: int) -> None:
+        """Move one area of an image to the other group, as balancing does, if it has one and there is room."""
+        for run in self.pool.volume_map(name):
+            if run["start"] <= index * self.area_bytes < run["start"] + run["length"]:
+                with contextlib.suppress(OutOfSpace):
+                    self.pool.relocate(name, index, run["group"], "h" if run["group"] == "g" else "g")
+
     def clear_intents(self) -> None:
         """Let the pool clear idle marks."""
         self.pool.clear_intents()

@@ -16,8 +16,10 @@ from tests.testing.needs import needs
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 MANUAL = UNITS.parent / "docs/man"
 DAEMONS = ("farstripe-target.service", "farstripe-replicator.service", "farstripe-attach@.service")
-SERVICES = (*DAEMONS, "farstripe-scrub.service")
-NAMES = (*SERVICES, "farstripe-scrub.timer")
+JOBS = ("farstripe-balance.service", "farstripe-scrub.service")
+TIMERS = ("farstripe-balance.timer", "farstripe-scrub.timer")
+SERVICES = DAEMONS + JOBS
+NAMES = SERVICES + TIMERS
 MOST_EXPOSURE = 40  # tenths of a point of `systemd-analyze security`; 100 is an unconfined service
 
 
@@ -105,5 +107,11 @@ def test_one_process_does_not_pull_down_the_other() -> None:
 def test_the_timer_starts_the_scrub_and_makes_up_for_one_it_missed() -> None:
     timer = read("farstripe-scrub.timer")
     assert timer["Timer"]["Persistent"] == "yes" and "Unit" not in timer["Timer"]
-    assert read("farstripe-scrub.service")["Service"]["Type"] == "oneshot"
-    assert timer["Install"]["WantedBy"] == "timers.target"
+
+
+@pytest.mark.parametrize("name", TIMERS)
+def test_a_timer_is_off_until_it_is_enabled_and_runs_a_job_that_ends(name: str) -> None:
+    job = name.replace(".timer", ".service")
+    assert read(name)["Install"]["WantedBy"] == "timers.target"
+    assert job in JOBS and read(job)["Service"]["Type"] == "oneshot"
+    assert not read(job).has_section("Install")
