@@ -1,9 +1,9 @@
 """A pool: RAID groups, the volumes on them, and the operations an administrator has.
 
-This is the face of raidlib: made of openpool.py (what all else rests on), poolimages.py, poolgroups.py and poolmembers.py,
-which join the parts and hold no logic of their own that another file could:
-create.py and assemble.py make and find members, ledger.py keeps the durable state, recovery.py repairs after a crash,
-volume.py serves, allocator.py and intents.py keep areas and marks, rebuild.py restores redundancy.
+This is the face of raidlib, made of openpool.py (what all else rests on), poolimages.py, poolgroups.py and
+poolmembers.py. They join the parts and hold no logic of their own that another file could: create.py and assemble.py
+make and find members, ledger.py keeps the durable state, recovery.py repairs after a crash, volume.py serves,
+space.py, allocator.py and intents.py keep areas and marks, rebuild.py and replacing.py fill new members.
 
 Threads: requests on volumes run in parallel with each other and with everything here. Administrative calls are
 serialised by one lock.
