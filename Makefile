@@ -29,8 +29,11 @@ demo: ## two nodes, a crash, a takeover and the way back (root)
 bench: ## speed against nbdkit's file plugin and a QEMU mirror, as ratios
 	scripts/bench
 
+man: setup ## the manual, docs/man/*.8, from the command tree and replicator/cli/manual
+	$(PY) -m replicator.cli.manual docs/man
+
 lint: setup ## ruff, mypy, shellcheck; what is not installed is named and skipped
 	scripts/lint
 
-.PHONY: help setup check test sim explore demo bench lint
+.PHONY: help setup check test sim explore demo bench man lint
 .DEFAULT_GOAL := help

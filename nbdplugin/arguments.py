@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from raidlib.nbdfile import is_uri
 from replicator.core.errors import BadInput
 
 SIZE_UNIT_BYTES = 4096
@@ -66,6 +67,16 @@ def names(args: dict[str, Any], key: str) -> list[str]:
 def path(args: dict[str, Any], key: str) -> str:
     """An absolute path."""
     return absolute(text(args, key))
+
+
+def member(args: dict[str, Any], key: str) -> str:
+    """Where a pool member is: an absolute path or an NBD URI."""
+    return member_path(text(args, key))
+
+
+def member_path(value: Any) -> str:
+    """`value` when it is an absolute path or an NBD URI."""
+    return value if isinstance(value, str) and is_uri(value) else absolute(value)
 
 
 def absolute(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""Background work on the pool: clearing idle write-intent marks, noticing failed members, rebuilding, moving areas.
+"""Background work on the pool: clearing idle write-intent marks, noticing failed members, moving areas, rebuilding
+(rebuilder.py).
 
 Three threads, because a step of a rebuild or move can be long. None holds a lock over its sleep, all end within a step
 at stop.
@@ -12,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.rebuilder import Rebuilder
 from replicator.eventlog import EventLog
 
 TICK_S = 5.0
 MOVE_RETRY_S = 30.0
 """A move that found its target full, or a disk that failed, is tried again after this."""
-REBUILD_SHARE = 0.5
-"""Part of the time a rebuild may use: after a step it sleeps in proportion, so hosts keep the rest."""
+MOVE_SHARE = 0.5
+"""Part of the time a move may use: after a step it sleeps in proportion, so hosts keep the rest."""
 
 
 class Maintenance:
@@ -30,33 +32,32 @@ class Maintenance:
         self._before_clear = before_clear
         self._events = events
         self._stop = threading.Event()
-        self._rebuild = threading.Event()
         self._move = threading.Event()
         self._states: dict[str, str] = {}
+        self._rebuilder = Rebuilder(pools, events)
         self._threads = [
             threading.Thread(target=self._tick_loop, name="maintenance", daemon=True),
-            threading.Thread(target=self._rebuild_loop, name="rebuild", daemon=True),
             threading.Thread(target=self._move_loop, name="move", daemon=True),
         ]
 
     def start(self) -> None:
         """Start the threads; a rebuild or move that was under way goes on."""
-        self._rebuild.set()
         self._move.set()
+        self._rebuilder.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """End the threads and wait for them."""
         self._stop.set()
-        self._rebuild.set()
         self._move.set()
+        self._rebuilder.stop()
         for thread in self._threads:
             thread.join()
 
     def rebuild_soon(self) -> None:
-        """A member was replaced: begin."""
-        self._rebuild.set()
+        """A member was replaced, taken back or lost: begin."""
+        self._rebuilder.soon()
 
     def move_soon(self) -> None:
         """Areas are to move: begin."""
@@ -85,19 +86,7 @@ class Maintenance:
                     self._events.add(
                         f"member.{state}", f"member {path} of RAID group {group['name']}: {before} → {state}", path=path
                     )
-
-    def _rebuild_loop(self) -> None:
-        while True:
-            self._rebuild.wait()
-            self._rebuild.clear()
-            if self._stop.is_set():
-                return
-            pool = self._pools.pool
-            if pool is not None:
-                try:
-                    self._run_rebuild(pool)
-                except Exception as exc:  # outermost loop: the pool stays degraded, and says so
-                    self._events.add("rebuild.failed", f"rebuild stopped: {exc}")
+                    self._rebuilder.soon()
 
     def _move_loop(self) -> None:
         retry_s: float | None = None
@@ -132,25 +121,7 @@ class Maintenance:
             if not remaining:
                 return
             took = time.monotonic() - began
-            self._stop.wait(min(took * (1 - REBUILD_SHARE) / REBUILD_SHARE, 1.0))
-
-    def _run_rebuild(self, pool: Any) -> None:
-        if not _rebuilding(pool):
-            return
-        started = time.monotonic()
-        self._events.add("rebuild.started", f"rebuild of {', '.join(_rebuilding(pool))} started")
-        while not self._stop.is_set():
-            began = time.monotonic()
-            if not pool.rebuild_step():
-                self._events.add("rebuild.done", f"rebuild finished after {began - started:.1f} s")
-                return
-            took = time.monotonic() - began
-            self._stop.wait(min(took * (1 - REBUILD_SHARE) / REBUILD_SHARE, 1.0))
-
-
-def _rebuilding(pool: Any) -> list[str]:
-    """Paths of the members that are being rebuilt."""
-    return [m["path"] for group in pool.status()["groups"] for m in group["members"] if m["state"] == "rebuilding"]
+            self._stop.wait(min(took * (1 - MOVE_SHARE) / MOVE_SHARE, 1.0))
 
 
 def _draining(pool: Any) -> set[str]:

@@ -31,7 +31,7 @@ def pool_handlers(target: Target) -> dict[str, Handler]:
         return pools.status()
 
     def replace(args: dict[str, Any]) -> dict[str, Any]:
-        old, new = arguments.text(args, "old"), arguments.path(args, "new")
+        old, new = arguments.text(args, "old"), arguments.member(args, "new")
         pools.replace(old, new, arguments.flag(args, "force"))
         target.maintenance.rebuild_soon()
         return pools.status()

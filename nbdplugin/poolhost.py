@@ -1,8 +1,9 @@
 """The node's pool as the target holds it: opening, creating, its volumes, and the list of where its members are.
 
-STATE/pool.json holds {"name": …, "members": [paths]}: hints only. What a member is, its own superblock says; a hint
-that is wrong costs a clear error, never data. The list is written as pool.json.making before the members of a new pool
-are touched, so a crash in between leaves a pool that the next start finds, or none.
+STATE/pool.json holds {"name": …, "members": [paths], "rebuild_limit_bytes_s": …}. The paths are hints only: what a
+member is, its own superblock says; a hint that is wrong costs a clear error, never data. The list is written as
+pool.json.making before the members of a new pool are touched, so a crash in between leaves a pool that the next start
+finds, or none. Destroying renames it to pool.json.destroying first: the next start ends what a crash cut short.
 
 `changing` serialises everything that changes the pool's shape; requests of clients never take it.
 """
@@ -12,20 +13,22 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nbdplugin import arguments
-from nbdplugin.exports import Exports, refuse_if_open
+from nbdplugin.exports import Exports, refuse_if_grouped, refuse_if_open
+from nbdplugin.relocations import Relocations
 from nbdplugin.routes import VolumeRoute, pool_slots
 from nbdplugin.signatures import refuse_signatures
 from raidlib.create import GroupSpec
+from raidlib.destroy import wipe_members
 from raidlib.errors import RaidError
 from raidlib.placing import PlacedRange
 from raidlib.pool import Pool
-from replicator.core.errors import AlreadyExists, BadInput, NotFound
+from replicator.core.errors import AlreadyExists, BadInput, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import sync_directory
 
@@ -36,11 +39,17 @@ class PoolHost:
     def __init__(self, state_dir: Path, exports: Exports, events: EventLog) -> None:
         self._hints = state_dir / "pool.json"
         self._making = state_dir / "pool.json.making"
+        self._destroying = state_dir / "pool.json.destroying"
+        self.rebuild_limit_bytes_s = 0
+        """0: none."""
+        self.rebuild_speed: Callable[[], float] = lambda: 0.0
+        """Bytes per second of the rebuild that is under way; set by whoever does it."""
         self._exports = exports
         self._events = events
         self.pool: Pool | None = None
         self._rehomed: list[str] = []
         """Volumes that moved to another home group and whose routes still have the old functions."""
+        self.relocations = Relocations(events)
         self.changing = threading.RLock()
 
     def open(self, force: bool) -> None:
@@ -48,7 +57,10 @@ class PoolHost:
 
         force: open a RAID group although it is degraded and was not stopped in order.
         """
+        if (members := _read_members(self._destroying)) is not None:
+            self._finish_destroying(members)
         if (members := _read_members(self._hints)) is not None:
+            self.rebuild_limit_bytes_s = _read_limit(self._hints)
             self._opened(Pool.open(members, force=force))
         elif (members := _read_members(self._making)) is not None:
             self._finish_making(members)
@@ -118,21 +130,25 @@ class PoolHost:
         self._events.add("pool.created", f"pool {name} created", groups=[spec.name for spec in specs])
 
     def _save_hints(self, pool: Pool) -> None:
-        members = [member["path"] for group in pool.status()["groups"] for member in group["members"]]
-        self._write_members(self._hints, pool.name, members)
+        self._write_members(self._hints, pool.name, pool.paths)
 
     def _write_members(self, path: Path, name: str, members: list[str]) -> None:
         fresh = path.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as f:
-            json.dump({"name": name, "members": members}, f, indent=1)
+            limit = self.rebuild_limit_bytes_s
+            json.dump({"name": name, "members": members, "rebuild_limit_bytes_s": limit}, f, indent=1)
             f.flush()
             os.fsync(f.fileno())
         fresh.replace(path)
         sync_directory(path.parent)
 
     def status(self) -> dict[str, Any]:
-        """The pool's status map (raidlib)."""
-        return self.require().status()
+        """The pool's status map (raidlib), with the speed of its rebuilds and the time they will take."""
+        status, speed = self.require().status(), self.rebuild_speed()
+        for one in status["rebuilds"]:
+            one["bytes_s"] = round(speed) or None
+            one["left_s"] = round(one["remaining_bytes"] / speed, 1) if speed else None
+        return {**status, "rebuild_limit_bytes_s": self.rebuild_limit_bytes_s or None}
 
     def sync(self) -> None:
         """Durable: everything written to the pool before the call."""
@@ -156,6 +172,84 @@ class PoolHost:
         with self.changing:
             self.require().fail_member(member)
         self._events.add("member.failed", f"member {member} was declared failed", path=member)
+
+    def readd(self, member: str) -> int:
+        """Take back a member that was away; returns about how many bytes it missed. Errors as Pool.readd_member."""
+        with self.changing:
+            pool = self.require()
+            missed = pool.readd_member(member)
+            self._save_hints(pool)
+        self._events.add(
+            "member.readded", f"member {member} is back, it missed {missed} bytes", path=member, missed=missed
+        )
+        return missed
+
+    def remove_member(self, member: str) -> None:
+        """Let go of a spare, a replacement under way or a failed member. Errors as Pool.remove_member."""
+        with self.changing:
+            pool = self.require()
+            pool.remove_member(member)
+            self._save_hints(pool)
+        self._events.add("member.removed", f"{member} is let go of", path=member)
+
+    def add_spare(self, member: str, raid_group: str, force: bool) -> None:
+        """Make a file, device or export a spare. Raises Refused when it holds something, unless `force` lets it go."""
+        with self.changing:
+            pool = self.require()
+            if not force:
+                refuse_signatures([member])
+            pool.add_spare(member, raid_group)
+            self._save_hints(pool)
+        self._events.add("spare.added", f"{member} is a spare of {raid_group or 'all RAID groups'}", path=member)
+
+    def take_spare(self) -> tuple[str, str] | None:
+        """Let a spare take the place of a failed member; returns (failed, spare), None when there is no such pair."""
+        pool = self.pool
+        if pool is None or not pool.wants_spare:
+            return None
+        with self.changing:
+            taken = pool.take_spare()
+            if taken is not None:
+                self._save_hints(pool)
+        return taken
+
+    def limit_rebuild(self, bytes_s: int) -> None:
+        """Let rebuilds write at most so many bytes per second, 0 for no limit. Durable: that."""
+        with self.changing:
+            pool = self.require()
+            self.rebuild_limit_bytes_s = bytes_s
+            self._save_hints(pool)
+
+    def destroy(self, force: bool) -> list[str]:
+        """Free all members. Raises Refused while there are volumes (yields to force), or while one is open or grouped.
+
+        Returns what could not be erased. Durable: that there is no pool.
+        """
+        with self.changing:
+            pool = self.require()
+            routes = self._exports.routes()
+            if routes and not force:
+                names = ", ".join(route.name for route in routes)
+                raise Refused(f"pool {pool.name} has volumes: {names}", "delete them first, or say --force")
+            for route in routes:
+                refuse_if_grouped(route, "erase")
+                refuse_if_open(route, "erase")
+            for route in routes:
+                self._exports.remove(route.name)
+            self._hints.replace(self._destroying)
+            sync_directory(self._hints.parent)
+            self.pool = None
+            trouble = pool.destroy(force=True)
+            self._destroying.unlink()
+            sync_directory(self._hints.parent)
+        self._events.add("pool.destroyed", f"pool {pool.name} destroyed", not_erased=trouble)
+        return trouble
+
+    def _finish_destroying(self, members: list[str]) -> None:
+        """Erase what a crash left of a pool that was being destroyed, as far as it is there."""
+        wipe_members(members)
+        self._destroying.unlink()
+        sync_directory(self._hints.parent)
 
     def create_volume(
         self,
@@ -246,8 +340,8 @@ class PoolHost:
         return ended
 
     def move_step(self) -> int:
-        """Move a few areas; returns how many remain. See Pool.move_step."""
-        remaining = self.require().move_step()
+        """Move a few areas, those that somebody asked for first; returns how many remain. See Pool.move_step."""
+        remaining = self.require().move_step() or self.relocations.step(self.require())
         while self._rehomed:
             with self.changing:
                 self._rebind(self._rehomed.pop())
@@ -258,7 +352,7 @@ class PoolHost:
         route = next((route for route in self._exports.routes() if route.name == name), None)
         if route is None:
             return
-        route.read = route.volume.pread_into
+        route.read_by(route.volume.pread_into)
         if route.group is None and not route.blocked:
             volume = self.require().volume(name)
             route.switch(pool_slots(volume, partial(self.require().sync, volume)), None, 0)
@@ -320,6 +414,11 @@ def _read_members(path: Path) -> list[str] | None:
         raise BadInput(f"{path} cannot be read", 'write {"members": [paths of all members]}') from exc
 
 
+def _read_limit(path: Path) -> int:
+    limit = json.loads(path.read_text(encoding="utf-8")).get("rebuild_limit_bytes_s", 0)
+    return limit if isinstance(limit, int) and limit > 0 else 0
+
+
 def group_specs(groups: Any) -> list[GroupSpec]:
     """Check the `groups` argument of pool.create. Raises BadInput."""
     if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
@@ -328,7 +427,7 @@ def group_specs(groups: Any) -> list[GroupSpec]:
         GroupSpec(
             arguments.name(group),
             arguments.integer(group, "level", high=10),
-            [arguments.absolute(member) for member in arguments.names(group, "members")],
+            [arguments.member_path(member) for member in arguments.names(group, "members")],
             arguments.integer(group, "chunk", 64 << 10, low=1, high=1 << 30),
             arguments.flag(group, "checksums"),
         )

@@ -8,7 +8,11 @@ a copy that starts then could miss it. So `switch` first puts parking functions 
 thread is inside an older request, then installs the new functions and lets the parked ones go on. The hot path pays
 nothing for this: who is inside is read from the interpreter's stacks, which only `switch` does.
 
-Invariant: after `switch` returns, no request that was made through the old slots is still running.
+Statistics look at a volume for a moment now and then: `watch` puts functions that note each request around those in the
+slots, `unwatch` takes them off again. In between the hot path pays nothing.
+
+Invariants: after `switch` returns, no request that was made through the old slots is still running. `_slots` and
+`_reader` are what was installed, never what watches it.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from typing import Any, NamedTuple, Protocol
 from replicator.core.errors import MediumError, TimedOut
 
 Buffer = memoryview | bytes | bytearray
+Around = Callable[[Callable[[Any, int], Any]], Callable[[Any, int], Any]]
+"""Makes a function of (buffer, offset) into one that does the same and something besides."""
 
 
 class Volume(Protocol):
@@ -39,7 +45,9 @@ class Volume(Protocol):
     @property
     def pread_into(self) -> Callable[[Any, int], Any]: ...
     @property
-    def pwrite(self) -> Callable[[Any, int], Any]: ...
+    def writer(self) -> Callable[[Any, int], Any]: ...
+    def watch_writes(self, around: Callable[[Any], Any]) -> None: ...
+    def unwatch_writes(self) -> None: ...
     def zero(self, off: int, length: int, punch: bool) -> Any: ...
     def extents(self, off: int, length: int) -> list[tuple[int, bool]]: ...
 
@@ -58,7 +66,8 @@ class VolumeRoute:
     """One volume as its clients see it."""
 
     __slots__ = (
-        "_switching", "blocked", "extents", "flush", "frozen", "group", "index", "name", "read", "readers", "trim",
+        "_reader", "_slots", "_switching",
+        "blocked", "extents", "flush", "frozen", "group", "index", "name", "read", "readers", "trim",
         "volume", "write", "write_fua", "writers", "zero",
     )  # fmt: skip
 
@@ -78,12 +87,42 @@ class VolumeRoute:
         self.readers = 0
         """Open connections that may only read."""
         self._switching = threading.Lock()
-        self.read = volume.pread_into
         self.extents = volume.extents
+        self._slots = slots
+        self.read_by(volume.pread_into)
         self._install(slots)
 
     def _install(self, slots: Slots) -> None:
         self.write, self.write_fua, self.zero, self.trim, self.flush = slots
+
+    def read_by(self, reader: Callable[[Any, int], Any]) -> None:
+        """Send reads to `reader` from now on."""
+        with self._switching:
+            self._reader = self.read = reader
+
+    def watch(self, around_read: Around, around_write: Around | None) -> None:
+        """Call `around_read(f)` instead of f for every read until unwatch(), and likewise for writes.
+
+        Without around_write, and where nothing may change, writes are as before. Only for a volume in no group: what
+        FUA adds to a write of the pool is its flush.
+        """
+        with self._switching:
+            self.read = around_read(self._reader)
+            if around_write is None or self.group is not None or self.blocked:
+                return
+            write, flush = around_write(self._slots.write), self._slots.flush
+
+            def write_fua(buf: Buffer, off: int) -> None:
+                write(buf, off)
+                flush()
+
+            self.write, self.write_fua = write, write_fua
+
+    def unwatch(self) -> None:
+        """End that. Requests that began through the functions of watch() may still be in them."""
+        with self._switching:
+            self.read = self._reader
+            self.write, self.write_fua = self._slots.write, self._slots.write_fua
 
     def block(self, why: str) -> None:
         """Refuse every change from now on, with the reason `why`."""
@@ -100,7 +139,7 @@ class VolumeRoute:
         Raises TimedOut, with the old functions in place, when a request does not end within `timeout_s` seconds.
         """
         with self._switching:
-            before = Slots(self.write, self.write_fua, self.zero, self.trim, self.flush)
+            before = self._slots
             gate = threading.Event()
             parked, codes = self._parking(gate)
             self._install(parked)
@@ -110,6 +149,7 @@ class VolumeRoute:
                 self._install(before)
                 raise
             else:
+                self._slots = slots
                 self._install(slots)
                 self.group, self.index, self.blocked = group, index, ""
             finally:
@@ -169,7 +209,7 @@ watched_codes: set[CodeType] = set()
 
 def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:
     """Slots of a volume in no group: the pool's own functions, and `sync` where durability is asked for."""
-    pwrite, zero_range = volume.pwrite, volume.zero
+    pwrite, zero_range = volume.writer, volume.zero
 
     def write_fua(buf: Buffer, off: int) -> None:
         pwrite(buf, off)

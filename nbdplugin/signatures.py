@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
+from raidlib.nbdfile import NbdFile, is_uri
 from replicator.core.errors import MediumError, Refused
 
 ASK_S = 10.0
@@ -35,6 +36,8 @@ def refuse_signatures(paths: Iterable[str]) -> None:
 
 def signature_of(path: str) -> str:
     """Return in words what `path` holds as far as it can be recognised, "" for nothing. Raises MediumError."""
+    if is_uri(path):
+        return _export_in_use(path)
     program = shutil.which("blkid") or shutil.which("blkid", path="/usr/sbin:/sbin")
     return _edges_in_use(path) if program is None else _ask(program, path)
 
@@ -66,6 +69,23 @@ def _in_words(tags: dict[str, str]) -> str:
         what = "a file system" if tags.get("USAGE") == "filesystem" else "data"
         return f"{what} of type {kind}{label}"
     return f"a partition table ({tags['PTTYPE']})" if "PTTYPE" in tags else ""
+
+
+def _export_in_use(path: str) -> str:
+    """blkid reads no exports: the edges must be zeroes."""
+    try:
+        file = NbdFile.open(path)
+    except OSError:
+        return ""  # whoever opens it as a member says what is wrong with it
+    try:
+        for at in (0, max(0, file.size - EDGE_BYTES)):
+            if file.pread(min(EDGE_BYTES, file.size), at).strip(b"\0"):
+                return "data"
+    except OSError as exc:
+        raise MediumError(f"{path} cannot be read: {exc.strerror}", "check the server") from exc
+    finally:
+        file.close()
+    return ""
 
 
 def _edges_in_use(path: str) -> str:

@@ -23,13 +23,26 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nbdplugin import exports, launch, nodeconfig, ops_group, ops_move, ops_node, ops_pool, ops_scrub, ops_snapshot
+from nbdplugin import (
+    exports,
+    launch,
+    nodeconfig,
+    ops_balance,
+    ops_group,
+    ops_member,
+    ops_move,
+    ops_node,
+    ops_pool,
+    ops_scrub,
+    ops_snapshot,
+)
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.sampling import Sampling
 from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
 from replicator.control import ControlServer
@@ -79,6 +92,8 @@ class Target:
         self.maintenance.start()
         self.scrubber = Scrubber(self.pools, self.events)
         self.scrubber.start()
+        self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
+        self.sampling.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -86,10 +101,12 @@ class Target:
             {
                 **ops_node.handlers(self),
                 **ops_pool.pool_handlers(self),
+                **ops_member.handlers(self),
                 **ops_pool.volume_handlers(self),
                 **ops_snapshot.handlers(self),
                 **ops_move.handlers(self),
                 **ops_scrub.handlers(self),
+                **ops_balance.handlers(self),
                 **ops_group.handlers(self),
             },
         )
@@ -174,6 +191,7 @@ class Target:
             return
         self._closed = True
         self.control.stop()
+        self.sampling.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()

@@ -27,7 +27,6 @@ _RUN = np.dtype([("first", "<u4"), ("count", "<u4"), ("group", "<u4"), ("area", 
 UNMAPPED: Final = 0
 
 
-
 def place_of(group: int, area: int) -> int:
     """Return the place of an area of a group."""
     return group + 1 << 32 | area
@@ -141,9 +140,7 @@ class AreaMap:
                 found.append(np.flatnonzero(left != right) + number * PAGE_AREAS)
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
-    def put(
-        self, indexes: np.ndarray[Any, np.dtype[np.int64]], places: np.ndarray[Any, np.dtype[np.uint64]]
-    ) -> None:
+    def put(self, indexes: np.ndarray[Any, np.dtype[np.int64]], places: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
         """Set many entries at once; `indexes` rise."""
         if not len(indexes):
             return
@@ -194,9 +191,7 @@ class AreaMap:
         return page
 
 
-def _encode(
-    indexes: np.ndarray[Any, np.dtype[np.int64]], places: np.ndarray[Any, np.dtype[np.uint64]]
-) -> bytes:
+def _encode(indexes: np.ndarray[Any, np.dtype[np.int64]], places: np.ndarray[Any, np.dtype[np.uint64]]) -> bytes:
     if not len(indexes):
         return b""
     before, after = places[:-1], places[1:]

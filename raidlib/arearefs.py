@@ -23,7 +23,7 @@ class AreaRefs:
         self._all = np.frombuffer(self._refs, np.uint32)
 
     def __contains__(self, area: int) -> bool:
-        return self._refs[area] > 0
+        return area < len(self._refs) and self._refs[area] > 0
 
     def __iter__(self) -> Iterator[int]:
         return iter(np.flatnonzero(self._all).tolist())

@@ -10,7 +10,9 @@ pool's. Two rules keep a stale member from passing for the pool:
   that stay before it takes effect, so a set of members that missed such a change is never more than half of what it
   believes to be the pool. Force overrides it.
 
-A member that is left out is recorded as failed at the next generation, which opening writes.
+A member that is left out is recorded as failed at the next generation, which opening writes; one that is merely
+missing also as away, so that it can be taken back by difference (readd.py). One that is being replaced in place goes on
+with its successor, or the successor takes its place as far as it got, when the old one is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, N
 from raidlib.geometry import Geometry
 from raidlib.member import Member
 from raidlib.metastore import Found, MetaStore
-from raidlib.state import MemberState, PoolState
+from raidlib.readd import why_not
+from raidlib.state import MemberInfo, MemberState, PoolState
 from raidlib.superblock import Layout, Superblock, read_superblock
 
 
@@ -38,6 +41,10 @@ class Assembly:
     layouts: list[Layout]
     remarks: list[str]
     """One line for each thing an operator should know: who is missing, stale, foreign, and why."""
+    successors: dict[str, BlockFile] = field(default_factory=dict)
+    """Files of members that are being filled in the place of others, by uuid."""
+    spares: dict[str, BlockFile] = field(default_factory=dict)
+    """Files of spares, by uuid."""
 
 
 @dataclass
@@ -140,7 +147,7 @@ def assemble(paths: Sequence[str], open_file: OpenFile, force: bool) -> Assembly
             search.try_path(path, True)
         while True:
             best = search.best()
-            known = {member.path for group in best.state.groups for member in group.members}
+            known = set(known_paths(best.state))
             if known <= search.tried:
                 break
             for path in sorted(known - search.tried):
@@ -149,6 +156,13 @@ def assemble(paths: Sequence[str], open_file: OpenFile, force: bool) -> Assembly
     except BaseException:
         search.close()
         raise
+
+
+def known_paths(state: PoolState) -> list[str]:
+    """Where the members, their successors and the spares were last."""
+    members = [member for group in state.groups for member in group.members]
+    successors = [member.successor for member in members if member.successor is not None]
+    return [one.path for one in [*members, *successors]] + [spare.path for spare in state.spares]
 
 
 def _decide(search: _Search, best: Found, force: bool) -> Assembly:
@@ -165,6 +179,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
     any_layout = next(iter(search.candidates.values())).superblock.layout
     believed = present = 0
     used: set[str] = set()
+    successors: dict[str, BlockFile] = {}
     for group_index, group in enumerate(state.groups):
         if group.removed:
             layout_of.append(any_layout)
@@ -193,7 +208,11 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 present += in_sync
             elif info.state is not MemberState.FAILED:
                 search.remarks.append(f"{info.path}: {trouble}")
-                info.state, info.reason, info.rebuilt_areas = MemberState.FAILED, trouble, 0
+                if candidate is None and (in_sync or info.partial):
+                    info.away = state.committed, state.generation
+                info.state, info.reason, info.rebuilt_areas, info.partial = MemberState.FAILED, trouble, 0, False
+            elif candidate is not None:
+                search.remarks.append(_returned(candidate, info))
             member = Member(group_index, index, info, layout, file, store)
             member.rebuilt_rows = info.rebuilt_areas * geometries[group_index].rows_per_area
             members[-1].append(member)
@@ -203,6 +222,20 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
             f" ({'; '.join(search.remarks)})",
             "attach the others; or node start --force, when they are lost for good and these are the newest",
         )
+    for group_index, its_members in enumerate(members):
+        for member in its_members:
+            if member.info.successor is not None:
+                _join_successor(search, best, group_index, its_members, member, geometries[group_index], successors)
+    used.update(successors)
+    used.update(member.info.uuid for group in members for member in group if member.file is not None)
+    spares: dict[str, BlockFile] = {}
+    for spare in state.spares:
+        found_spare = search.candidates.get(spare.uuid)
+        if found_spare is None:
+            search.remarks.append(f"spare {spare.path}: missing")
+        else:
+            spare.path, spares[spare.uuid] = found_spare.file.path, found_spare.file
+    used.update(spares)
     for group, geometry, its_members in zip(state.groups, geometries, members, strict=True):
         lost = {m.index for m in its_members if m.info.state is not MemberState.IN_SYNC}
         if geometry.survives(lost):
@@ -223,13 +256,51 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 its_members[member.index] = back = Member(
                     member.group, member.index, member.info, member.layout, candidate.file, candidate.store
                 )
-                back.info.state, back.info.reason = MemberState.IN_SYNC, ""
+                back.info.state, back.info.reason, back.info.away = MemberState.IN_SYNC, "", None
     for uuid, candidate in search.candidates.items():
         if uuid not in used:
-            if not any(uuid == m.uuid for g in state.groups for m in g.members):
+            if candidate.superblock.is_spare:
+                search.remarks.append(f"{candidate.file.path} is no spare of pool {state.name} any more")
+            elif not any(uuid == m.uuid for g in state.groups for m in g.members):
                 search.remarks.append(f"{candidate.file.path} was replaced and is no longer part of pool {state.name}")
             candidate.file.close()
-    return Assembly(state, members, geometries, layout_of, search.remarks)
+    return Assembly(state, members, geometries, layout_of, search.remarks, successors, spares)
+
+
+def _join_successor(
+    search: _Search,
+    best: Found,
+    group: int,
+    its_members: list[Member],
+    member: Member,
+    geometry: Geometry,
+    successors: dict[str, BlockFile],
+) -> None:
+    """Decide what becomes of a replacement in place."""
+    old, new = member.info, member.info.successor
+    assert new is not None
+    candidate = search.candidates.get(new.uuid)
+    trouble = _trouble(candidate, best)
+    lost = {m.index for m in its_members if m.info.state is not MemberState.IN_SYNC}
+    if candidate is None or trouble:
+        search.remarks.append(f"{new.path}, which was to replace {old.path}: {trouble}; replace it again")
+        old.successor = None
+    elif old.state is MemberState.IN_SYNC:
+        new.path = candidate.file.path
+        successors[new.uuid] = candidate.file
+    elif geometry.survives(lost):
+        new.path, new.reason = candidate.file.path, f"took over from {old.path}: {old.reason}"
+        best.state.groups[group].members[member.index] = new
+        its_members[member.index] = Member(group, member.index, new, member.layout, candidate.file, candidate.store)
+        its_members[member.index].rebuilt_rows = new.rebuilt_areas * geometry.rows_per_area
+
+
+def _returned(candidate: _Candidate, info: MemberInfo) -> str:
+    """What to say about a member that failed and is there again."""
+    path = candidate.file.path
+    if reason := why_not(info, candidate.found):
+        return f"{path} is there but stays out: {reason}; farstripe pool replace {info.path}"
+    return f"{path} was away and is back: farstripe pool readd {path} copies only what was written meanwhile"
 
 
 def _trouble(candidate: _Candidate | None, best: Found) -> str:

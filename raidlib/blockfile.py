@@ -62,6 +62,13 @@ class BlockFile(Protocol):
     def size(self) -> int:
         """Size in bytes."""
 
+    @property
+    def gone(self) -> bool:
+        """After an error: whether the medium went away with what it holds, rather than failed at what was asked of it.
+
+        Never once a sync failed in another way: then what it holds is not known.
+        """
+
     def pread(self, n: int, off: int) -> bytes:
         """Return exactly n bytes at off. Raises OSError; EIO when the file ends before."""
 
@@ -113,6 +120,7 @@ class OSFile:
         self._size = size
         self._is_device = is_device
         self._unsupported: set[int] = set()
+        self._sync_failed = False
         self.raw_pwrite: RawWrite = partial(os.pwrite, fd)
         self.raw_preadv: RawRead = partial(os.preadv, fd)
         self._direct_fd = _open_direct(fd)
@@ -177,6 +185,19 @@ class OSFile:
         """Size in bytes when it was opened."""
         return self._size
 
+    @property
+    def gone(self) -> bool:
+        """See BlockFile. The path leads nowhere, or to something else."""
+        if self._sync_failed:
+            return False
+        try:
+            there, here = os.stat(self.path), os.fstat(self._fd)
+        except OSError:
+            return True
+        if self._is_device:
+            return there.st_rdev != here.st_rdev
+        return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
+
     def fileno(self) -> int:
         """The file descriptor, for sendfile and mmap; it stays the file's."""
         return self._fd
@@ -234,14 +255,22 @@ class OSFile:
     def pwrite_durable(self, buf: Buffer, off: int) -> None:
         """See BlockFile."""
         view = memoryview(buf)
-        while len(view):
-            done = self._some(os.pwritev(self._fd, [view], off, os.RWF_DSYNC))
-            view = view[done:]
-            off += done
+        try:
+            while len(view):
+                done = self._some(os.pwritev(self._fd, [view], off, os.RWF_DSYNC))
+                view = view[done:]
+                off += done
+        except OSError:
+            self._sync_failed = True
+            raise
 
     def fdatasync(self) -> None:
         """See BlockFile."""
-        os.fdatasync(self._fd)
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            self._sync_failed = True
+            raise
 
     def punch(self, off: int, length: int) -> None:
         """See BlockFile. Tries to punch a hole, then to zero the range in one call, then writes zeroes."""

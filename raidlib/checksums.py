@@ -93,6 +93,11 @@ class ChecksummedFile:
         """Size in bytes."""
         return self.inner.size
 
+    @property
+    def gone(self) -> bool:
+        """See BlockFile."""
+        return self.inner.gone
+
     # Reading
 
     def pread(self, n: int, off: int) -> bytes:

@@ -18,6 +18,7 @@ from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, N
 from raidlib.geometry import Geometry
 from raidlib.intents import empty_map, map_bytes
 from raidlib.metastore import MetaStore, check_fits
+from raidlib.nbdfile import is_uri
 from raidlib.state import GroupInfo, MemberInfo, PoolState
 from raidlib.stripejournal import journal_bytes
 from raidlib.superblock import Layout, Superblock, read_superblock, write_superblock
@@ -68,7 +69,8 @@ def open_member(path: str, open_file: OpenFile) -> BlockFile:
             raise BadInput(f"{path} cannot be written: {exc.strerror}", "run as root, or change its owner") from exc
         if exc.errno in (errno.EISDIR, errno.EINVAL):
             raise BadInput(f"{path} is neither a file nor a block device", "name a file or a block device") from exc
-        raise MediumError(f"{path} cannot be opened: {exc.strerror}", "check the disk") from exc
+        way_out = "check the server and the URI" if is_uri(path) else "check the disk"
+        raise MediumError(f"{path} cannot be opened: {exc.strerror}", way_out) from exc
 
 
 def check_unused(file: BlockFile) -> None:

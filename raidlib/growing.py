@@ -4,10 +4,10 @@ A new group's members are written completely (data zeroed, intent map, a checkpo
 before the pool's next generation says that they belong to it. A crash before that leaves the pool as it was, and files
 that add-group takes with force.
 
-A group that is to go is *draining*: nothing is allocated on it, and the mover empties it (move.py). When it is empty one
-commit takes it out of the pool, on the members that stay; only then its own superblocks are wiped. A crash in between
-leaves members that no generation of the pool knows. Its index stays taken, so that places keep their meaning, until the
-next new group gets it.
+A group that is to go is *draining*: nothing is allocated on it, and the mover empties it (move.py). Once it is empty,
+one commit takes it out of the pool, on the members that stay; only then its own superblocks are wiped. A crash in
+between leaves members that no generation of the pool knows. Its index stays taken, so that places keep their meaning,
+until the next new group gets it.
 """
 
 from __future__ import annotations

@@ -20,16 +20,20 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from raidlib.blockfile import BlockFile
+from raidlib.checksums import ChecksummedFile
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.member import Member
 from raidlib.metastore import HEADER_BYTES, check_fits
-from raidlib.state import RECORD_BYTES, Kind, MemberState, PoolState, Record, pack_record
+from raidlib.state import RECORD_BYTES, Kind, MemberInfo, MemberState, PoolState, Record, pack_record
 from raidlib.superblock import Layout
+from raidlib.twin import TwinFile
 
 METADATA_RESERVE_BYTES = 4096
 """Room in the metadata slots that new volumes, images and areas leave for what must always fit: failures, progress."""
@@ -48,6 +52,8 @@ class Ledger:
         self.members = members
         self.on_change: Callable[[int], None] = lambda group: None
         """Called under the lock with the index of a group whose members changed."""
+        self.on_successor_lost: Callable[[str, str, str], None] = lambda new, old, reason: None
+        """Called under the lock with the paths of both and the reason."""
         self._geometries = geometries
         self._layouts = layouts
         self._capacity = min(layout.log_bytes for layout in self.layouts()) // RECORD_BYTES
@@ -59,6 +65,10 @@ class Ledger:
         self._growth = 0
         """Bytes by which one ALLOC record can add: two runs in its map, and in each that is stored against it."""
         self._executor: ThreadPoolExecutor | None = None
+        self._writing = False
+        self._again = False
+        self.strays: list[tuple[TwinFile, BlockFile]] = []
+        """Files that are no member's any more, which calls in flight may still use."""
 
     def carriers(self) -> list[Member]:
         """Every member that takes part."""
@@ -91,16 +101,22 @@ class Ledger:
                 self._stable = self._used
                 self._tail.clear()
             failures: list[tuple[Member, str]] = []
-            for member in self.carriers():
-                assert member.store is not None
-                at = member.store.log_offset + first * RECORD_BYTES
-                try:
-                    if durable:
-                        member.live_file().pwrite_durable(data, at)
-                    else:
-                        member.live_file().pwrite(data, at)
-                except OSError as exc:
-                    failures.append((member, f"metadata write: {exc.strerror}"))
+            self._writing = True
+            try:
+                for member in self.carriers():
+                    assert member.store is not None
+                    at = member.store.log_offset + first * RECORD_BYTES
+                    try:
+                        if durable:
+                            member.live_file().pwrite_durable(data, at)
+                        else:
+                            member.live_file().pwrite(data, at)
+                    except OSError as exc:
+                        failures.append((member, f"metadata write: {exc.strerror}"))
+            finally:
+                self._writing = False
+            if self._again:
+                self._commit()
             for member, reason in failures:
                 try:
                     self.fail(member, reason, even_if_lost=True)
@@ -125,9 +141,7 @@ class Ledger:
 
     def layouts(self) -> list[Layout]:
         """The layouts of the groups that are there."""
-        return [
-            layout for group, layout in zip(self.state.groups, self._layouts, strict=True) if not group.removed
-        ]
+        return [layout for group, layout in zip(self.state.groups, self._layouts, strict=True) if not group.removed]
 
     def put_group(self, index: int, members: list[Member], geometry: Geometry, layout: Layout) -> None:
         """Take in a new group, whose info is in the state, in a new place or that of a removed one. Then commit."""
@@ -174,13 +188,15 @@ class Ledger:
         reason: str,
         *,
         even_if_lost: bool = False,
+        in_order: bool = False,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """Take a member out for good. before_commit may change the state in the same commit.
 
         When its group cannot do without it: raises MediumError and changes nothing, or with even_if_lost (after a
         failed sync its data cannot be trusted) fails it and raises MediumError.
-        Durable: that it failed, on every other member, with a higher generation.
+        Durable: that it failed, on every other member, with a higher generation; that it was merely away, if its medium
+        is gone or in_order says so; with a successor that has a part of it: that the successor took its place.
         """
         with self.lock:
             if member.info.state is MemberState.FAILED:
@@ -191,7 +207,7 @@ class Ledger:
                     f"{member.path}: {reason}; group {self.state.groups[member.group].name} cannot do without it",
                     "check the disk; restore from a replica if it is gone",
                 )
-            self._mark_failed(member, reason)
+            self._mark_failed(member, reason, in_order)
             before_commit()
             self._commit()
             self._raise_if_lost(member.group)
@@ -235,6 +251,92 @@ class Ledger:
             for member in group:
                 if member.file is not None:
                     member.file.close()
+        self.close_strays()
+
+    # Successors (replacing.py)
+
+    def lose_successor(self, member: Member, successor: MemberInfo, reason: str) -> None:
+        """The new file of a member that is being replaced failed: the old one goes on alone. Durable: that.
+
+        When the old one was given up at the same time: as fail().
+        """
+        with self.lock:
+            if member.twin is not None and successor in (member.info.successor, member.info):
+                self._detach_new(member, reason)
+                self.on_change(member.group)
+                self._commit_soon()
+            elif member.info is successor:
+                self.fail(member, reason, even_if_lost=True)
+
+    def old_failed(self, member: Member, reason: str) -> bool:
+        """The old file of a member that is being replaced failed; return whether the group goes on without it.
+
+        When it cannot, what was copied so far is no longer trusted. Durable: either.
+        """
+        with self.lock:
+            twin, successor = member.twin, member.info.successor
+            if twin is None or successor is None:
+                return twin is not None  # the new one has taken over already: the old one does not matter
+            if not self.bears_loss_of(member):
+                twin.restart()
+                if not self._writing:
+                    self.record([Record(Kind.COPIED, member.group, member.index)], durable=True)
+                return False
+            self._promote(member, reason)
+            self.on_change(member.group)
+            self._commit_soon()
+            return True
+
+    def retire_old(self, member: Member) -> None:
+        """Let the new file alone be the member's: the state says so durably. Call under the lock."""
+        twin = member.twin
+        assert twin is not None and twin.new is not None
+        self._keep_one(member, twin, twin.new, twin.give_up_old())
+
+    def geometry_of(self, member: Member) -> Geometry:
+        """The geometry of a member's group."""
+        return self._geometries[member.group]
+
+    def close_strays(self) -> None:
+        """Let go of the files nobody needs any more. Call when no request that knew them is in flight."""
+        with self.lock:
+            gone, self.strays = self.strays, []
+        for twin, file in gone:
+            twin.wait()
+            file.close()
+
+    def _promote(self, member: Member, reason: str) -> None:
+        """Put the successor in its member's place as it is: right below the frontier."""
+        twin, old, info = member.twin, member.info, member.info.successor
+        assert twin is not None and twin.new is not None and info is not None and member.store is not None
+        info.reason = f"took over from {old.path}, which failed: {reason}"
+        self.state.groups[member.group].members[member.index] = member.info = info
+        chunk_bytes = self._geometries[member.group].chunk_bytes
+        member.rebuilt_rows = (twin.frontier - member.layout.data_offset) // chunk_bytes
+        self._keep_one(member, twin, twin.new, twin.give_up_old())
+
+    def _detach_new(self, member: Member, reason: str) -> None:
+        twin, old_info = member.twin, member.old_info
+        assert twin is not None and twin.old is not None and old_info is not None and old_info.successor is not None
+        new_path, old_info.successor = old_info.successor.path, None
+        self.state.groups[member.group].members[member.index] = member.info = old_info
+        self.on_successor_lost(new_path, old_info.path, reason)
+        self._keep_one(member, twin, twin.old, twin.give_up_new())
+
+    def _keep_one(self, member: Member, twin: TwinFile, kept: BlockFile, gone: BlockFile | None) -> None:
+        assert member.store is not None
+        member.file, member.twin = kept, None
+        member.checked = kept if isinstance(kept, ChecksummedFile) else None
+        member.store.redirect(kept)
+        if gone is not None:
+            self.strays.append((twin, gone))
+
+    def _commit_soon(self) -> None:
+        """Commit now, or at the end of the write to the members that is going on."""
+        if self._writing:
+            self._again = True
+        else:
+            self._commit()
 
     # Inside
 
@@ -250,30 +352,49 @@ class Ledger:
                 "take over on the replica; or restart the node with node start --force, then check the data",
             )
 
-    def _mark_failed(self, member: Member, reason: str) -> None:
-        member.info.state = MemberState.FAILED
-        member.info.reason = reason
-        member.info.rebuilt_areas = 0
+    def _mark_failed(self, member: Member, reason: str, in_order: bool = False) -> None:
+        info = member.info
+        if member.twin is not None:
+            if info.successor is not None and member.twin.new is not None and self.bears_loss_of(member):
+                self._promote(member, reason)
+                self.on_change(member.group)
+                return
+            self._detach_new(member, f"{info.path} failed, and its group with it")
+            info = member.info
+        whole = info.state is MemberState.IN_SYNC or info.partial
+        if whole and (in_order or (member.file is not None and member.file.gone)):
+            info.away = self.state.committed, self.state.generation
+        info.state, info.partial = MemberState.FAILED, False
+        info.reason = reason
+        info.rebuilt_areas = 0
         member.rebuilt_rows = 0
         self.on_change(member.group)
 
     def _commit(self) -> None:
         state = self.state
         while True:
+            self._again = False
             state.generation += 1
+            for info in state.groups:
+                if not info.notes_missed:
+                    info.missed.clear()
             payload = state.encode()
             for layout in self.layouts():
                 check_fits(payload, layout)
             self._measure(len(payload))
             failures: list[tuple[Member, str]] = []
             carriers = self.carriers()
-            for member in carriers:
-                assert member.store is not None
-                try:
-                    member.store.write_checkpoint(state.generation, payload)
-                except OSError as exc:
-                    failures.append((member, f"metadata write: {exc.strerror}"))
-            if not failures:
+            self._writing = True
+            try:
+                for member in carriers:
+                    assert member.store is not None
+                    try:
+                        member.store.write_checkpoint(state.generation, payload)
+                    except OSError as exc:
+                        failures.append((member, f"metadata write: {exc.strerror}"))
+            finally:
+                self._writing = False
+            if not failures and not self._again:
                 break
             for member, reason in failures:
                 self._mark_failed(member, reason)
@@ -300,8 +421,10 @@ def _run_anywhere() -> None:
 
 
 def _sync_one(member: Member) -> OSError | None:
+    began = time.monotonic()
     try:
         member.live_file().fdatasync()
     except OSError as exc:
         return exc
+    member.note_duration(time.monotonic() - began)
     return None

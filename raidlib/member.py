@@ -7,6 +7,10 @@ from raidlib.checksums import ChecksummedFile, ChecksumMismatch
 from raidlib.metastore import MetaStore
 from raidlib.state import MemberInfo, MemberState
 from raidlib.superblock import Layout
+from raidlib.twin import TwinFile
+
+SLOW_S = 2.0
+"""A sync that takes longer counts as slow."""
 
 
 class Member:
@@ -25,20 +29,33 @@ class Member:
         self.index = index
         self.info = info
         self.layout = layout
-        self.file = file
+        self.file: BlockFile | None = None
         self.checked: ChecksummedFile | None = None
-        """The same file, when its data has checksums."""
-        if file is not None and layout.table_bytes:
-            self.file = self.checked = ChecksummedFile(file, layout, info.uuid)
+        """The same file, when its data has checksums; of a member that is being replaced, the old one's."""
+        if file is not None:
+            self.attach(file)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
+        self.twin: TwinFile | None = None
+        """While it is replaced in place: its file, which is the old and the new one together."""
+        self.old_info: MemberInfo | None = None
+        """While it is replaced in place: what is known of the old one."""
         self.read_errors = 0
         """Reads of data that failed since the pool was opened."""
         self.checksum_errors = 0
         """Blocks read since then whose checksum did not fit."""
         self.repaired = 0
         """Unreadable or wrong places since then that were written anew from redundancy."""
+        self.slow_requests = 0
+        """Syncs that took longer than SLOW_S. Whether it is failed for that is the operator's choice."""
+        self.slowest_s = 0.0
+
+    def attach(self, file: BlockFile) -> None:
+        """Let `file` be the member's from now on."""
+        self.file, self.checked = file, None
+        if self.layout.table_bytes:
+            self.file = self.checked = ChecksummedFile(file, self.layout, self.info.uuid)
 
     @property
     def path(self) -> str:
@@ -63,6 +80,12 @@ class Member:
             self.checksum_errors += len(exc.blocks)
         else:
             self.read_errors += 1
+
+    def note_duration(self, seconds: float) -> None:
+        """A sync of it took so long."""
+        if seconds > SLOW_S:
+            self.slow_requests += 1
+        self.slowest_s = max(self.slowest_s, seconds)
 
     def live_file(self) -> BlockFile:
         """The file of a member that carries. Raises OSError when it has none."""

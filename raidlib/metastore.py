@@ -55,6 +55,10 @@ class MetaStore:
         self._file.pwrite_durable(encode_header(generation, payload) + payload, self._slot_offset(other))
         self._current = other
 
+    def redirect(self, file: BlockFile) -> None:
+        """Go on in another file that holds the same metadata."""
+        self._file = file
+
     @property
     def log_offset(self) -> int:
         """Byte offset of the log that follows the last checkpoint written or read."""

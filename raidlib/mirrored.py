@@ -1,7 +1,7 @@
 """RAID 1 and 10: every data chunk on several members.
 
 Two writes that overlap must reach all copies in one order, or the copies differ for ever: so a write holds the stripe
-locks of its rows while it writes every copy. Reads spread over the copies by chunk and take no lock. A copy that
+locks of its rows while it writes every copy. Reads spread over the copies by row and take no lock. A copy that
 cannot be read is read elsewhere and written back; if that write fails too, the member is failed.
 
 After a crash the copies of a marked region may differ. The first member in sync is made the truth: any answer is right
@@ -14,6 +14,7 @@ from functools import partial
 
 from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError
+from raidlib.fillrows import fill_mirror, rows_at_a_time
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.reconcile import settle_mirrored
@@ -29,7 +30,7 @@ class MirroredGroup(RaidGroup):
             for i in self.geometry.copies_of(column)
             if self.members[i].info.state is MemberState.IN_SYNC and self.members[i].file is not None
         ]
-        return good[chunk % len(good)] if good else None
+        return good[row % len(good)] if good else None
 
     def read_hard(self, area: int, chunk: int, inner: int, piece: memoryview) -> None:
         """See RaidGroup."""
@@ -126,18 +127,35 @@ class MirroredGroup(RaidGroup):
     def rebuild_area(self, area: int, member: Member) -> None:
         """See RaidGroup."""
         geometry = self.geometry
-        column = member.index // geometry.copies
+        sources = self._sources(member)
+        first_row = area * geometry.rows_per_area
+        step = rows_at_a_time(geometry.chunk_bytes)
+        for row in range(first_row, first_row + geometry.rows_per_area, step):
+            count = min(step, first_row + geometry.rows_per_area - row)
+            with self._lock_rows(row, row + count - 1):
+                if fill_mirror(self, sources, member, row, count):
+                    member.rebuilt_rows = row + count
+                    continue
+            for single in range(row, row + count):
+                self.rebuild_row(single, member)
+
+    def rebuild_row(self, row: int, member: Member) -> None:
+        """See RaidGroup."""
+        at = self.layout.data_offset + row * self.geometry.chunk_bytes
+        with self._lock_rows(row, row):
+            self._restore_blocks(member, at, partial(self._part, self._sources(member), at))
+            self._has_now(member, row)
+
+    def _sources(self, member: Member) -> list[Member]:
+        """The other copies of a member that are in sync."""
+        geometry = self.geometry
+        copies = geometry.copies_of(member.index // geometry.copies)
         sources = [
-            self.members[i] for i in geometry.copies_of(column) if self.members[i].info.state is MemberState.IN_SYNC
+            self.members[i] for i in copies if i != member.index and self.members[i].info.state is MemberState.IN_SYNC
         ]
         if not sources:
             self.raise_lost()
-        first_row, base = area * geometry.rows_per_area, self.member_offset(area)
-        for i in range(geometry.rows_per_area):
-            at = base + i * geometry.chunk_bytes
-            with self._lock_rows(first_row + i, first_row + i):
-                self._restore_blocks(member, at, partial(self._part, sources, at))
-                member.rebuilt_rows = first_row + i + 1
+        return sources
 
     def _write_parts(self, area: int, off: int, view: memoryview) -> None:
         """Write parts of checksummed blocks: the rest of each comes from a copy whose checksum fits."""

@@ -139,6 +139,19 @@ class Mover:
                     return True
         return False
 
+    def relocate(self, volume: Volume, index: int, source: str, target: str) -> bool:
+        """Move one area, if it lies on `source`, for all images that share it; return whether it did.
+
+        Nothing is intended beyond it: where new areas of the volume come from stays as it is. Raises NotFound, Refused,
+        OutOfSpace, MediumError; then the area is where it was. Durable: that it moved.
+        """
+        place = volume.info.areas[index]
+        if not place or self._space.group_at(place).info.name != source:
+            return False
+        group = placing.group_named(self._space, target)
+        self._move(volume.info, [index], [group])
+        return group_of(volume.info.areas[index]) == group
+
     # Inside
 
     def _move(self, info: VolumeInfo, indexes: list[int], targets: list[int]) -> None:

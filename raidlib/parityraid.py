@@ -30,6 +30,7 @@ from typing import Any
 from raidlib.checksums import BLOCK_BYTES
 from raidlib.degradedread import read_row
 from raidlib.errors import MediumError, Refused
+from raidlib.fillrows import fill_parity, rows_at_a_time
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
@@ -242,11 +243,24 @@ class ParityGroup(RaidGroup):
         """See RaidGroup."""
         geometry = self.geometry
         first_row = area * geometry.rows_per_area
-        for row in range(first_row, first_row + geometry.rows_per_area):
-            column = self._column_of(row, member)
-            with self._locks[row & 255]:
-                self._restore_blocks(member, self._row_offset(row), partial(self._missing, row, column))
-                member.rebuilt_rows = row + 1
+        step = rows_at_a_time(geometry.chunk_bytes)
+        for row in range(first_row, first_row + geometry.rows_per_area, step):
+            count = min(step, first_row + geometry.rows_per_area - row)
+            with self._lock_rows(row, row + count - 1):
+                for one in range(row, row + count):
+                    self.settle_row(one)
+                if fill_parity(self, member, row, count):
+                    member.rebuilt_rows = row + count
+                    continue
+            for single in range(row, row + count):
+                self.rebuild_row(single, member)
+
+    def rebuild_row(self, row: int, member: Member) -> None:
+        """See RaidGroup."""
+        column = self._column_of(row, member)
+        with self._locks[row & 255]:
+            self._restore_blocks(member, self._row_offset(row), partial(self._missing, row, column))
+            self._has_now(member, row)
 
     def _torn_and_unreadable(self, row: int) -> Refused:
         names = ", ".join(member.path for member in self.members if member.read_errors)

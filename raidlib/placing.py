@@ -29,9 +29,7 @@ def group_named(space: Space, name: str) -> int:
                 raise Refused(f"group {name} is being removed", "take another group")
             return index
     names = ", ".join(group.info.name for group in space.groups.values())
-    raise NotFound(
-        f"there is no RAID group {name} in pool {space.ledger.state.name}", f"its groups are: {names}"
-    )
+    raise NotFound(f"there is no RAID group {name} in pool {space.ledger.state.name}", f"its groups are: {names}")
 
 
 def plan(space: Space, ranges: Sequence[PlacedRange], size: int) -> Placement:

@@ -228,7 +228,7 @@ class RaidGroup:
         """
         with self.all_rows():
             self.ledger.sync_members()
-            self.ledger.fail(member, reason, before_commit=self.begin_journal)
+            self.ledger.fail(member, reason, in_order=True, before_commit=self.begin_journal)
 
     def replay_journal(self) -> int:
         """After an unclean stop, before anything else: finish journaled writes; return how many there were."""
@@ -251,9 +251,26 @@ class RaidGroup:
     def rebuild_area(self, area: int, member: Member) -> None:
         """Write the area's share of a rebuilding member, row by row, under load. Raises MediumError, OSError (target).
 
-        Sets member.rebuilt_rows as it goes. Durable: nothing.
+        Sets member.rebuilt_rows as it goes, under the rows' locks. Durable: nothing.
         """
         raise NotImplementedError
+
+    def rebuild_row(self, row: int, member: Member) -> None:
+        """Write one row's chunk of a member from the others. Raises MediumError, OSError (the member).
+
+        A rebuilding member has the row from then on.
+        """
+        raise NotImplementedError
+
+    def heal_area(self, area: int, member: Member) -> None:
+        """Write from the others what of an area a member cannot give. Raises MediumError, OSError (the member)."""
+        chunk_bytes, rows = self.geometry.chunk_bytes, self.geometry.rows_per_area
+        for row in range(area * rows, (area + 1) * rows):
+            try:
+                member.live_file().pread(chunk_bytes, self.layout.data_offset + row * chunk_bytes)
+            except OSError as exc:
+                member.count_error(exc)
+                self.rebuild_row(row, member)
 
     # Inside
 
@@ -280,6 +297,12 @@ class RaidGroup:
                 self.lost_blocks += 1
             else:
                 file.pwrite(data, at + lo)
+
+    @staticmethod
+    def _has_now(member: Member, row: int) -> None:
+        """A row was written to a member whose rows below it are right. Call under the row's lock."""
+        if member.info.state is MemberState.REBUILDING:
+            member.rebuilt_rows = row + 1
 
     def _store_intents(self, offset: int, data: bytes, durable: bool) -> None:
         at = self.layout.intent_offset + offset

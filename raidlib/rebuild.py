@@ -13,38 +13,38 @@ import uuid
 from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
 from raidlib.create import format_member
-from raidlib.errors import BadInput, MediumError, Refused
+from raidlib.errors import MediumError, Refused
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
+from raidlib.readd import may_differ
+from raidlib.replacing import PROGRESS_AREAS, check_size
 from raidlib.state import Kind, MemberInfo, MemberState, Record
 from raidlib.superblock import Superblock, write_superblock
-
-PROGRESS_AREAS = 16
-"""Areas between two durable notes of progress."""
 
 
 def check_replaceable(group: RaidGroup, old: Member, new: BlockFile) -> None:
     """Raise Refused when the group cannot do without the old member, BadInput when the new one is too small."""
-    geometry, layout = group.geometry, group.layout
     lost = {m.index for m in group.members if m.info.state is not MemberState.IN_SYNC}
-    if not geometry.survives(lost | {old.index}):
+    if not group.geometry.survives(lost | {old.index}):
         raise Refused(
             f"group {group.info.name} (RAID {group.info.level}) cannot do without {old.path} now",
-            "a group without spare redundancy cannot rebuild a member; move its volumes to another group",
+            "a group that has lost more than its level bears cannot rebuild a member",
         )
-    need = layout.data_offset + group.info.areas * geometry.area_member_bytes
-    if new.size < need:
-        raise BadInput(f"{new.path} has {new.size} bytes, group {group.info.name} needs {need}", "take a larger one")
+    check_size(group, new)
 
 
-def replace(group: RaidGroup, allocator: Allocator, ledger: Ledger, old: Member, new: BlockFile) -> Member:
+def replace(
+    group: RaidGroup, allocator: Allocator, ledger: Ledger, old: Member, new: BlockFile, spare_uuid: str = ""
+) -> Member:
     """Put a new, empty member in the place of an old one, which takes no part from then on.
+
+    spare_uuid: it is this spare of the pool, and no longer one in the same commit.
 
     Raises MediumError when the new member cannot be written; then nothing changed.
     Durable: the new member's place; its rebuild is still to be done.
     """
-    info = MemberInfo(uuid.uuid4().hex, new.path, MemberState.REBUILDING)
+    info = MemberInfo(spare_uuid or uuid.uuid4().hex, new.path, MemberState.REBUILDING)
     superblock = Superblock(ledger.state.uuid, info.uuid, new.size, group.layout)
     member = Member(group.index, old.index, info, group.layout, new)
     try:
@@ -59,6 +59,7 @@ def replace(group: RaidGroup, allocator: Allocator, ledger: Ledger, old: Member,
             with ledger.lock:
                 group.members[old.index] = member
                 group.info.members[old.index] = info
+                ledger.state.spares = [spare for spare in ledger.state.spares if spare.uuid != spare_uuid]
                 group.begin_journal()
                 if not new.zeroes_fast():
                     allocator.distrust_clean()
@@ -77,12 +78,21 @@ class Rebuild:
         self.member = member
         self._allocator = allocator
         self._ledger = ledger
-        self._next = member.info.rebuilt_areas
+        self._next = max(member.info.rebuilt_areas, member.rebuilt_rows // group.geometry.rows_per_area)
+        self.copied_bytes = 0
+        """Bytes written to the member by this process."""
 
     @property
     def remaining_areas(self) -> int:
         """Areas still to do."""
         return self.group.info.areas - self._next
+
+    @property
+    def remaining_bytes(self) -> int:
+        """Bytes still to write. Call under the ledger's lock."""
+        group, partial = self.group, self.member.info.partial
+        areas = [area for area in self._allocator.allocated if area >= self._next]
+        return sum(not partial or may_differ(group, area) for area in areas) * group.geometry.area_member_bytes
 
     @property
     def active(self) -> bool:
@@ -100,6 +110,10 @@ class Rebuild:
         begun = self._next
         try:
             while self._next < group.info.areas:
+                if member.info.partial:
+                    self._pass_over_unmissed()
+                    if self._next == group.info.areas:
+                        break
                 area = self._next
                 with self._ledger.lock:
                     # Nobody writes to a free area, and it is allocated under this lock: all its rows count as rebuilt.
@@ -108,6 +122,7 @@ class Rebuild:
                         member.rebuilt_rows = (area + 1) * rows
                 if not free:
                     group.rebuild_area(area, member)
+                    self.copied_bytes += group.geometry.area_member_bytes
                 self._next += 1
                 if not free or self._next - begun >= 1024:
                     break
@@ -116,6 +131,14 @@ class Rebuild:
         except OSError as exc:
             self._ledger.fail(member, f"rebuild write: {exc.strerror}")
         return self.remaining_areas if self.active else 0
+
+    def _pass_over_unmissed(self) -> None:
+        """Go on to the next area that the member may lack. A write meets its row wholly before this or wholly after."""
+        group, rows = self.group, self.group.geometry.rows_per_area
+        with group.all_rows(), group.intents.lock:
+            while self._next < group.info.areas and not may_differ(group, self._next):
+                self._next += 1
+            self.member.rebuilt_rows = max(self.member.rebuilt_rows, self._next * rows)
 
     def _note_progress(self) -> None:
         member, ledger = self.member, self._ledger
@@ -127,7 +150,7 @@ class Rebuild:
                 ledger.record([Record(Kind.REBUILT, self.group.index, member.index, 0, self._next)])
                 return
             member.info.state = MemberState.IN_SYNC
-            member.info.rebuilt_areas = 0
+            member.info.rebuilt_areas, member.info.partial = 0, False
             if not any(m.info.state is not MemberState.IN_SYNC for m in self.group.members):
                 # Whole again: from here on marks and resync close the write hole, and the journal must not be replayed.
                 self.group.info.journaled = 0

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raidlib.allocator import Allocator
+from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState, PoolState
 from raidlib.volume import Volume
@@ -59,6 +60,7 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
         "free_areas": allocator.free_areas,
         "dirty_areas": len(info.dirty),
         "draining": info.draining,
+        "missed_regions": len(info.missed),
         "marked_regions": len(group.intents.marked()),
         "region_bytes": info.region_areas * area_bytes,
         "members": [
@@ -73,7 +75,25 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
                 "rebuilt": member.rebuilt_rows / (info.areas * group.geometry.rows_per_area)
                 if member.info.state is MemberState.REBUILDING
                 else None,
+                "away": member.info.away is not None,
+                "slow_requests": member.slow_requests,
+                "slowest_s": round(member.slowest_s, 3),
+                "replacement": _replacement(group, member),
             }
             for member in group.members
         ],
+    }
+
+
+def _replacement(group: RaidGroup, member: Member) -> dict[str, Any] | None:
+    """The member that is being filled to take this one's place."""
+    info, twin = member.info.successor, member.twin
+    if info is None or twin is None:
+        return None
+    done = twin.frontier - group.layout.data_offset
+    return {
+        "path": info.path,
+        "uuid": info.uuid,
+        "done": done / (group.info.areas * group.geometry.area_member_bytes),
+        "copied_bytes": twin.copied_bytes,
     }

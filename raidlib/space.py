@@ -82,10 +82,11 @@ class Space:
         if info.pinned:
             return [info.group]
         home = info.group if first is None else first
-        return sorted(
-            (index for index, group in self.groups.items() if not group.info.draining),
-            key=lambda index: (self.groups[index].lost, index != home, -self.allocators[index].ready_areas),
-        )
+        with self.ledger.lock:
+            return sorted(
+                (index for index, group in self.groups.items() if not group.info.draining),
+                key=lambda index: (self.groups[index].lost, index != home, -self.allocators[index].ready_areas),
+            )
 
     def take(self, groups: Iterable[int], *, reserve: bool = True) -> tuple[int, bool]:
         """Take a clean area of the first group that has one: (place, True), with its space on the members reserved.

@@ -16,9 +16,9 @@ Log record, 32 bytes, little-endian:
          6     2  version      1 (of the record)
          8     8  generation   the checkpoint it follows
         16     4  number       position in the log, from 0
-        20     4  volume       volume id; member index for REBUILT
-        24     4  place        logical area of the volume; block of 64 logical areas for TOUCH and UNTOUCH
-        28     4  area         area of the group; areas rebuilt for REBUILT
+        20     4  volume       volume id; member index for REBUILT and COPIED
+        24     4  place        logical area of the volume; block of 64 of them for TOUCH and UNTOUCH; region for MISSED
+        28     4  area         area of the group; areas done for REBUILT and COPIED
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from raidlib.areamap import AreaMap, place_of
 from raidlib.errors import IntegrityError
 
 STATE_VERSION = 2
+"""Version 1 knew volumes on one group each, no images, no successors, no members that are away, and no spares; it is
+read, and written as 2."""
 OLDEST_VERSION = 1
 RECORD_VERSION = 1
 RECORD = struct.Struct("<IBBHQIIII")
@@ -58,6 +60,8 @@ class Kind(enum.IntEnum):
     REBUILT = 6  # a rebuilding member is right up to this area
     UNMAP = 16  # volume's logical area `index` is no longer mapped; other images still have the area
     DIRTY = 17  # no image has the area any more; it may hold old data
+    COPIED = 20  # the successor of a member is right up to this area
+    MISSED = 21  # this region may have been written while a member was away
 
 
 class Record(NamedTuple):
@@ -76,7 +80,7 @@ class MemberState(enum.StrEnum):
 
     IN_SYNC = "in_sync"  # complete
     REBUILDING = "rebuilding"  # right below its rebuilt area, written to like the others there
-    FAILED = "failed"  # not to be used again; only replaced
+    FAILED = "failed"  # not used; only replaced, or re-added when it was merely away
 
 
 @dataclass
@@ -88,6 +92,23 @@ class MemberInfo:
     state: MemberState = MemberState.IN_SYNC
     rebuilt_areas: int = 0
     reason: str = ""
+    away: tuple[int, int] | None = None
+    """Failed only because it vanished or was stopped in order: its data is right but for the group's missed and marked
+    regions, if its metadata is of a generation from the first to the second number. None: its data is worth nothing."""
+    partial: bool = False
+    """Rebuilding after it was away: only missed and marked regions need work."""
+    successor: MemberInfo | None = None
+    """The member that is being filled to take this one's place. Its state is REBUILDING."""
+
+
+@dataclass
+class SpareInfo:
+    """A spare: formatted, owned by the pool, in no group yet. `group`: the only one it serves; empty for any."""
+
+    uuid: str
+    path: str
+    size: int
+    group: str = ""
 
 
 @dataclass
@@ -111,6 +132,14 @@ class GroupInfo:
     """It is being removed: its areas move to other groups, and none of it is given out."""
     removed: bool = False
     """It is no more; its index stays taken until the next group gets it. It has no members and no areas."""
+    missed: set[int] = field(default_factory=set)
+    """Regions that may have been written since the first of the members that are away left. Complete only together
+    with the regions marked in the intent map."""
+
+    @property
+    def notes_missed(self) -> bool:
+        """Whether a region whose mark is cleared must be noted in `missed` first."""
+        return any(member.away is not None or member.partial for member in self.members)
 
 
 class ImageKind(enum.StrEnum):
@@ -184,6 +213,7 @@ class PoolState:
     volumes: dict[int, VolumeInfo] = field(default_factory=dict)
     touched: set[tuple[int, int]] = field(default_factory=set)
     moves: list[MoveInfo] = field(default_factory=list)
+    spares: list[SpareInfo] = field(default_factory=list)
     _packed: dict[int, tuple[AreaMap, int, AreaMap | None, int, bytes]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -211,6 +241,12 @@ class PoolState:
                 self.touched.discard((volume, index))
             elif kind == Kind.REBUILT:
                 self.groups[group].members[volume].rebuilt_areas = area
+            elif kind == Kind.COPIED:
+                successor = self.groups[group].members[volume].successor
+                if successor is not None:
+                    successor.rebuilt_areas = area
+            elif kind == Kind.MISSED:
+                self.groups[group].missed.add(index)
         except (KeyError, IndexError):
             raise IntegrityError(f"pool {self.name}: log record {record} does not fit the checkpoint") from None
 
@@ -239,7 +275,8 @@ class PoolState:
                         "draining": g.draining,
                         "removed": g.removed,
                         "dirty": _pack_set(g.dirty),
-                        "members": [[m.uuid, m.path, m.state.value, m.rebuilt_areas, m.reason] for m in g.members],
+                        "missed": _pack_set(g.missed),
+                        "members": [_pack_member(m) for m in g.members],
                     }
                     for g in self.groups
                 ],
@@ -265,6 +302,7 @@ class PoolState:
                 ],
                 "touched": sorted(self.touched),
                 "moves": [[m.volume, m.first, m.end, m.group] for m in self.moves],
+                "spares": [[s.uuid, s.path, s.size, s.group] for s in self.spares],
             }
         )
         return packed
@@ -293,7 +331,7 @@ class PoolState:
             raw = msgpack.unpackb(payload)
             if not OLDEST_VERSION <= raw["version"] <= STATE_VERSION:
                 raise IntegrityError(
-                    f"pool metadata has version {raw['version']}, this raidlib knows {STATE_VERSION}",
+                    f"pool metadata has version {raw['version']}, this raidlib knows {STATE_VERSION} and older ones",
                     "use the farstripe that wrote it, or a newer one",
                 )
             groups = [
@@ -304,12 +342,13 @@ class PoolState:
                     g["chunk_bytes"],
                     g["areas"],
                     g["region_areas"],
-                    [MemberInfo(u, p, MemberState(s), r, why) for u, p, s, r, why in g["members"]],
+                    [_unpack_member(m) for m in g["members"]],
                     _unpack_set(g["dirty"]),
                     g["journaled"],
                     dict(g.get("scrub", {})),
                     g.get("draining", False),
                     g.get("removed", False),
+                    _unpack_set(g.get("missed", b"")),
                 )
                 for g in raw["groups"]
             ]
@@ -328,6 +367,7 @@ class PoolState:
                 volumes,
                 touched,
                 [MoveInfo(*move) for move in raw.get("moves", ())],
+                [SpareInfo(*spare) for spare in raw.get("spares", ())],
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise IntegrityError(f"pool metadata of generation {generation} cannot be read: {exc!r}") from exc
@@ -392,6 +432,30 @@ def _unpack_volumes(raw: list[dict[str, Any]], version: int) -> dict[int, Volume
         )
         for v in raw
     }
+
+
+def _pack_member(member: MemberInfo) -> list[Any]:
+    """Five fields as in version 1; then what a member in order does not have."""
+    packed: list[Any] = [member.uuid, member.path, member.state.value, member.rebuilt_areas, member.reason]
+    if member.away is not None or member.partial or member.successor is not None:
+        successor = member.successor and _pack_member(member.successor)
+        packed += [member.away and list(member.away), member.partial, successor]
+    return packed
+
+
+def _unpack_member(packed: list[Any]) -> MemberInfo:
+    its_uuid, path, state, rebuilt, reason, *more = packed
+    away, partial, successor = more or (None, False, None)
+    return MemberInfo(
+        its_uuid,
+        path,
+        MemberState(state),
+        rebuilt,
+        reason,
+        (away[0], away[1]) if away else None,
+        partial,
+        _unpack_member(successor) if successor else None,
+    )
 
 
 def _unpack_first_map(packed: bytes, group: int) -> AreaMap:

@@ -121,6 +121,10 @@ class StripedGroup(RaidGroup):
         """There is nothing to rebuild from."""
         self.raise_lost()
 
+    def rebuild_row(self, row: int, member: Member) -> None:
+        """There is nothing to rebuild from."""
+        raise MediumError("RAID 0 has no second copy", "delete or overwrite what lies there")
+
     def _check_there(self, member: Member) -> None:
         if member.info.state is not MemberState.IN_SYNC or member.file is None:
             self.raise_lost()

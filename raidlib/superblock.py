@@ -2,7 +2,7 @@
 
 It says which pool and which member this is; it does not change while the member lives, so it cannot be torn. It stands
 twice, in the first two 4 KiB blocks, and either copy will do. What does change (the generation, which members are
-good, the volumes) is in the metadata slots (metastore.py).
+good, the volumes) is in the metadata slots (metastore.py). On a spare all places of parts are 0: it has none.
 
 Superblock, 4096 bytes, little-endian, zero-filled:
 
@@ -63,6 +63,10 @@ class Layout:
     """0 when the group has no checksums."""
 
 
+NOWHERE = Layout(0, 0, 0, 0, 0, 0, 0, 0)
+"""The layout of a spare: it has no parts yet."""
+
+
 @dataclass(frozen=True)
 class Superblock:
     """One member's identity."""
@@ -71,6 +75,11 @@ class Superblock:
     member_uuid: str
     size: int
     layout: Layout
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it belongs to the pool without being a member of a group: it has no parts yet."""
+        return self.layout == NOWHERE
 
     def encode(self) -> bytes:
         """Return the 4096 bytes."""

@@ -51,6 +51,9 @@ class Volume:
     pread_into: Callable[[bytearray | memoryview, int], None]
     """pread_into(buf, off): fill buf. Unallocated parts read as zeroes. Raises MediumError, BadInput."""
 
+    writer: Callable[[Buffer, int], None]
+    """pwrite as it is, whatever watches it: for who keeps the function."""
+
     def __init__(self, info: VolumeInfo, space: Space) -> None:
         self.info = info
         self.space = space
@@ -99,10 +102,9 @@ class Volume:
 
     def raise_if_lost(self) -> None:
         """Raise MediumError when a group that it has areas on, or its home, has lost too many members."""
-        lost = [index for index, group in self.space.groups.items() if group.lost]
-        for index in lost:
-            if index == self.info.group or self.uses(index):
-                self.space.groups[index].raise_lost()
+        for index, group in self.space.groups.items():
+            if group.lost and (index == self.info.group or self.uses(index)):
+                group.raise_lost()
 
     def uses(self, group: int) -> bool:
         """Whether it has areas on a group."""
@@ -216,6 +218,16 @@ class Volume:
             self._readable, self._writable = self._readable.copy(), self._writable.copy()
             self._bind()
 
+    def watch_writes(self, around: Callable[[Callable[[Buffer, int], None]], Callable[[Buffer, int], None]]) -> None:
+        """Let pwrite be `around(writer)` until unwatch_writes(), or until the volume gets another home."""
+        with self._ledger.map_lock:
+            self.pwrite = around(self.writer)
+
+    def unwatch_writes(self) -> None:
+        """End that. Calls that began before may still be in the function."""
+        with self._ledger.map_lock:
+            self.pwrite = self.writer
+
     def set_size(self, size: int) -> None:
         """Take over a new size that is durable in info. The maps grow at once; they shrink when nobody looks."""
         with self._ledger.map_lock:
@@ -250,6 +262,7 @@ class Volume:
             self.pwrite = self._striped_pwrite(group)
         else:
             self.pwrite = self._general_pwrite()
+        self.writer = self.pwrite
         self.pread_into = self._make_pread()
 
     def _refuse(self, *_request: object) -> None:
@@ -428,14 +441,15 @@ class Volume:
             with map_lock:
                 # An entry goes in only while the region is hot, and the area is this one and nobody else's.
                 if group.intents.heat(region) and areas[index] == place and not space.shared(place):
+                    entry = group.entry(area)
                     if group is self._home:
-                        self._readable[index] = group.entry(area)
+                        self._readable[index] = entry
                     if self._bars and self._is_barred(index, index):
                         pass  # who waits for us to leave must not find a way past the bar
                     elif not isinstance(self._home, StripedGroup):
                         self._writable[index] = group.writer, area
                     elif group is self._home:
-                        self._writable[index] = group.member_offset(area)
+                        self._writable[index] = entry[1]
                     return place
             group.intents.mark((region,))
 

@@ -26,10 +26,11 @@ DEFAULT_PORT = 10809
 @click.option(
     "--device", "wanted_device", metavar="/dev/nbdN", help="Which device; the kernel picks one when left out."
 )
-@click.option("--host", help="Attach from another node's target, by TCP.")
-@click.option("--port", type=click.IntRange(1, 65535), help=f"Its port; {DEFAULT_PORT} when only --host is given.")
+@click.option("--host", metavar="HOST", help="Attach from another node's target, by TCP.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT",
+              help=f"Its port; {DEFAULT_PORT} when only --host is given.")  # fmt: skip
 @click.option("--unix", is_flag=True, help="Use this node's Unix socket (the default without --host and --port).")
-@click.option("--connections", type=click.IntRange(1, 16), default=1, show_default=True,
+@click.option("--connections", type=click.IntRange(1, 16), default=1, show_default=True, metavar="N",
               help="More than one needs a target that promises coherence, and makes requests that were in flight when "
               "it died wait up to 30 s: the kernel has no other way to tell.")  # fmt: skip
 @click.option("--timeout", "timeout_s", type=click.IntRange(0), default=0, show_default=True, metavar="SECONDS",
@@ -163,7 +164,7 @@ def _health(one: dict[str, Any]) -> str:
 @json_option
 @pass_node
 def detach(here: Node, name: str, force: bool, yes: bool, as_json: bool) -> None:
-    """Flush and take away an attached device. Refused while it is mounted or otherwise in use."""
+    """Flush and take away DEVICE, or the device of VOLUME. Refused while it is mounted or otherwise in use."""
     if name.isdigit():
         raise BadInput(f"{name!r} names neither a device nor a volume", f"/dev/nbd{name} does")
     if force:

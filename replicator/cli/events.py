@@ -16,7 +16,8 @@ FOLLOW_S = 0.5
 
 
 @click.command()
-@click.option("--last", type=click.IntRange(1), default=30, show_default=True, help="How many of the newest to show.")
+@click.option("--last", type=click.IntRange(1), default=30, show_default=True, metavar="N",
+              help="How many of the newest to show.")  # fmt: skip
 @click.option("--kind", multiple=True, metavar="PREFIX", help="Only kinds that begin so, for example member or pair.")
 @click.option("--follow", "-f", is_flag=True, help="Go on and show events as they come; with --json one a line.")
 @json_option

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, view
+from replicator.cli import explain_pool, names, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option
 from replicator.cli.status import lost_text
@@ -22,7 +22,7 @@ from replicator.core.errors import FarstripeError, NotFound
 _PLACES = {
     "group": "GROUP", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
-    "cause": "the cause is shown", "lost": "its own", "follow": "that node", "failed": "which is named",
+    "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
 }  # fmt: skip
 
 _ACTIONS = {
@@ -41,11 +41,12 @@ _ACTIONS = {
 @json_option
 @pass_node
 def explain(here: Node, what: str | None, as_json: bool) -> None:
-    """Explain a group's state, or a word.
+    """Explain the state of GROUP (of every group without it), or what WORD means.
 
     \b
       farstripe explain                every group of this node
       farstripe explain app            why group app is as it is, what it means, what to do
+      farstripe explain pool           what is wrong with the pool's RAID groups and members
       farstripe explain SPLIT-BRAIN    a state that status shows
       farstripe explain stale-primary  what two nodes found out in their handshake
       farstripe explain journal        a word of this project
@@ -57,6 +58,9 @@ def explain(here: Node, what: str | None, as_json: bool) -> None:
         emit(as_json, found, "\n\n".join(_group_text(one) for one in found) or "no groups; words: " + _words())
         return
     word = explain_word(what)
+    if what.lower() == "pool" and (entries := _pool_troubles(here)) is not None:
+        emit(as_json, entries, "\n\n".join([*([_word_text(word)] if word else []), *map(explain_pool.text, entries)]))
+        return
     try:
         group = view.one_group(here, what)
     except FarstripeError as exc:
@@ -67,6 +71,14 @@ def explain(here: Node, what: str | None, as_json: bool) -> None:
         emit(as_json, word, _word_text(word))
         return
     emit(as_json, group, _group_text(group))
+
+
+def _pool_troubles(here: Node) -> list[dict[str, Any]] | None:
+    """What is not well with this node's pool; None when there is no node, no pool, or nothing to say."""
+    try:
+        return explain_pool.troubles(here.target("pool.status")) or None
+    except FarstripeError:
+        return None
 
 
 def _words() -> str:
@@ -86,9 +98,10 @@ def explain_word(word: str) -> dict[str, Any] | None:
     """Return {word, kind, text, commands} for a state, a handshake or takeover label, or a term; None for none."""
     for row in states.TABLE:
         if row.word == word.upper():
-            text = f"{row.why}. {row.means}. What to do: {row.then}."
+            told = [part.format(**_PLACES) for part in (row.why, row.means, f"what to do: {row.then}")]
+            text = " ".join(f"{part[0].upper()}{part[1:]}." for part in told)
             commands = [command.format(**_PLACES) for command in row.commands]
-            return _entry(row.word, "state of a pair", text.format(**_PLACES), commands)
+            return _entry(row.word, "state of a pair", text, commands)
     if term := TERMS.get(word.lower()):
         return _entry(word.lower(), "word", term.text, list(term.commands))
     for step in decisions.TABLE:

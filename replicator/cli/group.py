@@ -11,8 +11,6 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
 
-DEFAULT_JOURNAL = 256 << 20
-
 
 @click.group()
 def group() -> None:
@@ -26,7 +24,7 @@ def group() -> None:
 @group.command()
 @click.argument("name")
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=names.volumes)
-@click.option("--journal", "journal_bytes", type=SizeType(4096), default=DEFAULT_JOURNAL, show_default="256M",
+@click.option("--journal", "journal_bytes", type=SizeType(4096), default="256M", show_default=True,
               help="Room for writes on their way to the peer.")  # fmt: skip
 @click.option(
     "--journal-path", type=click.Path(), help="File or device for the journal, instead of one in the state directory."
@@ -36,7 +34,7 @@ def group() -> None:
 def create(
     here: Node, name: str, volumes: tuple[str, ...], journal_bytes: int, journal_path: str | None, as_json: bool
 ) -> None:
-    """Make the group NAME of one or more volumes.
+    """Make the group NAME of each VOLUME that is named.
 
     The journal bounds how long a peer may be away, or how far behind, before order is given up for a bitmap of
     differences: its size divided by the write rate. Before a pair exists the group costs nothing.

@@ -7,18 +7,18 @@ import click
 from replicator.cli import progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, yes_option
+from replicator.cli.units import SecondsType
 
 
 @click.command("remove-group")
 @click.argument("name", metavar="RAID_GROUP")
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait until it is gone, with a progress bar.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@click.option("--timeout", "timeout_s", type=SecondsType(0), metavar="SECONDS",
+              help="With --wait: give up waiting after this.")  # fmt: skip
 @yes_option
 @json_option
 @pass_node
-def remove_group(
-    here: Node, name: str, wait_for_it: bool, timeout_s: float | None, yes: bool, as_json: bool
-) -> None:
+def remove_group(here: Node, name: str, wait_for_it: bool, timeout_s: float | None, yes: bool, as_json: bool) -> None:
     """Move everything on RAID_GROUP to the others, while it is used, and take it out of the pool.
 
     Nothing new is put on it from now on. Its members are free once it is gone. Goes on after restarts and crashes;

@@ -54,13 +54,17 @@ def _address(_ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--nbd-port",
     type=click.IntRange(0, 65535),
     callback=_port,
+    metavar="PORT",
     help="TCP port for NBD clients; none: Unix socket only.",
 )
-@click.option("--nbd-address", default="127.0.0.1", show_default=True, callback=_address)
-@click.option("--replication-address", default="127.0.0.1", show_default=True, callback=_address,
+@click.option("--nbd-address", default="127.0.0.1", show_default=True, callback=_address, metavar="ADDRESS",
+              help="Address at which NBD clients reach this node, when there is a port for them.")  # fmt: skip
+@click.option("--replication-address", default="127.0.0.1", show_default=True, callback=_address, metavar="ADDRESS",
               help="Address at which other nodes reach this one.")  # fmt: skip
-@click.option("--replication-port", type=click.IntRange(1, 65535), default=DEFAULT_REPLICATION_PORT, show_default=True)
-@click.option("--threads", type=click.IntRange(2, 256), help="Requests in service at a time for one connection.")
+@click.option("--replication-port", type=click.IntRange(1, 65535), default=DEFAULT_REPLICATION_PORT, show_default=True,
+              metavar="PORT", help="The port there.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(2, 256), metavar="N",
+              help="Requests in service at a time for one connection; 32 when left out.")  # fmt: skip
 @json_option
 @pass_node
 def init(
@@ -138,7 +142,8 @@ def start(here: Node, force: bool, as_json: bool) -> None:
 
 
 @node.command()
-@click.option("--timeout", "timeout_s", type=SecondsType(0.1), default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--timeout", "timeout_s", type=SecondsType(0.1), default=30.0, show_default=True, metavar="SECONDS",
+              help="How long each process may take to end.")  # fmt: skip
 @force_option("Kill what has not ended in time, as a crash would.")
 @json_option
 @pass_node

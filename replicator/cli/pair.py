@@ -30,6 +30,7 @@ def pair() -> None:
 @click.option(
     "--peer",
     required=True,
+    metavar="NODE",
     shell_complete=names.peers,
     help="The node that gets the copy: a name of `farstripe peer list`.",
 )
@@ -149,7 +150,7 @@ def _history(hist: list[list[int]] | None) -> str | None:
 @json_option
 @pass_node
 def split(here: Node, group: str, as_json: bool) -> None:
-    """Stop following: the copy stays as it is, the primary goes on and tracks what changes.
+    """Split the pair of GROUP: the copy stays as it is, the primary goes on and tracks what changes.
 
     Take it back with `farstripe pair resync`, which then copies the difference only.
     """
@@ -207,9 +208,8 @@ def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -
     help="ok: records flow and the copy is consistent. sync: every write waits for the peer. equal: everything written "
     "is applied there. Also connected, disconnected, primary, secondary, or a word of `farstripe status`.",
 )
-@click.option(
-    "--timeout", "timeout_s", type=SecondsType(0), default=DEFAULT_WAIT_S, show_default=True, metavar="SECONDS"
-)
+@click.option("--timeout", "timeout_s", type=SecondsType(0), default=DEFAULT_WAIT_S, show_default=True,
+              metavar="SECONDS", help="Give up waiting after this.")  # fmt: skip
 @click.option("--progress", "show_progress", is_flag=True, help="Show how the copy goes.")
 @json_option
 @pass_node

@@ -27,7 +27,9 @@ def peer() -> None:
 @click.option("--life", "life_s", type=SecondsType(1), default=3600.0, show_default=True, metavar="SECONDS",
               help="How long the token is good.")  # fmt: skip
 @click.option(
-    "--address", help="Where the new peer reaches this node, when that is not replication.address of node.json."
+    "--address",
+    metavar="ADDRESS",
+    help="Where the new peer reaches this node, when that is not replication.address of node.json.",
 )
 @json_option
 @pass_node

@@ -11,20 +11,22 @@ from replicator.cli.units import SecondsType
 
 _OPTIONS = (
     click.option("--mode", type=click.Choice(["async", "sync"]),
-                 help="sync: a write is answered once the peer has it too. async: at once, in exact order behind."),
+                 help="sync: a write is answered once the peer has it too. async: at once, in exact order behind. "
+                 "At first: async."),
     click.option("--ack", type=click.Choice(["receive", "durable"]),
-                 help="What sync waits for: the peer holds the write in memory, or on stable storage."),
+                 help="What sync waits for: the peer holds the write in memory, or on stable storage. "
+                 "At first: receive."),
     click.option("--on-loss", type=click.Choice(["stall", "degrade"]),
                  help="sync, and the peer is silent for --loss-timeout. stall: writes fail, nothing exists once only. "
-                 "degrade: writes go on here alone, visibly."),
+                 "degrade: writes go on here alone, visibly. At first: degrade."),
     click.option("--loss-timeout", "loss_timeout_s", type=SecondsType(0), metavar="SECONDS",
-                 help="How long a write waits for a silent peer; 0: for ever."),
+                 help="How long a write waits for a silent peer; 0: for ever. At first: 5."),
     click.option("--on-full", type=click.Choice(["stall", "bitmap", "fail"]),
                  help="The journal is full. bitmap: give up order and count differences; the copy keeps its last "
                  "consistent moment until the resync. stall: writes wait, and fail after --full-timeout when no peer "
-                 "is connected. fail: they fail at once."),
+                 "is connected. fail: they fail at once. At first: bitmap."),
     click.option("--full-timeout", "full_timeout_s", type=SecondsType(0), metavar="SECONDS",
-                 help="How long a write waits for room in the journal; 0: for ever."),
+                 help="How long a write waits for room in the journal; 0: for ever. At first: 10."),
 )  # fmt: skip
 
 KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from replicator.cli import groups, names, progress, where
+from replicator.cli import balance, groups, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
+from replicator.cli.pool_members import COMMANDS, is_uri, member_path, show_work
 from replicator.cli.poolscrub import scrub, show_health
 from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
 from replicator.control import someone_listens
@@ -37,8 +38,12 @@ LEAST_MEMBERS = {0: 1, 1: 2, 5: 3, 6: 4, 10: 4}
 def pool() -> None:
     """The RAID-striped pool that this node's volumes lie on.
 
-    A node has one pool; a pool has one or more RAID groups; a group has members, which are files or disks.
+    A node has one pool; a pool has one or more RAID groups; a group has members, which are files, disks or NBD exports.
     """
+
+
+for _command in COMMANDS:
+    pool.add_command(_command)
 
 
 def parse_layout(words: Sequence[str]) -> list[dict[str, Any]]:
@@ -54,7 +59,7 @@ def parse_layout(words: Sequence[str]) -> list[dict[str, Any]]:
         elif not groups:
             raise BadInput(f"{word!r} comes before any RAID level", "begin with raid0, raid1, raid5, raid6 or raid10")
         else:
-            groups[-1]["members"].append(os.path.abspath(word))
+            groups[-1]["members"].append(member_path(word))
     if not groups:
         raise BadInput("a pool needs at least one RAID group", "say for example: raid6 /disks/{0..5}")
     seen: dict[str, str] = {}
@@ -66,7 +71,7 @@ def parse_layout(words: Sequence[str]) -> list[dict[str, Any]]:
                 "name more files or disks after the level, or take a lower level",
             )
         for member in group["members"]:
-            real = os.path.realpath(member)
+            real = member if is_uri(member) else os.path.realpath(member)
             if real in seen:
                 raise BadInput(
                     f"{member} is named twice (RAID groups {seen[real]} and {group['name']})", "name every member once"
@@ -99,7 +104,7 @@ def _new_group(match: re.Match[str], groups: Sequence[dict[str, Any]]) -> dict[s
 @click.argument("layout", nargs=-1, required=True, metavar="LEVEL MEMBER... [LEVEL MEMBER...]...")
 @click.option("--make-files", type=SizeType(4096, 1 << 20), metavar="SIZE",
               help="Make every member first, as a sparse file of this size.")  # fmt: skip
-@click.option("--area", "area_bytes", type=SizeType(4096), default=4 << 20, show_default="4M",
+@click.option("--area", "area_bytes", type=SizeType(4096), default="4M", show_default=True,
               help="Unit in which volumes take space.")  # fmt: skip
 @click.option("--checksums", is_flag=True,
               help="Keep a CRC32C of every block: silent corruption is found at every read.")  # fmt: skip
@@ -118,7 +123,8 @@ def create(
 ) -> None:
     """Make the pool NAME.
 
-    LEVEL is raid0, raid1, raid5, raid6 or raid10, optionally with a name for the RAID group and a chunk size.
+    LEVEL is raid0, raid1, raid5, raid6 or raid10, optionally with a name for the RAID group and a chunk size;
+    MEMBER is a file, a disk or an NBD URI.
 
     \b
       farstripe pool create main raid6 /disks/{0..5} raid0 /scratch/{0..1}
@@ -180,7 +186,7 @@ def _make_files(paths: Sequence[str], size: int) -> list[str]:
 @json_option
 @pass_node
 def status(here: Node, as_json: bool) -> None:
-    """Show RAID groups, members, space, and a rebuild that is under way."""
+    """Show RAID groups, members, space, and rebuilds and moves that are under way."""
     found = here.target("pool.status")
     groups = found.get("groups", [])
     if as_json:
@@ -191,7 +197,7 @@ def status(here: Node, as_json: bool) -> None:
         (
             group["name"],
             f"RAID-{group['level']}",
-            group["state"],
+            group["state"] + (", being removed" if group.get("draining") else ""),
             f"{sum(member['state'] == GOOD for member in group['members'])}/{len(group['members'])} in sync",
             format_size(group["chunk_bytes"]),
             format_size(group["size"]),
@@ -210,6 +216,10 @@ def status(here: Node, as_json: bool) -> None:
         click.echo()
         table(False, None, ("member", "raid group", "state", "reason"), ill, "")
     show_health(found)
+    for move in found.get("moves", ()):
+        done, areas = move["areas"] - move["remaining"], move["areas"]
+        click.echo(f"{move['volume']} moves to {move['group']}: {done} of {areas} areas")
+    show_work(found)
     for remark in found.get("remarks", ()):
         click.echo(f"remark: {remark}")
 
@@ -217,13 +227,6 @@ def status(here: Node, as_json: bool) -> None:
 def _member_state(member: dict[str, Any]) -> str:
     share = member.get("rebuilt")
     return f"{member['state']}, {100 * share:.0f} % done" if share is not None else str(member["state"])
-
-
-def member_bytes(group: dict[str, Any]) -> int:
-    """Return how much of one member of a RAID group is used for data and parity, in bytes."""
-    count, level = len(group["members"]), group["level"]
-    data = {0: count, 1: 1, 5: count - 1, 6: count - 2, 10: count // 2}[level]
-    return int(group["size"]) // max(1, data)
 
 
 @pool.command()
@@ -246,17 +249,18 @@ def replace(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Put the member NEW in the place of OLD, which may be lost or still there, and rebuild it.
+    """Put the member NEW in the place of OLD, which may be lost or still there.
 
-    I/O goes on meanwhile, on a lost member with the redundancy that is left. What holds something already is refused
-    without --force.
+    I/O goes on meanwhile. An OLD that works stays a full member until NEW is complete, also on RAID 0; a lost one is
+    rebuilt with the redundancy that is left. NEW may be an NBD URI. What holds something already is refused without
+    --force.
     """
-    old, new = os.path.abspath(old), os.path.abspath(new)
+    old, new = member_path(old), member_path(new)
     with _made_files(here, [new], make_file):
         status = here.target("pool.replace", old=old, new=new, force=force, wait_s=300)
     if wait_for_it:
         status = wait_for_rebuild(here, new, timeout_s, show=not as_json)
-    emit(as_json, status, f"{new} {'is rebuilt' if wait_for_it else 'is being rebuilt'} in the place of {old}")
+    emit(as_json, status, f"{new} {'is complete' if wait_for_it else 'is being filled'} in the place of {old}")
 
 
 def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: bool) -> dict[str, Any]:
@@ -266,6 +270,9 @@ def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: boo
     def look() -> progress.Look:
         nonlocal latest
         latest = here.target("pool.status")
+        work = {one["member"]: one for one in latest.get("rebuilds", ())}
+        if member in work:
+            return progress.Look(False, work[member]["remaining_bytes"], work[member]["total_bytes"])
         for group in latest["groups"]:
             for one in group["members"]:
                 if one["path"] != member:
@@ -274,9 +281,7 @@ def wait_for_rebuild(here: Node, member: str, timeout_s: float | None, show: boo
                     raise MediumError(
                         f"{member} failed: {one.get('reason') or 'no reason known'}", "see farstripe events"
                     )
-                total = member_bytes(group)
-                left = int(total * (1 - (one.get("rebuilt") or 0)))
-                return progress.Look(one["state"] == GOOD, left, total)
+                return progress.Look(one["state"] == GOOD)
         raise MediumError(f"{member} is not a member any more", "farstripe events tells why")
 
     progress.wait(look, f"rebuild of {member}", timeout_s, show)
@@ -293,7 +298,7 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
 
     Refused when the RAID group has no redundancy left to do without it.
     """
-    member = os.path.abspath(member)
+    member = member_path(member)
     confirm(f"Declare {member} lost? Its RAID group loses redundancy until it is replaced.", yes, as_json)
     emit(
         as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace"
@@ -321,5 +326,5 @@ def add_group(here: Node, layout: tuple[str, ...], make_files: int | None, force
     emit(as_json, status, f"RAID group {found[0]['name']} is part of the pool")
 
 
-for _command in (where.check, scrub, *groups.COMMANDS):
+for _command in (where.check, scrub, *groups.COMMANDS, *balance.COMMANDS):
     pool.add_command(_command)

@@ -9,7 +9,7 @@ import click
 from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option, table
-from replicator.cli.units import SizeType, format_duration, format_size
+from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
 from replicator.core.errors import BadInput, MediumError
 
 WHAT_IT_MEANS = {
@@ -30,15 +30,20 @@ ORDERS = ("start", "pause", "resume", "stop")
 
 @click.command()
 @click.argument("group", required=False, shell_complete=names.raid_groups)
-@click.option("--check", "mode", flag_value="check", default="check", help="Report what members disagree about.")
+@click.option(
+    "--check", "mode", flag_value="check", default="check", help="Report what members disagree about (the default)."
+)
 @click.option("--repair", "mode", flag_value="repair", help="Also bring members that disagree into agreement.")
-@click.option("--start", "order", flag_value="start", default="start", help="Begin, or go on with one that runs.")
+@click.option(
+    "--start", "order", flag_value="start", default="start", help="Begin, or go on with one that runs (the default)."
+)
 @click.option("--pause", "order", flag_value="pause", help="Halt where it is.")
 @click.option("--resume", "order", flag_value="resume", help="Go on with a paused one.")
 @click.option("--stop", "order", flag_value="stop", help="End it.")
 @click.option("--limit", type=SizeType(least=1 << 16), metavar="BYTES/S", help="Read at most so much a second.")
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait for the end, with a progress bar.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@click.option("--timeout", "timeout_s", type=SecondsType(0), metavar="SECONDS",
+              help="With --wait: give up waiting after this.")  # fmt: skip
 @json_option
 @pass_node
 def scrub(

@@ -17,7 +17,7 @@ GOES_ON = " It goes on: what it answers until it hears of the takeover is lost t
 @click.command()
 @click.argument("group", shell_complete=names.pairs)
 @click.option("--deadline", "deadline_s", type=SecondsType(0.1, 3600), metavar="SECONDS",
-              help="How long writers may be held; after that everything stays as it was.")  # fmt: skip
+              help="How long writers may be held; then everything stays as it was; 10 when left out.")  # fmt: skip
 @json_option
 @pass_node
 def switchover(here: Node, group: str, deadline_s: float | None, as_json: bool) -> None:

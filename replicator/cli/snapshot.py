@@ -29,7 +29,7 @@ def parse_names(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
 @json_option
 @pass_node
 def snapshot(here: Node, pairs: tuple[str, ...], as_json: bool) -> None:
-    """Take snapshots of one or more volumes, all at the same instant.
+    """Take a SNAPSHOT of each VOLUME that is named, all at the same instant.
 
     A snapshot takes space only for what its volume overwrites from now on. It is served read-only under its own name
     and deleted like a volume.

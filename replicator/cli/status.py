@@ -19,7 +19,7 @@ COLUMNS = ("group", "role", "state", "mode", "peer", "would be lost", "journal",
 @json_option
 @pass_node
 def status(here: Node, group: str | None, as_json: bool) -> None:
-    """Show groups and pairs: role, state, how far behind, journal use.
+    """Show GROUP, or all groups and pairs: role, state, how far behind, journal use.
 
     "would be lost" is what this node knows that the peer does not have (RPO), in writes, bytes and seconds: with a link
     as of now, without one as of the last contact. What cannot be known is unknown. `farstripe explain GROUP` says why a

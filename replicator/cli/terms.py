@@ -27,8 +27,17 @@ TERMS: dict[str, Term] = {
         "ones do what their policy says, and it carries on from the journal.",
     ),
     "pool": Term(
-        "RAID groups, each of members (files or disks). A node has one pool.",
+        "RAID groups, each of members (files, disks or NBD exports). A node has one pool.",
         ("farstripe pool status",),
+    ),
+    "away": Term(
+        "A member that vanished or was stopped in order. What it missed is remembered, so it can be taken back by "
+        "copying only that.",
+        ("farstripe pool readd MEMBER",),
+    ),
+    "spare": Term(
+        "A file, disk or NBD export that waits in the pool and takes the place of a member that is lost, by itself.",
+        ("farstripe pool spare add MEMBER", "farstripe pool spare list"),
     ),
     "volume": Term(
         "A block device in the pool, served by NBD under its name. Thin: it takes space at the first write.",

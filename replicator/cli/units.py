@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,7 +34,13 @@ MOST_BYTES = 1 << 60
 """No volume, journal or file is larger."""
 
 
-class SizeType(click.ParamType[int]):
+if TYPE_CHECKING:  # a generic class only in new releases of click
+    _IntType = click.ParamType[int]
+else:
+    _IntType = click.ParamType
+
+
+class SizeType(_IntType):
     """A size option: `least` to MOST_BYTES bytes and a multiple of `multiple_of`. Raises BadInput for anything else."""
 
     name = "size"

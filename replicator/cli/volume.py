@@ -21,7 +21,7 @@ def volume() -> None:
 @volume.command()
 @click.argument("name")
 @click.option("--size", type=SIZE, required=True, help="For example 10G; a multiple of 4096.")
-@click.option("--raid-group", help="Take space from this RAID group only.")
+@click.option("--raid-group", metavar="RAID_GROUP", help="Take space from this RAID group only.")
 @click.option("--place", "places", multiple=True, metavar="START:LENGTH=RAID_GROUP",
               help="Take the space of this range from that RAID group; may be given several times.")  # fmt: skip
 @click.option("--thick", is_flag=True, help="Take the space now instead of at the first write.")

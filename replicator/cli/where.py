@@ -9,7 +9,7 @@ import click
 from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option, table
-from replicator.cli.units import SizeType, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
 from replicator.core.errors import BadInput, IntegrityError
 
 RANGE = SizeType()
@@ -46,7 +46,8 @@ def map_(here: Node, name: str, as_json: bool) -> None:
 @click.argument("name", shell_complete=names.volumes)
 @click.argument("start", type=RANGE)
 @click.argument("length", type=SizeType(4096, 4096))
-@click.option("--raid-group", required=True, help="Where the space of the new range comes from.")
+@click.option("--raid-group", required=True, metavar="RAID_GROUP",
+              help="Where the space of the new range comes from.")  # fmt: skip
 @json_option
 @pass_node
 def extend(here: Node, name: str, start: int, length: int, raid_group: str, as_json: bool) -> None:
@@ -61,12 +62,13 @@ def extend(here: Node, name: str, start: int, length: int, raid_group: str, as_j
 
 @click.command()
 @click.argument("name", shell_complete=names.volumes)
-@click.option("--to", "raid_group", metavar="RAID_GROUP", help="Where to.")
+@click.option("--to", "raid_group", metavar="RAID_GROUP", help="The RAID group it moves to.")
 @click.option("--start", type=RANGE, default=0, help="The first byte that moves; the start without it.")
 @click.option("--length", type=SizeType(least=1), help="Bytes that move; up to the end without it.")
 @click.option("--cancel", is_flag=True, help="End the moves of the volume; what has moved stays where it is.")
 @click.option("--wait", "wait_for_it", is_flag=True, help="Wait until it has moved, with a progress bar.")
-@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="With --wait: give up waiting after this.")
+@click.option("--timeout", "timeout_s", type=SecondsType(0), metavar="SECONDS",
+              help="With --wait: give up waiting after this.")  # fmt: skip
 @json_option
 @pass_node
 def move(

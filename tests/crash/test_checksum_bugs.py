@@ -18,6 +18,7 @@ from raidlib.ledger import Ledger
 from raidlib.parityraid import ParityGroup
 from raidlib.pool import Pool
 from raidlib.raidgroup import RaidGroup
+from raidlib.recovery import allocated_areas
 from raidlib.scrub import Scrub
 from tests.testing.fakedisk import FakeDisk
 from tests.testing.poolcrash import degraded_workload, explore, workload
@@ -239,7 +240,7 @@ def wrong_column_located(patch: Patch) -> None:
 def crash_recounts_every_area(patch: Patch) -> None:
     patch.setattr(
         "raidlib.recovery.suspect_areas",
-        lambda state, group, marked: sorted(a for v in state.volumes.values() for a in v.areas.values()),
+        lambda state, group, marked: sorted(allocated_areas(state, group)),
     )
 
 

@@ -11,8 +11,16 @@ import os
 
 import pytest
 
-from raidlib import reconcile
-from tests.testing.poolcrash import degraded_workload, explore, image_workload, scrubbed, workload
+from raidlib import rebuild, reconcile, replacing
+from tests.testing.poolcrash import (
+    degraded_workload,
+    explore,
+    image_workload,
+    member_workload,
+    move_workload,
+    scrubbed,
+    workload,
+)
 
 STRIDE = int(os.environ.get("FARSTRIPE_CRASH_STRIDE", "7"))
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
@@ -35,7 +43,7 @@ def test_no_crash_leaves_a_checksum_that_does_not_fit(
 @pytest.mark.parametrize(("level", "members"), SHAPES)
 def test_no_crash_while_it_is_scrubbed_harms_a_pool(level: int, members: int) -> None:
     for checksums in (False, True):
-        assert explore(level, members, 5, STRIDE * 8, scrubbed(workload(5), 5), checksums) > 10
+        assert explore(level, members, 5, STRIDE * 8, scrubbed(workload(5), 5), checksums=checksums) > 10
 
 
 @pytest.mark.parametrize(("level", "members"), SHAPES[1:])
@@ -56,3 +64,18 @@ def test_no_crash_between_snapshots_copies_and_moves_loses_data(
     level: int, members: int, second: tuple[int, int], seed: int
 ) -> None:
     assert explore(level, members, seed, STRIDE * 3, image_workload(seed, 40), second) > 40
+
+
+@pytest.mark.parametrize(("level", "members", "second"), [(0, 2, (5, 3)), (6, 4, (1, 2))])
+def test_no_crash_of_a_move_loses_data(level: int, members: int, second: tuple[int, int]) -> None:
+    assert explore(level, members, 1, STRIDE, move_workload(1), second) > 40
+
+
+@pytest.mark.parametrize(("level", "members"), [*SHAPES, (1, 3)])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_no_crash_while_members_are_swapped_vanish_and_come_back_loses_data(
+    monkeypatch: pytest.MonkeyPatch, level: int, members: int, seed: int
+) -> None:
+    monkeypatch.setattr(replacing, "PROGRESS_AREAS", 1)
+    monkeypatch.setattr(rebuild, "PROGRESS_AREAS", 2)
+    assert explore(level, members, seed, STRIDE * 4, member_workload(seed)) > 5

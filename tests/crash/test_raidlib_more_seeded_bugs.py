@@ -66,7 +66,7 @@ def second_parity_written_as_the_first(patch: Patch) -> None:
 
 
 def torn_row_served(patch: Patch) -> None:
-    patch.setattr(ParityGroup, "_complete", lambda self, row: None)
+    patch.setattr(ParityGroup, "settle_row", lambda self, row: None)
 
 
 def unreadable_chunk_made_up_from_torn_parity(patch: Patch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from raidlib import cow, recovery, stripejournal
+from raidlib import cow, readd, rebuild, recovery, replacing, spares, stripejournal
 from raidlib.allocator import Allocator
 from raidlib.areamap import AreaMap
 from raidlib.arearefs import AreaRefs
@@ -25,8 +25,16 @@ from raidlib.raidgroup import RaidGroup
 from raidlib.rebuild import Rebuild
 from raidlib.space import Space
 from raidlib.state import ImageKind, Kind, Record
+from raidlib.twin import TwinFile
 from raidlib.volume import Volume
-from tests.testing.poolcrash import degraded_workload, explore, image_workload, workload
+from tests.testing.poolcrash import (
+    degraded_workload,
+    explore,
+    image_workload,
+    member_workload,
+    move_workload,
+    workload,
+)
 from tests.testing.poolworld import Violation
 
 Patch = pytest.MonkeyPatch
@@ -163,6 +171,53 @@ def stripe_journal_wraps_without_sync(patch: Patch) -> None:
     patch.setattr(stripejournal.StripeJournal, "_append", append)
 
 
+def region_missed_by_one_that_is_away_forgotten(patch: Patch) -> None:
+    patch.setattr(readd, "note_missed", lambda group, ledger, regions: None)
+
+
+def marked_regions_not_copied_to_one_that_was_away(patch: Patch) -> None:
+    patch.setattr("raidlib.rebuild.may_differ", lambda group, area: group.region_of(area) in group.info.missed)
+
+
+def old_member_retired_before_the_new_one_is_stable(patch: Patch) -> None:
+    good = replacing.Replacement._finish
+
+    def finish(self: replacing.Replacement) -> None:
+        patch.setattr(self._ledger, "sync_members", lambda: None)
+        good(self)
+
+    patch.setattr(replacing.Replacement, "_finish", finish)
+
+
+def progress_of_a_replacement_before_its_data(patch: Patch) -> None:
+    patch.setattr(TwinFile, "sync_new", lambda self: None)
+    patch.setattr(replacing, "copy_suspects", lambda group, ledger, suspects: None)
+
+
+def write_above_the_frontier_only(patch: Patch) -> None:
+    def both(self: TwinFile, off: int, length: int, act: Callable[..., None], *, always: bool = False) -> None:
+        with self._hold(off, length):
+            if self.old is not None:
+                act(self.old, length)
+            if self.new is not None and (always or self.old is None or off < self._data_offset):
+                act(self.new, length)
+
+    patch.setattr(TwinFile, "_both", both)
+
+
+def torn_twins_not_made_equal(patch: Patch) -> None:
+    patch.setattr(replacing, "copy_suspects", lambda group, ledger, suspects: None)
+
+
+def spare_listed_before_its_superblock_is_durable(patch: Patch) -> None:
+    patch.setattr(spares, "write_superblock", lambda file, block: file.pwrite(block.encode(), 0))
+
+
+def spare_taken_before_its_superblock_is_durable(patch: Patch) -> None:
+    patch.setattr(rebuild, "write_superblock", lambda file, block: file.pwrite(block.encode() * 2, 0))
+    patch.setattr(replacing, "write_superblock", lambda file, block: file.pwrite(block.encode() * 2, 0))
+
+
 def copy_logged_before_it_is_durable(patch: Patch) -> None:
     good = cow._copy
 
@@ -260,6 +315,8 @@ IMAGES = [
     (snapshot_of_what_is_not_synced, 0, 2, 1),
     (snapshots_of_one_call_committed_one_by_one, 0, 2, 1),
     (map_of_a_snapshot_not_of_its_own, 0, 2, 1),
+]
+MOVES = [
     (moved_area_logged_without_being_durable, 0, 2, 1),
     (moved_area_for_one_of_its_sharers, 0, 2, 1),
     (moved_data_not_synced, 0, 2, 1),
@@ -283,6 +340,16 @@ DEGRADED = [
     (stripe_journal_after_the_stripe, 5, 3, 1),
     (stripe_journal_not_replayed, 5, 3, 1),
     (stripe_journal_wraps_without_sync, 5, 3, 2),
+]
+SWAPPED = [
+    (region_missed_by_one_that_is_away_forgotten, 1, 2, 1),
+    (marked_regions_not_copied_to_one_that_was_away, 5, 3, 1),
+    (old_member_retired_before_the_new_one_is_stable, 0, 2, 1),
+    (progress_of_a_replacement_before_its_data, 0, 2, 1),
+    (write_above_the_frontier_only, 0, 2, 1),
+    (torn_twins_not_made_equal, 0, 2, 16),
+    (spare_listed_before_its_superblock_is_durable, 1, 2, 1),
+    (spare_taken_before_its_superblock_is_durable, 1, 2, 1),
 ]
 Found = (Violation, RaidError)
 
@@ -309,11 +376,32 @@ def test_bug_of_a_degraded_pool_is_found(
             explore(level, members, seed + further, 3, degraded_workload(seed + further))
 
 
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), MOVES, ids=name_of)
+def test_bug_of_moves_is_found(
+    monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Found):
+        for further in range(6):
+            explore(level, members, seed + further, 2, move_workload(seed + further), (5, 3))
+
+
 @pytest.mark.parametrize(("bug", "level", "members", "seed"), IMAGES, ids=name_of)
-def test_bug_of_snapshots_and_moves_is_found(
+def test_bug_of_snapshots_is_found(
     monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
 ) -> None:
     bug(monkeypatch)
     with pytest.raises(Found):
         for further in range(12):
             explore(level, members, seed + further, 5, image_workload(seed + further, 40), (5, 3))
+
+
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), SWAPPED, ids=name_of)
+def test_bug_of_a_pool_whose_members_come_and_go_is_found(
+    monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
+) -> None:
+    bug(monkeypatch)
+    monkeypatch.setattr(replacing, "PROGRESS_AREAS", 1)
+    with pytest.raises(Found):
+        for further in range(10):
+            explore(level, members, seed + further, 5, member_workload(seed + further))

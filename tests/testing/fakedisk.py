@@ -67,6 +67,8 @@ class _Store:
     bad_writes: list[tuple[int, int]] = field(default_factory=list)
     sync_fails: bool = False
     deceits: list[_Deceit] = field(default_factory=list)
+    vanished: bool = False
+    lives: int = 0
 
 
 class FakeDisk:
@@ -122,7 +124,8 @@ class FakeDisk:
 
     def open_exclusive(self, name: str) -> FakeFile:
         """Open a file for one user at a time, like OSFile.open_exclusive. Raises OSError EBUSY, FileNotFoundError."""
-        self._find(name)
+        if self._find(name).vanished:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
         if name in self._exclusive:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
         self._exclusive.add(name)
@@ -221,6 +224,21 @@ class FakeDisk:
         """The next `count` writes that touch [start, end) succeed and go `to` bytes further (or back) instead."""
         self._find(name).deceits.append(_Deceit(start, end, count, to))
 
+    def vanish(self, name: str) -> None:
+        """Every call raises ENODEV until it comes back: a cable was pulled. What it holds stays as it is."""
+        self._find(name).vanished = True
+
+    def come_back(self, name: str) -> None:
+        """End vanish(). Handles from before stay dead."""
+        store = self._find(name)
+        store.vanished = False
+        store.lives += 1
+        self._exclusive.discard(name)
+
+    def is_vanished(self, name: str) -> bool:
+        """Whether it vanished and has not come back."""
+        return self._find(name).vanished
+
     def heal(self, name: str) -> None:
         """Take every fault of the file back."""
         store = self._find(name)
@@ -299,6 +317,13 @@ class FakeFile:
         self._life = disk._life
         self._exclusive = exclusive
         self._closed = False
+        self._its_life = disk._find(name).lives
+
+    @property
+    def gone(self) -> bool:
+        """See BlockFile."""
+        store = self._disk._stores.get(self.path)
+        return store is None or store.vanished or store.lives != self._its_life
 
     @property
     def size(self) -> int:
@@ -402,7 +427,10 @@ class FakeFile:
     def _store(self) -> _Store:
         if self._closed or self._life != self._disk._life:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
-        return self._disk._find(self.path)
+        store = self._disk._find(self.path)
+        if store.vanished or store.lives != self._its_life:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), self.path)
+        return store
 
     def _change(self, op: str, data: bytes, off: int) -> None:
         store = self._store()

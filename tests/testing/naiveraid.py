@@ -43,19 +43,23 @@ class NaivePool:
         """The contents of a volume, from data chunks alone."""
         volume = self.volumes[name]
         content = bytearray(volume["size"])
-        for index, area in volume["areas"].items():
+        for index, (group, area) in volume["areas"].items():
             at = index * self.area_bytes
-            part = b"".join(self._data(volume["group"], area))[: self.area_bytes]
+            part = b"".join(self._data(group, area))[: self.area_bytes]
             content[at : at + self.area_bytes] = part[: max(0, volume["size"] - at)]
         return bytes(content)
 
     def check(self) -> int:
         """Check every row of every area of groups that are whole; return how many rows had redundancy to check."""
         checked = 0
+        owners: dict[tuple[int, int], tuple[int, int]] = {}
+        for volume in self.volumes.values():
+            for index, place in volume["areas"].items():
+                owner = volume["family"] or -volume["id"], index
+                assert owners.setdefault(place, owner) == owner, f"area {place} has two owners"
         for index, group in enumerate(self.state["groups"]):
-            used = [area for v in self.volumes.values() if v["group"] == index for area in v["areas"].values()]
-            assert len(used) == len(set(used)), f"an area of group {group['name']} has two owners"
-            assert not set(used) & set(group["dirty"]), f"an area of group {group['name']} is used and free"
+            used = {area for its_group, area in owners if its_group == index}
+            assert not used & set(group["dirty"]), f"an area of group {group['name']} is used and free"
             if any(state != "in_sync" for _, _, state, *_ in group["members"]):
                 continue
             for area in range(group["areas"]):
@@ -182,8 +186,8 @@ def read_state(member: Member) -> tuple[int, int, dict[str, Any]]:
             state = msgpack.unpackb(payload)
             for group in state["groups"]:
                 group["dirty"] = set(run_list(group["dirty"]))
-            for volume in state["volumes"]:
-                volume["areas"] = run_list(volume["areas"])
+            assert state["version"] == 2, "version"
+            resolve_maps(state["volumes"])
             log = bytes(member.image[at + member.checkpoint_bytes : at + member.checkpoint_bytes + member.log_bytes])
             best = generation, apply_log(state, log, generation), state
     assert best is not None, "no metadata"
@@ -200,10 +204,11 @@ def apply_log(state: dict[str, Any], log: bytes, generation: int) -> int:
             break
         volumes = {volume["id"]: volume for volume in state["volumes"]}
         if kind == 2:
-            volumes[volume_id]["areas"][place] = area
+            volumes[volume_id]["areas"][place] = group, area
             state["groups"][group]["dirty"].discard(area)
-        elif kind == 3:
+        elif kind in (3, 16):
             del volumes[volume_id]["areas"][place]
+        if kind in (3, 17):
             state["groups"][group]["dirty"].add(area)
         count += 1
     return count
@@ -217,6 +222,27 @@ def run_list(packed: bytes) -> dict[int, int]:
         for i in range(count):
             found[key + i] = value + i
     return found
+
+
+def resolve_maps(volumes: list[dict[str, Any]]) -> None:
+    """Turn every place list into logical area -> (group, area), bases first."""
+    waiting = list(volumes)
+    done: dict[int, dict[int, tuple[int, int]]] = {0: {}}
+    while waiting:
+        ready = [volume for volume in waiting if volume["base"] in done]
+        assert ready, "bases of images form a cycle"
+        for volume in ready:
+            areas: dict[int, tuple[int, int]] = dict(done[volume["base"]])
+            packed = volume["areas"]
+            for at in range(0, len(packed), 16):
+                first, count, group, area = struct.unpack_from("<IIII", packed, at)
+                for i in range(count):
+                    if group == 0xFFFFFFFF:
+                        areas.pop(first + i, None)
+                    else:
+                        areas[first + i] = group, area + i
+            volume["areas"] = done[volume["id"]] = areas
+            waiting.remove(volume)
 
 
 def _u32(data: bytes, at: int) -> int:

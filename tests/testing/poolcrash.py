@@ -80,6 +80,33 @@ def image_workload(seed: int, steps: int = 24) -> list[Step]:
     return plan
 
 
+def move_workload(seed: int) -> list[Step]:
+    """Volumes with snapshots that move to the other group and back while they are written."""
+    rng = random.Random(seed)
+    plan: list[Step] = [
+        lambda w: w.create_volume("a", 4 * 16384),
+        lambda w: w.write("a", 0, 128),
+        lambda w: w.snapshot({"a": "sa"}),
+        lambda w: w.write("a", 40, 8),
+        lambda w: w.sync(),
+    ]
+    for group in "hg":
+        plan.append(partial(_begin_move, group=group))
+        for _ in range(3):
+            plan += [lambda w: w.move_steps(1), partial(_write_somewhere, first=rng.randrange(120))]
+            if rng.random() < 0.5:
+                plan.append(lambda w: w.clear_intents())
+    return plan
+
+
+def _begin_move(world: PoolWorld, group: str) -> None:
+    world.move("a", 0, 4, group)
+
+
+def _write_somewhere(world: PoolWorld, first: int) -> None:
+    world.write("a", first, 8)
+
+
 def _image_step(world: PoolWorld, dice: float, pick: float, first: int) -> None:
     number = int(pick * 1000)
     images = [name for name in world.models if name[0] in "sk"]
@@ -105,6 +132,8 @@ def _image_step(world: PoolWorld, dice: float, pick: float, first: int) -> None:
         world.move(image if image and pick < 0.2 else "a", first // 2, 1 + number % 5, "gh"[number % 2])
     else:
         world.move_steps(1 + number % 4)
+        if number % 2:
+            world.relocate(image or "a", first)
 
 
 def scrubbed(plan: list[Step], seed: int) -> list[Step]:
@@ -131,6 +160,42 @@ def _member_step(world: PoolWorld, index: int, dice: float) -> None:
         world.replace_member(states.index("failed") if "failed" in states else index)
     else:
         world.rebuild(4 if dice < 0.95 else 100)
+
+
+def member_workload(seed: int, steps: int = 26) -> list[Step]:
+    """Draw steps in which good members are replaced, members vanish and come back, and spares take over."""
+    rng = random.Random(seed)
+    plan: list[Step] = [lambda w: w.create_volume("a", 8 * 16384), lambda w: w.create_volume("b", 6 * 16384)]
+    for _ in range(steps):
+        index, dice = rng.randrange(4), rng.random()
+        if dice < 0.45:
+            plan.append(_draw(rng))
+        else:
+            plan.append(partial(_swap_step, index=index, dice=dice))
+        plan.append(PoolWorld.settle)
+    return plan
+
+
+def _swap_step(world: PoolWorld, index: int, dice: float) -> None:
+    index %= len(world.pool.status()["groups"][0]["members"])
+    if dice < 0.54:
+        world.replace_member(index)
+    elif dice < 0.56:
+        world.break_successor()
+    elif dice < 0.59:
+        world.break_member(index)
+    elif dice < 0.66:
+        world.vanish_member(index)
+    elif dice < 0.69:
+        world.fail_member(index)
+    elif dice < 0.78:
+        world.return_member()
+    elif dice < 0.81:
+        world.add_spare()
+    elif dice < 0.84:
+        world.take_spare()
+    else:
+        world.rebuild(3 if dice < 0.94 else 100)
 
 
 def _remake(world: PoolWorld) -> None:
@@ -222,6 +287,8 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     for _ in range(3):
         world.move_steps(1)
     world.check_new_volume_is_zero()
+    world.losing = ""  # what was about to break is whole again in this world
+    world.return_member()
     world.rebuild(100)
     world.check_books()
     world.check_no_checksum_error()

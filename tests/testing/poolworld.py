@@ -26,6 +26,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from raidlib import GroupSpec, Pool, Volume
 from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
@@ -250,6 +251,13 @@ class PoolWorld:
             for volume in self.pool.volumes:
                 self.pool.cancel_move(volume.name)
 
+    def relocate(self, name: str, index: int) -> None:
+        """Move one area of an image to the other group, as balancing does, if it has one and there is room."""
+        for run in self.pool.volume_map(name):
+            if run["start"] <= index * self.area_bytes < run["start"] + run["length"]:
+                with contextlib.suppress(OutOfSpace):
+                    self.pool.relocate(name, index, run["group"], "h" if run["group"] == "g" else "g")
+
     def clear_intents(self) -> None:
         """Let the pool clear idle marks."""
         self.pool.clear_intents()
@@ -257,41 +265,75 @@ class PoolWorld:
     def fail_member(self, index: int) -> None:
         """Take a member out, if the level bears it."""
         if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.pool.fail_member(self.paths[index])
+            self.pool.fail_member(self._path(index))
 
     def break_member(self, index: int) -> None:
         """From now on a member takes no writes, if the level bears that; who writes to it next will find out."""
         if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = self.paths[index]
+            self.losing = self._path(index)
             self.disk.fail_writes(self.losing)
 
     def lose_writes(self, index: int) -> None:
         """The next sync of a member fails and drops what was not synced, if the level bears that."""
         if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = self.paths[index]
+            self.losing = self._path(index)
             self.disk.fail_next_sync(self.losing)
 
+    def vanish_member(self, index: int) -> None:
+        """Pull a member's cable, if the level bears that. It is noticed by the next write to it."""
+        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
+            self.losing = self._path(index)
+            self.disk.vanish(self.losing)
+
+    def return_member(self) -> None:
+        """Plug what vanished in again, and take back what merely was away."""
+        for path in self.disk.names():
+            if path != self.losing and self.disk.is_vanished(path):
+                self.disk.come_back(path)
+        for member in self._members():
+            if member["away"]:
+                self.pool.readd_member(member["path"], self._open)
+
     def replace_member(self, index: int) -> None:
-        """Put a new disk in, in the place of a failed member, or of a good one if the level bears that."""
-        good = self._state(index) == "in_sync"
-        if self.losing or self._away() + good > TOLERATES[self.level]:
+        """Put a new disk in, in the place of a failed member, or of a good one."""
+        if self.losing or any(member["replacement"] for member in self._members()):
             return
-        self.spares += 1
-        path = f"spare{self.spares}"
-        self.disk.create(path, self._member_bytes)
-        old, self.paths[index] = self.paths[index], path
+        if self._state(index) != "in_sync" and self._away() > TOLERATES[self.level]:
+            return
+        path = self._new_disk()
         try:
-            self.pool.replace_member(old, path, self._open)
+            self.pool.replace_member(self._path(index), path, self._open)
         except PowerCut:
-            self.paths.append(old)  # either may be the member now; the superblocks will say
+            self.paths.append(path)  # either may be the member now; the superblocks will say
             raise
+        self.paths.append(path)
+
+    def break_successor(self) -> None:
+        """From now on a disk that is being filled in the place of a good one takes no writes."""
+        for member in self._members():
+            if member["replacement"]:
+                self.disk.fail_writes(member["replacement"]["path"])
+
+    def add_spare(self) -> None:
+        """Make a new disk a spare."""
+        if not self.losing and not self.pool.status()["spares"]:
+            path = self._new_disk()
+            self.paths.append(path)
+            self.pool.add_spare(path, "", self._open)
+
+    def take_spare(self) -> None:
+        """Let a spare take the place of a failed member, if there are both."""
+        if not self.losing:
+            self.pool.take_spare()
 
     def settle(self) -> None:
         """Note whether the pool has coped with a member that breaks. Call between operations."""
-        members = self.pool.status()["groups"][0]["members"]
-        if self.losing and any(m["path"] == self.losing and m["state"] == "failed" for m in members):
+        members = self._members()
+        its = [m for m in members if m["path"] == self.losing]
+        if self.losing and (not its or its[0]["state"] == "failed"):
             self.pool.sync()
-            self.pool._groups[0].secure_degraded()
+            for group in self.pool._groups:
+                group.secure_degraded()
             self.losing = ""
 
     def rebuild(self, steps: int) -> int:
@@ -356,6 +398,7 @@ class PoolWorld:
     def check_reopened(self, *, power: bool) -> None:
         """The pool that was just opened after a crash holds what it must; the model follows where it has a choice."""
         self._settle_lifecycle()
+        self._check_members()
         unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
         flight = self._in_flight
         for name, model in self.models.items():
@@ -418,8 +461,21 @@ class PoolWorld:
 
     def check_books(self) -> None:
         """Every area is accounted for once."""
-        if problems := self.pool.check()["problems"]:
+        unread = "its metadata cannot be read"  # an error of the medium, which says nothing of the books
+        if problems := [one for one in self.pool.check()["problems"] if unread not in one]:
             raise Violation("; ".join(problems))
+
+    def _check_members(self) -> None:
+        """Whatever the state names as a member or a spare must be found, but what vanished."""
+        for member in self._members():
+            if member["state"] == "failed" and member["reason"] == "missing" and not member["away"]:
+                raise Violation(f"member {member['path']} is not to be found")
+        for remark in self.pool.remarks:
+            if remark.endswith("missing; replace it again"):
+                raise Violation(remark)
+        for spare in self.pool.status()["spares"]:
+            if not spare["there"]:
+                raise Violation(f"spare {spare['path']} is not to be found")
 
     def check_contents(self) -> None:
         """Every volume holds exactly what was acknowledged."""
@@ -497,6 +553,19 @@ class PoolWorld:
 
     def _away(self) -> int:
         return sum(member["state"] != "in_sync" for member in self.pool.status()["groups"][0]["members"])
+
+    def _members(self) -> list[dict[str, Any]]:
+        members: list[dict[str, Any]] = self.pool.status()["groups"][0]["members"]
+        return members
+
+    def _path(self, index: int) -> str:
+        return str(self._members()[index]["path"])
+
+    def _new_disk(self) -> str:
+        self.spares += 1
+        path = f"spare{self.spares}"
+        self.disk.create(path, self._member_bytes)
+        return path
 
     def _state(self, index: int) -> str:
         return str(self.pool.status()["groups"][0]["members"][index]["state"])

@@ -14,9 +14,12 @@ from replicator.cli.main import cli
 from tests.testing.needs import needs
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
+MANUAL = UNITS.parent / "docs/man"
 DAEMONS = ("farstripe-target.service", "farstripe-replicator.service", "farstripe-attach@.service")
-SERVICES = (*DAEMONS, "farstripe-scrub.service")
-NAMES = (*SERVICES, "farstripe-scrub.timer")
+JOBS = ("farstripe-balance.service", "farstripe-scrub.service")
+TIMERS = ("farstripe-balance.timer", "farstripe-scrub.timer")
+SERVICES = DAEMONS + JOBS
+NAMES = SERVICES + TIMERS
 MOST_EXPOSURE = 40  # tenths of a point of `systemd-analyze security`; 100 is an unconfined service
 
 
@@ -44,9 +47,15 @@ def test_systemd_accepts_the_units(installed: Path) -> None:
     needs("systemd-analyze")
     units = sorted(str(path) for path in installed.iterdir())
     done = subprocess.run(
-        ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=120, check=False
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_unit_names_man_pages_that_there_are(name: str) -> None:
+    pages = read(name)["Unit"]["Documentation"].split()
+    assert pages and all((MANUAL / re.sub(r"man:(.+)\((\d)\)", r"\1.\2", page)).exists() for page in pages)
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -98,5 +107,11 @@ def test_one_process_does_not_pull_down_the_other() -> None:
 def test_the_timer_starts_the_scrub_and_makes_up_for_one_it_missed() -> None:
     timer = read("farstripe-scrub.timer")
     assert timer["Timer"]["Persistent"] == "yes" and "Unit" not in timer["Timer"]
-    assert read("farstripe-scrub.service")["Service"]["Type"] == "oneshot"
-    assert timer["Install"]["WantedBy"] == "timers.target"
+
+
+@pytest.mark.parametrize("name", TIMERS)
+def test_a_timer_is_off_until_it_is_enabled_and_runs_a_job_that_ends(name: str) -> None:
+    job = name.replace(".timer", ".service")
+    assert read(name)["Install"]["WantedBy"] == "timers.target"
+    assert job in JOBS and read(job)["Service"]["Type"] == "oneshot"
+    assert not read(job).has_section("Install")

@@ -10,7 +10,7 @@ import pytest
 
 from nbdplugin import routes
 from nbdplugin.routes import Slots, VolumeRoute, pool_slots
-from replicator.core.errors import TimedOut
+from replicator.core.errors import FarstripeError, TimedOut
 
 
 class MemoryVolume:
@@ -29,7 +29,7 @@ class MemoryVolume:
     def pread_into(self, buf: Any, off: int) -> None:
         buf[:] = self.data[off : off + len(buf)]
 
-    def pwrite(self, buf: Any, off: int) -> None:
+    def writer(self, buf: Any, off: int) -> None:
         self.entered.set()
         self.go_on.wait(10)
         self.data[off : off + len(buf)] = buf
@@ -142,14 +142,14 @@ def test_no_write_is_lost_or_seen_by_the_old_way_while_switching_under_load() ->
     handle = Connection(route)
     switched = threading.Event()
     late: list[str] = []
-    plain = volume.pwrite
+    plain = volume.writer
 
     def checked(buf: Any, off: int) -> None:
         if switched.is_set():
             late.append("write through the old way after the switch")
         plain(buf, off)
 
-    volume.pwrite = checked  # type: ignore[method-assign]
+    volume.writer = checked  # type: ignore[method-assign]
     route = handle.route = _route(volume)
     stop = threading.Event()
     done = [0] * 4
@@ -172,3 +172,63 @@ def test_no_write_is_lost_or_seen_by_the_old_way_while_switching_under_load() ->
         thread.join(5)
     assert not late
     assert sum(done) == volume.calls.count("write") + calls.count("engine")
+
+
+def _noting(noted: list[str], what: str) -> routes.Around:
+    def around(inner: Any) -> Any:
+        def request(buf: Any, off: int) -> None:
+            inner(buf, off)
+            noted.append(what)
+
+        return request
+
+    return around
+
+
+def test_a_watched_volume_is_as_before_and_every_request_is_noted_until_it_is_not_watched() -> None:
+    volume, noted = MemoryVolume(), []
+    route = _route(volume)
+    plain = route.read, route.write, route.write_fua
+    route.watch(_noting(noted, "read"), _noting(noted, "write"))
+    route.write(b"abc", 5)
+    route.write_fua(b"def", 8)
+    got = bytearray(6)
+    route.read(got, 5)
+    assert (bytes(got), volume.calls) == (b"abcdef", ["write", "write", "sync"])
+    assert noted == ["write", "write", "read"]
+    route.unwatch()
+    assert (route.read, route.write, route.write_fua) == plain
+
+
+def test_a_switch_under_a_watch_waits_for_watched_requests_and_is_what_stays() -> None:
+    volume, noted, engine = MemoryVolume(), [], []
+    route = _route(volume)
+    route.watch(_noting(noted, "read"), _noting(noted, "write"))
+    volume.go_on.clear()
+    writer = threading.Thread(target=request, args=(Connection(route), b"abc", 0))
+    writer.start()
+    volume.entered.wait(5)
+    with pytest.raises(TimedOut):
+        route.switch(_other_slots(engine), object(), 0, timeout_s=0.05)
+    volume.go_on.set()
+    writer.join(5)
+    assert noted == ["write"]
+    route.switch(_other_slots(engine), object(), 0)
+    route.unwatch()
+    route.write(b"x", 0)
+    assert engine == ["engine"]
+    route.watch(_noting(noted, "read"), _noting(noted, "write"))
+    route.write(b"x", 0)
+    assert noted == ["write"], "what a group does before it writes is not the pool's time"
+
+
+def test_where_nothing_may_change_nothing_is_watched_but_reads() -> None:
+    noted: list[str] = []
+    route = _route(MemoryVolume())
+    route.block("it is lost")
+    route.watch(_noting(noted, "read"), _noting(noted, "write"))
+    with pytest.raises(FarstripeError, match="it is lost"):
+        route.write(b"x", 0)
+    route.unwatch()
+    with pytest.raises(FarstripeError, match="it is lost"):
+        route.write(b"x", 0)

@@ -260,6 +260,7 @@ def test_a_rebuild_leaves_out_what_is_lost_and_restores_the_rest(level: int, mem
         for row in rows:
             damage(disk, pool, "flipped", index, row)
     disk.create("new", disk.open("m0").size)
+    pool.fail_member("m0")
     pool.replace_member("m0", "new", disk.open_exclusive)
     while pool.rebuild_step():
         pass
@@ -275,6 +276,32 @@ def test_a_rebuild_leaves_out_what_is_lost_and_restores_the_rest(level: int, mem
     for area in range(5):
         volume.pwrite(pattern(AREA, area), area * AREA)
     assert volume.pread(SIZE, 0) == b"".join(pattern(AREA, area) for area in range(5))
+
+
+@pytest.mark.parametrize(("level", "members"), LEVELS)
+@pytest.mark.parametrize("everywhere", [False, True], ids=["damaged once", "damaged beyond repair"])
+def test_a_member_is_replaced_in_place_with_checksums_of_its_own(level: int, members: int, everywhere: bool) -> None:
+    disk, pool = made(level, members)
+    for index in range(members if everywhere else 1):
+        damage(disk, pool, "flipped", index, 0)
+    disk.create("new", disk.open("m0").size)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    pool.rebuild_step()
+    pool.volume("v").pwrite(pattern(AREA, 9), AREA)  # to both while one is filled
+    while pool.rebuild_step():
+        pass
+    assert pool.status()["groups"][0]["members"][0]["path"] == "new"
+    assert states(pool) == ["in_sync"] * members
+    pool.close()
+    pool = reopen(disk)
+    volume, errors = pool.volume("v"), 0
+    wanted = pattern(SIZE)[:AREA] + pattern(AREA, 9) + pattern(SIZE)[2 * AREA :]
+    for off in range(0, SIZE, BLOCK_BYTES):
+        try:
+            assert volume.pread(BLOCK_BYTES, off) == wanted[off : off + BLOCK_BYTES]
+        except MediumError:
+            errors += 1
+    assert (errors > 0) == (everywhere or level == 0)
 
 
 @pytest.mark.parametrize(("level", "members"), LEVELS)

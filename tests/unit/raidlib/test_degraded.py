@@ -227,21 +227,12 @@ def test_replacements_that_cannot_be_are_refused_and_nothing_changes() -> None:
     with pytest.raises(MemberInUse, match="m1 is in use"):
         pool.replace_member("m0", "m1", disk.open_exclusive)
     pool.fail_member("m1")
-    with pytest.raises(Refused, match=r"group g \(RAID 5\) cannot do without m0 now"):
-        pool.replace_member("m0", "new", disk.open_exclusive)
     pool.replace_member("m1", "new", disk.open_exclusive)
     while pool.rebuild_step():
         pass
     with pytest.raises(MemberInUse, match="m1 is a member of pool tank"):
         pool.replace_member("new", "m1", disk.open_exclusive)
     pool.replace_member("new", "m1", disk.open_exclusive, force=True)
-
-
-def test_a_raid0_member_cannot_be_replaced() -> None:
-    disk, pool = new_pool(0, 2)
-    disk.create("new", 512 << 10)
-    with pytest.raises(Refused, match=r"group g \(RAID 0\) cannot do without m0 now"):
-        pool.replace_member("m0", "new", disk.open_exclusive)
 
 
 @pytest.mark.parametrize(("level", "members"), [(5, 3), (6, 4)])

@@ -101,7 +101,7 @@ class PoolMachine(RuleBasedStateMachine):
     def clear_intents(self) -> None:
         self.world.clear_intents()
 
-    @rule(index=st.integers(0, 3), how=st.sampled_from(["fail", "break", "lose", "replace"]))
+    @rule(index=st.integers(0, 3), how=st.sampled_from(["fail", "break", "lose", "replace", "vanish"]))
     @precondition(lambda self: self.shape[0] != 0)
     def member(self, index: int, how: str) -> None:
         index %= self.shape[1]
@@ -112,8 +112,28 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.break_member(index)
         elif how == "lose":
             self.world.lose_writes(index)
+        elif how == "vanish":
+            self.world.vanish_member(index)
         else:
             self.world.replace_member(states.index("failed") if "failed" in states else index)
+
+    @rule(index=st.integers(0, 3))
+    def replace_in_place(self, index: int) -> None:
+        self.world.settle()
+        if self.world._state(index % self.shape[1]) == "in_sync":
+            self.world.replace_member(index % self.shape[1])
+
+    @rule(how=st.sampled_from(["return", "add spare", "take spare", "break new"]))
+    def come_and_go(self, how: str) -> None:
+        self.world.settle()
+        if how == "return":
+            self.world.return_member()
+        elif how == "add spare":
+            self.world.add_spare()
+        elif how == "take spare":
+            self.world.take_spare()
+        else:
+            self.world.break_successor()
 
     @rule(steps=st.integers(1, 12))
     def rebuild(self, steps: int) -> None:

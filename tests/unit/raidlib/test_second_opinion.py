@@ -48,6 +48,9 @@ def write_pool(
             new = bytes(n)
             pool.volume(name).zero(off, n)
         data[off : off + n] = new
+        if number in (6, 12):
+            content[f"s{number}"] = bytearray(data)
+            pool.snapshot({name: f"s{number}"})
         if number == 8 and lose:
             for i in range(lose):
                 pool.fail_member(f"m{i}")
@@ -89,7 +92,7 @@ def test_it_finds_a_single_wrong_bit(level: int, members: int) -> None:
     rows = AREA // 4096 // {1: 1, 5: members - 1, 6: members - 2, 10: members // 2}[level]
     member = next(iter(naive.members.values()))
     assert isinstance(member.image, bytearray)
-    member.image[member.data_offset + volume["areas"][index] * rows * 4096 + 7] ^= 1
+    member.image[member.data_offset + volume["areas"][index][1] * rows * 4096 + 7] ^= 1
     with pytest.raises(AssertionError, match=r"is wrong|differ"):
         naive.check()
 

@@ -143,6 +143,38 @@ def test_several_volumes_are_taken_at_one_instant_while_they_are_written(tmp_pat
     pool.close()
 
 
+def test_a_snapshot_waits_for_a_write_that_is_inside_and_keeps_later_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pool = new_pool(1, 2)
+    volume = pool.create_volume("v", 2 * AREA)
+    volume.pwrite(b"old", 0)
+    pool.clear_intents()
+    inside, go_on = threading.Event(), threading.Event()
+    write = volume.group.write
+
+    def slow_write(*args: object) -> None:
+        inside.set()
+        assert go_on.wait(30)
+        write(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(volume.group, "write", slow_write)
+    first = threading.Thread(target=volume.pwrite, args=(b"new", 0))
+    first.start()
+    assert inside.wait(30)
+    taking = threading.Thread(target=pool.snapshot, args=({"v": "s"},))
+    taking.start()
+    while not volume._bars:
+        time.sleep(0.001)
+    second = threading.Thread(target=volume.pwrite, args=(b"later", AREA))
+    second.start()
+    time.sleep(0.02)
+    assert taking.is_alive() and second.is_alive() and [one.name for one in pool.volumes] == ["v"]
+    go_on.set()
+    for thread in (first, taking, second):
+        thread.join(30)
+    assert pool.volume("s").pread(2 * AREA, 0) == b"new" + bytes(2 * AREA - 3)
+    assert volume.pread(5, AREA) == b"later"
+
+
 def test_writers_of_one_shared_area_make_one_copy() -> None:
     _, pool = new_pool(5, 3)
     volume = pool.create_volume("v", AREA)

@@ -29,7 +29,8 @@ Asked = dict[str, Any]
         (["volume", "move", "a", "--cancel"], "volume.move_cancel", {"name": "a"}),
         (["volume", "create", "a", "--size", "8M", "--place", "0:4M=g", "--place", "4M:4M=h"], "volume.create",
          {"name": "a", "size": 8 << 20, "raid_group": None, "thin": True, "placement": [
-             {"start": 0, "length": 4 << 20, "raid_group": "g"}, {"start": 4 << 20, "length": 4 << 20, "raid_group": "h"}
+             {"start": 0, "length": 4 << 20, "raid_group": "g"},
+             {"start": 4 << 20, "length": 4 << 20, "raid_group": "h"},
          ]}),
         (["pool", "check"], "pool.check", {}),
         (["pool", "add-group", "fast=raid1", "/a", "/b"], "pool.add_group",

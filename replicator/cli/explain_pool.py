@@ -1,0 +1,97 @@
+"""Why the pool is not as it should be, and what to do: one entry for each RAID group and member that is not well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from replicator.cli.units import format_duration, format_size
+
+
+def troubles(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """{name, state, why, means, then, commands} for everything in the pool's status that needs words."""
+    found: list[dict[str, Any]] = []
+    for group in status["groups"]:
+        found += _group(group, status)
+    for spare in status.get("spares", ()):
+        if not spare["there"]:
+            path = spare["path"]
+            found.append(_entry(path, "spare missing", "it was not found when the pool was opened",
+                                "it cannot take a lost member's place", "attach it and restart the node, or give it up",
+                                f"farstripe pool spare remove {path}"))  # fmt: skip
+    return found
+
+
+def text(entry: dict[str, Any]) -> str:
+    """The entry in lines."""
+    lines = [f"{entry['name']}: {entry['state']}"]
+    lines += [f"  why:      {entry['why']}", f"  means:    {entry['means']}", f"  do next:  {entry['then']}"]
+    return "\n".join([*lines, *(f"            {command}" for command in entry["commands"])])
+
+
+def _group(group: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    away = [m for m in group["members"] if m["state"] != "in_sync"]
+    if group["state"] == "lost":
+        yield _entry(
+            f"RAID group {group['name']}", "lost", f"{', '.join(m['path'] for m in away)} failed: more than"
+            f" RAID-{group['level']} bears", "its volumes give errors, and no wrong bytes",
+            "take over on the peer; or attach the members again and restart; what they hold may be old",
+            "farstripe takeover GROUP", "farstripe node start --force",
+        )  # fmt: skip
+    elif away:
+        yield _entry(
+            f"RAID group {group['name']}", "degraded",
+            f"{len(away)} of {len(group['members'])} members are not in sync",
+            "everything is there and can be written; redundancy is less than the level gives, and reads are slower",
+            "see to the members named below", "farstripe pool status",
+        )  # fmt: skip
+    for member in group["members"]:
+        yield from _member(member, status)
+
+
+def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    path, name = member["path"], f"member {member['path']}"
+    work = next((w for w in status.get("rebuilds", ()) if path in (w["member"], w["replaces"])), None)
+    if member["state"] == "failed" and member.get("away"):
+        yield _entry(
+            name, "away", member["reason"] or "it vanished, or was stopped in order",
+            "what it held is right but for what was written since; that is remembered",
+            "attach it again and take it back, which copies only the difference; or put another one in its place",
+            f"farstripe pool readd {path}", f"farstripe pool replace {path} NEW",
+        )  # fmt: skip
+    elif member["state"] == "failed":
+        yield _entry(
+            name, "failed", member["reason"] or "no reason is known",
+            "it is neither read nor written; what it holds is not trusted any more",
+            "put another one in its place", f"farstripe pool replace {path} NEW", "farstripe pool spare add NEW",
+        )  # fmt: skip
+    elif member["state"] == "rebuilding":
+        how = (
+            "it was away: what it missed is copied" if work and work["by_difference"] else "it took a lost one's place"
+        )
+        yield _entry(name, "rebuilding", member["reason"] or how,
+                     "what is done of it is read and written already; a crash does not begin it anew",
+                     f"wait{_left(work)}", "farstripe pool status")  # fmt: skip
+    if new := member.get("replacement"):
+        yield _entry(
+            name, f"being replaced by {new['path']}", "the operator asked for it",
+            "it stays a full member until the new one is complete; nothing is lost if either fails",
+            f"wait{_left(work)}; or give it up", f"farstripe pool remove {new['path']}",
+        )  # fmt: skip
+    if member.get("slow_requests"):
+        yield _entry(
+            name, "slow", f"{member['slow_requests']} syncs took too long, the longest {member['slowest_s']} s",
+            "flushes of all volumes of its group wait for it; whether to go on with it is your choice",
+            "look at the disk; or replace it, which keeps redundancy meanwhile", f"farstripe pool replace {path} NEW",
+        )  # fmt: skip
+
+
+def _left(work: dict[str, Any] | None) -> str:
+    if work is None:
+        return ""
+    time_left = f", about {format_duration(work['left_s'])}" if work.get("left_s") is not None else ""
+    return f": {format_size(work['remaining_bytes'])} to do{time_left}"
+
+
+def _entry(name: str, state: str, why: str, means: str, then: str, *commands: str) -> dict[str, Any]:
+    return {"name": name, "state": state, "why": why, "means": means, "then": then, "commands": list(commands)}

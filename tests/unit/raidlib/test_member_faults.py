@@ -1,0 +1,132 @@
+"""Faults of single members on every level: short reads, a full filesystem, slowness; and how mirrors share reads."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+
+import msgpack
+import pytest
+
+from raidlib import member as member_module
+from raidlib.errors import OutOfSpace
+from raidlib.state import PoolState
+from tests.testing.fakedisk import FakeFile
+from tests.testing.pools import AREA, new_pool, pattern, reopen, states
+
+SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
+REDUNDANT = SHAPES[1:]
+SIZE = 6 * AREA
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES)
+def test_a_short_read_is_completed_and_never_taken_for_data(
+    level: int, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = FakeFile._raw_preadv
+
+    def short(self: FakeFile, bufs: list[memoryview], off: int, flags: int = 0) -> int:
+        return good(self, [memoryview(bufs[0])[: len(bufs[0]) // 2]], off)
+
+    monkeypatch.setattr(FakeFile, "_raw_preadv", short)
+    _, pool = new_pool(level, members)
+    volume = pool.create_volume("v", SIZE)
+    volume.pwrite(pattern(SIZE), 0)
+    assert volume.pread(SIZE, 0) == pattern(SIZE) and volume.pread(100, 5000) == pattern(SIZE)[5000:5100]
+    assert set(states(pool)) == {"in_sync"}
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES)
+def test_a_short_write_is_completed(level: int, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(self: FakeFile, buf: bytes, off: int) -> int:
+        n = max(1, len(buf) // 2)
+        self.pwrite(memoryview(buf)[:n], off)
+        return n
+
+    monkeypatch.setattr(FakeFile, "_raw_pwrite", short)
+    _, pool = new_pool(level, members)
+    volume = pool.create_volume("v", SIZE)
+    for off in range(0, SIZE, 2048):
+        volume.pwrite(pattern(SIZE)[off : off + 2048], off)
+    assert volume.pread(SIZE, 0) == pattern(SIZE)
+
+
+@pytest.mark.parametrize(("level", "members"), SHAPES)
+def test_a_full_filesystem_refuses_the_write_and_fails_nobody(level: int, members: int) -> None:
+    disk, pool = new_pool(level, members)
+    volume = pool.create_volume("v", SIZE)
+    volume.pwrite(pattern(AREA), 0)
+    disk.full = True
+    with pytest.raises(OutOfSpace, match="is full") as caught:
+        volume.pwrite(pattern(AREA), AREA)
+    assert caught.value.errno == errno.ENOSPC
+    assert set(states(pool)) == {"in_sync"} and volume.pread(2 * AREA, 0) == pattern(AREA) + bytes(AREA)
+    disk.full = False
+    volume.pwrite(pattern(AREA), AREA)
+
+
+@pytest.mark.parametrize(("level", "members"), REDUNDANT)
+def test_a_member_that_vanishes_fails_nothing_else_and_is_remembered_as_away(level: int, members: int) -> None:
+    disk, pool = new_pool(level, members)
+    volume = pool.create_volume("v", SIZE)
+    volume.pwrite(pattern(SIZE), 0)
+    disk.vanish("m1")
+    assert volume.pread(SIZE, 0) == pattern(SIZE)
+    volume.pwrite(pattern(SIZE, 2), 0)
+    pool.sync()
+    found = pool.status()["groups"][0]["members"]
+    assert [m["state"] == "failed" for m in found] == [m["path"] == "m1" for m in found] and found[1]["away"]
+    disk.kill()
+    pool = reopen(disk) if level != 1 else reopen(disk, force=True)
+    assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE, 2)
+
+
+def test_a_slow_member_is_counted_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member_module, "SLOW_S", 0.02)
+    good = FakeFile.fdatasync
+
+    def slow(self: FakeFile) -> None:
+        if self.path == "m1":
+            time.sleep(0.03)
+        good(self)
+
+    monkeypatch.setattr(FakeFile, "fdatasync", slow)
+    _, pool = new_pool(5, 3)
+    for _ in range(3):
+        pool.sync()
+    found = pool.status()["groups"][0]["members"]
+    assert found[1]["slow_requests"] >= 3 and found[1]["slowest_s"] >= 0.03
+    assert found[0]["slow_requests"] == 0 and set(states(pool)) == {"in_sync"}
+
+
+@pytest.mark.parametrize(("level", "members"), [(1, 2), (1, 4), (10, 4)])
+def test_reads_are_shared_evenly_between_the_copies(level: int, members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pool = new_pool(level, members)
+    volume = pool.create_volume("v", SIZE)
+    volume.pwrite(pattern(SIZE), 0)
+    served: Counter[str] = Counter()
+    good = FakeFile.preadinto
+
+    def count(self: FakeFile, buf: memoryview, off: int) -> int:
+        served[self.path] += len(buf)
+        return good(self, buf, off)
+
+    monkeypatch.setattr(FakeFile, "preadinto", count)
+    for off in range(0, SIZE, 4096):
+        volume.pread(4096, off)
+    share = SIZE / members
+    assert len(served) == members and all(abs(n - share) <= 0.4 * share for n in served.values()), served
+
+
+def test_metadata_of_version_1_is_read_and_written_as_2() -> None:
+    _, pool = new_pool(5, 3)
+    raw = msgpack.unpackb(pool._ledger.state.encode(), strict_map_key=False)
+    assert raw["version"] == 2
+    raw["version"] = 1
+    del raw["spares"]
+    for group in raw["groups"]:
+        del group["missed"]
+    state = PoolState.decode(msgpack.packb(raw), 7)
+    assert state.spares == [] and state.groups[0].missed == set() and state.groups[0].members[0].away is None
+    assert PoolState.decode(state.encode(), 7) == state
