@@ -63,8 +63,9 @@ def degraded_read(name: str, gone: int) -> Callable[[Settings], Result]:
                 settle(space.path)
                 return fio(node.uri(VOLUME), load, settings.seconds, settings.size_bytes).bytes_per_s / 1e6
 
-            return compare(name, "the same pool healthy", "MB/s", lambda: rate(degraded), lambda: rate(whole),
-                settings.rounds)
+            return compare(
+                name, "the same pool healthy", "MB/s", lambda: rate(degraded), lambda: rate(whole), settings.rounds
+            )
 
     return run
 
@@ -83,8 +84,9 @@ def checksummed(name: str, load: Load) -> Callable[[Settings], Result]:
                 settle(space.path)
                 return fio(node.uri(VOLUME), load, settings.seconds, settings.size_bytes).iops
 
-            return compare(name, "the same without checksums", "IOPS", lambda: rate(checked), lambda: rate(plain),
-                settings.rounds)
+            return compare(
+                name, "the same without checksums", "IOPS", lambda: rate(checked), lambda: rate(plain), settings.rounds
+            )
 
     return run
 
@@ -105,7 +107,7 @@ def scrub(level: str, members: int, data: int) -> Callable[[Settings], Result]:
             def ours() -> float:
                 settle(space.path)
                 node.ask("pool.scrub.start", group=None, mode="check", limit_bytes_s=0)
-                return _scrubbed_bytes_s(node) / 1e6
+                return _scrubbed_mb_s(node)
 
             def theirs() -> float:
                 settle(space.path)
@@ -116,7 +118,7 @@ def scrub(level: str, members: int, data: int) -> Callable[[Settings], Result]:
     return run
 
 
-def _scrubbed_bytes_s(node: Node) -> float:
+def _scrubbed_mb_s(node: Node) -> float:
     """Wait for the end of a scrub; return its speed by the times that it notes itself."""
     found: dict[str, Any] = {}
 
@@ -128,7 +130,7 @@ def _scrubbed_bytes_s(node: Node) -> float:
     status = found["scrub"]
     if status["mismatches"] or status["unreadable"]:
         raise BenchmarkError(f"the scrub found what is not there: {status}")
-    return float(status["bytes_read"]) / (status["finished"] - status["started"])
+    return float(status["bytes_read"] / (status["finished"] - status["started"]) / 1e6)
 
 
 def rebuild(settings: Settings) -> Result:
@@ -149,8 +151,9 @@ def rebuild(settings: Settings) -> Result:
             new = node.directory / f"member{MEMBERS - 1}.{random.getrandbits(40):010x}"
             node.run("pool", "fail", str(last[0]), "--yes")
             last[0].unlink()
+            OSFile.create(str(new), size)
             begin = time.monotonic()
-            node.run("pool", "replace", str(last[0]), str(new), "--make-file", str(size))
+            node.ask("pool.replace", old=str(last[0]), new=str(new), force=False)
             last[0] = new
             wait_for(lambda: _state(node, new) == "in_sync", "the end of the rebuild", 300)
             return each / (time.monotonic() - begin) / 1e6

@@ -69,3 +69,10 @@ def test_replicated_rows_are_measured(tmp_path: Path) -> None:
         "async-randwrite-4k", "sync-randwrite-4k-qd1", "resync-1g", "ship-64k-zstd", "takeover-first-write",
     }  # fmt: skip
     assert all(row["ratio"] > 0 for row in results.values())  # type: ignore[operator]
+
+
+def test_rows_of_a_pool_are_measured(tmp_path: Path) -> None:
+    needs("fio", "nbdkit", "nbdcopy")
+    results = run_rows("degraded-read-64k-two,rebuild-raid6,scrub-raid6,snapshot-1tib,memory-per-tib", tmp_path)
+    assert len(results) == 5
+    assert all(row["ratio"] > 0 for row in results.values())  # type: ignore[operator]
