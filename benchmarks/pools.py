@@ -20,8 +20,10 @@ from typing import Any
 
 from benchmarks.load import Load, fio, nbdcopy
 from benchmarks.mapped import AREA_BYTES
+from benchmarks.md import MdGuest
 from benchmarks.measure import Result, against_limit, compare
 from benchmarks.nodes import CHECKOUT, Node
+from benchmarks.peers import FilePlugin
 from benchmarks.settings import Settings
 from benchmarks.workspace import BenchmarkError, Workspace, make_file, settle, wait_for
 from raidlib.blockfile import OSFile
@@ -43,6 +45,31 @@ def _filled(space: Workspace, name: str, source: Path, level: str, members: int,
     node.make_volume(VOLUME, size)
     nbdcopy(str(source), node.uri(VOLUME))
     return node
+
+
+def against_md(name: str, level: int, members: int, data: int, load: Load) -> Callable[[Settings], Result]:
+    """What is left of a plain file's speed here and with Linux md: see md.py."""
+
+    def run(settings: Settings) -> Result:
+        with Workspace(settings.directory) as space:
+            plain = FilePlugin(space, "plain-nbd", settings.size_bytes)
+            node = _filled(space, "a", plain.file, f"raid{level}", members, data)
+            guest = MdGuest(space, level, members, data, settings.size_bytes)
+
+            def ours() -> float:
+                settle(space.path)
+                rates = [
+                    fio(uri, load, settings.seconds, settings.size_bytes).iops for uri in (node.uri(VOLUME), plain.uri)
+                ]
+                return rates[0] / rates[1]
+
+            def theirs() -> float:
+                settle(space.path)
+                return guest.share(load, settings.seconds)
+
+            return compare(name, "md in User Mode Linux", "share", ours, theirs, settings.rounds)
+
+    return run
 
 
 def degraded_read(name: str, gone: int) -> Callable[[Settings], Result]:

@@ -85,6 +85,18 @@ ROWS: dict[str, Row] = {
             _unreplicated("raid6-seqwrite-256k", "raid6", 6, 4, Load("write", 256 << 10, 32), "MB/s"),
         ),
         Row(
+            "raid0-randwrite-4k-vs-md",
+            "share of a plain file's speed that 4 KiB random writes keep on a RAID-0 of four files, against Linux md",
+            0.5, 1.0,
+            pools.against_md("raid0-randwrite-4k-vs-md", 0, 4, 4, RAND_4K),
+        ),
+        Row(
+            "raid6-seqwrite-256k-vs-md",
+            "the same for 256 KiB sequential writes on a RAID-6 of six files",
+            0.5, 1.0,
+            pools.against_md("raid6-seqwrite-256k-vs-md", 6, 6, 4, Load("write", 256 << 10, 32)),
+        ),
+        Row(
             "degraded-read-64k",
             "64 KiB random reads, 32 in flight, of a RAID-6 of six files one of which is lost",
             0.5, 0.8,

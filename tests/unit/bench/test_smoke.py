@@ -13,6 +13,7 @@ from benchmarks.load import Load, fio, nbdcopy
 from benchmarks.peers import FilePlugin, QemuMirror
 from benchmarks.workspace import Workspace
 from tests.testing.needs import needs
+from tests.testing.uml import MODULES, UML
 
 pytestmark = pytest.mark.system  # starts real nodes
 
@@ -76,3 +77,9 @@ def test_rows_of_a_pool_are_measured(tmp_path: Path) -> None:
     results = run_rows("degraded-read-64k-two,rebuild-raid6,scrub-raid6,snapshot-1tib,memory-per-tib", tmp_path)
     assert len(results) == 5
     assert all(row["ratio"] > 0 for row in results.values())  # type: ignore[operator]
+
+
+def test_md_is_measured_in_a_guest(tmp_path: Path) -> None:
+    needs("fio", "nbdkit", "nbdcopy", root=True, files=(UML, MODULES))
+    results = run_rows("raid6-seqwrite-256k-vs-md", tmp_path)
+    assert 0 < results["raid6-seqwrite-256k-vs-md"]["peer"]  # type: ignore[operator]
