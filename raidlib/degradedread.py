@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from raidlib.parityraid import ParityGroup, Piece
 
 
-def read_row(group: ParityGroup, row: int, pieces: list[Piece], into: Span) -> bool:
+def read_row(group: ParityGroup, row: int, pieces: list[Piece], into: Span, flags: int) -> bool:
     """Fill `into` with pieces of a row, solving for those whose member is gone; return False when that did not do.
 
-    Call with the row's stripe lock held. Raises nothing; what `into` holds after False is undefined.
+    flags: those of raw_preadv. Call with the row's stripe lock held. Raises nothing; after False `into` holds anything.
     """
     geometry = group.geometry
     k, r = geometry.data_chunks, geometry.parity_chunks
@@ -36,7 +36,7 @@ def read_row(group: ParityGroup, row: int, pieces: list[Piece], into: Span) -> b
             if (column, inner, at, size) in missing:
                 continue
             part = into.part(at, at + size)
-            if holders[column].live_file().raw_preadv([part.view], at_row + inner) != size:
+            if holders[column].live_file().raw_preadv([part.view], at_row + inner, flags) != size:
                 return False
             if inner <= lo and hi <= inner + size:
                 basis[column] = part.part(lo - inner, hi - inner)
@@ -48,7 +48,7 @@ def read_row(group: ParityGroup, row: int, pieces: list[Piece], into: Span) -> b
                 break
             if column not in basis and member.has_row(row):
                 basis[column] = part = next(buffers).part(0, hi - lo)
-                if member.live_file().raw_preadv([part.view], at_row + lo) != hi - lo:
+                if member.live_file().raw_preadv([part.view], at_row + lo, flags) != hi - lo:
                     return False
     except OSError:
         return False

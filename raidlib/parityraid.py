@@ -80,6 +80,7 @@ class ParityGroup(RaidGroup):
         geometry = self.geometry
         row_bytes = geometry.data_chunks * geometry.chunk_bytes
         span = span_of(view)
+        flags = self._once_flags if once else 0
         at, end = off, off + len(view)
         while at < end:
             row_in_area, start = divmod(at, row_bytes)
@@ -87,7 +88,7 @@ class ParityGroup(RaidGroup):
             row = area * geometry.rows_per_area + row_in_area
             into = span.part(at - off, at - off + n)
             with self._locks[row & 255]:
-                done = not self._torn and read_row(self, row, _pieces(start, n, geometry.chunk_bytes), into)
+                done = not self._torn and read_row(self, row, _pieces(start, n, geometry.chunk_bytes), into, flags)
             if not done:
                 super().read(area, at, into.view, once=once)
             at += n

@@ -118,7 +118,11 @@ class Guest:
     """One User Mode Linux machine. Not thread-safe beyond running several jobs at once."""
 
     def __init__(
-        self, net: NetNS | None = None, mem_mb: int = 384, lines: int = 4, venv: Path | None = None,
+        self,
+        net: NetNS | None = None,
+        mem_mb: int = 384,
+        lines: int = 4,
+        venv: Path | None = None,
         disks: Sequence[Path] = (),
     ) -> None:
         """disks: files of this machine that the guest has as /dev/ubda and so on."""
