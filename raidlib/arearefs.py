@@ -75,7 +75,7 @@ def split_places(places: np.ndarray[Any, np.dtype[np.uint64]]) -> dict[int, np.n
     """The areas of these places by the index of their group."""
     groups = (places >> np.uint64(32)).astype(np.int64) - 1
     areas = (places & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return {int(group): areas[groups == group] for group in np.unique(groups)}
+    return {group: areas[groups == group] for group in np.flatnonzero(np.bincount(groups)).tolist()}
 
 
 def count_refs(maps: Iterable[AreaMap], group: int, areas: int) -> AreaRefs:
