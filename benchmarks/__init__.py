@@ -7,6 +7,9 @@
     nodes.py      our nodes, started through the real command line
     pair.py       two of them with one volume paired
     replicated.py the rows that need a pair
+    pools.py      the rows of a pool alone
+    mapped.py     a pool with the areas of 1 TiB, in a process of its own
+    md.py         Linux md in a User Mode Linux guest
     settings.py   what a run is asked to do
     workspace.py  one directory and the processes of a run, and their end
 

@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     default = Settings()
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Compare farstripe with nbdkit's file plugin and a QEMU mirror doing the same work.",
+        description="Compare farstripe with established tools doing the same work.",
         epilog="rows: " + ", ".join(ROWS),
     )
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")

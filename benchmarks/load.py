@@ -40,31 +40,40 @@ class Measured:
     p99_us: float
 
 
+def command(where: list[str], load: Load, seconds: float, size_bytes: int, seed: int = 1) -> list[str]:
+    """fio's command line for `load` on what the options `where` name."""
+    return [
+        "fio", "--name=bench", *where, f"--rw={load.rw}", f"--bs={load.block_bytes}",
+        f"--iodepth={load.depth}", f"--size={size_bytes}", "--time_based", f"--runtime={int(seconds * 1000)}ms",
+        f"--ramp_time={int(RAMP_S * 1000)}ms", f"--randseed={seed}", "--norandommap", "--randrepeat=0",
+        "--output-format=json",
+    ]  # fmt: skip
+
+
 def fio(uri: str, load: Load, seconds: float, size_bytes: int, seed: int = 1) -> Measured:
     """Run `load` against the NBD `uri` for `seconds` over its first `size_bytes`; raises BenchmarkError on any error.
 
     Buffers are refilled with random data for each request, so compression or zero detection cannot flatter anyone.
     """
-    argv = [
-        "fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--rw={load.rw}", f"--bs={load.block_bytes}",
-        f"--iodepth={load.depth}", f"--size={size_bytes}", "--time_based", f"--runtime={int(seconds * 1000)}ms",
-        f"--ramp_time={int(RAMP_S * 1000)}ms", f"--randseed={seed}", "--norandommap", "--randrepeat=0",
-        "--output-format=json",
-    ]  # fmt: skip
+    argv = command(["--ioengine=nbd", f"--uri={uri}"], load, seconds, size_bytes, seed)
     try:
         done = subprocess.run(argv, capture_output=True, timeout=seconds + 60)
     except FileNotFoundError as e:
         raise BenchmarkError("fio: not installed; scripts/setup installs it") from e
     except subprocess.TimeoutExpired as e:
         raise BenchmarkError(f"fio did not end within {seconds + 60:g} s: the server hangs") from e
-    text = done.stdout.decode(errors="replace")
+    return measured(load, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def measured(load: Load, status: int, text: str, errors: str) -> Measured:
+    """Read fio's report `text`. Raises BenchmarkError when it tells of an error."""
     try:
-        job = json.loads(text[text.index("{") :])["jobs"][0]
+        job = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]["jobs"][0]
     except (ValueError, KeyError, IndexError) as e:
-        raise BenchmarkError(f"fio: {done.stderr.decode(errors='replace')[-300:]}{text[-300:]}") from e
+        raise BenchmarkError(f"fio: {errors[-300:]}{text[-300:]}") from e
     side = job[load.direction]
-    if done.returncode or job["error"] or not side["total_ios"]:
-        raise BenchmarkError(f"fio: error {job['error']}: {done.stderr.decode(errors='replace')[-300:]}{text[:300]}")
+    if status or job["error"] or not side["total_ios"]:
+        raise BenchmarkError(f"fio: error {job['error']}: {errors[-300:]}{text[:300]}")
     percentile = side["clat_ns"].get("percentile", {})
     return Measured(
         side["iops"], side["bw_bytes"], percentile.get("50.000000", 0) / 1000, percentile.get("99.000000", 0) / 1000

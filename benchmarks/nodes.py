@@ -17,6 +17,8 @@ from typing import Any
 
 from benchmarks.peers import unix_uri
 from benchmarks.workspace import BenchmarkError, Workspace, wait_for
+from replicator.control import ControlClient
+from replicator.core.errors import FarstripeError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +41,7 @@ class Node:
         self.run_dir = space.sockets / name
         self.port = free_port()
         self.run("node", "init", name, "--replication-port", str(self.port))
+        self._target: ControlClient | None = None
         space.on_close(self.end)
         self.start()
 
@@ -57,14 +60,30 @@ class Node:
         """Start what does not run of target and replicator."""
         self.run("node", "start")
 
-    def make_pool(self, level: str, members: int, member_bytes: int) -> None:
-        """Make the node's pool: one RAID group of `members` new files."""
-        paths = [str(self.directory / f"member{i}") for i in range(members)]
-        self.run("pool", "create", "pool", level, *paths, "--make-files", str(member_bytes))
+    def make_pool(self, level: str, members: int, member_bytes: int, *options: str) -> list[Path]:
+        """Make the node's pool: one RAID group of `members` new files, which are returned.
+
+        options: more words for `farstripe pool create`.
+        """
+        paths = [self.directory / f"member{i}" for i in range(members)]
+        self.run("pool", "create", "pool", level, *map(str, paths), "--make-files", str(member_bytes), *options)
+        return paths
 
     def make_volume(self, name: str, size_bytes: int) -> None:
         """Make a volume whose space is taken at once."""
         self.run("volume", "create", name, "--size", str(size_bytes), "--thick")
+
+    def ask(self, op: str, **arguments: object) -> Any:
+        """Call the target over a connection that stays: where starting a command would be part of what is measured.
+
+        Raises BenchmarkError with the target's error.
+        """
+        if self._target is None:
+            self._target = ControlClient(self.run_dir / "target.sock", 300)
+        try:
+            return self._target.call(op, **arguments)
+        except FarstripeError as e:
+            raise BenchmarkError(f"{op}: {e.message}") from e
 
     def uri(self, volume: str) -> str:
         """The NBD URI of `volume`."""

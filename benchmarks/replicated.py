@@ -16,7 +16,7 @@ from benchmarks.pair import GROUP, VOLUME, Pair
 from benchmarks.peers import FilePlugin, QemuMirror
 from benchmarks.settings import Settings
 from benchmarks.workspace import BenchmarkError, Workspace, settle
-from replicator.cli.group import DEFAULT_JOURNAL
+from nbdplugin.ops_group import DEFAULT_JOURNAL_BYTES
 
 QEMU_GRANULARITY = 65536  # QEMU's own default for a raw image
 RECORD_BYTES = 64 << 10
@@ -83,7 +83,7 @@ def resync(settings: Settings) -> Result:
     with Workspace(settings.directory) as space:
         source, target = FilePlugin(space, "source", size), FilePlugin(space, "target", size)
         # A journal of the default size does not hold what is written during the split: the difference is a bitmap.
-        pair = Pair(space, size, "async", journal_bytes=DEFAULT_JOURNAL)
+        pair = Pair(space, size, "async", journal_bytes=DEFAULT_JOURNAL_BYTES)
 
         def ours() -> float:
             pair.a.run("pair", "split", GROUP)
@@ -179,7 +179,7 @@ def _first_write(pair: Pair) -> None:
 def memory(settings: Settings) -> Result:
     """The most memory a replicator had resident while it worked off a backlog and then a resync."""
     with Workspace(settings.directory) as space:
-        pair = Pair(space, settings.size_bytes, "async", journal_bytes=DEFAULT_JOURNAL)
+        pair = Pair(space, settings.size_bytes, "async", journal_bytes=DEFAULT_JOURNAL_BYTES)
         payload = space.path / "payload"
         write_compressible(payload, settings.size_bytes)
         pair.b.kill("replicator")

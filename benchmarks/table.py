@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import replicated
+from benchmarks import pools, replicated
 from benchmarks.load import Load, fio, nbdcopy
 from benchmarks.measure import Result, compare
 from benchmarks.nodes import Node
@@ -83,6 +83,72 @@ ROWS: dict[str, Row] = {
             "256 KiB sequential writes, 32 in flight, on a RAID-6 of six files (4+2) without replication",
             0.35, 0.6,
             _unreplicated("raid6-seqwrite-256k", "raid6", 6, 4, Load("write", 256 << 10, 32), "MB/s"),
+        ),
+        Row(
+            "raid0-randwrite-4k-vs-md",
+            "share of a plain file's speed that 4 KiB random writes keep on a RAID-0 of four files, against Linux md",
+            0.5, 1.0,
+            pools.against_md("raid0-randwrite-4k-vs-md", 0, 4, 4, RAND_4K),
+        ),
+        Row(
+            "raid6-seqwrite-256k-vs-md",
+            "the same for 256 KiB sequential writes on a RAID-6 of six files",
+            0.5, 1.0,
+            pools.against_md("raid6-seqwrite-256k-vs-md", 6, 6, 4, Load("write", 256 << 10, 32)),
+        ),
+        Row(
+            "degraded-read-64k",
+            "64 KiB random reads, 32 in flight, of a RAID-6 of six files one of which is lost",
+            0.5, 0.8,
+            pools.degraded_read("degraded-read-64k", 1),
+        ),
+        Row(
+            "degraded-read-64k-two",
+            "the same with two files lost",
+            0.5, 0.7,
+            pools.degraded_read("degraded-read-64k-two", 2),
+        ),
+        Row(
+            "rebuild-raid6",
+            "a lost file of a RAID-6 of six rebuilt, without limit and hosts",
+            0.7, 0.9,
+            pools.rebuild,
+        ),
+        Row(
+            "scrub-raid6",
+            "a RAID-6 of six files scrubbed, without limit and hosts",
+            0.7, 0.9,
+            pools.scrub("raid6", 6, 4),
+        ),
+        Row(
+            "scrub-raid1",
+            "a RAID-1 of two files scrubbed, without limit and hosts",
+            0.7, 0.9,
+            pools.scrub("raid1", 2, 1),
+        ),
+        Row(
+            "checksums-randread-4k",
+            "4 KiB random reads, 32 in flight, of a RAID-6 of six files with checksums; for information",
+            0.0, 0.5,
+            pools.checksummed("checksums-randread-4k", Load("randread", 4096, 32)),
+        ),
+        Row(
+            "checksums-seqwrite-256k",
+            "256 KiB sequential writes, 32 in flight, to the same; for information",
+            0.0, 0.5,
+            pools.checksummed("checksums-seqwrite-256k", Load("write", 256 << 10, 32)),
+        ),
+        Row(
+            "snapshot-1tib",
+            "a snapshot of a thin volume of as many areas as 1 TiB has, written in random order",
+            1.0, 2.0,
+            pools.snapshot,
+        ),
+        Row(
+            "memory-per-tib",
+            "memory of the target for each TiB mapped in areas of 4 MiB, all just written and read",
+            1.0, 1.5,
+            pools.memory,
         ),
         Row(
             "async-randwrite-4k",

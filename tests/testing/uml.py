@@ -26,7 +26,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,9 +117,14 @@ class Job:
 class Guest:
     """One User Mode Linux machine. Not thread-safe beyond running several jobs at once."""
 
-    def __init__(self, net: NetNS | None = None, mem_mb: int = 384, lines: int = 4, venv: Path | None = None) -> None:
+    def __init__(
+        self, net: NetNS | None = None, mem_mb: int = 384, lines: int = 4, venv: Path | None = None,
+        disks: Sequence[Path] = (),
+    ) -> None:
+        """disks: files of this machine that the guest has as /dev/ubda and so on."""
         needs("unshare", "setpriv", "ip", "insmod", "mkfs.ext4", "nbd-client", root=True, files=(UML, MODULES))
         self._net, self._mem_mb, self._line_count = net, mem_mb, lines
+        self._disks = list(disks)
         self._venv = venv or Path(os.environ.get("VIRTUAL_ENV") or _running_venv())
         self._dir = Path(tempfile.mkdtemp(prefix="fsuml-", dir="/tmp"))
         self._proc: subprocess.Popen[bytes] | None = None
@@ -160,6 +165,7 @@ class Guest:
         argv += ["random.trust_cpu=on", f"uml_dir={self._dir}", "umid=u", "con=null", "con0=null,fd:1", "ssl=null"]
         argv += [f"init={HERE}/uml-init", f"fs.checkout={CHECKOUT}", f"fs.venv={self._venv}"]
         argv += [f"fs.modules={MODULES}", f"fs.lines={len(fds)}"]
+        argv += [f"ubd{n}={path}" for n, path in enumerate(self._disks)]
         argv += [f"ssl{n}=fd:{fd}" for n, fd in enumerate(fds)]
         if self._net:
             argv += [f"vec0:transport=tap,ifname={TAP},depth=64,gro=1", f"fs.ip={GUEST_IP}/{PREFIX_BITS}"]

@@ -13,6 +13,7 @@ from benchmarks.load import Load, fio, nbdcopy
 from benchmarks.peers import FilePlugin, QemuMirror
 from benchmarks.workspace import Workspace
 from tests.testing.needs import needs
+from tests.testing.uml import MODULES, UML
 
 pytestmark = pytest.mark.system  # starts real nodes
 
@@ -69,3 +70,16 @@ def test_replicated_rows_are_measured(tmp_path: Path) -> None:
         "async-randwrite-4k", "sync-randwrite-4k-qd1", "resync-1g", "ship-64k-zstd", "takeover-first-write",
     }  # fmt: skip
     assert all(row["ratio"] > 0 for row in results.values())  # type: ignore[operator]
+
+
+def test_rows_of_a_pool_are_measured(tmp_path: Path) -> None:
+    needs("fio", "nbdkit", "nbdcopy")
+    results = run_rows("degraded-read-64k-two,rebuild-raid6,scrub-raid6,snapshot-1tib,memory-per-tib", tmp_path)
+    assert len(results) == 5
+    assert all(row["ratio"] > 0 for row in results.values())  # type: ignore[operator]
+
+
+def test_md_is_measured_in_a_guest(tmp_path: Path) -> None:
+    needs("fio", "nbdkit", "nbdcopy", root=True, files=(UML, MODULES))
+    results = run_rows("raid6-seqwrite-256k-vs-md", tmp_path)
+    assert 0 < results["raid6-seqwrite-256k-vs-md"]["peer"]  # type: ignore[operator]
