@@ -67,7 +67,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         if apply and not force and sampling.age_s() < LEAST_AGE_S:
             raise Refused(
                 f"the statistics are {sampling.age_s():.0f} s old, which is too young to move anything by",
-                f"wait until they are {LEAST_AGE_S:.0f} s old, or use force",
+                f"wait until they are {LEAST_AGE_S:.0f} s old, or use --force",
             )
         found = loads(arguments.flag(args, "placed_too"))
         made = balance.plan(found.groups, found.areas, most)

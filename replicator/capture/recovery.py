@@ -81,6 +81,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     """
     state_file = StateFile(parts.state)
     state = state_file.load()
+    state_file.keep()
     page = parts.page
     trusted = page.valid(parts.boot) and state.boot == parts.boot
     power_lost = not state.clean and not trusted
@@ -89,6 +90,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     if not trusted:
         page.clear(parts.boot)
     journal = Journal.open(parts.journal, page)
+    journal.keep_super()
     engine = _assemble(parts, state, state_file, journal)
     if power_lost:
         engine.bitmaps.mark_unclean(marked)

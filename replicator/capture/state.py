@@ -119,6 +119,15 @@ class StateFile:
     def __init__(self, file: RandomFile) -> None:
         self._file = file
         self._generation = 0
+        self._loaded = b""
+
+    def keep(self) -> None:
+        """Make what was loaded durable, before the first save. Raises OSError.
+
+        If its sync failed in a former life, the system holds it and believes it to be on stable storage; the save would
+        then overwrite the only slot that is.
+        """
+        self._file.pwrite_durable(self._loaded, (self._generation % 2) * SLOT_BYTES)
 
     def save(self, state: GroupState) -> None:
         """Write `state`. Durable: all of it on return; after a crash before that, the former state, whole."""
@@ -133,8 +142,8 @@ class StateFile:
         self._generation = generation
 
     def load(self) -> GroupState:
-        """Return the newest whole state. Raises IntegrityError when there is none."""
-        best: tuple[int, bytes] | None = None
+        """Return the newest whole state. Raises IntegrityError when there is none. Changes nothing."""
+        best: tuple[int, bytes, bytes] | None = None
         for slot in (0, 1):
             raw = self._file.pread(SLOT_BYTES, slot * SLOT_BYTES)
             if len(raw) < 20:
@@ -146,10 +155,11 @@ class StateFile:
             if _CRC.unpack_from(raw, 16)[0] != crc32c(body, crc32c(raw[:16])):
                 continue
             if best is None or generation > best[0]:
-                best = (generation, body)
+                best = (generation, body, raw[: 20 + length])
         if best is None:
             raise IntegrityError("the group's state file holds no valid state", "delete the group and pair it again")
         self._generation = best[0]
+        self._loaded = best[2]
         values = msgpack.unpackb(best[1], strict_map_key=False)
         known = {f.name for f in fields(GroupState)}
         if unknown := set(values) - known:

@@ -361,11 +361,18 @@ class Journal:
         self._publish_kept()
         self._publish_head(off, seq, epoch)
 
+    def keep_super(self) -> None:
+        """Durable: the superblock as it was read. See StateFile.keep for what could be wrong with it."""
+        self._put_super(self.super)
+
     def _write_super(self, sup: Super) -> None:
         sup = sup._replace(generation=sup.generation + 1)
+        self._put_super(sup)
+        self.super = sup
+
+    def _put_super(self, sup: Super) -> None:
         body = _SUPER.pack(b"FSRJ", 1, 0, *sup)
         self._file.pwrite_durable(body + _CRC.pack(crc32c(body)), (sup.generation % 2) * _SLOT_BYTES)
-        self.super = sup
 
     def close(self) -> None:
         """Release the file."""

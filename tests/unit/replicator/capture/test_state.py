@@ -102,3 +102,49 @@ def test_a_policy_changes_by_copy() -> None:
     policy = Policy()
     assert policy.changed({"mode": "sync", "loss_timeout_s": 0.5}).mode == "sync"
     assert policy.mode == "async"
+
+
+class Deceived:
+    """A file whose sync failed once: the system shows what was written and believes it to be on the medium."""
+
+    def __init__(self) -> None:
+        self.shown, self.medium, self.fails = bytearray(STATE_FILE_BYTES), bytearray(STATE_FILE_BYTES), False
+        self.dirty: list[tuple[int, bytes]] = []
+
+    def pread(self, length: int, offset: int) -> bytes:
+        return bytes(self.shown[offset : offset + length])
+
+    def pwrite(self, buf: bytes, offset: int) -> None:
+        self.shown[offset : offset + len(buf)] = buf
+        self.dirty.append((offset, bytes(buf)))
+
+    def fdatasync(self) -> None:
+        dirty, self.dirty = self.dirty, []
+        if self.fails:
+            self.fails = False
+            raise OSError(5, "Input/output error")
+        for offset, data in dirty:
+            self.medium[offset : offset + len(data)] = data
+
+    def pwrite_durable(self, buf: bytes, offset: int) -> None:
+        self.pwrite(buf, offset)
+        self.fdatasync()
+
+
+def test_a_state_whose_sync_failed_is_made_durable_before_the_next_save_takes_the_other_slot() -> None:
+    file = Deceived()
+    first = StateFile(file)  # type: ignore[arg-type]
+    first.save(state(floor=1))
+    file.fails = True
+    with pytest.raises(OSError):
+        first.save(state(floor=2))
+    second = StateFile(file)  # type: ignore[arg-type]
+    assert second.load().floor == 2
+    second.keep()
+    torn = len(file.dirty)
+    second._file.pwrite(b"half a save", (second._generation + 1) % 2 * (STATE_FILE_BYTES // 2))
+    assert len(file.dirty) == torn + 1
+    for offset, data in file.dirty:  # the power goes while this is on its way
+        file.medium[offset : offset + len(data)] = data
+    file.shown[:] = file.medium
+    assert StateFile(file).load().floor == 2  # type: ignore[arg-type]
