@@ -43,6 +43,7 @@ def test_rows_are_chosen_by_name_or_beginning() -> None:
     assert [r.name for r in parse(["--rows", "raid0,resync-1g"]).chosen] == [
         "raid0-randwrite-4k",
         "raid0-randread-4k",
+        "raid0-randwrite-4k-vs-md",
         "resync-1g",
     ]
     assert [r.name for r in parse([]).chosen] == list(ROWS)
