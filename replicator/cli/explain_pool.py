@@ -13,6 +13,16 @@ def troubles(status: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for group in status["groups"]:
         found += _group(group, status)
+    for move in status.get("moves", ()):
+        found.append(
+            _entry(
+                f"volume {move['volume']}", f"moving to RAID group {move['group']}", "it was asked for",
+                f"{move['remaining']} of {move['areas']} areas are still elsewhere; reads and writes go on, and a crash"
+                " does not begin it anew",
+                "wait; when it does not get on, farstripe events says what the target lacks; or end it where it is",
+                "farstripe events", f"farstripe volume move {move['volume']} --cancel",
+            )
+        )  # fmt: skip
     for spare in status.get("spares", ()):
         if not spare["there"]:
             path = spare["path"]
@@ -44,6 +54,31 @@ def _group(group: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, 
             f"{len(away)} of {len(group['members'])} members are not in sync",
             "everything is there and can be written; redundancy is less than the level gives, and reads are slower",
             "see to the members named below", "farstripe pool status",
+        )  # fmt: skip
+    if group.get("draining"):
+        used = format_size(group["size"] - group["free"])
+        yield _entry(
+            f"RAID group {group['name']}", "being removed", "the operator asked for it",
+            f"{used} of it move to the other groups; when the last has moved, its members are free",
+            "wait; it gets no further when the others are full: add a group, trim or delete volumes; or keep it",
+            "farstripe pool status", f"farstripe pool keep-group {group['name']}",
+        )  # fmt: skip
+    if group.get("lost_blocks") or group.get("unsettled_blocks"):
+        lost, torn = group.get("lost_blocks", 0), group.get("unsettled_blocks", 0)
+        yield _entry(
+            f"RAID group {group['name']}", "has damaged blocks",
+            f"{lost} blocks of 4096 bytes could not be restored; {torn} were being written at an unclean stop",
+            "reads of a lost block give an error; one that was being written holds what it held, as a disk would",
+            "find out whose they are; write lost ones anew from a backup, or take over on the replica",
+            f"farstripe pool scrub {group['name']} --check", "farstripe pool status --json",
+        )  # fmt: skip
+    if group.get("areas") and group["free_areas"] * 20 < group["areas"]:
+        yield _entry(
+            f"RAID group {group['name']}", "nearly full",
+            f"{format_size(group['free'])} of {format_size(group['size'])} are free",
+            "writes to new places, and the first write to a place that a snapshot shares, fail when nothing is left",
+            "delete snapshots or volumes, trim filesystems (fstrim), move volumes, or let the pool grow",
+            "farstripe volume list", "farstripe pool add-group LEVEL MEMBER...",
         )  # fmt: skip
     for member in group["members"]:
         yield from _member(member, status)
@@ -77,6 +112,13 @@ def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str
             name, f"being replaced by {new['path']}", "the operator asked for it",
             "it stays a full member until the new one is complete; nothing is lost if either fails",
             f"wait{_left(work)}; or give it up", f"farstripe pool remove {new['path']}",
+        )  # fmt: skip
+    if member["state"] != "failed" and (wrong := member.get("checksum_errors", 0) + member.get("read_errors", 0)):
+        yield _entry(
+            name, "gives errors", f"{wrong} reads failed or did not fit their checksum since the pool was opened",
+            f"{member.get('repaired', 0)} places were written anew from redundancy; more may come",
+            "look at the disk; see by a scrub what else is wrong; replace it, which keeps redundancy meanwhile",
+            "farstripe pool scrub --check", f"farstripe pool replace {path} NEW",
         )  # fmt: skip
     if member.get("slow_requests"):
         yield _entry(

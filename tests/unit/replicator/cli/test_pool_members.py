@@ -94,6 +94,14 @@ def test_every_trouble_is_explained_with_a_command_that_helps(node: FakeNode) ->
     assert all(entry["commands"] and entry["why"] for entry in entries)
     assert explain_pool.troubles(status(member("/a", "failed"), state="lost"))[0]["state"] == "lost"
     assert explain_pool.troubles(status(member("/a"), state="ok")) == []
+    busy = status(member("/a", checksum_errors=2, repaired=2), state="ok")
+    busy["groups"][0] |= {"draining": True, "lost_blocks": 1, "areas": 100, "free_areas": 4, "size": 100, "free": 4}
+    busy["moves"] = [{"volume": "v", "group": "fast", "areas": 9, "remaining": 4}]
+    entries = explain_pool.troubles(busy)
+    assert [entry["state"] for entry in entries] == [
+        "being removed", "has damaged blocks", "nearly full", "gives errors", "moving to RAID group fast",
+    ]  # fmt: skip
+    assert all(entry["commands"] and entry["why"] for entry in entries)
     node.target.answers["pool.status"] = ill
     out = node.run("explain", "pool").out
     assert "farstripe pool readd /a" in out and "farstripe pool replace /b NEW" in out
