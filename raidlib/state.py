@@ -227,7 +227,11 @@ class PoolState:
                 self.committed = self.generation
             elif kind == Kind.ALLOC:
                 self.volumes[volume].areas[index] = place_of(group, area)
-                self.groups[group].dirty.discard(area)
+                info = self.groups[group]
+                info.dirty.discard(area)
+                if info.notes_missed:
+                    # A member that is away missed the punch that made the area clean, whoever writes to it or not.
+                    info.missed.add(area // info.region_areas)
             elif kind == Kind.FREE:
                 del self.volumes[volume].areas[index]
                 self.groups[group].dirty.add(area)

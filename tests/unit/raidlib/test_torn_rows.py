@@ -77,3 +77,14 @@ def test_an_unreadable_chunk_of_a_row_that_may_be_torn_is_not_made_up_from_its_p
     disk.heal("m0")
     pool = reopen(disk)
     assert pool.volume("v").pread(SIZE - 100, 100) == pattern(SIZE)[100:]
+
+
+@pytest.mark.parametrize(("level", "members"), [(5, 3), (6, 4)])
+@pytest.mark.parametrize("when", ["before it is closed", "after it is opened"])
+def test_a_torn_row_outlives_a_clean_close(level: int, members: int, when: str) -> None:
+    disk, pool, content = torn_pool(level, members)
+    if when == "before it is closed":
+        disk.heal(f"m{members - 1}")
+    pool.close()
+    disk.heal(f"m{members - 1}")
+    assert reopen(disk).volume("v").pread(SIZE, 0) == content
