@@ -324,17 +324,17 @@ class Pool:
             elif size < info.size:
                 if any(move.volume == info.id for move in self._ledger.state.moves):
                     raise Refused(f"volume {name} is being moved", "wait for the move, or cancel it")
-                cut = [index for index in info.areas if (index + 1) * area_bytes > size]
-                if cut and not force:
-                    raise Refused(
-                        f"volume {name}: shrinking to {size} bytes would cut allocated data",
-                        "trim the end of the volume first, or use force to lose it",
-                    )
+                self._check_cut(info, size, force)
                 volume.set_size(size)
-                volume.gate.wait()
+                try:
+                    volume.gate.wait()
+                    self._check_cut(info, size, force)  # again: writes that came before the new size have ended
+                except Refused:
+                    volume.set_size(info.size)
+                    raise
                 with self._ledger.map_lock, self._ledger.lock:
                     info.size = size
-                    indexes = [index for index in cut if index * area_bytes >= size]
+                    indexes = [index for index in info.areas if index * area_bytes >= size]
                     places = [info.areas[index] for index in indexes]
                     for index in indexes:
                         del info.areas[index]
@@ -777,6 +777,16 @@ class Pool:
     def _check_writable(self, volume: Volume) -> None:
         if not volume.info.writable:
             raise Refused(f"{volume.name} is a snapshot and never changes", "make a clone of it")
+
+    def _check_cut(self, info: VolumeInfo, size: int, force: bool) -> None:
+        area_bytes = self._ledger.state.area_bytes
+        with self._ledger.lock:
+            cut = any((index + 1) * area_bytes > size for index in info.areas)
+        if cut and not force:
+            raise Refused(
+                f"volume {info.name}: shrinking to {size} bytes would cut allocated data",
+                "trim the end of the volume first, or use force to lose it",
+            )
 
     def _pick_home(self) -> int:
         """The group with most room."""

@@ -213,3 +213,24 @@ def test_a_failed_sync_of_the_new_one_is_its_end() -> None:
     pool.sync()
     assert paths(pool)[0] == "m0" and pool.status()["groups"][0]["members"][0]["replacement"] is None
     assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+
+
+@pytest.mark.parametrize(("level", "members"), REDUNDANT)
+def test_an_old_member_that_fails_as_the_exchange_begins_leaves_the_new_one_in_use(
+    monkeypatch: pytest.MonkeyPatch, level: int, members: int
+) -> None:
+    disk, pool = prepared(level, members)
+    ops = pool._member_ops
+    drain = ops._drain
+
+    def fail_and_drain() -> None:
+        disk.fail_writes("m0")
+        pool.volume("v").pwrite(pattern(SIZE, 5), 0)
+        drain()
+
+    monkeypatch.setattr(ops, "_drain", fail_and_drain)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    assert paths(pool)[0] == "new" and states(pool)[0] == "rebuilding"
+    finish(pool)
+    assert states(pool) == ["in_sync"] * members
+    assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE, 5)
