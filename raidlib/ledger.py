@@ -292,6 +292,7 @@ class Ledger:
         twin = member.twin
         assert twin is not None and twin.new is not None
         self._keep_one(member, twin, twin.new, twin.give_up_old())
+        member.begin_counts()
 
     def geometry_of(self, member: Member) -> Geometry:
         """The geometry of a member's group."""
@@ -314,6 +315,7 @@ class Ledger:
         chunk_bytes = self._geometries[member.group].chunk_bytes
         member.rebuilt_rows = (twin.frontier - member.layout.data_offset) // chunk_bytes
         self._keep_one(member, twin, twin.new, twin.give_up_old())
+        member.begin_counts()
 
     def _detach_new(self, member: Member, reason: str) -> None:
         twin, old_info = member.twin, member.old_info
