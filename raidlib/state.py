@@ -254,6 +254,17 @@ class PoolState:
         except (KeyError, IndexError):
             raise IntegrityError(f"pool {self.name}: log record {record} does not fit the checkpoint") from None
 
+    def shorten(self) -> None:
+        """Leave out of the checkpoint what is not needed, for a state that must be written and does not fit.
+
+        More counts as missed than was; of a scrub's findings only the numbers stay.
+        """
+        for group in self.groups:
+            if group.missed:
+                group.missed.update(range(min(group.missed), max(group.missed)))
+            if group.scrub.get("ranges"):
+                group.scrub["ranges"] = []
+
     def encode(self) -> bytes:
         """Return the checkpoint's payload."""
         packed: bytes = msgpack.packb(

@@ -1,0 +1,75 @@
+"""A pool whose metadata is full still records what must be recorded: a member that fails, and it still opens."""
+
+from __future__ import annotations
+
+import pytest
+
+from raidlib import Pool
+from raidlib.errors import OutOfSpace
+from raidlib.ledger import METADATA_RESERVE_BYTES
+from raidlib.metastore import HEADER_BYTES
+from tests.testing.fakedisk import FakeDisk
+from tests.testing.pools import AREA, new_pool, pattern, reopen, states
+
+AREAS = 1200
+
+
+def full_pool() -> tuple[FakeDisk, Pool]:
+    """A pool with volume v, wholly written, and as much other metadata as users can bring about."""
+    disk, pool = new_pool(1, 2, 24 << 20)
+    volume = pool.create_volume("v", AREAS * AREA)
+    for index in range(AREAS):
+        volume.pwrite(bytes([1 + index % 255]) * 512, index * AREA)
+    settle(pool)
+    ledger = pool._ledger
+    room = ledger.layouts()[0].checkpoint_bytes - HEADER_BYTES - METADATA_RESERVE_BYTES
+    ballast = "x" * (room - len(ledger.state.encode()) - 100)
+    ledger.state.volumes[volume.info.id].attributes["ballast"] = ballast
+    ledger.check_room()
+    ledger.commit()
+    return disk, pool
+
+
+def settle(pool: Pool) -> None:
+    for _ in range(3):
+        pool.clear_intents()
+
+
+def check_that_a_failure_is_recorded(disk: FakeDisk, pool: Pool) -> None:
+    disk.fail_writes("m0")
+    pool.volume("v").pwrite(pattern(AREA), AREA)
+    pool.sync()
+    assert states(pool) == ["failed", "in_sync"]
+    disk.heal("m0")
+    disk.kill()
+    pool = reopen(disk)
+    assert states(pool) == ["failed", "in_sync"]
+    assert pool.volume("v").pread(AREA, AREA) == pattern(AREA)
+    assert not pool.check()["problems"]
+
+
+def test_areas_that_go_are_refused_before_there_is_no_room_for_a_failure() -> None:
+    disk, pool = full_pool()
+    with pytest.raises(OutOfSpace, match="no room left for metadata"):
+        for index in range(0, AREAS, 2):
+            pool.volume("v").zero(index * AREA, AREA)
+    check_that_a_failure_is_recorded(disk, pool)
+
+
+def test_regions_that_a_member_missed_leave_room_for_a_failure() -> None:
+    disk, pool = full_pool()
+    regions = pool._groups[0].info.region_areas
+    disk.vanish("m1")
+    for index in range(0, AREAS, 2 * regions):
+        pool.volume("v").pwrite(b"missed", index * AREA)
+    settle(pool)
+    pool._ledger.state.volumes[1].attributes["ballast"] += "x" * (METADATA_RESERVE_BYTES - 500)
+    pool._ledger.commit()
+    disk.kill()
+    pool = reopen(disk)
+    disk.come_back("m1")
+    pool.readd_member("m1", disk.open_exclusive)
+    while pool.rebuild_step():
+        pass
+    pool.fail_member("m0")
+    assert all(pool.volume("v").pread(6, index * AREA) == b"missed" for index in range(0, AREAS, 2 * regions))
