@@ -295,10 +295,13 @@ class Pool:
     def delete_volume(self, name: str) -> None:
         """Delete a volume, snapshot or clone; requests on it fail from now on. Areas that others share stay.
 
-        Raises NotFound. Durable: that it is gone.
+        Raises NotFound; OutOfSpace when others are stored as difference to it and could not be without it.
+        Durable: that it is gone.
         """
         with self._admin:
             volume = self.volume(name)
+            with self._ledger.lock:
+                images.check_removable(self._space, volume.info)
             del self._volumes[name]
             volume.retire()
             with self._ledger.map_lock, self._ledger.lock:

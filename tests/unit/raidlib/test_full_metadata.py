@@ -73,3 +73,29 @@ def test_regions_that_a_member_missed_leave_room_for_a_failure() -> None:
         pass
     pool.fail_member("m0")
     assert all(pool.volume("v").pread(6, index * AREA) == b"missed" for index in range(0, AREAS, 2 * regions))
+
+
+def test_a_deletion_that_would_make_the_metadata_too_large_is_refused() -> None:
+    disk, pool = full_pool()
+    volume = pool.volume("v")
+    ballast = volume.info.attributes.pop("ballast")
+    names = ["c", "d", "e", "f", "g"]
+    for name in names:
+        pool.clone("v", name)
+    for index in range(0, AREAS, 2):
+        pool.volume("c").zero(index * AREA, AREA)  # the others would have to say that they differ from it
+    volume.info.attributes["ballast"] = ballast[: len(ballast) - 40_000]
+    ledger = pool._ledger
+    room = ledger.layouts()[0].checkpoint_bytes - HEADER_BYTES - METADATA_RESERVE_BYTES
+    spare = room - len(ledger.state.encode())
+    pool.volume("d").info.attributes["ballast"] = ballast[: spare - 100]
+    volume.info.attributes.clear()
+    pool.volume("e").info.attributes["ballast"] = ballast[: len(ballast) - 40_000]
+    ledger.commit()
+    with pytest.raises(OutOfSpace, match="pool metadata would take"):
+        pool.delete_volume("v")
+    assert pool.volume("v").pread(1, 0) == b"\1"
+    for name in names:
+        pool.delete_volume(name)
+    pool.delete_volume("v")
+    assert not pool.volumes and not pool.check()["problems"]
