@@ -88,3 +88,29 @@ def test_a_torn_row_outlives_a_clean_close(level: int, members: int, when: str) 
     pool.close()
     disk.heal(f"m{members - 1}")
     assert reopen(disk).volume("v").pread(SIZE, 0) == content
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+@pytest.mark.parametrize(("level", "members"), [(1, 2), (10, 4)])
+def test_a_write_that_the_last_good_copy_refuses_is_on_no_copy_that_is_being_filled(
+    level: int, members: int, checksums: bool
+) -> None:
+    disk, pool = new_pool(level, members, checksums=checksums)
+    volume = pool.create_volume("v", 8 * AREA)
+    volume.pwrite(pattern(8 * AREA), 0)
+    pool.fail_member("m0")
+    disk.create("new", 512 << 10)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    for _ in range(2):
+        pool.rebuild_step()
+    disk.fail_writes("m1", pool._groups[0].layout.data_offset)
+    with pytest.raises(MediumError):
+        volume.pwrite(pattern(CHUNK, 9), 0)
+    with pytest.raises(MediumError):
+        volume.zero(0, CHUNK, punch=False)
+    disk.heal("m1")
+    while pool.rebuild_step():
+        pass
+    assert volume.pread(8 * AREA, 0) == pattern(8 * AREA)
+    pool.fail_member("m1")
+    assert volume.pread(8 * AREA, 0) == pattern(8 * AREA)
