@@ -97,3 +97,15 @@ def test_a_deletion_that_would_make_the_metadata_too_large_is_refused() -> None:
         pool.delete_volume(name)
     pool.delete_volume("v")
     assert not pool.volumes and not pool.check()["problems"]
+
+
+def test_a_trim_of_everything_needs_no_room_for_each_area() -> None:
+    _, pool = full_pool()
+    volume = pool.volume("v")
+    ballast = volume.info.attributes["ballast"]
+    volume.info.attributes["ballast"] = ballast[:-8000]
+    pool._ledger.commit()
+    volume.zero(0, AREAS * AREA)
+    assert not len(volume.info.areas) and volume.pread(AREA, AREA) == bytes(AREA)
+    pool.sync()
+    assert not pool.check()["problems"]
