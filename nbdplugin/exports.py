@@ -14,7 +14,7 @@ from typing import Any
 
 from nbdplugin.routes import VolumeRoute, group_slots, pool_slots
 from replicator.capture.service import GroupService
-from replicator.capture.state import OK, PRIMARY
+from replicator.capture.state import FRESH, OK, PRIMARY, RESYNC, SECONDARY
 from replicator.core.errors import NotFound, Refused
 
 
@@ -130,6 +130,21 @@ def refuse_if_open(route: VolumeRoute, verb: str) -> None:
             f"volume {route.name} cannot be {verb}d: {count} NBD connection{'s' * (count > 1)} open",
             "farstripe detach it, or end the client",
         )
+
+
+def refuse_if_inconsistent(route: VolumeRoute, done: str) -> None:
+    """Raise Refused when the volume is half a copy; `done` is what cannot be done to it.
+
+    One that diverged holds what its hosts wrote: that may well be kept.
+    """
+    if route.group is not None:
+        state = route.group.engine.state
+        if state.role == SECONDARY and state.copy in (FRESH, RESYNC):
+            raise Refused(
+                f"volume {route.name} cannot be {done}: the copy of group {state.name} is {state.copy}, and the volume"
+                " holds no consistent image",
+                f"farstripe pair wait {state.name} tells when it does",
+            )
 
 
 def refuse_if_grouped(route: VolumeRoute, done: str) -> None:

@@ -39,7 +39,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         name, raid_group = arguments.text(args, "name"), arguments.text(args, "raid_group")
         size = pools.require().volume(name).size
         start = arguments.integer(args, "start", 0)
-        length = arguments.integer(args, "length", max(size - start, 0), low=1)
+        length = arguments.integer(args, "length", max(size - start, 1), low=1)
         first, end = pools.move(name, start, length, raid_group)
         target.maintenance.move_soon()
         return {"name": name, "raid_group": raid_group, "start": first, "end": end}
@@ -49,7 +49,11 @@ def handlers(target: Target) -> dict[str, Handler]:
         return {"name": name, "cancelled": pools.cancel_move(name)}
 
     def add_group(args: dict[str, Any]) -> dict[str, Any]:
-        [spec] = group_specs([args.get("group")])
+        group = args.get("group")
+        if isinstance(group, dict) and group.get("checksums") is None:
+            # What moves to it, or comes to lie on it because the others are full, is to be as safe as where it was.
+            group = group | {"checksums": all(one["checksums"] for one in pools.status()["groups"])}
+        [spec] = group_specs([group])
         pools.add_group(spec, arguments.flag(args, "force"))
         return pools.status()
 

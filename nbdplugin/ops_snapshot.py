@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
-from nbdplugin.exports import refuse_if_grouped, refuse_if_writers
+from nbdplugin.exports import refuse_if_grouped, refuse_if_inconsistent, refuse_if_writers
 from replicator.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -17,17 +17,26 @@ def handlers(target: Target) -> dict[str, Handler]:
     """The operations, by name."""
     pools, exports = target.pools, target.exports
 
+    def check_consistent(names: list[str], done: str) -> None:
+        for route in exports.routes():
+            if route.name in names:
+                refuse_if_inconsistent(route, done)
+
     def snapshot(args: dict[str, Any]) -> dict[str, Any]:
         volumes, names = arguments.names(args, "volumes"), arguments.names(args, "names")
         if len(volumes) != len(names):
             raise BadInput(f"{len(volumes)} volumes and {len(names)} names for snapshots", "give each its own name")
         checked = [arguments.name({"name": name}) for name in names]
-        pools.snapshot(dict(zip(volumes, checked, strict=True)))
+        with pools.changing:
+            check_consistent(volumes, "snapshotted")
+            pools.snapshot(dict(zip(volumes, checked, strict=True)))
         return {"snapshots": [{"volume": v, "name": name} for v, name in zip(volumes, checked, strict=True)]}
 
     def clone(args: dict[str, Any]) -> dict[str, Any]:
         source, name = arguments.text(args, "source"), arguments.name(args)
-        pools.clone(source, name)
+        with pools.changing:
+            check_consistent([source], "cloned")
+            pools.clone(source, name)
         return {"source": source, "name": name, "size": exports.get(name).volume.size}
 
     def rollback(args: dict[str, Any]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ class PoolHost:
                 names = ", ".join(route.name for route in routes)
                 raise Refused(f"pool {pool.name} has volumes: {names}", "delete them first, or say --force")
             for route in routes:
-                refuse_if_grouped(route, "erase")
+                refuse_if_grouped(route, "erased")
                 refuse_if_open(route, "erase")
             for route in routes:
                 self._exports.remove(route.name)

@@ -24,7 +24,7 @@ from raidlib.geometry import Geometry
 from raidlib.intents import empty_map
 from raidlib.member import Member
 from raidlib.space import Space
-from raidlib.state import GroupInfo, MemberInfo, MemberState
+from raidlib.state import GroupInfo, MemberInfo, MemberState, PoolState
 from raidlib.superblock import Layout, Superblock, erase_superblock, write_superblock
 from raidlib.volume import Volume
 
@@ -166,12 +166,12 @@ def drop_group(space: Space, index: int) -> list[str]:
             members, ledger.members[index] = ledger.members[index], []
             space.groups = {key: value for key, value in space.groups.items() if key != index}
             space.allocators = {key: value for key, value in space.allocators.items() if key != index}
+            remarks = _free_spares(state, group.info.name)
             ledger.commit()
             wiped = [member for member in members if member.carries]
             for member in members:
                 member.info.state = MemberState.FAILED
     space.sync()  # who syncs its members now has ended then
-    remarks: list[str] = []
     for member in wiped:
         try:
             erase_superblock(member.live_file())
@@ -179,6 +179,14 @@ def drop_group(space: Space, index: int) -> list[str]:
             remarks.append(f"{member.path} left pool {state.name}, and its superblock cannot be wiped: {exc.strerror}")
     close_members(members)
     return remarks
+
+
+def _free_spares(state: PoolState, group: str) -> list[str]:
+    """Let spares that were kept for a group serve all; the caller commits. Returns a remark on each."""
+    kept = [spare for spare in state.spares if spare.group == group]
+    for spare in kept:
+        spare.group = ""
+    return [f"spare {spare.path} was kept for RAID group {group}, which left: it serves all now" for spare in kept]
 
 
 def close_members(members: Iterable[Member]) -> None:

@@ -75,6 +75,32 @@ def add(space: Space, sources: Sequence[tuple[VolumeInfo, str]], kind: ImageKind
     return added
 
 
+def check_removable(space: Space, info: VolumeInfo) -> None:
+    """Raise OutOfSpace when the metadata would outgrow its room without an image that others are stored against.
+
+    Call under the ledger's lock. Changes nothing.
+    """
+    state, ledger = space.ledger.state, space.ledger
+    if not any(other.base == info.id for other in state.volumes.values()):
+        return
+    before = len(state.encode())
+    kept = {other.id: (other.base, other.origin) for other in state.volumes.values()}
+    images = dict(state.volumes)
+    try:
+        del state.volumes[info.id]
+        _relink(state, info)
+        if len(state.encode()) > before:
+            ledger.check_room()
+    except OutOfSpace as exc:
+        exc.way_out = "delete first the snapshots and clones that were made from it"
+        raise
+    finally:
+        state.volumes.clear()
+        state.volumes.update(images)
+        for key, (base, origin) in kept.items():
+            images[key].base, images[key].origin = base, origin
+
+
 def remove(space: Space, info: VolumeInfo) -> list[int]:
     """Take an image out of the state; the caller commits and then punches the places that are returned."""
     state = space.ledger.state

@@ -35,6 +35,8 @@ from raidlib.state import RECORD_BYTES, Kind, MemberInfo, MemberState, PoolState
 from raidlib.superblock import Layout
 from raidlib.twin import TwinFile
 
+_COME_AND_GO = frozenset((Kind.ALLOC, Kind.FREE, Kind.UNMAP, Kind.TOUCH))
+"""Records that make the next checkpoint larger, and are refused when there is no room for that."""
 METADATA_RESERVE_BYTES = 4096
 """Room in the metadata slots that new volumes, images and areas leave for what must always fit: failures, progress."""
 
@@ -61,9 +63,9 @@ class Ledger:
         self._stable = 0
         self._tail = bytearray()
         self._slack = 0
-        """Bytes by which the next checkpoint can still grow through ALLOC records; a lower bound."""
+        """Bytes by which the next checkpoint can still grow through such records; a lower bound."""
         self._growth = 0
-        """Bytes by which one ALLOC record can add: two runs in its map, and in each that is stored against it."""
+        """Bytes that one of them can add: two runs in its map, and in each that is stored against it."""
         self._executor: ThreadPoolExecutor | None = None
         self._writing = False
         self._again = False
@@ -79,12 +81,13 @@ class Ledger:
     def record(self, records: Sequence[Record], *, durable: bool = False) -> None:
         """Apply log records and append them on every member. Raises MediumError when a group is lost by it.
 
-        Raises OutOfSpace when the next checkpoint would have no room for new areas; then nothing was changed.
+        Raises OutOfSpace when areas come or go and the next checkpoint would have no room for that; then nothing was
+        changed.
         Durable: with durable=True these and all earlier records; else they survive the death of the process alone.
         """
         with self.lock:
             state = self.state
-            if any(record.kind == Kind.ALLOC for record in records):
+            if any(record.kind in _COME_AND_GO for record in records):
                 self._check_growth(len(records))
             for record in records:
                 state.apply(record)
@@ -158,6 +161,10 @@ class Ledger:
         del self.members[index:], self._geometries[index:], self._layouts[index:]
         self._capacity = min(layout.log_bytes for layout in self.layouts()) // RECORD_BYTES
 
+    def _room(self) -> int:
+        """Bytes that a checkpoint can have."""
+        return min(layout.checkpoint_bytes for layout in self.layouts()) - HEADER_BYTES
+
     def _check_growth(self, records: int) -> None:
         self._slack -= records * self._growth
         if self._slack >= 0:
@@ -166,13 +173,12 @@ class Ledger:
         self._slack -= records * self._growth
         if self._slack < 0:
             raise OutOfSpace(
-                "the members have no room left for metadata of new areas",
+                "the members have no room left for metadata of areas that come or go",
                 "delete snapshots, clones or volumes, or write less scattered",
             )
 
     def _measure(self, payload_bytes: int) -> None:
-        room = min(layout.checkpoint_bytes for layout in self.layouts()) - HEADER_BYTES
-        self._slack = room - METADATA_RESERVE_BYTES - payload_bytes
+        self._slack = self._room() - METADATA_RESERVE_BYTES - payload_bytes
         dependents = Counter(info.base for info in self.state.volumes.values() if info.base)
         self._growth = 64 + 32 * max(dependents.values(), default=0)
 
@@ -292,6 +298,7 @@ class Ledger:
         twin = member.twin
         assert twin is not None and twin.new is not None
         self._keep_one(member, twin, twin.new, twin.give_up_old())
+        member.begin_counts()
 
     def geometry_of(self, member: Member) -> Geometry:
         """The geometry of a member's group."""
@@ -314,6 +321,7 @@ class Ledger:
         chunk_bytes = self._geometries[member.group].chunk_bytes
         member.rebuilt_rows = (twin.frontier - member.layout.data_offset) // chunk_bytes
         self._keep_one(member, twin, twin.new, twin.give_up_old())
+        member.begin_counts()
 
     def _detach_new(self, member: Member, reason: str) -> None:
         twin, old_info = member.twin, member.old_info
@@ -379,6 +387,9 @@ class Ledger:
                 if not info.notes_missed:
                     info.missed.clear()
             payload = state.encode()
+            if len(payload) > self._room():
+                state.shorten()
+                payload = state.encode()
             for layout in self.layouts():
                 check_fits(payload, layout)
             self._measure(len(payload))

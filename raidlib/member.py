@@ -41,6 +41,10 @@ class Member:
         """While it is replaced in place: its file, which is the old and the new one together."""
         self.old_info: MemberInfo | None = None
         """While it is replaced in place: what is known of the old one."""
+        self.begin_counts()
+
+    def begin_counts(self) -> None:
+        """Nothing is held against it: it was just opened, or another medium has taken its place."""
         self.read_errors = 0
         """Reads of data that failed since the pool was opened."""
         self.checksum_errors = 0

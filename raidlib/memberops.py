@@ -69,7 +69,7 @@ class MemberOps:
         if successor is not None:
             raise Refused(f"{successor.path} is not a member yet, it is being filled", "pool fail gives it up")
         group = self._groups[member.group]
-        new = open_member(new_path, open_file)
+        new, retired = open_member(new_path, open_file), None
         try:
             if not force:
                 check_unused(new)
@@ -78,13 +78,14 @@ class MemberOps:
                 replacing.begin(group, allocator, self._ledger, member, new)
             else:
                 rebuild.check_replaceable(group, member, new)
+                retired = member.file
                 rebuild.replace(group, allocator, self._ledger, member, new)
         except BaseException:
             new.close()
             raise
         self._drain()
-        if member.info.state is not MemberState.IN_SYNC and member.file is not None:
-            member.file.close()
+        if retired is not None:
+            retired.close()
 
     def fail(self, key: str) -> None:
         """See Pool.fail_member."""

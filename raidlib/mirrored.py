@@ -186,8 +186,11 @@ class MirroredGroup(RaidGroup):
     def _write_copies(self, column: int, row: int, at: int, view: memoryview | None, length: int = 0) -> None:
         """Write (or with view None zero) at `at` on every copy; the range begins in `row`. Locks are held."""
         length = length if view is None else len(view)
-        for index in self.geometry.copies_of(column):
-            member = self.members[index]
+        members = [self.members[index] for index in self.geometry.copies_of(column)]
+        if self.degraded:
+            # What the last good copy refuses must not come to light later, on a copy that is being filled.
+            members.sort(key=lambda member: member.info.state is not MemberState.IN_SYNC)
+        for member in members:
             n = length
             if member.info.state is MemberState.REBUILDING:
                 n = min(n, self.layout.data_offset + member.rebuilt_rows * self.geometry.chunk_bytes - at)

@@ -88,10 +88,13 @@ class PoolImages(OpenPool):
     def delete_volume(self, name: str) -> None:
         """Delete a volume, snapshot or clone; requests on it fail from now on. Areas that others share stay.
 
-        Raises NotFound. Durable: that it is gone.
+        Raises NotFound; OutOfSpace when others are stored as difference to it and could not be without it.
+        Durable: that it is gone.
         """
         with self._admin:
             volume = self.volume(name)
+            with self._ledger.lock:
+                images.check_removable(self._space, volume.info)
             del self._volumes[name]
             volume.retire()
             with self._ledger.map_lock, self._ledger.lock:
@@ -117,17 +120,17 @@ class PoolImages(OpenPool):
             elif size < info.size:
                 if any(move.volume == info.id for move in self._ledger.state.moves):
                     raise Refused(f"volume {name} is being moved", "wait for the move, or cancel it")
-                cut = [index for index in info.areas if (index + 1) * area_bytes > size]
-                if cut and not force:
-                    raise Refused(
-                        f"volume {name}: shrinking to {size} bytes would cut allocated data",
-                        "trim the end of the volume first, or use force to lose it",
-                    )
+                self._check_cut(info, size, force)
                 volume.set_size(size)
-                volume.gate.wait()
+                try:
+                    volume.gate.wait()
+                    self._check_cut(info, size, force)  # again: writes that came before the new size have ended
+                except Refused:
+                    volume.set_size(info.size)
+                    raise
                 with self._ledger.map_lock, self._ledger.lock:
                     info.size = size
-                    indexes = [index for index in cut if index * area_bytes >= size]
+                    indexes = [index for index in info.areas if index * area_bytes >= size]
                     places = [info.areas[index] for index in indexes]
                     for index in indexes:
                         del info.areas[index]
@@ -227,6 +230,16 @@ class PoolImages(OpenPool):
     def _check_writable(self, volume: Volume) -> None:
         if not volume.info.writable:
             raise Refused(f"{volume.name} is a snapshot and never changes", "make a clone of it")
+
+    def _check_cut(self, info: VolumeInfo, size: int, force: bool) -> None:
+        area_bytes = self._ledger.state.area_bytes
+        with self._ledger.lock:
+            cut = any((index + 1) * area_bytes > size for index in info.areas)
+        if cut and not force:
+            raise Refused(
+                f"volume {info.name}: shrinking to {size} bytes would cut allocated data",
+                "trim the end of the volume first, or use force to lose it",
+            )
 
     def _pick_home(self) -> int:
         """The group with most room."""

@@ -8,7 +8,8 @@ cleared only once its region is in the group's durable set of missed regions. So
     what differs lies in a missed or a marked region          as long as any member is away or being taken back.
 
 Free areas are another matter, for they are punched without a mark: all of the group's free areas are cleaned again
-before they are given out.
+before they are given out, and the region of an area that is given out while a member is away counts as missed, whether
+it is written or not (PoolState.apply).
 
 Not taken back so: a member that failed for errors of its own or whose sync failed (its content is not known), one that
 another process has written to meanwhile, a copy made before it left, and one that was replaced. Its superblock says who

@@ -227,7 +227,11 @@ class PoolState:
                 self.committed = self.generation
             elif kind == Kind.ALLOC:
                 self.volumes[volume].areas[index] = place_of(group, area)
-                self.groups[group].dirty.discard(area)
+                info = self.groups[group]
+                info.dirty.discard(area)
+                if info.notes_missed:
+                    # A member that is away missed the punch that made the area clean, whoever writes to it or not.
+                    info.missed.add(area // info.region_areas)
             elif kind == Kind.FREE:
                 del self.volumes[volume].areas[index]
                 self.groups[group].dirty.add(area)
@@ -249,6 +253,17 @@ class PoolState:
                 self.groups[group].missed.add(index)
         except (KeyError, IndexError):
             raise IntegrityError(f"pool {self.name}: log record {record} does not fit the checkpoint") from None
+
+    def shorten(self) -> None:
+        """Leave out of the checkpoint what is not needed, for a state that must be written and does not fit.
+
+        More counts as missed than was; of a scrub's findings only the numbers stay.
+        """
+        for group in self.groups:
+            if group.missed:
+                group.missed.update(range(min(group.missed), max(group.missed)))
+            if group.scrub.get("ranges"):
+                group.scrub["ranges"] = []
 
     def encode(self) -> bytes:
         """Return the checkpoint's payload."""

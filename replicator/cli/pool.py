@@ -196,7 +196,7 @@ def status(here: Node, as_json: bool) -> None:
     rows = [
         (
             group["name"],
-            f"RAID-{group['level']}",
+            f"RAID-{group['level']}" + (", checksums" if group.get("checksums") else ""),
             group["state"] + (", being removed" if group.get("draining") else ""),
             f"{sum(member['state'] == GOOD for member in group['members'])}/{len(group['members'])} in sync",
             format_size(group["chunk_bytes"]),
@@ -309,10 +309,14 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
 @click.argument("layout", nargs=-1, required=True, metavar="LEVEL MEMBER...")
 @click.option("--make-files", type=SizeType(4096, 1 << 20), metavar="SIZE",
               help="Make every member first, as a sparse file of this size.")  # fmt: skip
+@click.option("--checksums/--no-checksums", default=None,
+              help="Keep a CRC32C of every block; without either: if all groups so far do.")  # fmt: skip
 @force_option(OVERWRITE)
 @json_option
 @pass_node
-def add_group(here: Node, layout: tuple[str, ...], make_files: int | None, force: bool, as_json: bool) -> None:
+def add_group(
+    here: Node, layout: tuple[str, ...], make_files: int | None, checksums: bool | None, force: bool, as_json: bool
+) -> None:
     """Let the pool grow by a RAID group, while it is used. LEVEL MEMBER... as in pool create.
 
     \b
@@ -321,6 +325,8 @@ def add_group(here: Node, layout: tuple[str, ...], make_files: int | None, force
     found = parse_layout(layout)
     if len(found) != 1:
         raise BadInput(f"{len(found)} RAID groups are named", "add them one by one")
+    if checksums is not None:
+        found[0]["checksums"] = checksums
     with _made_files(here, found[0]["members"], make_files):
         status = here.target("pool.add_group", group=found[0], force=force, wait_s=300)
     emit(as_json, status, f"RAID group {found[0]['name']} is part of the pool")

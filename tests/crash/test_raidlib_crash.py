@@ -13,6 +13,7 @@ import pytest
 
 from raidlib import rebuild, reconcile, replacing
 from tests.testing.poolcrash import (
+    combined_workload,
     degraded_workload,
     explore,
     image_workload,
@@ -79,3 +80,20 @@ def test_no_crash_while_members_are_swapped_vanish_and_come_back_loses_data(
     monkeypatch.setattr(replacing, "PROGRESS_AREAS", 1)
     monkeypatch.setattr(rebuild, "PROGRESS_AREAS", 2)
     assert explore(level, members, seed, STRIDE * 4, member_workload(seed)) > 5
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["groups stay", "groups come and go"])
+@pytest.mark.parametrize("checksums", [False, True], ids=["plain", "checksums"])
+@pytest.mark.parametrize(("level", "members", "second"), [(1, 2, None), (5, 3, (0, 1)), (6, 4, (1, 2)), (10, 4, None)])
+def test_no_crash_of_everything_at_once_loses_data(
+    monkeypatch: pytest.MonkeyPatch,
+    level: int,
+    members: int,
+    second: tuple[int, int] | None,
+    checksums: bool,
+    groups: bool,
+) -> None:
+    monkeypatch.setattr(replacing, "PROGRESS_AREAS", 1)
+    monkeypatch.setattr(rebuild, "PROGRESS_AREAS", 2)
+    seed = 1 + level
+    assert explore(level, members, seed, STRIDE * 12, combined_workload(seed, groups=groups), second, checksums) > 10

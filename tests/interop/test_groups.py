@@ -212,6 +212,8 @@ def test_adopting_makes_missing_volumes_and_a_read_only_copy(target: TargetProce
     assert target.call("group.adopt", **args)["uuid"] == UUID
     refused(target, REFUSED, "never completed", "group.promote", group="theirs")
     refused(target, REFUSED, "other volumes", "group.adopt", **{**args, "volumes": volumes[:1]})
+    refused(target, REFUSED, "no consistent image", "volume.snapshot", volumes=["v"], names=["s"])
+    refused(target, REFUSED, "no consistent image", "volume.clone", source="new", name="c")
     target.kill()
     target.start()
     assert target.call("group.status", group="theirs")["state"] == "fresh"

@@ -109,3 +109,16 @@ def test_a_volume_in_a_replicated_group_is_snapshotted_and_moves(target: TargetP
     assert target.connect("v").pread(8 * MIB, 0) == expected
     assert target.connect("s").pread(8 * MIB, 0) == data
     assert target.call("pool.check")["problems"] == []
+
+
+def test_a_group_that_joins_a_checksummed_pool_has_checksums_unless_told_otherwise(bare: TargetProcess) -> None:
+    bare.make_pool(level=1, members=2, checksums=True)
+    for name, more in (("alike", {}), ("without", {"checksums": False}), ("mixed", {})):
+        group = {"name": name, "level": 0, "members": [bare.disk(name)], **more}
+        bare.call("pool.add_group", group=group)
+    found = {group["name"]: group["checksums"] for group in bare.call("pool.status")["groups"]}
+    assert found == {"g": True, "alike": True, "without": False, "mixed": False}
+
+
+def test_a_move_from_behind_the_end_is_refused_by_its_range(target: TargetProcess) -> None:
+    refused(target, BAD_INPUT, "67108864 bytes of v", "volume.move", name="v", raid_group="g", start=65 * MIB)

@@ -198,6 +198,45 @@ def _swap_step(world: PoolWorld, index: int, dice: float) -> None:
         world.rebuild(3 if dice < 0.94 else 100)
 
 
+def combined_workload(seed: int, steps: int = 36, *, groups: bool) -> list[Step]:
+    """Everything at once: images and moves, members that fail, vanish, return and are replaced, scrubs, thick volumes.
+
+    groups: RAID groups come and go, too.
+    """
+    rng = random.Random(seed)
+    plan: list[Step] = [
+        lambda w: w.create_volume("a", 8 * 16384),
+        lambda w: w.create_volume("b", 6 * 16384),
+        lambda w: w.write("a", 0, 200),
+    ]
+    for _ in range(steps):
+        index, dice, share = rng.randrange(4), rng.random(), rng.random()
+        if dice < 0.35:
+            plan.append(_draw(rng))
+        elif dice < 0.62:
+            plan.append(partial(_image_step, dice=0.45 + 0.55 * share, pick=rng.random(), first=rng.randrange(8)))
+        elif dice < 0.69:
+            plan.append(partial(_member_step, index=index, dice=0.5 + 0.5 * share))
+        elif dice < 0.78 and groups:
+            plan.append(PoolWorld.add_group if share < 0.4 else PoolWorld.remove_group)
+        elif dice < 0.82:
+            plan.append(lambda w: w.scrub(1))
+        elif dice < 0.86:
+            plan.append(partial(_remake_thick, areas=1 + index * 2))
+        else:
+            plan.append(partial(_swap_step, index=index, dice=0.45 + 0.55 * share))
+        plan.append(PoolWorld.settle)
+    return plan
+
+
+def _remake_thick(world: PoolWorld, areas: int) -> None:
+    """Volume t takes areas that nobody writes to, or gives them back."""
+    if "t" in world.models:
+        world.delete_volume("t")
+    else:
+        world.create_volume("t", areas * 16384, thin=False)
+
+
 def _remake(world: PoolWorld) -> None:
     """Volume c comes, is written, grows, and goes."""
     if "c" in world.models:

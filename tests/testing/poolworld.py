@@ -235,12 +235,28 @@ class PoolWorld:
             self.models[source].since_sync.clear()  # what an image holds is durable
 
     def move(self, name: str, first: int, areas: int, group: str) -> None:
-        """Have areas of an image moved, unless some of them are moved already."""
+        """Have areas of an image moved, unless some of them are moved already, or the group is not there."""
         size = self.models[name].size
         start = first * self.area_bytes
         if start < size:
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(Refused, NotFound):  # the group may have left
                 self.pool.move(name, start, min(areas * self.area_bytes, size - start), group)
+
+    def add_group(self) -> None:
+        """Let the pool grow by a RAID 1 group, unless it has three groups."""
+        names = [group["name"] for group in self.pool.status()["groups"]]
+        if len(names) < 3 and not self.losing:
+            paths = [self._new_disk(), self._new_disk()]
+            self.paths += paths
+            spec = GroupSpec(f"with-{paths[0]}", 1, paths, 4096, self.pool._groups[0].checksums)
+            self.pool.add_group(spec, self._open)
+
+    def remove_group(self) -> None:
+        """Have the last group emptied and dropped, if the others have room."""
+        names = [group["name"] for group in self.pool.status()["groups"] if group["name"] != "g"]
+        if names and not self.losing:
+            with contextlib.suppress(Refused, OutOfSpace):
+                self.pool.remove_group(names[-1])
 
     def move_steps(self, steps: int) -> None:
         """Move a little; a full target ends it."""
@@ -487,7 +503,7 @@ class PoolWorld:
 
     def check_new_volume_is_zero(self) -> None:
         """Every free area reads as zeroes, once allocated, but for the one sector written."""
-        free = sum(group["free_areas"] for group in self.pool.status()["groups"])
+        free = sum(group["free_areas"] for group in self.pool.status()["groups"] if not group["draining"])
         if not free:
             return
         volume = self.pool.create_volume("probe", free * self.area_bytes)

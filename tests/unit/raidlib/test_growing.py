@@ -90,6 +90,21 @@ def test_a_group_leaves_when_it_is_empty_and_its_members_are_free() -> None:
     used(pool)
 
 
+def test_a_spare_that_was_kept_for_a_group_that_leaves_serves_all() -> None:
+    disk, pool = new_pool(TWO)
+    disk.create("spare", 1 << 20)
+    pool.add_spare("spare", "fast", disk.open_exclusive)
+    pool.remove_group("fast")
+    finish(pool)
+    assert names(pool) == ["safe"] and any("spare" in remark for remark in pool.remarks)
+    disk.kill()
+    pool = reopen(disk)
+    assert pool.status()["spares"][0]["group"] is None
+    member = pool.status()["groups"][0]["members"][0]["path"]
+    pool.fail_member(member)
+    assert pool.take_spare() == (member, "spare")
+
+
 def test_a_group_that_cannot_go_stays() -> None:
     _, pool = new_pool(TWO)
     pool.create_volume("v", 6 * AREA, "fast").pwrite(pattern(6 * AREA), 0)

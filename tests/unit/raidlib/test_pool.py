@@ -204,3 +204,28 @@ def test_closing_twice_is_harmless() -> None:
     _, pool = new_pool(0, 1)
     pool.close()
     pool.close()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_write_behind_the_new_end_just_before_it_is_neither_lost_nor_left_behind(
+    monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    _, pool = new_pool(5, 3)
+    volume = pool.create_volume("v", 4 * AREA)
+    set_size = volume.set_size
+
+    def write_and_set_size(size: int) -> None:
+        if size < volume.size:
+            volume.pwrite(pattern(AREA), 2 * AREA)
+        set_size(size)
+
+    monkeypatch.setattr(volume, "set_size", write_and_set_size)
+    if force:
+        pool.resize_volume("v", AREA, force=True)
+        pool.resize_volume("v", 4 * AREA)
+        assert volume.pread(4 * AREA, 0) == bytes(4 * AREA)
+    else:
+        with pytest.raises(Refused, match="would cut allocated data"):
+            pool.resize_volume("v", AREA)
+        assert volume.pread(4 * AREA, 0) == bytes(2 * AREA) + pattern(AREA) + bytes(AREA)
+    assert not pool.check()["problems"]

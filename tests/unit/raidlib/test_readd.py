@@ -33,12 +33,12 @@ def finish(pool: Pool) -> None:
         pass
 
 
-def check_without_others(pool: Pool, level: int, expected: bytes) -> None:
+def check_without_others(pool: Pool, level: int, expected: bytes, name: str = "v") -> None:
     """m1 carries its share."""
     assert set(states(pool)) == {"in_sync"}
     for index in {1: (0,), 5: (0,), 6: (0, 2), 10: (0,)}[level]:
         pool.fail_member(f"m{index}")
-    assert pool.volume("v").pread(len(expected), 0) == expected
+    assert pool.volume(name).pread(len(expected), 0) == expected
 
 
 @pytest.mark.parametrize(("level", "members"), REDUNDANT)
@@ -222,3 +222,25 @@ def test_a_member_let_go_of_is_not_taken_back() -> None:
         pool.readd_member("m1", disk.open_exclusive)
     with pytest.raises(Refused, match="m0 is a member in use"):
         pool.remove_member("m0")
+
+
+@pytest.mark.parametrize(("level", "members"), REDUNDANT)
+@pytest.mark.parametrize("crash", [False, True])
+def test_areas_taken_meanwhile_and_never_written_are_zero_on_who_comes_back(
+    level: int, members: int, crash: bool
+) -> None:
+    disk, pool = prepared(level, members)
+    pool.create_volume("other", AREA)
+    disk.vanish("m1")
+    pool.sync()
+    pool.delete_volume("v")
+    pool.create_volume("thick", SIZE, thin=False)
+    if crash:
+        disk.kill()
+        pool = reopen(disk)
+    else:
+        settle(pool)
+    disk.come_back("m1")
+    pool.readd_member("m1", disk.open_exclusive)
+    finish(pool)
+    check_without_others(pool, level, bytes(SIZE), "thick")

@@ -213,3 +213,41 @@ def test_a_failed_sync_of_the_new_one_is_its_end() -> None:
     pool.sync()
     assert paths(pool)[0] == "m0" and pool.status()["groups"][0]["members"][0]["replacement"] is None
     assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+
+
+@pytest.mark.parametrize(("level", "members"), REDUNDANT)
+def test_an_old_member_that_fails_as_the_exchange_begins_leaves_the_new_one_in_use(
+    monkeypatch: pytest.MonkeyPatch, level: int, members: int
+) -> None:
+    disk, pool = prepared(level, members)
+    ops = pool._member_ops
+    drain = ops._drain
+
+    def fail_and_drain() -> None:
+        disk.fail_writes("m0")
+        pool.volume("v").pwrite(pattern(SIZE, 5), 0)
+        drain()
+
+    monkeypatch.setattr(ops, "_drain", fail_and_drain)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    assert paths(pool)[0] == "new" and states(pool)[0] == "rebuilding"
+    finish(pool)
+    assert states(pool) == ["in_sync"] * members
+    assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE, 5)
+
+
+@pytest.mark.parametrize("old_fails", [False, True])
+def test_errors_of_the_old_one_are_not_held_against_the_new_one(old_fails: bool) -> None:
+    disk, pool = prepared(1, 2)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    disk.fail_reads("m0", pool._groups[0].layout.data_offset)
+    assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+    assert pool.status()["groups"][0]["members"][0]["read_errors"]
+    if old_fails:
+        disk.fail_writes("m0")
+        pool.volume("v").pwrite(pattern(SIZE, 2), 0)
+    disk.heal("m0")
+    finish(pool)
+    assert paths(pool)[0] == "new" and states(pool) == ["in_sync"] * 2
+    new = pool.status()["groups"][0]["members"][0]
+    assert not new["read_errors"] and not new["repaired"]

@@ -77,3 +77,40 @@ def test_an_unreadable_chunk_of_a_row_that_may_be_torn_is_not_made_up_from_its_p
     disk.heal("m0")
     pool = reopen(disk)
     assert pool.volume("v").pread(SIZE - 100, 100) == pattern(SIZE)[100:]
+
+
+@pytest.mark.parametrize(("level", "members"), [(5, 3), (6, 4)])
+@pytest.mark.parametrize("when", ["before it is closed", "after it is opened"])
+def test_a_torn_row_outlives_a_clean_close(level: int, members: int, when: str) -> None:
+    disk, pool, content = torn_pool(level, members)
+    if when == "before it is closed":
+        disk.heal(f"m{members - 1}")
+    pool.close()
+    disk.heal(f"m{members - 1}")
+    assert reopen(disk).volume("v").pread(SIZE, 0) == content
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+@pytest.mark.parametrize(("level", "members"), [(1, 2), (10, 4)])
+def test_a_write_that_the_last_good_copy_refuses_is_on_no_copy_that_is_being_filled(
+    level: int, members: int, checksums: bool
+) -> None:
+    disk, pool = new_pool(level, members, checksums=checksums)
+    volume = pool.create_volume("v", 8 * AREA)
+    volume.pwrite(pattern(8 * AREA), 0)
+    pool.fail_member("m0")
+    disk.create("new", 512 << 10)
+    pool.replace_member("m0", "new", disk.open_exclusive)
+    for _ in range(2):
+        pool.rebuild_step()
+    disk.fail_writes("m1", pool._groups[0].layout.data_offset)
+    with pytest.raises(MediumError):
+        volume.pwrite(pattern(CHUNK, 9), 0)
+    with pytest.raises(MediumError):
+        volume.zero(0, CHUNK, punch=False)
+    disk.heal("m1")
+    while pool.rebuild_step():
+        pass
+    assert volume.pread(8 * AREA, 0) == pattern(8 * AREA)
+    pool.fail_member("m1")
+    assert volume.pread(8 * AREA, 0) == pattern(8 * AREA)

@@ -35,6 +35,8 @@ Asked = dict[str, Any]
         (["pool", "check"], "pool.check", {}),
         (["pool", "add-group", "fast=raid1", "/a", "/b"], "pool.add_group",
          {"group": {"name": "fast", "level": 1, "members": ["/a", "/b"]}, "force": False}),
+        (["pool", "add-group", "fast=raid1", "/a", "/b", "--no-checksums"], "pool.add_group",
+         {"group": {"name": "fast", "level": 1, "members": ["/a", "/b"], "checksums": False}, "force": False}),
         (["pool", "remove-group", "fast", "-y"], "pool.remove_group", {"name": "fast"}),
         (["pool", "keep-group", "fast"], "pool.keep_group", {"name": "fast"}),
     ],
