@@ -342,7 +342,7 @@ DEGRADED = [
     (stripe_journal_wraps_without_sync, 5, 3, 2),
 ]
 SWAPPED = [
-    (region_missed_by_one_that_is_away_forgotten, 1, 2, 1),
+    (region_missed_by_one_that_is_away_forgotten, 1, 2, 17),
     (marked_regions_not_copied_to_one_that_was_away, 5, 3, 1),
     (old_member_retired_before_the_new_one_is_stable, 0, 2, 1),
     (progress_of_a_replacement_before_its_data, 0, 2, 1),

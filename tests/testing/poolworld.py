@@ -269,10 +269,12 @@ class PoolWorld:
 
     def relocate(self, name: str, index: int) -> None:
         """Move one area of an image to the other group, as balancing does, if it has one and there is room."""
+        others = {group["name"] for group in self.pool.status()["groups"]}
         for run in self.pool.volume_map(name):
-            if run["start"] <= index * self.area_bytes < run["start"] + run["length"]:
+            target = "h" if run["group"] == "g" else "g"
+            if target in others and run["start"] <= index * self.area_bytes < run["start"] + run["length"]:
                 with contextlib.suppress(OutOfSpace):
-                    self.pool.relocate(name, index, run["group"], "h" if run["group"] == "g" else "g")
+                    self.pool.relocate(name, index, run["group"], target)
 
     def clear_intents(self) -> None:
         """Let the pool clear idle marks."""
