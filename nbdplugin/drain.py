@@ -1,10 +1,11 @@
 """Ending client connections from inside nbdkit, without an error answer.
 
 nbdkit on its way out waits for ever for clients that stay connected, and answers requests it has read but not begun
-with ESHUTDOWN, which a kernel client passes on to the filesystem. A client that merely loses its connection can come
-back and repeat. So before nbdkit is asked to end, its connections are: reading is shut down, requests under way are
-answered, nbdkit sees the end of the stream and closes. What does not end in time (a write that waits for a peer) loses
-its connection before its wait is given up, so the give-up is never taken for an answer.
+with ESHUTDOWN, which a kernel client passes on to the filesystem. It does so too for the last request of a connection
+whose end another of its threads has seen already. A client that merely loses its connection can come back and repeat.
+So before nbdkit is asked to end: no further request begins (it is parked), those under way are answered, and only then
+every connection is cut in both directions. What was parked, or does not end in time (a write that waits for a peer), is
+given up after that, so the give-up is never taken for an answer.
 
 nbdkit tells plugins nothing of its sockets; they are found among the descriptors of this process by their own address.
 """
@@ -58,6 +59,7 @@ def drain(
     unix_path: Path,
     port: int | None,
     open_volumes: Callable[[], int],
+    park: Callable[[float], None],
     give_up: Callable[[], None],
     patience_s: float = 4.0,
     deadline_s: float = 20.0,
@@ -65,21 +67,21 @@ def drain(
     """End all client connections; returns whether all are gone.
 
     open_volumes: how many connections nbdkit has not closed; one whose client has gone may still have a request under
-    way. give_up: called once when that is so after `patience_s` seconds, with the sockets shut: makes waiting requests
-    fail.
+    way. park(seconds): lets no further request begin, and returns when those under way have been answered or so many
+    seconds have passed. give_up: called once, with the sockets shut: makes parked and waiting requests fail.
     """
     started = time.monotonic()
+    park(patience_s)
     gave_up = False
     while (sockets := client_sockets(unix_path, port)) or open_volumes():
         waited_s = time.monotonic() - started
-        how = socket.SHUT_RD if waited_s < patience_s else socket.SHUT_RDWR
         for sock in sockets:
             with sock:
                 try:
-                    sock.shutdown(how)
+                    sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # it went by itself
-        if how == socket.SHUT_RDWR and not gave_up:
+        if not gave_up:
             give_up()
             gave_up = True
         if waited_s > deadline_s:

@@ -8,6 +8,7 @@ shows it, and `farstripe attach` refuses a volume that has one.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from nbdplugin.routes import VolumeRoute, group_slots, pool_slots
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, RESYNC, SECONDARY
 from replicator.core.errors import NotFound, Refused
+
+ANSWER_S = 0.02
+"""How long nbdkit has to send an answer after our callback has returned."""
 
 
 class Exports:
@@ -69,6 +73,19 @@ class Exports:
                 route.readers -= 1
             else:
                 route.writers -= 1
+
+    def park(self, timeout_s: float) -> None:
+        """Let no request begin from now on; return when those under way have been answered, at most `timeout_s` later.
+
+        Parked ones wait for VolumeRoute.refuse_parked.
+        """
+        deadline = time.monotonic() + timeout_s
+        routes = self.routes()
+        for route in routes:
+            route.park()
+        while any(route.busy for route in routes) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(ANSWER_S)
 
     def open_count(self) -> int:
         """How many connections have a volume open."""

@@ -17,6 +17,7 @@ Invariants: after `switch` returns, no request that was made through the old slo
 
 from __future__ import annotations
 
+import errno
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
 
-from replicator.core.errors import MediumError, TimedOut
+from replicator.core.errors import MediumError, Refused, TimedOut
 
 Buffer = memoryview | bytes | bytearray
 Around = Callable[[Callable[[Any, int], Any]], Callable[[Any, int], Any]]
@@ -66,7 +67,7 @@ class VolumeRoute:
     """One volume as its clients see it."""
 
     __slots__ = (
-        "_reader", "_slots", "_switching",
+        "_parked", "_parking_codes", "_reader", "_slots", "_switching",
         "blocked", "extents", "flush", "frozen", "group", "index", "name", "read", "readers", "trim",
         "volume", "write", "write_fua", "writers", "zero",
     )  # fmt: skip
@@ -87,6 +88,8 @@ class VolumeRoute:
         self.readers = 0
         """Open connections that may only read."""
         self._switching = threading.Lock()
+        self._parked: threading.Event | None = None
+        self._parking_codes: frozenset[CodeType] = frozenset()
         self.extents = volume.extents
         self._slots = slots
         self.read_by(volume.pread_into)
@@ -123,6 +126,28 @@ class VolumeRoute:
         with self._switching:
             self.read = self._reader
             self.write, self.write_fua = self._slots.write, self._slots.write_fua
+
+    def park(self) -> None:
+        """Let no request begin any more: it waits for refuse_parked(). Those under way go on; see `busy`."""
+        gate = self._parked = threading.Event()
+
+        def wait_and_refuse(*_args: object) -> None:
+            gate.wait()
+            raise Refused("the target is stopping", "connect again when it has restarted", errno=errno.ESHUTDOWN)
+
+        self._parking_codes = frozenset({wait_and_refuse.__code__})
+        self.read = wait_and_refuse
+        self._install(Slots(*[wait_and_refuse] * 5))
+
+    def refuse_parked(self) -> None:
+        """Let the requests that park() keeps fail."""
+        if self._parked is not None:
+            self._parked.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request that began before park() is under way."""
+        return self._someone_inside(self._parking_codes, watched_codes | reading_codes)
 
     def block(self, why: str) -> None:
         """Refuse every change from now on, with the reason `why`."""
@@ -181,21 +206,21 @@ class VolumeRoute:
 
     def _wait_until_idle(self, parked: frozenset[CodeType], deadline: float) -> None:
         pause_s = 0.0005
-        while self._someone_inside(parked):
+        while self._someone_inside(parked, watched_codes):
             if time.monotonic() > deadline:
                 raise TimedOut(f"a request to volume {self.name} does not end", "see 'farstripe status'")
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.05)
 
-    def _someone_inside(self, parked: frozenset[CodeType]) -> bool:
-        """Whether a thread is in a changing request of this volume, parked ones apart."""
+    def _someone_inside(self, parked: frozenset[CodeType], watched: set[CodeType]) -> bool:
+        """Whether a thread is in a request of this volume that one of the `watched` serves, parked ones apart."""
         for frame in sys._current_frames().values():
             is_parked = False
             at = frame
             while at is not None:
                 if at.f_code in parked:
                     is_parked = True
-                elif at.f_code in watched_codes and not is_parked:
+                elif at.f_code in watched and not is_parked:
                     handle = at.f_locals.get("h")
                     if handle is not None and handle.route is self:
                         return True
@@ -205,6 +230,8 @@ class VolumeRoute:
 
 watched_codes: set[CodeType] = set()
 """Code of the plugin callbacks that call slots; nbdplugin.plugin registers them. Each names its handle `h`."""
+reading_codes: set[CodeType] = set()
+"""Likewise of those that read."""
 
 
 def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:

@@ -175,9 +175,15 @@ class Target:
         threading.Thread(target=self._end_connections, name="drain", daemon=True).start()
 
     def _end_connections(self) -> None:
-        gone = drain(
-            self.run_dir / "nbd.sock", self.config.nbd_port, self.exports.open_count, self.groups.release_waiters
-        )
+        self.sampling.stop()  # it puts functions into the routes
+
+        def give_up() -> None:
+            for route in self.exports.routes():
+                route.refuse_parked()
+            self.groups.release_waiters()
+
+        socket_path, port = self.run_dir / "nbd.sock", self.config.nbd_port
+        gone = drain(socket_path, port, self.exports.open_count, self.exports.park, give_up)
         if not gone:
             self.events.add("node.stop_slow", "NBD requests are still under way; waiting for them")
         self._shutdown()

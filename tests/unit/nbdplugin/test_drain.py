@@ -49,21 +49,22 @@ def test_tcp_connections_are_found_by_port() -> None:
                 s.close()
 
 
-def test_a_server_in_the_middle_of_a_request_still_answers(unix_path: Path) -> None:
+def test_requests_under_way_are_answered_before_their_connection_is_cut(unix_path: Path) -> None:
     listener, client, server = _pair(unix_path)
-    gave_up: list[bool] = []
 
     def serve() -> None:
         assert server.recv(1) == b""  # woken by the drain
-        server.sendall(b"answer to the request before")
+        with pytest.raises(OSError):
+            server.sendall(b"what nbdkit says of the next request")
         server.close()
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert drain(unix_path, None, lambda: 0, lambda: gave_up.append(True))
+    answered = lambda _seconds: server.sendall(b"answer to the request before")  # noqa: E731
+    assert drain(unix_path, None, lambda: 0, answered, lambda: None)
     thread.join(5)
     assert client.recv(100) == b"answer to the request before"
-    assert not gave_up
+    assert client.recv(100) == b""
     listener.close()
     client.close()
 
@@ -80,7 +81,7 @@ def test_a_waiting_request_loses_its_connection_before_it_is_given_up(unix_path:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert drain(unix_path, None, lambda: 0, released.set, patience_s=0.05)
+    assert drain(unix_path, None, lambda: 0, lambda _s: None, released.set, patience_s=0.05)
     thread.join(5)
     assert client.recv(100) == b""
     listener.close()
@@ -89,10 +90,10 @@ def test_a_waiting_request_loses_its_connection_before_it_is_given_up(unix_path:
 
 def test_a_request_whose_client_has_gone_is_given_up_too(unix_path: Path) -> None:
     waiting = [1]
-    assert drain(unix_path, None, lambda: len(waiting), waiting.clear, patience_s=0.05)
+    assert drain(unix_path, None, lambda: len(waiting), lambda _s: None, waiting.clear, patience_s=0.05)
 
 
 def test_a_request_that_never_ends_is_reported(unix_path: Path) -> None:
     listener, client, server = _pair(unix_path)
     with listener, client, server:
-        assert not drain(unix_path, None, lambda: 0, lambda: None, patience_s=0.01, deadline_s=0.05)
+        assert not drain(unix_path, None, lambda: 0, lambda _s: None, lambda: None, patience_s=0.01, deadline_s=0.05)
