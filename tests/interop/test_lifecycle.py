@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import nbd
@@ -35,6 +37,29 @@ def test_node_stop_does_the_same(target: TargetProcess) -> None:
     assert not (target.run / "target.pid").exists()
     with pytest.raises(DaemonNotRunning):
         target.call("node.info")
+
+
+def test_busy_clients_lose_their_connection_at_a_stop_and_are_told_no_error(target: TargetProcess) -> None:
+    """A kernel client repeats what was not answered; an error answer it passes on to the filesystem."""
+    ends: list[int] = []
+
+    def write(handle: nbd.NBD) -> None:
+        try:
+            while True:
+                handle.pwrite(bytes(65536), 0)
+        except nbd.Error as exc:
+            ends.append(exc.errnum)
+
+    for _ in range(4):
+        clients = [threading.Thread(target=write, args=(target.connect("v"),)) for _ in range(12)]
+        for client in clients:
+            client.start()
+        time.sleep(0.3)
+        target.terminate(10)
+        for client in clients:
+            client.join(10)
+        target.start()
+    assert set(ends) == {errno.ENOTCONN} and len(ends) == 48
 
 
 def test_a_second_target_on_the_same_state_is_refused(target: TargetProcess) -> None:

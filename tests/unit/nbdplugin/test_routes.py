@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from nbdplugin import routes
 from nbdplugin.routes import Slots, VolumeRoute, pool_slots
-from replicator.core.errors import FarstripeError, TimedOut
+from replicator.core.errors import FarstripeError, Refused, TimedOut
 
 
 class MemoryVolume:
@@ -232,3 +233,38 @@ def test_where_nothing_may_change_nothing_is_watched_but_reads() -> None:
     route.unwatch()
     with pytest.raises(FarstripeError, match="it is lost"):
         route.write(b"x", 0)
+
+
+def test_a_parked_route_lets_nobody_in_waits_for_who_is_inside_and_refuses_in_the_end() -> None:
+    volume = MemoryVolume()
+    route = _route(volume)
+    volume.go_on.clear()
+    inside = threading.Thread(target=request, args=(Connection(route), b"old", 0))
+    inside.start()
+    assert volume.entered.wait(5)
+    route.park()
+    assert route.busy
+    refused: list[int] = []
+
+    def late(call: Any) -> None:
+        with pytest.raises(Refused) as caught:
+            call()
+        refused.append(caught.value.errno)
+
+    calls = [
+        lambda: request(Connection(route), b"new", 0),
+        lambda: route.read(bytearray(3), 0),
+        lambda: route.flush(),
+    ]
+    threads = [threading.Thread(target=late, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    volume.go_on.set()
+    inside.join(5)
+    assert not route.busy, "the parked ones do not count"
+    assert not refused
+    route.refuse_parked()
+    for thread in threads:
+        thread.join(5)
+    assert refused == [errno.ESHUTDOWN] * 3
+    assert bytes(volume.data[:3]) == b"old"
