@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
 from replicator.capture.follower import apply_all, checkpoint, redo_all
 from replicator.capture.roles import ensure_epoch_record, finish_attach
@@ -53,7 +54,7 @@ class Parts:
     maps: Sequence[MapFile]
     volumes: Sequence[Volume]
     pool_sync: Callable[[], None]
-    clock_ns: Callable[[], int]
+    clock: WriteClock
     boot: int
 
 
@@ -179,7 +180,7 @@ def _assemble(parts: Parts, state: GroupState, state_file: StateFile, journal: J
         bitmaps,
         parts.volumes,
         parts.pool_sync,
-        parts.clock_ns,
+        parts.clock,
         parts.boot,
     )
 

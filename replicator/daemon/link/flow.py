@@ -14,6 +14,7 @@ from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.receiver import ACK_LAZY_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    BEACON_PACE_MS,
     HEAD_OFF,
     HEAD_SEQ,
     LINK,
@@ -50,7 +51,7 @@ class Flow:
         self._next_beat = 0.0
         self._gather_until = 0.0
         self._gathers = False
-        self.peer_beat: tuple[int, int, int] | None = None
+        self.peer_beat: tuple[int, int] | None = None
         self.records = 0
 
     # -- begin and end --------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ class Flow:
                 self._gathers, self._gather_until = True, now + GATHER_S
             shipper.shrink()
             if now >= self._next_beat and not conn.unsent:
-                self._next_beat = now + BEAT_S
+                self._next_beat = now + (u64[BEACON_PACE_MS] / 1000 or BEAT_S)
                 conn.send(shipper.beat())
         elif receiver is not None:
             lazy = now >= self._next_lazy
@@ -146,11 +147,13 @@ class Flow:
                 else:
                     self._held = (flags, body)
             return None
-        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
         if kind == wire.BEAT:
-            self.peer_beat = triple
+            head_seq, unsent_bytes, *beacon = wire.BEAT_BODY.unpack(body)
+            self.peer_beat = head_seq, unsent_bytes
+            if self.receiver is not None:
+                self.receiver.note_beacon(*beacon)
             return None
-        return self._acked(triple)
+        return self._acked(wire.TRIPLE.unpack(body))
 
     def _acked(self, triple: tuple[int, int, int]) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files

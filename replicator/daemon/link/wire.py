@@ -10,8 +10,9 @@
     DATA     journal records back to back, whole ones, in order; the body's bytes are the journal's
     ACK      u64 received, u64 durable, u64 applied: seqs
     CONTROL  one msgpack map, see replicator.core.events
-    BEAT     u64 head seq, u64 bytes in the journal behind what was sent, u64 write time of the newest record sent (ns):
-             what a secondary can say about its lag once the primary is silent
+    BEAT     u64 head seq, u64 bytes in the journal behind what was sent: what a secondary can say about its lag once the
+             primary is silent; u64 seq, u64 time (ns) of a beacon, 0 for none: every record with a write time up to
+             that time has a seq up to that seq, and was sent before
 
 A record is at most 64 MiB, so a DATA body is at most that and its header.
 """
@@ -35,9 +36,11 @@ BEAT: Final = 4
 FLAG_ZSTD: Final = 1
 
 TRIPLE = struct.Struct("<QQQ")
+BEAT_BODY = struct.Struct("<QQQQ")
 MAX_DATA_BYTES = MAX_PAYLOAD_BYTES + HEADER_BYTES
 MAX_CONTROL_BYTES = 16 << 20
-_LIMITS = {DATA: MAX_DATA_BYTES, ACK: TRIPLE.size, CONTROL: MAX_CONTROL_BYTES, BEAT: TRIPLE.size}
+_LIMITS = {DATA: MAX_DATA_BYTES, ACK: TRIPLE.size, CONTROL: MAX_CONTROL_BYTES, BEAT: BEAT_BODY.size}
+_EXACT = {ACK: TRIPLE.size, BEAT: BEAT_BODY.size}
 
 
 def check_head(length: int, kind: int, flags: int, zero: int) -> None:
@@ -45,7 +48,7 @@ def check_head(length: int, kind: int, flags: int, zero: int) -> None:
     limit = _LIMITS.get(kind)
     if limit is None or zero or flags & ~FLAG_ZSTD or (flags and kind != DATA):
         raise ProtocolError(f"the peer sent a frame of type {kind} with flags {flags:#x}")
-    if length > limit or (kind in (ACK, BEAT) and length != TRIPLE.size):
+    if length > limit or length != _EXACT.get(kind, length):
         raise ProtocolError(f"the peer sent a frame of type {kind} with {length} bytes")
 
 
@@ -57,9 +60,16 @@ def control(frame: dict[str, Any]) -> bytes:
     return b"".join((HEAD.pack(len(body), CONTROL, 0, 0, 0), body))
 
 
-def triple(kind: int, a: int, b: int, c: int) -> bytes:
-    """Return the bytes of an ACK or BEAT frame."""
-    return HEAD.pack(TRIPLE.size, kind, 0, 0, 0) + TRIPLE.pack(a, b, c)
+def ack(received: int, durable: int, applied: int) -> bytes:
+    """Return the bytes of an ACK frame."""
+    return HEAD.pack(TRIPLE.size, ACK, 0, 0, 0) + TRIPLE.pack(received, durable, applied)
+
+
+def beat(head_seq: int, unsent_bytes: int, beacon_seq: int, beacon_time_ns: int) -> bytes:
+    """Return the bytes of a BEAT frame."""
+    return HEAD.pack(BEAT_BODY.size, BEAT, 0, 0, 0) + BEAT_BODY.pack(
+        head_seq, unsent_bytes, beacon_seq, beacon_time_ns
+    )
 
 
 def parse_control(body: memoryview) -> dict[str, Any]:
