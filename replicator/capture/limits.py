@@ -86,8 +86,8 @@ def pending(engine: GroupEngine) -> Pending:
 
 
 def lift(engine: GroupEngine) -> None:
-    """Let everything be applied. A set of which the group is part is no longer whole: durable first (`on_lift`)."""
-    if engine.limit_time_ns:
+    """Let everything be applied. Durable first, by `on_lift`: that no limit holds the group any more."""
+    if engine.limit_time_ns or engine.limit_seq:
         engine.on_lift()
     engine.limit_seq = engine.limit_time_ns = 0
 

@@ -4,6 +4,7 @@ On the primary an entry says that the marker was made. On a secondary it says wh
 group's volumes, taken when everything up to the marker was applied and nothing after it.
 
     made     this node was primary and put the marker into the sequence
+    taking   snapshots are being taken; a crash between that and `taken` leaves them, and they are this marker's
     taken    snapshots exist
     noted    the marker asked for no image
     missed   there is no image; `why` says why not
@@ -28,6 +29,7 @@ SLOT_BYTES: Final = 64 << 10
 BOOK_FILE_BYTES: Final = 2 * SLOT_BYTES
 MOST_ENTRIES: Final = 100
 MADE: Final = "made"
+TAKING: Final = "taking"
 TAKEN: Final = "taken"
 NOTED: Final = "noted"
 MISSED: Final = "missed"
@@ -103,11 +105,13 @@ class MarkerBook:
         with self._lock:
             entries = [one for one in self._entries if one.n != entry.n] + [entry]
             while len(entries) > MOST_ENTRIES:
-                spare = next((one for one in entries[:-1] if one.state != TAKEN), None)
+                spare = next((one for one in entries[:-1] if one.state not in (TAKING, TAKEN)), None)
                 if spare is None:
                     break
                 entries.remove(spare)
-            self._save(entries, max(self._handled, (entry.epoch, entry.seq)), entry.seq if entry.suspend else None)
+            handled = self._handled if entry.state == TAKING else max(self._handled, (entry.epoch, entry.seq))
+            stands = entry.seq if entry.suspend and entry.state == TAKEN else None
+            self._save(entries, handled, stands)
 
     def drop(self, n: int) -> None:
         """Forget marker `n`; its snapshots are gone. Durable."""

@@ -8,6 +8,7 @@ same lock under which a write would be admitted, so a marker stands either in a 
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ class _Hold:
     n: int
     groups: list[Booked]
     until: float
+    token: str
     seqs: dict[str, int] = field(default_factory=dict)
 
 
@@ -43,8 +45,8 @@ class Marking:
         self._lock = threading.Lock()
         self._holds: dict[int, _Hold] = {}
 
-    def hold(self, n: int, groups: Sequence[Booked], lease_s: float) -> None:
-        """Hold the writes of `groups` for marker `n`, for `lease_s` seconds at most.
+    def hold(self, n: int, groups: Sequence[Booked], lease_s: float) -> str:
+        """Hold the writes of `groups` for marker `n`, for `lease_s` seconds at most. Returns the hold's token.
 
         Asking again while it stands changes nothing. Raises Refused, with nothing held, when a group cannot be marked
         or the number is not new here.
@@ -52,8 +54,8 @@ class Marking:
         with self._lock:
             if n in self._holds:
                 self._check(self._holds[n])
-                return
-            hold = _Hold(n, list(groups), self._clock() + lease_s)
+                return self._holds[n].token
+            hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8))
             for service, book in groups:
                 if n <= book.highest:
                     name = service.engine.state.name
@@ -65,18 +67,20 @@ class Marking:
             except BaseException:
                 self._end(hold)
                 raise
-        timer = threading.Timer(lease_s, self.release, (n,))
+        timer = threading.Timer(lease_s, self.release, (n, hold.token))
         timer.daemon = True
         timer.start()
+        return hold.token
 
-    def mark(self, marker: Marker) -> dict[str, int]:
+    def mark(self, marker: Marker, token: str) -> dict[str, int]:
         """Put the marker into every group held for it and let writes go on. Returns {group uuid: seq}.
 
-        Raises Refused, and lets writes go on, unless all of them are held without interruption since `hold`.
+        Raises Refused, and lets writes go on, unless all of them are held without interruption since the
+        `hold` that returned `token`.
         """
         with self._lock:
             hold = self._holds.get(marker.n)
-            if hold is None:
+            if hold is None or hold.token != token:
                 raise Refused(f"nothing is held for marker number {marker.n}", "begin again with a new number")
             try:
                 for service, book in hold.groups:
@@ -88,11 +92,11 @@ class Marking:
                 self._end(hold)
             return hold.seqs
 
-    def release(self, n: int) -> None:
-        """Let the writes held for `n` go on; nothing happens when none are."""
+    def release(self, n: int, token: str = "") -> None:
+        """Let the writes held for `n` (under `token`, when given) go on; nothing happens when none are."""
         with self._lock:
             hold = self._holds.get(n)
-            if hold is not None:
+            if hold is not None and token in ("", hold.token):
                 self._end(hold)
 
     def _check(self, hold: _Hold) -> None:

@@ -337,7 +337,6 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
         if at_limit and engine.state.copy == OK:
             apply_all(engine)
             cut(engine)
-            engine.limit_seq = engine.limit_time_ns = 0
         lift(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):

@@ -5,13 +5,14 @@ go on. No write made after a marker in one group can be seen before the marker i
 taken wherever the sequences go, belong together. No clock is compared.
 
     coordinator               node                      what it must not get wrong
-    HOLD n, lease   ───────►  hold writes; HELD         no write may be between readable and stamped (H1-24)
+    HOLD n, lease   ───────►  hold writes; HELD token   no write may be between readable and stamped (H1-24)
     all HELD
-    MARK n          ───────►  one record a group,       only if held without interruption under n since HELD (H1-23)
+    MARK n, token   ───────►  one record a group,       only if held without interruption since that HELD (H1-23)
                               release; MARKED           once a number and group (H1-20, H1-26)
     all MARKED: made
     any refusal, or the deadline: RELEASE n to all      the attempt is dead; its number is never used again (H1-19)
 
+The token names one hold: a late MARK cannot find a hold of its number that a late HOLD began anew.
 A node that was told nothing more ends the hold by itself when the lease is over (H1-22). A number that some nodes marked and
 others did not is no marker: who offers images asks for those that every group has (H1-19).
 
@@ -96,6 +97,8 @@ class Ask:
 
     node: str
     op: str
+    token: str = ""
+    """Of the hold that is to be marked."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class Answer:
     op: str
     ok: bool
     why: str = ""
+    token: str = ""
+    """Of the hold, when a hold is answered."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class Attempt:
         self.deadline = now + deadline_s
         self.why = ""
         self._waiting = set(self.nodes)
+        self._tokens: dict[str, str] = {}
 
     def begin(self) -> list[Ask | Finished]:
         """The first effects."""
@@ -150,12 +156,13 @@ class Attempt:
         if not event.ok:
             return self._die(event.why or f"{event.node} refused to {event.op}")
         self._waiting.discard(event.node)
+        self._tokens.setdefault(event.node, event.token)
         if self._waiting:
             return []
         if self.stage is Stage.HOLDING:
             self.stage = Stage.MARKING
             self._waiting = set(self.nodes)
-            return [Ask(node, "mark") for node in self.nodes]
+            return [Ask(node, "mark", self._tokens[node]) for node in self.nodes]
         self.stage = Stage.MADE
         return [Finished("")]
 
