@@ -181,12 +181,11 @@ class MarkerHost:
 
     # -- suspending and taking over -------------------------------------------------------------------------------------
 
-    def resume(self, groups: Sequence[GroupService]) -> list[str]:
-        """Let groups that stand at a marker follow again. Returns their names. Durable."""
+    def resume(self, groups: Sequence[GroupService], n: int = 0) -> list[str]:
+        """Let groups that stand at a marker (number `n`, when given) follow again. Returns their names. Durable."""
         resumed = []
         for service, book in self.booked(groups):
-            if book.suspended_seq:
-                book.resume()
+            if book.resume(n):
                 service.engine.limit_seq = 0
                 service.wake_follower()
                 resumed.append(service.engine.state.name)

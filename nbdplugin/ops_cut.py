@@ -5,7 +5,7 @@
     marker.release {n}                            -> {}  writes go on
     marker.list {groups?}                         -> see MarkerHost.listing
     marker.forget {n}                             -> {groups}  delete its images here
-    marker.resume {groups}                        -> {groups}  copies that stand at a marker follow again
+    marker.resume {groups, n?}                    -> {groups}  copies that stand at a marker (that one) follow again
     set.put {name, rev, groups}                   -> {stored}
     set.list {}                                   -> see SetHost.listing
     set.decide {name, keep}                       -> {bound_ns, kept, groups}
@@ -78,7 +78,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         "marker.release": release,
         "marker.list": listing,
         "marker.forget": lambda args: {"groups": cuts.markers.forget(arguments.integer(args, "n"))},
-        "marker.resume": lambda args: {"groups": cuts.markers.resume(named(args))},
+        "marker.resume": lambda args: {"groups": cuts.markers.resume(named(args), arguments.integer(args, "n", 0))},
         "set.put": put,
         "set.list": lambda args: cuts.sets.listing(),
         "set.decide": lambda args: cuts.sets.decide(arguments.name(args), arguments.flag(args, "keep")),

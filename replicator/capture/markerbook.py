@@ -9,6 +9,7 @@ group's volumes, taken when everything up to the marker was applied and nothing 
     noted    the marker asked for no image
     missed   there is no image; `why` says why not
 
+`cancelled` are numbers that no copy shall stand at any more, although their record may still be on its way (H1-27).
 `handled` is the (epoch, seq) of the last marker that was dealt with. After power loss the follower passes a stretch of the
 journal again, over a pool that may be ahead of it: a marker up to `handled` must not be imaged again then (H1-28).
 """
@@ -59,10 +60,11 @@ class MarkerBook:
         self._slots = SlotFile(file, b"FSRK", SLOT_BYTES)
         self._group = group
         self._lock = threading.Lock()
-        value = self._slots.load() or {"handled": [0, 0], "entries": [], "suspended": 0, "highest": 0}
+        value = self._slots.load() or {"handled": [0, 0], "entries": [], "suspended": 0, "highest": 0, "cancelled": []}
         self._handled = (int(value["handled"][0]), int(value["handled"][1]))
         self._suspended = int(value["suspended"])
         self._highest = int(value["highest"])
+        self._cancelled = [int(n) for n in value["cancelled"]]
         self._entries = [Entry(**one) for one in value["entries"]]
 
     @property
@@ -109,6 +111,7 @@ class MarkerBook:
                 if spare is None:
                     break
                 entries.remove(spare)
+            entry.suspend = entry.suspend and entry.n not in self._cancelled
             handled = self._handled if entry.state == TAKING else max(self._handled, (entry.epoch, entry.seq))
             stands = entry.seq if entry.suspend and entry.state == TAKEN else None
             self._save(entries, handled, stands)
@@ -118,10 +121,20 @@ class MarkerBook:
         with self._lock:
             self._save([one for one in self._entries if one.n != n], self._handled, None)
 
-    def resume(self) -> None:
-        """The copy follows again. Durable."""
+    def resume(self, n: int = 0) -> bool:
+        """The copy follows again; with `n` only if it stands at that marker, and it will not stop there when that comes.
+
+        Returns whether it stood. Durable.
+        """
         with self._lock:
+            entry = next((one for one in self._entries if one.n == n), None)
+            if n and entry is None and n not in self._cancelled:
+                self._cancelled = [*self._cancelled[-MOST_ENTRIES:], n]
+                self._save(self._entries, self._handled, None)
+            if not self._suspended or (n and (entry is None or entry.seq != self._suspended)):
+                return False
             self._save(self._entries, self._handled, 0)
+            return True
 
     def _save(self, entries: list[Entry], handled: tuple[int, int], suspended: int | None) -> None:
         suspended = self._suspended if suspended is None else suspended
@@ -131,6 +144,7 @@ class MarkerBook:
             "entries": [asdict(one) for one in entries],
             "suspended": suspended,
             "highest": highest,
+            "cancelled": self._cancelled,
         }
         while len(msgpack.packb(value)) > SLOT_BYTES - 64:
             value["entries"].pop(0)

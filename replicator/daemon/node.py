@@ -31,6 +31,8 @@ class Node:
     contexts: Contexts
     events: EventLog
     pairs: Pairs
+    remote_handlers: dict[str, Any] = field(default_factory=dict)
+    """Operations for peers of parts that are made after the node: op -> function(peer, args)."""
     started: float = field(default_factory=time.time)
 
     def target(self, op: str, timeout_s: float = 60.0, **args: Any) -> Any:
