@@ -34,6 +34,7 @@ COMMANDS = {
     "switchover": ("roles", "switchover", "Swap roles as planned; nothing is lost."),
     "takeover": ("roles", "takeover", "Make this side primary because the other is gone."),
     "status": ("status", "status", "Groups and pairs: role, state, how far behind."),
+    "metrics": ("budget", "metrics", "All numbers for monitoring, as Prometheus text."),
     "events": ("events", "events", "What happened on this node."),
     "explain": ("explain", "explain", "Why a state is what it is, and what to do next."),
     "completion": ("completion", "completion", "Print the shell's completion script."),
