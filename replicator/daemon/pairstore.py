@@ -1,6 +1,6 @@
 """What this node keeps of a pair: STATE/pairs/<group uuid>.json. Roles and positions are the target's, not here.
 
-{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0}
+{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", and the settings of core.transfer.Transfer}
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import IntegrityError, NotFound
+from replicator.core.errors import BadInput, IntegrityError, NotFound
+from replicator.core.transfer import PUSH, Transfer, from_map
 from replicator.daemon.durablefile import read_json, remove, write_json
 
 
@@ -23,7 +24,17 @@ class PairConfig:
     peer: str
     split: bool = False
     handover: str = ""
+    connections: int = 1
+    transfer: str = PUSH
+    window: int = Transfer.window
     compress: int = 0
+    limit: int = 0
+    schedule: str = ""
+
+    @property
+    def settings(self) -> Transfer:
+        """How it moves its records."""
+        return from_map(asdict(self))
 
 
 class PairStore:
@@ -84,6 +95,7 @@ def _load(path: Path) -> PairConfig:
         pair = PairConfig(**{field.name: raw[field.name] for field in fields(PairConfig) if field.name in raw})
         if pair.group != path.stem or not all(isinstance(v, str) for v in (pair.name, pair.peer, pair.handover)):
             raise ValueError("its fields do not fit")
-    except (TypeError, ValueError) as exc:
+        _ = pair.settings
+    except (TypeError, ValueError, BadInput) as exc:
         raise IntegrityError(f"{path} is damaged: {exc}", "remove it and create the pair again") from exc
     return pair
