@@ -51,13 +51,13 @@ class Credit:
         """Note that a frame of `size` bytes is sent; the caller has seen that `room` holds it."""
         self.sent += size
 
-    def need(self, size: int) -> int | None:
-        """Return the total to ask for when the next frame has `size` bytes; None when that is not needed, or was asked."""
+    def need(self, size: int) -> bool:
+        """Whether to ask for credit for the next frame, of `size` bytes after the `sent` ones; once for each."""
         total = self.sent + size
         if size <= self.window_bytes // 2 or total <= max(self.granted, self._asked):
-            return None
+            return False
         self._asked = total
-        return total
+        return True
 
 
 class Grants:
@@ -68,7 +68,8 @@ class Grants:
         self.window_bytes = window_bytes
         self._most = most_frame_bytes
         self.granted = 0
-        self._came = self._done = self._needed = 0
+        self._came = self._done = 0
+        self._needed = (0, 0)  # the sender has sent so much, and needs credit up to so much
         self._next = 0.0
 
     @property
@@ -86,20 +87,21 @@ class Grants:
         """Count a frame that is in the journal, or held nothing new."""
         self._done += size
 
-    def need(self, total: int) -> None:
-        """Take in a NEED. Raises ProtocolError when no frame can be that large."""
-        if total > self._came + self.window_bytes + self._most:
-            raise ProtocolError(f"the peer wants to send {total - self._came} bytes in one frame")
-        self._needed = total
+    def need(self, sent: int, total: int) -> None:
+        """Take in a NEED. Raises ProtocolError when it cannot be right."""
+        if not self._came <= sent <= self.granted or not 0 < total - sent <= self._most:
+            raise ProtocolError(f"the peer has sent {sent} bytes and asks for credit up to {total}")
+        self._needed = (sent, total)
 
     def due(self, now: float, lag_bytes: int) -> int | None:
         """Return the total to grant now, None when the present one will do. `lag_bytes`: what waits at the sender."""
         total = self._done + self.window_bytes
-        if self._came == self._done:
-            total = max(total, self._needed)
+        sent, needed = self._needed
+        if self._done == sent:
+            total = max(total, needed)
         if total <= self.granted:
             return None
-        asked = self.granted < self._needed <= total
+        asked = self.granted < needed <= total
         hurried = asked or 2 * (self.granted - self._came) <= self.window_bytes
         if not hurried and now < self._next:
             return None

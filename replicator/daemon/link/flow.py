@@ -176,7 +176,7 @@ class Flow:
         if receiver.grants is not None:
             total = receiver.grants.due(now, self.peer_beat[1] if self.peer_beat else 0)
             if total is not None:
-                bundle.send(wire.total(wire.GRANT, total))
+                bundle.send(wire.grant(total))
         if now >= self._next_ring:
             self._next_ring = now + RING_LAZY_S
             receiver.ring()
@@ -197,8 +197,13 @@ class Flow:
                 self._offer(self.receiver, lane, (flags, first_seq, body))
             return None
         self.count_other(lane, body)
-        if kind == wire.GRANT or kind == wire.NEED:
-            self._credit(kind, wire.TOTAL.unpack(body)[0])
+        if kind == wire.GRANT:
+            if self.shipper is not None and self.shipper.credit is not None:
+                self.shipper.credit.grant(*wire.TOTAL.unpack(body))
+            return None
+        if kind == wire.NEED:
+            if self.receiver is not None and self.receiver.grants is not None:
+                self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
         triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
         if kind == wire.BEAT:
@@ -211,12 +216,6 @@ class Flow:
         if lane.number:
             raise ProtocolError(f"the peer sent something else than records over connection {lane.number + 1}")
         self._other_bytes += wire.HEAD_BYTES + len(body)
-
-    def _credit(self, kind: int, total: int) -> None:
-        if kind == wire.GRANT and self.shipper is not None and self.shipper.credit is not None:
-            self.shipper.credit.grant(total)
-        elif kind == wire.NEED and self.receiver is not None and self.receiver.grants is not None:
-            self.receiver.grants.need(total)
 
     def _offer(self, receiver: Receiver, lane: Lane, frame: Frame) -> bool:
         taken = receiver.offer(*frame)

@@ -135,9 +135,8 @@ class Shipper:
         if credit.room >= size:
             return True
         self._starved_until = credit.sent + size
-        total = credit.need(size)
-        if total is not None:
-            self._bundle.send(wire.total(wire.NEED, total))
+        if credit.need(size):
+            self._bundle.send(wire.need(credit.sent, credit.sent + size))
         return False
 
     def _send(self, lane: Lane, run: Run, now: float) -> None:

@@ -14,7 +14,7 @@
              what a secondary can say about its lag once the primary is silent
     GRANT    u64 total: pulled transfers (core/credits.py): DATA frames may go on up to so many bytes, headers included,
              counted over all connections since the records began to flow
-    NEED     u64 total: the sender's next frame ends there
+    NEED     u64 sent, u64 total: the sender has sent so many bytes, and its next frame ends there
 
 A link has one connection or several. All but DATA go over the first; DATA frames over any of them, with rising first_seq
 on each. A record is at most 64 MiB, so a DATA body is at most that and its header.
@@ -42,6 +42,7 @@ FLAG_ZSTD: Final = 1
 
 TRIPLE = struct.Struct("<QQQ")
 TOTAL = struct.Struct("<Q")
+DOUBLE = struct.Struct("<QQ")
 MAX_DATA_BYTES = MAX_PAYLOAD_BYTES + HEADER_BYTES
 MAX_CONTROL_BYTES = 16 << 20
 _LIMITS = {
@@ -50,7 +51,7 @@ _LIMITS = {
     CONTROL: MAX_CONTROL_BYTES,
     BEAT: TRIPLE.size,
     GRANT: TOTAL.size,
-    NEED: TOTAL.size,
+    NEED: DOUBLE.size,
 }
 _EXACT = frozenset((ACK, BEAT, GRANT, NEED))
 
@@ -77,9 +78,14 @@ def triple(kind: int, a: int, b: int, c: int) -> bytes:
     return HEAD.pack(TRIPLE.size, kind, 0, 0, 0) + TRIPLE.pack(a, b, c)
 
 
-def total(kind: int, value: int) -> bytes:
-    """Return the bytes of a GRANT or NEED frame."""
-    return HEAD.pack(TOTAL.size, kind, 0, 0, 0) + TOTAL.pack(value)
+def grant(total: int) -> bytes:
+    """Return the bytes of a GRANT frame."""
+    return HEAD.pack(TOTAL.size, GRANT, 0, 0, 0) + TOTAL.pack(total)
+
+
+def need(sent: int, total: int) -> bytes:
+    """Return the bytes of a NEED frame."""
+    return HEAD.pack(DOUBLE.size, NEED, 0, 0, 0) + DOUBLE.pack(sent, total)
 
 
 def parse_control(body: memoryview) -> dict[str, Any]:
