@@ -19,7 +19,7 @@ from crc32c import crc32c
 
 from replicator.core.events import Effect, Event, LinkUp, StartReceiving, StartShipping
 from replicator.core.records import HEADER_BYTES, pack_header
-from replicator.core.transfer import Transfer
+from replicator.core.transfer import Transfer, from_map
 from replicator.daemon.identity import Identity, load_or_create
 from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.flow import Flow
@@ -190,15 +190,17 @@ def connect_tls(folder: Path, listener: socket.socket, port: int) -> tuple[TlsSt
 class LinkPair:
     """Both sides, connected. `a` ships, and makes the connections."""
 
-    def __init__(self, folder: Path, capacity: int = 32 << 20, settings: Transfer | None = None) -> None:
+    def __init__(
+        self, folder: Path, capacity: int = 32 << 20, settings: Transfer | None = None, sink_capacity: int = 0
+    ) -> None:
         self.folder = folder
         self.settings = settings or Transfer()
         self.kept: dict[str, Any] = {}
         """What the sink made durable of the source's settings."""
-        self.a, self.b = Side(folder / "a", capacity), Side(folder / "b", capacity)
+        self.a, self.b = Side(folder / "a", capacity), Side(folder / "b", sink_capacity or capacity)
         self.source, self.sink = Scripted(StartShipping(1)), Scripted(StartReceiving(1, 0))
         self.loop_a = make_loop(self.a, self.source, "a", lambda: self.settings, self._open_more)
-        self.loop_b = make_loop(self.b, self.sink, "b", persist=self.kept.update)
+        self.loop_b = make_loop(self.b, self.sink, "b", lambda: from_map(self.kept), persist=self.kept.update)
         self.sink.dials = False
 
     def connect(self) -> LinkPair:
