@@ -15,9 +15,10 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.pool_members import COMMANDS, is_uri, member_path, show_work
 from replicator.cli.poolscrub import scrub, show_health
-from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_size
 from replicator.control import someone_listens
 from replicator.core.errors import (
+from replicator.core.sizes import parse_size
     AlreadyExists,
     BadInput,
     DaemonNotRunning,

@@ -1,7 +1,7 @@
 """What this node keeps of a pair: STATE/pairs/<group uuid>.json. Roles and positions are the target's, not here.
 
-{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0,
-"budget": what may be lost with the primary, see core/rpo.py, or {}}
+{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "budget": what may be lost with the
+primary (core/rpo.py) or {}, and the settings of core.transfer.Transfer}
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from replicator.core.errors import BadInput, IntegrityError, NotFound
 from replicator.core.rpo import budget_from
+from replicator.core.transfer import PUSH, Transfer, from_map
 from replicator.daemon.durablefile import read_json, remove, write_json
 
 
@@ -25,8 +26,18 @@ class PairConfig:
     peer: str
     split: bool = False
     handover: str = ""
+    connections: int = 1
+    transfer: str = PUSH
+    window: int = Transfer.window
     compress: int = 0
     budget: dict[str, Any] = field(default_factory=dict)
+    limit: int = 0
+    schedule: str = ""
+
+    @property
+    def settings(self) -> Transfer:
+        """How it moves its records."""
+        return from_map(asdict(self))
 
 
 class PairStore:
@@ -88,6 +99,7 @@ def _load(path: Path) -> PairConfig:
         if pair.group != path.stem or not all(isinstance(v, str) for v in (pair.name, pair.peer, pair.handover)):
             raise ValueError("its fields do not fit")
         budget_from(pair.budget)
+        _ = pair.settings
     except (TypeError, ValueError, BadInput) as exc:
         raise IntegrityError(f"{path} is damaged: {exc}", "remove it and create the pair again") from exc
     return pair
