@@ -13,10 +13,11 @@ The caller keeps tail, redo point and reset of this process away meanwhile, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from replicator.core.errors import NotFound, Refused
 from replicator.journal.files import RandomFile
-from replicator.journal.layout import files_of, next_start, pruned, with_file, without_file
+from replicator.journal.layout import Layouts, files_of, next_start, pruned, with_file, without_file
 from replicator.journal.page import HEAD_OFF, TAIL_OFF, Page
 from replicator.journal.ring import Journal
 
@@ -73,3 +74,27 @@ def release(journal: Journal, page: Page) -> set[int]:
     new: Mapping[int, RandomFile] = {}
     journal.relayout(after, new, journal.super.next_index)
     return files_of(before) - files_of(after)
+
+
+def files_facts(journal: Journal) -> list[dict[str, Any]]:
+    """What the journal is made of: {index, path, size, state}; size in bytes of ring, state "in use" or "draining"."""
+    layouts = journal.super.ring()
+    newest = files_of(layouts[-1:])
+    source = journal.source
+    return [
+        {
+            "index": index,
+            "path": source.path(index),
+            "size": _bytes_of(layouts, index),
+            "state": "in use" if index in newest else "draining",
+        }
+        for index in sorted(files_of(layouts))
+    ]
+
+
+def _bytes_of(layouts: Layouts, index: int) -> int:
+    """Bytes of a file in the newest layout that has it."""
+    for layout in reversed(layouts):
+        if size := sum(extent.length for extent in layout.extents if extent.file == index):
+            return size
+    return 0

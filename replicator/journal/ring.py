@@ -60,26 +60,30 @@ _TAIL_LOOKS = 200
 _LAYOUT_LOOKS = 50
 
 
+class Undecided(OSError):
+    """The superblock that decides what the journal is made of may or may not be written: the journal must be sealed."""
+
+
 class Journal:
     """A ring of records over its files. Not thread-safe for appends: the caller orders them."""
 
     def __init__(self, source: JournalFiles, files: Mapping[int, RandomFile], page: Page, sup: Super) -> None:
         """Wrap an opened journal; use `create` or `open`."""
-        self._source = source
+        self.source = source
         self._u64 = page.u64
         self._adopt(files, sup)
         self._synced_off = sup.tail_off
 
     def _adopt(self, files: Mapping[int, RandomFile], sup: Super) -> None:
         """Take over what the ring is made of now. Nobody appends through this object meanwhile."""
-        self._files = dict(files)
+        layouts = sup.ring()
         self.super = sup
-        self._layouts = sup.ring()
-        self.capacity = self._layouts[-1].capacity
+        self._ring = dict(files), layouts  # together: a sync may look at them while they change
+        self.capacity = layouts[-1].capacity
         """Bytes of the ring; in the replicator those it last heard of."""
         self._layout_gen = sup.layout_gen
         self._run_lo = self._run_hi = self._run_shift = 0  # logical offsets that lie in one file, and by how much off
-        self._pwritev = self._files[anchor_of(self._layouts)].pwritev
+        self._pwritev = files[anchor_of(layouts)].pwritev
 
     @classmethod
     def create(cls, source: RandomFile | JournalFiles, page: Page, group: bytes, capacity: int) -> Journal:
@@ -104,12 +108,15 @@ class Journal:
         files, sup = open_all(found, {})
         return cls(found, files, page, sup)
 
-    def follow_layout(self) -> None:
-        """Learn of a change of the layouts that the target has made. Raises OSError."""
-        wanted = self._u64[LAYOUT_GEN]
+    def follow(self) -> None:
+        """Learn of a change of the layouts that the target has made, if there is one. Raises OSError."""
+        if self._u64[LAYOUT_GEN] > self._layout_gen:
+            self._follow(self._u64[LAYOUT_GEN])
+
+    def _follow(self, wanted: int) -> None:
         for _ in range(_LAYOUT_LOOKS):
             try:
-                files, sup = open_all(self._source, self._files)
+                files, sup = open_all(self.source, self._ring[0])
             except IntegrityError as exc:
                 raise OSError(errno.EIO, exc.message) from exc
             if sup.layout_gen >= wanted:
@@ -117,7 +124,7 @@ class Journal:
             time.sleep(0.002)  # it was read while it was being written
         else:
             raise OSError(errno.EIO, "the journal's files do not tell what it is made of")
-        old = self._files
+        old = self._ring[0]
         self._adopt(files, sup)
         for index in old.keys() - files.keys():
             old[index].close()
@@ -174,7 +181,7 @@ class Journal:
 
     def _walk(self, off: int, next_seq: int, epoch: int, stop: int | None) -> tuple[int, int, int]:
         """Walk valid records from `off`; returns (offset behind the last, its seq, its epoch)."""
-        limit = max(off + self.capacity, self._layouts[-1].start) if stop is None else stop
+        limit = max(off + self.capacity, self._ring[1][-1].start) if stop is None else stop
         seq = next_seq - 1
         want = _SCAN_BYTES
         while off < limit:
@@ -224,11 +231,10 @@ class Journal:
     # -- appending ------------------------------------------------------------------------------------------------
 
     def room_for(self, total_bytes: int) -> bool:
-        """Say whether a record or run of that many bytes fits before the tail. Raises OSError as `follow_layout`."""
+        """Say whether a record or run of that many bytes fits before the tail. Raises OSError as `follow`."""
         u64 = self._u64
         tail = u64[TAIL_OFF]
-        if u64[LAYOUT_GEN] > self._layout_gen:  # after the tail: it may have moved because of what is new
-            self.follow_layout()
+        self.follow()  # after the tail was read: it may have moved because of what is new
         return u64[HEAD_OFF] + total_bytes - tail <= self.capacity
 
     def append(self, header: bytes, payload: Buffer | None, seq: int, epoch: int) -> None:
@@ -257,11 +263,11 @@ class Journal:
         u64[HEAD_OFF] = off + len(run)
 
     def _write(self, data: Buffer, off: int) -> None:
-        if self._u64[LAYOUT_GEN] > self._layout_gen:
-            self.follow_layout()
+        self.follow()
         if off < self._run_lo or off >= self._run_hi:
-            piece = piece_at(self._layouts, off)
-            self._pwritev = self._files[piece.file].pwritev
+            files, layouts = self._ring
+            piece = piece_at(layouts, off)
+            self._pwritev = files[piece.file].pwritev
             self._run_shift = DATA_START + piece.at - piece.lo
             self._run_lo, self._run_hi = piece.lo, piece.hi
         n = self._run_hi - off
@@ -282,11 +288,11 @@ class Journal:
 
     def read_into(self, buf: memoryview, off: int) -> None:
         """Fill `buf` from logical offset `off`. Raises OSError(EIO) when a file is shorter than its part."""
-        if self._u64[LAYOUT_GEN] > self._layout_gen:
-            self.follow_layout()
+        self.follow()
+        files, layouts = self._ring
         done = 0
-        for file, at, length in pieces(self._layouts, off, len(buf)):
-            if self._files[file].preadinto(buf[done : done + length], DATA_START + at) != length:
+        for file, at, length in pieces(layouts, off, len(buf)):
+            if files[file].preadinto(buf[done : done + length], DATA_START + at) != length:
                 raise OSError(errno.EIO, "journal file is shorter than its part of the ring")
             done += length
 
@@ -346,12 +352,17 @@ class Journal:
         """Durable: every record handed to append before the call. A failure is final: the journal must be sealed."""
         u64 = self._u64
         head = u64[HEAD_OFF]
-        if u64[LAYOUT_GEN] > self._layout_gen:
-            self.follow_layout()
-        since = max(self._synced_off, u64[TAIL_OFF])  # what lies before the tail is not kept
-        span = max(head - since, 0) + HEADER_BYTES  # and what forget_beyond_head() destroyed
-        for file in {file for file, _at, _length in pieces(self._layouts, min(since, head), span)}:
-            self._files[file].fdatasync()
+        self.follow()
+        ring = self._ring
+        since = min(max(self._synced_off, u64[TAIL_OFF]), head)  # what lies before the tail is not kept
+        span = head - since + HEADER_BYTES  # and what forget_beyond_head() destroyed
+        try:
+            for file in {file for file, _at, _length in pieces(ring[1], since, span)}:
+                ring[0][file].fdatasync()
+        except OSError as exc:
+            if exc.errno == errno.EBADF and self._ring is not ring:
+                return self.sync()  # it was released meanwhile: nothing in it is kept
+            raise
         if head > self._synced_off:
             self._synced_off = head
 
@@ -373,7 +384,7 @@ class Journal:
         It begins where the newest layout does, so that files which were removed are free.
         """
         # Offsets never fall, also when the head was not looked for.
-        off = max(self._u64[HEAD_OFF], self.super.redo_off, self._layouts[-1].start)
+        off = max(self._u64[HEAD_OFF], self.super.redo_off, self._ring[1][-1].start)
         self._write_super(
             self.super._replace(tail_off=off, tail_seq=seq + 1, redo_off=off, redo_seq=seq + 1, min_epoch=epoch)
         )
@@ -394,8 +405,7 @@ class Journal:
 
         new: files that were not in it, prepared (volumes.prepare). The caller sees to it that the newest layout begins
         where `layout.next_start` says and that the tail stands still; nobody reads through this object meanwhile.
-        Durable: the layouts, before anybody can go by them. OSError: nothing has changed, unless it is of the anchor's
-        superblock, which may or may not be written: then the journal must be given up.
+        Durable: the layouts, before anybody can go by them. OSError: nothing has changed; Undecided: nobody knows.
         """
         sup = self.super._replace(
             generation=self.super.generation + 1,
@@ -404,7 +414,7 @@ class Journal:
             next_index=next_index,
             layout_gen=self.super.layout_gen + 1,
         )
-        files = {index: file for index, file in {**self._files, **new}.items() if index in files_of(layouts)}
+        files = {index: file for index, file in {**self._ring[0], **new}.items() if index in files_of(layouts)}
         anchor, stays = anchor_of(layouts), files_of(layouts[-1:])
         for index, file in files.items():
             if index != anchor:
@@ -413,11 +423,14 @@ class Journal:
                 except OSError:
                     if index in stays:
                         raise
-        write_slot(files[anchor], sup, anchor)
+        try:
+            write_slot(files[anchor], sup, anchor)
+        except OSError as exc:
+            raise Undecided(exc.errno, exc.strerror) from exc
         if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
             sup = sup._replace(generation=sup.generation + 1)
             write_slot(files[anchor], sup, anchor)
-        old = self._files
+        old = self._ring[0]
         self._adopt(files, sup)
         self._u64[LAYOUT_GEN] = sup.layout_gen
         for index in old.keys() - files.keys():
@@ -425,9 +438,9 @@ class Journal:
 
     def _put_super(self, sup: Super) -> None:
         anchor = anchor_of(sup.ring())
-        write_slot(self._files[anchor], sup, anchor)
+        write_slot(self._ring[0][anchor], sup, anchor)
 
     def close(self) -> None:
         """Release the files."""
-        for file in self._files.values():
+        for file in self._ring[0].values():
             file.close()

@@ -10,6 +10,7 @@ a device should be named by one that stays, as /dev/disk/by-id does.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,16 +37,24 @@ class JournalFiles:
         """Open a file. Raises OSError."""
         return self._file
 
+    def path(self, index: int) -> str:
+        """Where a file is, for people."""
+        return f"file {index}"
+
+    def discard(self, index: int) -> None:
+        """Forget a file that has no part in the ring. Durable: that."""
+
 
 class JournalDirectory(JournalFiles):
     """The files of a journal whose names lie in a directory."""
 
     def __init__(self, directory: Path) -> None:
-        self._dir = directory
+        self.directory = directory
+        """A group that is being made changes its name when it is whole."""
 
     def indices(self) -> list[int]:
         """See JournalFiles."""
-        names = (name for name in os.listdir(self._dir) if name == _NAME or name.startswith(f"{_NAME}."))
+        names = (name for name in os.listdir(self.directory) if name == _NAME or name.startswith(f"{_NAME}."))
         parts = (name.partition(".")[2] for name in names)
         return sorted(int(part or "0") for part in parts if part.isdecimal() or not part)
 
@@ -55,10 +64,10 @@ class JournalDirectory(JournalFiles):
 
     def name(self, index: int) -> Path:
         """The name of a file here: itself, or a link to it."""
-        return self._dir / (f"{_NAME}.{index}" if index else _NAME)
+        return self.directory / (f"{_NAME}.{index}" if index else _NAME)
 
     def path(self, index: int) -> str:
-        """Where a file really is."""
+        """See JournalFiles."""
         name = self.name(index)
         return os.readlink(name) if name.is_symlink() else str(name)
 
@@ -66,12 +75,22 @@ class JournalDirectory(JournalFiles):
         """Name the file at `path`. Durable: the name."""
         self.name(index).unlink(missing_ok=True)
         self.name(index).symlink_to(path)
-        sync_directory(self._dir)
+        sync_directory(self.directory)
 
-    def unlink(self, index: int) -> None:
-        """Forget a file's name. Durable: that."""
-        self.name(index).unlink(missing_ok=True)
-        sync_directory(self._dir)
+    def discard(self, index: int) -> None:
+        """See JournalFiles. A file is deleted; a device is told that it belongs to nobody, if it takes that."""
+        name, path = self.name(index), Path(self.path(index))
+        try:
+            if stat.S_ISBLK(path.stat().st_mode):
+                device = PlainFile(path)
+                device.pwrite_durable(bytes(DATA_START), 0)
+                device.close()
+            else:
+                path.unlink()
+        except OSError:
+            pass  # it may be what broke
+        name.unlink(missing_ok=True)
+        sync_directory(self.directory)
 
 
 def open_all(files: JournalFiles, have: Mapping[int, RandomFile]) -> tuple[dict[int, RandomFile], Super]:

@@ -73,7 +73,7 @@ def forgotten_early(monkeypatch: pytest.MonkeyPatch) -> None:
     def early(journal: ring.Journal, page: Any) -> set[int]:
         gone = layout.files_of(journal.super.ring()) - layout.files_of(layout.pruned(journal.super.ring(), page[10]))
         for index in gone:
-            journal._files[index].pwrite_durable(bytes(8192), 0)
+            journal._ring[0][index].pwrite_durable(bytes(8192), 0)
         return right(journal, page)
 
     monkeypatch.setattr(relayout, "release", early)
@@ -111,7 +111,8 @@ def half_synced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(self: ring.Journal) -> None:
         head = self._u64[3]
-        self._files[layout.piece_at(self._layouts, head).file].fdatasync()
+        files, layouts = self._ring
+        files[layout.piece_at(layouts, head).file].fdatasync()
 
     monkeypatch.setattr(ring.Journal, "sync", wrong)
 
@@ -124,7 +125,7 @@ def at_head(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """The appender does not look whether the ring was changed."""
-    monkeypatch.setattr(ring.Journal, "follow_layout", lambda self: None)
+    monkeypatch.setattr(ring.Journal, "follow", lambda self: None)
 
 
 BUGS = [forgotten_early, out_of_place, capacity_of_old, released_early, half_synced, at_head, deaf]
