@@ -59,6 +59,12 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.adopt": adopt,
         "group.list": listing,
         "group.delete": delete,
+        "group.add_journal": lambda args: groups.add_journal(
+            arguments.text(args, "group"), arguments.path(args, "path"), _journal_bytes(args, "size")
+        ),
+        "group.remove_journal": lambda args: groups.remove_journal(
+            arguments.text(args, "group"), arguments.text(args, "path")
+        ),
         "group.status": on(lambda g, a: g.status(settle=arguments.flag(a, "settle"))),
         "group.policy": on(lambda g, a: g.set_policy(dict(a))),
         "group.arm": on(lambda g, a: g.arm()),
@@ -78,8 +84,8 @@ def handlers(target: Target) -> dict[str, Handler]:
     }
 
 
-def _journal_bytes(args: dict[str, Any]) -> int:
-    return arguments.integer(args, "journal_bytes", DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
+def _journal_bytes(args: dict[str, Any], key: str = "journal_bytes") -> int:
+    return arguments.integer(args, key, DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
 
 
 def _position(args: dict[str, Any], key: str) -> int | None:

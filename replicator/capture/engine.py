@@ -134,7 +134,8 @@ class GroupEngine:
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
-        self._room_bytes = journal.capacity - RESERVE_BYTES
+        self._room_bytes = 0
+        self.resized()
         self._inflight: set[int] = set()
         self._ticket = 0
         self._last_time = state.last_time_ns
@@ -244,6 +245,10 @@ class GroupEngine:
     def epoch(self) -> int:
         """The epoch new records belong to, 0 before there is one."""
         return self.state.hist[-1][0] if self.state.hist else 0
+
+    def resized(self) -> None:
+        """Take note of the journal's size. The caller holds the group lock, or is alone."""
+        self._room_bytes = self.journal.capacity - RESERVE_BYTES
 
     # -- host requests --------------------------------------------------------------------------------------------
 

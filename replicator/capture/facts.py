@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture.state import JOURNAL, PRIMARY
+from replicator.journal.relayout import files_facts
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -51,6 +52,7 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
             "peer_durable_off": u64[PEER_DURABLE_OFF],
+            "files": files_facts(engine.journal),
         },
         "bitmaps": {
             start: sum(m.count(1 << slot) for m in engine.bitmaps.maps) for slot, start in sorted(state.bitmaps.items())

@@ -17,6 +17,7 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     PEER_DURABLE_OFF    replicator                    OUR journal offset the peer holds durably
     LINK                replicator                    0 down, 1 up, 2 streaming
     SYNC_ON             target                        writes wait for the peer
+    LAYOUT_GEN          target                        rises when the journal is made of other files (ring.py)
     *_ASLEEP            the sleeper                   its doorbell must be rung
 """
 
@@ -50,6 +51,7 @@ SYNC_ON: Final = 17
 TARGET_ASLEEP: Final = 18
 REPLICATOR_ASLEEP: Final = 19
 REPLICATOR_BEAT_MS: Final = 20
+LAYOUT_GEN: Final = 25
 SLOTS: Final = 32
 
 PAGE_MAGIC: Final = 0x3147_4150_5253_46
