@@ -4,6 +4,7 @@
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
+    STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
     RUN/<uuid>.page .t .r            counters and doorbells
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import uuid as uuids
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbdplugin import journalhost
+from nbdplugin.cuthost import CutHost
 from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
 from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
@@ -60,6 +61,9 @@ class GroupHost:
         self._services: dict[str, GroupService] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
+        self.cuts = CutHost(
+            state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services
+        )
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -76,7 +80,9 @@ class GroupHost:
                 self._set_broken(entry.name, exc)
                 continue
             self._services[entry.name] = service
+            self.cuts.hold_at_start(service.engine)
             service.start(wait_for_peer=True)
+        self.cuts.start()
 
     def _open_one(self, uuid: str) -> GroupService:
         listed = self._listed(uuid)
@@ -89,6 +95,7 @@ class GroupHost:
         ]
         engine = open_engine(parts, marked)
         service = self._service(engine, uuid)
+        self.cuts.join(service, self._dir / uuid)
         self._exports.join_group([v["name"] for v in listed["volumes"]], service)
         return service
 
@@ -126,12 +133,14 @@ class GroupHost:
 
     def close(self) -> None:
         """Stop every group. Durable: everything of them."""
+        self.cuts.stop()
         for service in self._services.values():
             try:
                 service.stop()
             except Exception as exc:  # outermost: the other groups are stopped in order all the same
                 name = service.engine.state.name
                 self._events.add("group.unclean", f"group {name} was not stopped in order: {exc}", group=name)
+        self.cuts.close()
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +155,7 @@ class GroupHost:
             maps=maps,
             volumes=served,
             pool_sync=lambda: _sync(pool, served),
-            clock_ns=time.time_ns,
+            clock=self.cuts.clock,
             boot=self._boot,
         )
 
@@ -172,6 +181,10 @@ class GroupHost:
         """Names of all groups, broken ones included."""
         broken = [b["name"] for b in self._broken.values()]
         return sorted([s.engine.state.name for s in self._services.values()] + broken)
+
+    def services(self) -> list[GroupService]:
+        """Every group that is served."""
+        return list(self._services.values())
 
     def get(self, which: str) -> GroupService:
         """The group with this name or uuid. Raises NotFound, MediumError when it could not be opened."""
@@ -289,6 +302,7 @@ class GroupHost:
             parts = self._parts(new, uuid, volumes)
             engine = create_engine(parts, state, journal_bytes)
             service = self._service(engine, uuid)
+            self.cuts.join(service, new)
             self._exports.join_group(names, service)
             sync_directory(new)
             new.rename(final)
@@ -303,6 +317,7 @@ class GroupHost:
             shutil.rmtree(new, ignore_errors=True)
             raise
         self._services[uuid] = service
+        self.cuts.hold_at_start(engine)
         service.start()
         return service
 
@@ -345,6 +360,7 @@ class GroupHost:
                 )
             self._exports.leave_group(names, self._pools.require().sync)
             del self._services[state.uuid]
+            self.cuts.leave(state.uuid)
             try:
                 service.stop()
             finally:

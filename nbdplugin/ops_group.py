@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
+from replicator.capture.marking import state_host_time
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
 
@@ -42,6 +43,13 @@ def handlers(target: Target) -> dict[str, Handler]:
 
     def delete(args: dict[str, Any]) -> None:
         groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"), arguments.flag(args, "undo"))
+
+    def promote(service: GroupService, args: dict[str, Any]) -> dict[str, Any]:
+        force = arguments.flag(args, "force")
+        if args.get("marker") is not None:
+            groups.cuts.markers.stand_at(service, arguments.integer(args, "marker"))
+            return service.promote(force)
+        return service.promote(force, arguments.flag(args, "at_limit"))
 
     def on(run: Callable[[GroupService, dict[str, Any]], object]) -> Handler:
         """An operation of one group; `run` gets the arguments without `group`."""
@@ -79,7 +87,8 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.sync_on": on(lambda g, a: g.set_sync(arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),
-        "group.promote": on(lambda g, a: g.promote(arguments.flag(a, "force"))),
+        "group.promote": on(promote),
+        "group.host_time": on(lambda g, a: state_host_time(g, arguments.integer(a, "time_ns"))),
         "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"), _position(a, "upto"))),
     }
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
 from replicator.capture.follower import apply_all, checkpoint, redo_all
 from replicator.capture.ringchange import drop_orphans
@@ -55,7 +56,7 @@ class Parts:
     maps: Sequence[MapFile]
     volumes: Sequence[Volume]
     pool_sync: Callable[[], None]
-    clock_ns: Callable[[], int]
+    clock: WriteClock
     boot: int
 
 
@@ -182,7 +183,7 @@ def _assemble(parts: Parts, state: GroupState, state_file: StateFile, journal: J
         bitmaps,
         parts.volumes,
         parts.pool_sync,
-        parts.clock_ns,
+        parts.clock,
         parts.boot,
     )
 

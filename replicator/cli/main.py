@@ -29,6 +29,8 @@ COMMANDS = {
     "group": ("group", "group", "Volumes that share one write order."),
     "peer": ("peer", "peer", "Other nodes this one trusts."),
     "pair": ("pair", "pair", "A group here and its copy on a peer."),
+    "set": ("cutset", "cutset", "Groups whose copies are consistent with each other."),
+    "marker": ("marker", "marker", "One named instant over groups of several nodes."),
     "attach": ("attach", "attach", "Make a volume a kernel block device, /dev/nbdN."),
     "detach": ("attach", "detach", "Take an attached device away."),
     "switchover": ("roles", "switchover", "Swap roles as planned; nothing is lost."),

@@ -32,6 +32,8 @@ class Node:
     contexts: Contexts
     events: EventLog
     pairs: Pairs
+    remote_handlers: dict[str, Any] = field(default_factory=dict)
+    """Operations for peers of parts that are made after the node: op -> function(peer, args)."""
     started: float = field(default_factory=time.time)
     rpo_verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     """By (group, peer): how the pair's budget was found last. Written by RpoWatch."""

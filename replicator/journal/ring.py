@@ -158,6 +158,14 @@ class Journal:
         if length > 0:
             self._write(bytes(length), off)
 
+    def end_at(self, off: int, seq: int, epoch: int) -> None:
+        """Let the chain end at `off`, behind record `seq` of `epoch`; what lay beyond is no record any more.
+
+        Durable: nothing until `sync`; until then power loss may bring it back.
+        """
+        self._publish_head(off, seq, epoch)
+        self.forget_beyond_head()
+
     def rewrite(self) -> None:
         """Write every record from tail to head where it is, and sync. For a page cache that may differ from the disk.
 

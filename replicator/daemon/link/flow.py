@@ -21,6 +21,7 @@ from replicator.daemon.link.packing import Gain
 from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    BEACON_PACE_MS,
     HEAD_OFF,
     HEAD_SEQ,
     LINK,
@@ -61,7 +62,7 @@ class Flow:
         self._gather_until = 0.0
         self._gathers = False
         self._other_bytes = 0  # of frames that are no DATA
-        self.peer_beat: tuple[int, int, int] | None = None
+        self.peer_beat: tuple[int, int] | None = None
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
@@ -163,7 +164,7 @@ class Flow:
             self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
         shipper.shrink()
         if now >= self._next_beat and not bundle.first.unsent:
-            self._next_beat = now + BEAT_S
+            self._next_beat = now + (u64[BEACON_PACE_MS] / 1000 or BEAT_S)
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
@@ -205,11 +206,13 @@ class Flow:
             if self.receiver is not None and self.receiver.grants is not None:
                 self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
-        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
         if kind == wire.BEAT:
-            self.peer_beat = triple
+            head_seq, unsent_bytes, *beacon = wire.BEAT_BODY.unpack(body)
+            self.peer_beat = head_seq, unsent_bytes
+            if self.receiver is not None:
+                self.receiver.note_beacon(*beacon)
             return None
-        return self._acked(triple, now)
+        return self._acked(wire.TRIPLE.unpack(body), now)
 
     def count_other(self, lane: Lane, body: memoryview) -> None:
         """Count a frame that is no DATA. Raises ProtocolError when it came over another than the first connection."""

@@ -388,8 +388,8 @@ class PairLoop:
             facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
         facts["peer_beat"] = None
         if flow.peer_beat is not None:
-            head_seq, behind_bytes, write_time_ns = flow.peer_beat
-            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": behind_bytes, "write_time_ns": write_time_ns}
+            head_seq, unsent_bytes = flow.peer_beat
+            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": unsent_bytes}
         return facts
 
     def _feed(self, event: Event, now: float) -> None:
