@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
-from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY
+from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
@@ -67,8 +67,10 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
                 f"journal of group {engine.state.name} is damaged at offset {at}: {e}",
                 "split the pair and resync it; the pool still holds the last consistent image",
             ) from e
+        if engine.preimages is not None and not engine.recovering:
+            records = engine.preimages.before(engine, records, view)
         _apply_records(engine, at, records, view)
-        return len(view)
+        return records[-1][1] + records[-1][0].payload_len
 
 
 def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int]], view: memoryview) -> None:
@@ -187,9 +189,19 @@ def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
         _apply_control(engine, header)
 
 
-def _check_range(engine: GroupEngine, header: Header) -> None:
+def in_range(engine: GroupEngine, header: Header) -> bool:
+    """Say whether a record that changes data lies in a volume of the group."""
     volumes = engine.volumes
-    if header.volume >= len(volumes) or header.offset + header.length > volumes[header.volume].size:
+    return header.volume < len(volumes) and header.offset + header.length <= volumes[header.volume].size
+
+
+def completes_copy(state: GroupState, header: Header) -> bool:
+    """Say whether this SYNCED record ends the copy under way here."""
+    return state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq
+
+
+def _check_range(engine: GroupEngine, header: Header) -> None:
+    if not in_range(engine, header):
         raise IntegrityError(
             f"record {header.seq} writes outside volume {header.volume} of group {engine.state.name}",
             "the two sides disagree about sizes: resync the pair",
@@ -214,7 +226,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
             engine.bitmaps.drop_older(header.offset)
             engine.save()
     elif header.kind == Kind.SYNCED:
-        if state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq:
+        if completes_copy(state, header):
             with engine.lock:
                 engine.sync_pool()
                 engine.commit(copy=OK, floor=header.seq, copy_id="")
