@@ -4,6 +4,7 @@
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
+    STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
     RUN/<uuid>.page .t .r            counters and doorbells
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
@@ -28,6 +29,7 @@ from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.retention import open_recorder, remove_ring
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
@@ -148,7 +150,20 @@ class GroupHost:
             pool_sync=lambda: _sync(pool, served),
             clock_ns=time.time_ns,
             boot=self._boot,
+            preimages=open_recorder(directory, uuid, lambda why: self.note_retention(uuid, why)),
         )
+
+    def directory(self, uuid: str) -> Path:
+        """Where the files of a group are."""
+        return self._dir / uuid
+
+    def note_retention(self, uuid: str, why: str) -> None:
+        """What a group overwrites is no longer recorded."""
+        try:
+            name = self._listed(uuid)["name"]
+        except MediumError:
+            name = uuid
+        self._events.add("retention.failed", f"group {name} no longer keeps what it overwrites: {why}", group=name)
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
         own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
@@ -384,6 +399,7 @@ class GroupHost:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
         journal = directory / "journal"
         elsewhere = journal.resolve() if journal.is_symlink() else None
+        remove_ring(directory)
         directory.rename(gone)
         sync_directory(self._dir)
         if elsewhere is not None and not _is_block_device(str(elsewhere)):

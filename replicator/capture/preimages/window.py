@@ -137,6 +137,16 @@ class Window:
         return bool(self._super.flags & _ACTIVE)
 
     @property
+    def chain(self) -> int:
+        """Another number whenever everything was forgotten."""
+        return self._super.least_life if self.active else 0
+
+    @property
+    def end_off(self) -> int:
+        """Logical offset behind the last whole record."""
+        return self._whole_off
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of the ring that are in use."""
         return self.head_off - self.tail_off
@@ -304,7 +314,10 @@ class Window:
     # -- coming up again ------------------------------------------------------------------------------------------
 
     def _find_end(self) -> None:
-        """Walk the chain from the tail; drop a torn frame, or a record that is not whole, at its end."""
+        """Walk the chain from the tail; drop a torn frame, or a record that is not whole, at its end.
+
+        Durable: all that is kept; after a kill the last frame may be in the page cache alone.
+        """
         limit = self.tail_off + self.capacity
         reader = _Reader(self._read, limit)
         off, least, before = self.tail_off, self._super.least_life, None
@@ -323,6 +336,9 @@ class Window:
             raise IntegrityError(f"it is damaged at offset {off}")
         if off > self._whole_off:
             self._wipe_heads(self._whole_off, off)
+        elif before is not None:
+            self._write(self._read(before[0].off, before[0].length), before[0].off)  # a sync of it may have failed
+            self._file.fdatasync()
         self.head_off = self._whole_off
 
     def _is_whole(self, head: Head, entries: list[Entry]) -> bool:
