@@ -5,6 +5,7 @@
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
     STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
+    STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
     RUN/<uuid>.page .t .r            counters and doorbells
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
@@ -29,6 +30,7 @@ from nbdplugin.groupevents import describe_event
 from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.retention import open_recorder, remove_ring
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
@@ -157,7 +159,20 @@ class GroupHost:
             pool_sync=lambda: _sync(pool, served),
             clock=self.cuts.clock,
             boot=self._boot,
+            preimages=open_recorder(directory, uuid, lambda why: self.note_retention(uuid, why)),
         )
+
+    def directory(self, uuid: str) -> Path:
+        """Where the files of a group are."""
+        return self._dir / uuid
+
+    def note_retention(self, uuid: str, why: str) -> None:
+        """What a group overwrites is no longer recorded."""
+        try:
+            name = self._listed(uuid)["name"]
+        except MediumError:
+            name = uuid
+        self._events.add("retention.failed", f"group {name} no longer keeps what it overwrites: {why}", group=name)
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
         own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
@@ -382,6 +397,7 @@ class GroupHost:
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
+        remove_ring(directory)
         directory.rename(gone)
         sync_directory(self._dir)
         journalhost.remove_all(gone)

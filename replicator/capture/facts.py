@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture.state import JOURNAL, PRIMARY
-from replicator.journal.relayout import files_facts
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -20,6 +19,7 @@ from replicator.journal.page import (
     TAIL_OFF,
     TAIL_SEQ,
 )
+from replicator.journal.relayout import files_facts
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine

@@ -27,6 +27,7 @@ COMMANDS = {
     "pool": ("pool", "pool", "The RAID-striped pool that volumes lie on."),
     "volume": ("volume", "volume", "Block devices in the pool."),
     "group": ("group", "group", "Volumes that share one write order."),
+    "snapshot": ("asof", "snapshot", "Show a group as it was at an earlier instant."),
     "peer": ("peer", "peer", "Other nodes this one trusts."),
     "pair": ("pair", "pair", "A group here and its copy on a peer."),
     "set": ("cutset", "cutset", "Groups whose copies are consistent with each other."),
