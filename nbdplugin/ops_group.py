@@ -22,7 +22,12 @@ DEFAULT_JOURNAL_BYTES = 256 << 20
 
 def handlers(target: Target) -> dict[str, Handler]:
     """The operations, by name."""
-    groups = target.groups
+    groups, told = target.groups, target.views.told
+
+    def attach(service: GroupService, args: dict[str, Any]) -> object:
+        step = _known(args, "p", "c", "epoch", "hist", "masks", "copy_id", "full")
+        target.views.keep_image(service, step["masks"], full=bool(step["full"]))
+        return service.attach(**step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -39,7 +44,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         return service.status()
 
     def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
-        return groups.statuses()
+        return [told(one) for one in groups.statuses()]
 
     def delete(args: dict[str, Any]) -> None:
         groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"), arguments.flag(args, "undo"))
@@ -67,7 +72,13 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.adopt": adopt,
         "group.list": listing,
         "group.delete": delete,
-        "group.status": on(lambda g, a: g.status(settle=arguments.flag(a, "settle"))),
+        "group.add_journal": lambda args: groups.add_journal(
+            arguments.text(args, "group"), arguments.path(args, "path"), _journal_bytes(args, "size")
+        ),
+        "group.remove_journal": lambda args: groups.remove_journal(
+            arguments.text(args, "group"), arguments.text(args, "path")
+        ),
+        "group.status": on(lambda g, a: told(g.status(settle=arguments.flag(a, "settle")))),
         "group.policy": on(lambda g, a: g.set_policy(dict(a))),
         "group.arm": on(lambda g, a: g.arm()),
         "group.disarm": on(lambda g, a: g.disarm()),
@@ -76,7 +87,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             lambda g, a: g.begin_copy(_position(a, "c"), a["peer_bitmaps"], arguments.text(a, "copy_id"))
         ),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),
-        "group.attach": on(lambda g, a: g.attach(**_known(a, "p", "c", "epoch", "hist", "masks", "copy_id", "full"))),
+        "group.attach": on(attach),
         "group.link": on(lambda g, a: g.set_link(arguments.flag(a, "up"))),
         "group.sync_on": on(lambda g, a: g.set_sync(arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
@@ -87,8 +98,8 @@ def handlers(target: Target) -> dict[str, Handler]:
     }
 
 
-def _journal_bytes(args: dict[str, Any]) -> int:
-    return arguments.integer(args, "journal_bytes", DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
+def _journal_bytes(args: dict[str, Any], key: str = "journal_bytes") -> int:
+    return arguments.integer(args, key, DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
 
 
 def _position(args: dict[str, Any], key: str) -> int | None:

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crc32c import crc32c
 
@@ -50,6 +50,9 @@ from replicator.journal.page import (
     Page,
 )
 from replicator.journal.ring import Journal
+
+if TYPE_CHECKING:
+    from replicator.capture.preimages.recorder import PreImages
 
 RANGE_SHIFT = 20  # a range lock covers 1 MiB
 RANGE_LOCKS = 256
@@ -136,7 +139,8 @@ class GroupEngine:
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
-        self._room_bytes = journal.capacity - RESERVE_BYTES
+        self._room_bytes = 0
+        self.resized()
         self._inflight: set[int] = set()
         self._ticket = 0
         self._last_time = state.last_time_ns
@@ -153,6 +157,8 @@ class GroupEngine:
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0
         """Write time of the last record applied from the journal, 0 before the first."""
+        self.preimages: PreImages | None = None
+        """Of a group that retains what a secondary overwrites; see preimages/. Under apply_lock."""
         self.recovering = False
         """The primary's journal is being redone; no host write comes meanwhile."""
         self.refused: dict[tuple[int, int, int], Exception] = {}
@@ -256,6 +262,10 @@ class GroupEngine:
     def epoch(self) -> int:
         """The epoch new records belong to, 0 before there is one."""
         return self.state.hist[-1][0] if self.state.hist else 0
+
+    def resized(self) -> None:
+        """Take note of the journal's size. The caller holds the group lock, or is alone."""
+        self._room_bytes = self.journal.capacity - RESERVE_BYTES
 
     # -- host requests --------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from replicator.journal.page import (
     TAIL_OFF,
     TAIL_SEQ,
 )
+from replicator.journal.relayout import files_facts
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -51,6 +52,7 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
             "peer_durable_off": u64[PEER_DURABLE_OFF],
+            "files": files_facts(engine.journal),
         },
         "bitmaps": {
             start: sum(m.count(1 << slot) for m in engine.bitmaps.maps) for slot, start in sorted(state.bitmaps.items())

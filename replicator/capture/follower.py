@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import limited, pending, permitted, still_waits
-from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY
+from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
@@ -72,6 +72,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
             ) from e
         if limited(engine):
             records = permitted(engine, at, records)
+        if records and engine.preimages is not None and not engine.recovering:
+            records = engine.preimages.before(engine, records, view)
         return _apply_records(engine, at, records, view)
 
 
@@ -202,9 +204,19 @@ def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
         _apply_control(engine, header)
 
 
-def _check_range(engine: GroupEngine, header: Header) -> None:
+def in_range(engine: GroupEngine, header: Header) -> bool:
+    """Say whether a record that changes data lies in a volume of the group."""
     volumes = engine.volumes
-    if header.volume >= len(volumes) or header.offset + header.length > volumes[header.volume].size:
+    return header.volume < len(volumes) and header.offset + header.length <= volumes[header.volume].size
+
+
+def completes_copy(state: GroupState, header: Header) -> bool:
+    """Say whether this SYNCED record ends the copy under way here."""
+    return state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq
+
+
+def _check_range(engine: GroupEngine, header: Header) -> None:
+    if not in_range(engine, header):
         raise IntegrityError(
             f"record {header.seq} writes outside volume {header.volume} of group {engine.state.name}",
             "the two sides disagree about sizes: resync the pair",
@@ -229,7 +241,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
             engine.bitmaps.drop_older(header.offset)
             engine.save()
     elif header.kind == Kind.SYNCED:
-        if state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq:
+        if completes_copy(state, header):
             with engine.lock:
                 engine.sync_pool()
                 engine.commit(copy=OK, floor=header.seq, copy_id="")

@@ -89,6 +89,8 @@ def disarm(engine: GroupEngine) -> None:
                 "delete the group with its volumes, or finish the resync first",
             )
         engine.sync_pool()
+        if engine.preimages is not None:
+            engine.preimages.end()
         state.hist.clear()
         state.bitmaps.clear()
         engine.bitmaps.refresh()
@@ -226,6 +228,8 @@ def _attach(
             for index, m in enumerate(engine.bitmaps.maps):
                 m.merge_packed(engine.bitmaps.live, masks[index])
         engine.sync_pool()  # nothing redoes what the journal holds once it has been emptied
+        if engine.preimages is not None:
+            engine.preimages.leave(engine.page[APPLIED_SEQ])
         state.copy = RESYNC
         state.floor = c or 0
         state.mode = JOURNAL
@@ -242,6 +246,8 @@ def finish_attach(engine: GroupEngine) -> None:
     if state.attaching is None:
         raise InternalError("no attach is under way")
     step = state.attaching
+    if engine.preimages is not None:
+        engine.preimages.attached(step["p"], step["epoch"])
     engine.journal.reset(step["p"], step["epoch"])
     state.hist = [list(h) for h in step["hist"]]
     engine.note_epoch(step["epoch"])
@@ -355,6 +361,8 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                 )
             base = engine.pos
             engine.clock.extend()
+            if engine.preimages is not None:
+                engine.preimages.end()
             state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
             state.sync_on = state.copying = False
             state.copy_id = ""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from replicator.capture import copier, follower, limits, recovery, roles
+from replicator.capture import copier, follower, limits, recovery, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
@@ -304,6 +304,8 @@ class GroupService:
             if self._hold_until and now >= self._hold_until:
                 self.release("its deadline passed")
             try:
+                for path in ringchange.release_files(engine):
+                    self._events("journal-released", group=engine.state.name, path=path)
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 self._note_head(now)
@@ -316,6 +318,11 @@ class GroupService:
     def _journal_used(self) -> float:
         u64 = self._u64
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
+
+    def look_after(self) -> None:
+        """Let the keeper look now whether there is something to do."""
+        self._last_checkpoint = 0.0
+        self._kick_keeper.set()
 
     def checkpoint(self, tail_off: int | None = None) -> bool:
         """Sync the pool and free journal space; waits for host writes under way.

@@ -48,7 +48,7 @@ class Run(NamedTuple):
 def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: int, *, prove: bool = True) -> Run:
     """Find the records in `buf` that come next after those already held.
 
-    expect_seq: the seq that is wanted next; records below it are duplicates and skipped
+    expect_seq: the seq that is wanted next; records below it are duplicates, which have no newer epoch, and skipped
     min_epoch: epoch of the last record held; a record of an older epoch at or above expect_seq is refused
     prove: check CRCs; only who passes the bytes on to somebody that does may leave that out
 
@@ -77,6 +77,8 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
         if prove and payload_len and crc32c(view[body:end]) != payload_crc:
             raise BadRecord("payload CRC mismatch")
         if seq <= last_seq and count == 0:
+            if epoch > last_epoch:
+                raise BadRecord(f"record {seq} is of epoch {epoch:#x}, which began after {last_epoch:#x} that is held")
             at = begin = end
             continue
         if seq != last_seq + 1:
