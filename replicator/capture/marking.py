@@ -39,9 +39,13 @@ class _Hold:
 class Marking:
     """The markers under way on this node. Thread-safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """clock: seconds, for leases."""
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        later: Callable[[float, Callable[[], None]], None] | None = None,
+    ) -> None:
+        """clock: seconds, for leases. later: calls a function after so many seconds."""
+        self._clock, self._later = clock, later or _later
         self._lock = threading.Lock()
         self._holds: dict[int, _Hold] = {}
 
@@ -67,9 +71,7 @@ class Marking:
             except BaseException:
                 self._end(hold)
                 raise
-        timer = threading.Timer(lease_s, self.release, (n, hold.token))
-        timer.daemon = True
-        timer.start()
+        self._later(lease_s, lambda: self.release(n, hold.token))
         return hold.token
 
     def mark(self, marker: Marker, token: str) -> dict[str, int]:
@@ -122,6 +124,12 @@ class Marking:
         del self._holds[hold.n]
         for service, _ in hold.groups:
             roles.unpark(service.engine, PARKED)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
 
 def _park(service: GroupService) -> None:

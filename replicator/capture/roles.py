@@ -332,7 +332,7 @@ def overflow(engine: GroupEngine) -> bool:
 def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
 
-    at_limit: what a limit holds back is given up instead (limits.py).
+    at_limit: what the bound of its set holds back is given up instead (limits.py).
 
     accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
@@ -341,6 +341,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
         if at_limit and engine.state.copy == OK:
+            engine.limit_seq = 0  # the set's bound rules, not a suspension
             apply_all(engine)
             cut(engine)
         lift(engine)
