@@ -18,7 +18,7 @@ from typing import Any
 
 from replicator.capture.bitmaps import TODO
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
-from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.follower import apply_through, checkpoint, settle
 from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
@@ -79,8 +79,7 @@ def disarm(engine: GroupEngine) -> None:
     Raises Refused when the copy here is not consistent.
     """
     if engine.state.role == SECONDARY:
-        lift(engine)
-        apply_all(engine)
+        apply_through(engine)
     with engine.apply_lock, engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role == SECONDARY and state.copy != OK:
@@ -199,7 +198,7 @@ def attach(
     with engine.apply_lock:
         lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
-            apply_all(engine)  # what c counts on must not be dropped with the journal
+            apply_through(engine)  # what c counts on must not be dropped with the journal
         return _attach(engine, p, c if by_difference else None, epoch, hist, masks, copy_id)
 
 
@@ -341,10 +340,9 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
         if at_limit and engine.state.copy == OK:
-            engine.limit_seq = 0  # the set's bound rules, not a suspension
-            apply_all(engine)
+            apply_through(engine, keep_bound=True)
             cut(engine)
-        lift(engine)
+        apply_through(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
