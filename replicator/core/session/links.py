@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from replicator.core.errors import ProtocolError
 from replicator.core.events import CloseLink, Dial, Effect, FrameIn, LinkDown, LinkUp, Log, Send, Tick
 from replicator.core.session.base import HANDSHAKE_S, IDLE_POLL_S, PING_S, POLL_S, RETRY_REFUSED_S, SessionBase, Step
 from replicator.core.transitions import State
@@ -66,9 +69,18 @@ class Links(SessionBase):
         return self.state, [*self._ping_if_due(now), *self._poll_if_due(now, pace)]
 
     def _ping(self, event: FrameIn, now: float) -> Step:
-        self.peer_report = {key: value for key, value in event.frame.items() if key != "t"}
+        self.peer_report = _report_in(event.frame)
         return self.state, [Send({"t": "pong", **self._report()})]
 
     def _pong(self, event: FrameIn, now: float) -> Step:
-        self.peer_report = {key: value for key, value in event.frame.items() if key != "t"}
+        self.peer_report = _report_in(event.frame)
         return self.state, []
+
+
+def _report_in(frame: dict[str, Any]) -> dict[str, Any]:
+    """Return what a PING or PONG reports. Raises ProtocolError for what would be no number or no text later."""
+    report = {key: value for key, value in frame.items() if key != "t"}
+    for key, kind in (("seq", int), ("role", str), ("state", str)):
+        if key in report and (not isinstance(report[key], kind) or isinstance(report[key], bool)):
+            raise ProtocolError(f"the peer reports {report[key]!r} as its {key}")
+    return report
