@@ -139,7 +139,7 @@ class CloseLink:
 
 @dataclass(frozen=True, slots=True)
 class AskTarget:
-    """Call `op` on the target's control socket ("group" is added to `args` by the shell). Answered by Reply(token); for
+    """Call `op` on the target's control socket ("group" and "peer" are added to `args` by the shell). Answered by Reply(token); for
     token 0 nobody waits, but calls are made in the order they were asked. An `op` that begins with "pair." goes to the
     replicator of the node that feeds this one, which passes it on until a primary carries it out.
 

@@ -110,6 +110,7 @@ class Pairs:
             asker = Asker(
                 self._run_dir / "target.sock",
                 pair.group,
+                pair.peer,
                 lambda reply: loop.reply(reply),
                 lambda op, args: tree.extend_copy(self._run_dir, self._contexts, self._peers, pair.group, args),
                 lambda timeout_s: claims.take_alone(loop, loop.evict, timeout_s),

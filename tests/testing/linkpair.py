@@ -97,7 +97,6 @@ class Scripted:
         self.seen: list[Event] = []
         self.status: dict[str, Any] = {}
         self.link = 0
-        self.peer = "ee" * 16
         self.claims = False
         self.times_caught_up = 0
 

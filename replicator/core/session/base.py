@@ -50,11 +50,6 @@ CONSENT_S = 600.0
 SYNC_LAG_RECORDS = 256
 """Synchronous waiting is switched on when the peer is at most this far behind: the first writers wait for so much."""
 
-EDGE_OPS = frozenset(
-    "group." + op for op in ("status", "link", "sync_on", "begin_copy", "pin_copy", "copy_until", "attach", "follow")
-)
-"""Questions that are about one edge of the group: they name the peer."""
-
 Step = tuple[State, list[Effect]]
 """What a handler returns: the next state, and the effects in order."""
 
@@ -136,14 +131,11 @@ class SessionBase:
     def _ask(self, op: str, **args: Any) -> AskTarget:
         self._token += 1
         self._awaited = self._token
-        return AskTarget(self._token, op, self._named(op, args))
+        return AskTarget(self._token, op, args)
 
     def _tell(self, op: str, **args: Any) -> AskTarget:
         """Ask without caring for the reply."""
-        return AskTarget(0, op, self._named(op, args))
-
-    def _named(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
-        return {"peer": self.peer, **args} if op in EDGE_OPS else args
+        return AskTarget(0, op, args)
 
     def _stop_flow(self) -> list[Effect]:
         """Effects that end whatever records flow; the primary's engine learns that its peer is gone."""

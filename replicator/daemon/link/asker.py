@@ -26,18 +26,20 @@ class Asker:
         self,
         target_socket: Path,
         group: str,
+        peer: str,
         answer: Callable[[Reply], None],
         ask_above: Callable[[str, dict[str, Any]], Any],
         claim: Callable[[float], bool],
     ) -> None:
-        """answer: called from this thread with each Reply that somebody waits for (token other than 0).
+        """peer: node id; says which edge of the group is meant. answer: called from this thread with each Reply that
+        somebody waits for (token other than 0).
 
         ask_above(op, args): asks the node that feeds this one; raises a FarstripeError. claim(timeout_s): sees to it that
         no other pair of the group appends to the journal.
         """
         self._ask_above, self._claim = ask_above, claim
         self._client = ControlClient(target_socket, CALL_TIMEOUT_S)
-        self._group = group
+        self._group, self._peer = group, peer
         self._answer = answer
         self._queue: queue.SimpleQueue[AskTarget | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
@@ -68,7 +70,7 @@ class Asker:
             if question.op.startswith("pair."):
                 result = self._ask_above(question.op, question.args)
             else:
-                result = self._client.call(question.op, group=self._group, **question.args)
+                result = self._client.call(question.op, group=self._group, peer=self._peer, **question.args)
         except DaemonNotRunning as exc:
             return Reply(question.token, error=f"the target does not answer: {exc.message}")
         except FarstripeError as exc:

@@ -257,7 +257,7 @@ class PairLoop:
             if not isinstance(policy, dict):
                 raise ProtocolError("the peer sent a policy that is none")
             self._flow.receiver.durable_acks = policy.get("mode") == "sync" and policy.get("ack") == "durable"
-            self._around.ask(AskTarget(0, "group.policy", {**policy, "peer": self._session.peer}))
+            self._around.ask(AskTarget(0, "group.policy", policy))
 
     def _share_policy(self, conn: Connection) -> None:
         """Tell the peer how it is to acknowledge, and what holds when it becomes primary."""

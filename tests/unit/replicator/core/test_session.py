@@ -61,7 +61,7 @@ class FakeTarget:
         name = op.removeprefix("group.")
         if name in self.refuse:
             return {}, "told to refuse"
-        return getattr(self, "_" + name)(**{key: value for key, value in args.items() if key != "peer"}), None
+        return getattr(self, "_" + name)(**args), None
 
     def _status(self, settle: bool = False) -> dict[str, Any]:
         return {**self.status}
@@ -539,7 +539,7 @@ def test_records_are_taken_only_with_the_claim_on_the_journal():
 def test_who_feeds_a_node_is_stored_when_that_changes():
     couple = Couple(relay(), fed(upstream=""))
     couple.connect()
-    assert ("group.follow", {"peer": A}) in couple.b.target.asked
+    assert ("group.follow", {}) in couple.b.target.asked
     couple = Couple(relay(), fed())
     couple.connect()
     assert "group.follow" not in [op for op, _ in couple.b.target.asked]
