@@ -44,7 +44,7 @@ WALL_START_NS = 1_700_000_000_000_000_000
 
 
 class Node:
-    """One of the two nodes of a world."""
+    """One node of a world."""
 
     def __init__(self, world: World, name: str, node_id: str, sizes: list[int], journal_bytes: int) -> None:
         self.world = world
@@ -61,7 +61,8 @@ class Node:
         self.maps = [SimMap(self.disk, f"bitmap{i}", max(1, blocks_of(size))) for i, size in enumerate(sizes)]
         self.page = bytearray(SLOTS * 8)
         self.boot = 1
-        self.pair: dict[str, Any] = {}
+        self.pairs: dict[str, dict[str, Any]] = {}
+        """What is stored of each edge, by the name of the peer."""
         self.target: Target | None = None
         self.replicator: Replicator | None = None
         self.image = Image(self.truth)
@@ -153,11 +154,17 @@ class Node:
             self.epoch_begins(state.hist[-1][0], engine)  # recovery may have added the epoch's record
             self.image = Image(self.truth)
 
-    def start_replicator(self, peer: Node, *, dials: bool) -> None:
+    def start_replicator(self) -> None:
         """Start the replicator process."""
         if self.replicator is None:
-            self.replicator = Replicator(self, peer, dials=dials)
+            self.replicator = Replicator(self)
             self.note("replicator started")
+
+    def pair_with(self, peer: Node) -> None:
+        """Store an edge, and start it if the replicator runs."""
+        self.pairs.setdefault(peer.name, {})
+        if self.replicator is not None:
+            self.replicator.add(peer.name)
 
     # -- dying ----------------------------------------------------------------------------------------------------
 
@@ -197,7 +204,8 @@ class Node:
         """kind: target, replicator, node (both processes) or power."""
         self.note(f"dies: {kind}")
         if kind != "target" and self.replicator is not None:
-            self.network.drop_owner(self.replicator)
+            for edge in self.replicator.edges.values():
+                self.network.drop_owner(edge)
             self.replicator = None
         if kind == "replicator":
             return
