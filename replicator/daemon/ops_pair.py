@@ -142,7 +142,7 @@ def create(node: Node, args: dict[str, Any]) -> View:
     try:
         _adopt_at_peer(node, peer, status, dict(wanted), args)
         try:
-            node.target("group.arm", group=pair.group)
+            node.target("group.arm", group=pair.group, peer=pair.peer)
             node.pairs.store.put(pair)
         except BaseException:
             node.call(peer, "pair.forget", group=pair.group, undo=True)
@@ -227,7 +227,7 @@ def forget(node: Node, pair: PairConfig) -> str:
     node.pairs.stop_one(pair.group)
     note = ""
     try:
-        node.target("group.disarm", group=pair.group)
+        node.target("group.disarm", group=pair.group, peer=pair.peer)
     except NotFound:
         pass  # the group is gone; so goes the pair
     except FarstripeError as exc:

@@ -109,6 +109,7 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
     )
     try:
         node.target("group.policy", group=group, **dict(args["policy"]))
+        node.target("group.arm", group=group, peer=peer.node_id, upstream=True)
         pair = PairConfig(group, name, peer.node_id, compress=int(args.get("compress") or 0))
         node.pairs.store.put(pair)
     except BaseException:

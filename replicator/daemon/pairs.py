@@ -94,9 +94,14 @@ class Pairs:
                 split=pair.split,
                 handover=pair.handover,
             )
-            flow = Flow(lambda: GroupFiles(self._state_dir, self._run_dir, pair.group))
+
+            def open_files() -> GroupFiles:
+                slot = int(session.status.get("edge") or 0)
+                return GroupFiles(self._state_dir, self._run_dir, pair.group, slot=slot)
+
+            flow = Flow(open_files)
             loop: PairLoop
-            asker = Asker(self._run_dir / "target.sock", pair.group, lambda reply: loop.reply(reply))
+            asker = Asker(self._run_dir / "target.sock", pair.group, pair.peer, lambda reply: loop.reply(reply))
             around = Surroundings(
                 name=pair.name,
                 ask=asker.ask,

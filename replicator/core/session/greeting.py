@@ -139,7 +139,8 @@ class Greeting(SessionBase):
                 effects.insert(1, self._tell("group.resume_copy"))
             return State.COPY_SOURCE if resuming else State.SOURCE, effects
         assert self.mine is not None
-        return State.COPY_TARGET if resuming else State.TARGET, [self._receive(decision.from_seq, self.mine.hist)]
+        state = State.COPY_TARGET if resuming else State.TARGET
+        return state, [self._tell("group.follow"), self._receive(decision.from_seq, self.mine.hist)]
 
     def _receive(self, expect_seq: int, hist: Any) -> StartReceiving:
         return StartReceiving(expect_seq, int(hist[-1][0]) if hist else 0)

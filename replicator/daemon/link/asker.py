@@ -20,10 +20,11 @@ CALL_TIMEOUT_S = 120.0
 class Asker:
     """Carries out AskTarget effects for one group."""
 
-    def __init__(self, target_socket: Path, group: str, answer: Callable[[Reply], None]) -> None:
-        """answer: called from this thread with each Reply that somebody waits for (token other than 0)."""
+    def __init__(self, target_socket: Path, group: str, peer: str, answer: Callable[[Reply], None]) -> None:
+        """peer: node id, which says what edge of the group is meant. answer: called from this thread with each Reply that somebody waits for (token other than 0)."""
         self._client = ControlClient(target_socket, CALL_TIMEOUT_S)
         self._group = group
+        self._peer = peer
         self._answer = answer
         self._queue: queue.SimpleQueue[AskTarget | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
@@ -48,7 +49,7 @@ class Asker:
 
     def _carry_out(self, question: AskTarget) -> Reply:
         try:
-            result: Any = self._client.call(question.op, group=self._group, **question.args)
+            result: Any = self._client.call(question.op, group=self._group, peer=self._peer, **question.args)
         except DaemonNotRunning as exc:
             return Reply(question.token, error=f"the target does not answer: {exc.message}")
         except FarstripeError as exc:

@@ -79,7 +79,8 @@ class Replicator:
         return self.node.replicator is self
 
     def _open_files(self) -> SimGroupFiles:
-        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot)
+        slot = int(self.session.status.get("edge") or 0)
+        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot, slot)
 
     # -- rounds ---------------------------------------------------------------------------------------------------
 
@@ -298,7 +299,7 @@ class Replicator:
 
         def call() -> None:
             try:
-                box["result"] = target.call(question.op, question.args)
+                box["result"] = target.call(question.op, {**question.args, "peer": self.peer.node_id})
             except (FarstripeError, OSError) as exc:
                 box["error"] = str(exc) or type(exc).__name__
                 self.node.note(f"{question.op} refused: {box['error']}")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, follower, recovery, roles, service
+from replicator.capture import copier, edges, follower, recovery, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
-from replicator.journal.page import APPLIED_SEQ, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TAIL_OFF
+from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
 from tests.testing.sim.truth import Change, Promise
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Request:
     epoch: int = 0
     wants_durable: bool = False
     flushed: tuple[int, int] = (0, 0)
+    edges: list[Edge] = field(default_factory=list)
+    """Whose peers it waits for."""
     outcome: str = ""  # "", "ok", "ok-alone", or an error's name
 
 
@@ -67,7 +69,7 @@ class Target:
         self.engine = engine
         self.clock = node.clock
         self.rng: random.Random = node.rng
-        self.service = service.GroupService(engine, _Bell(), _Bell(), self._event)  # type: ignore[arg-type]
+        self.service = service.GroupService(engine, _Bell(), lambda _slot: _Bell(), self._event)  # type: ignore[arg-type]
         self.queue: list[Request] = []  # not admitted yet
         self.waiting: list[Request] = []  # admitted, waiting for the peer
         self.settled_upto = 0
@@ -179,7 +181,8 @@ class Target:
         except (OSError, FarstripeError) as exc:
             self._answer(request, type(exc).__name__)
             return True
-        if request.seq > 0 and engine.state.sync_on:
+        if request.seq > 0 and engine.waits:
+            request.edges = list(engine.waits)
             self.waiting.append(request)
         else:
             self._answer(request, "ok-alone")
@@ -215,34 +218,44 @@ class Target:
         if request.full_since is None:
             request.full_since = self.clock.now
         policy = engine.state.policy
-        verdict = on_full(
-            policy.on_full,
-            engine.link_up,
-            self.clock.now - request.full_since,
-            policy.full_timeout_s,
-            alone=may_go_alone(engine.state.sync_on, policy.on_loss),
-        )
-        if verdict is Verdict.OVERFLOW:
-            self.service.overflow()
-        elif verdict is Verdict.FAIL:
+        waited_s = self.clock.now - request.full_since
+        verdicts = [
+            (e, on_full(
+                policy.on_full,
+                e.slot in engine.linked,
+                waited_s,
+                policy.full_timeout_s,
+                alone=may_go_alone(e.sync_on, policy.on_loss),
+            ))
+            for e in edges.holders(engine)
+        ]  # fmt: skip
+        if any(verdict is Verdict.FAIL for _, verdict in verdicts):
             self._answer(request, "JournalFull")
             return True
+        given_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
+        if given_up and any(not e.dropped and e not in given_up for e in engine.state.downstream):
+            self.service._drop(given_up)
+            self.service.checkpoint()
+        elif given_up:
+            self.service.overflow()
         return False
 
     def _look(self, request: Request) -> None:
         """Whether a request that waits for the peer can be answered; see GroupService._wait_peer."""
         engine = self.engine
-        slot = PEER_DURABLE_SEQ if request.wants_durable else PEER_RECEIVED_SEQ
-        if engine.page[slot] >= request.seq:
+        what = EDGE_DURABLE_SEQ if request.wants_durable else EDGE_RECEIVED_SEQ
+        late = [e for e in request.edges if engine.page[edge_slot(e.slot, what)] < request.seq]
+        if not late:
             self._replicated(request)
             return
-        if not engine.state.sync_on:
+        if not any(e.sync_on for e in late):
             self._ended_alone(request)
             return
         policy = engine.state.policy
         verdict = on_unanswered(policy.on_loss, self.clock.now - request.began, policy.loss_timeout_s)
         if verdict is Verdict.DEGRADE:
-            roles.degrade(engine)
+            for edge in late:
+                edges.degrade(engine, edge)
             self.node.note(f"degraded at {request.seq}")
             self._ended_alone(request)
         elif verdict is Verdict.FAIL or engine.failed:
@@ -286,15 +299,18 @@ class Target:
     def call(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
         """A control operation, as nbdplugin.ops_group routes it. Raises FarstripeError or OSError."""
         svc = self.service
+        peer = str(args.get("peer", ""))
+        args = {key: value for key, value in args.items() if key != "peer"}
         table: dict[str, Callable[[], Any]] = {
-            "group.status": lambda: svc.status(settle=bool(args.get("settle"))),
-            "group.policy": lambda: svc.set_policy(args),
+            "group.status": lambda: svc.status(bool(args.get("settle")), peer),
+            "group.policy": lambda: svc.set_policy(args, peer),
             "group.bitmap": lambda: svc.common_bitmap(args.get("c")),
-            "group.begin_copy": lambda: svc.begin_copy(args["c"], args["peer_bitmaps"], args["copy_id"]),
+            "group.begin_copy": lambda: svc.begin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.resume_copy": svc.resume_copy,
-            "group.attach": lambda: svc.attach(**args),
-            "group.link": lambda: svc.set_link(args["up"]),
-            "group.sync_on": lambda: svc.set_sync(args.get("on", True)),
+            "group.attach": lambda: svc.attach(peer, **args),
+            "group.link": lambda: svc.set_link(peer, args["up"]),
+            "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
+            "group.follow": lambda: svc.follow(peer),
             "group.hold": lambda: svc.hold(args["deadline_s"]),
             "group.release": svc.release,
             "group.promote": lambda: svc.promote(args.get("force", False)),

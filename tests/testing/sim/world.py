@@ -191,7 +191,8 @@ class World:
         self.a.target.submit(Request("flush"))  # the truth begins with a stable image
         self.truth.genesis = [bytes(self.a.pool.raw(i)) for i in range(len(self.truth.sizes))]
         self.b.make(GROUP, SECONDARY, Policy(**policy))
-        self.a.target.service.arm()
+        self.a.target.service.arm(self.b.node_id)
+        self.b.target.service.arm(self.a.node_id, upstream=True)
         self.a.start_replicator(self.b, dials=True)
         self.b.start_replicator(self.a, dials=False)
 
