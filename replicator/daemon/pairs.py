@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import AuthError, BadInput, FarstripeError, NotFound, Refused
+from replicator.core.errors import AuthError, BadInput, FarstripeError, IntegrityError, NotFound, Refused
 from replicator.core.session import Session
 from replicator.core.status import NO_PAIR, STRANGER
 from replicator.daemon import rpc, tree
@@ -104,7 +104,7 @@ class Pairs:
                 split=pair.split,
                 handover=pair.handover,
             )
-            flow = Flow(lambda: GroupFiles(self._state_dir, self._run_dir, pair.group, int(session.status["edge"])))
+            flow = Flow(lambda: self._files(pair, session))
             loop: PairLoop
             claims = self._claims.setdefault(pair.group, Claims())
             asker = Asker(
@@ -130,6 +130,13 @@ class Pairs:
             loop.start()
         if not session.dials:
             threading.Thread(target=self._knock, args=(pair, running.ended), name="knock", daemon=True).start()
+
+    def _files(self, pair: PairConfig, session: Session) -> GroupFiles:
+        """Open the group's files for the place in the page that the target has given the pair."""
+        slot = session.status.get("edge")
+        if slot is None:
+            raise IntegrityError(f"the target knows no pair of group {pair.name} with this peer", "delete the pair")
+        return GroupFiles(self._state_dir, self._run_dir, pair.group, slot=int(slot))
 
     def stop_one(self, key: Key) -> None:
         """End the thread of a pair; its configuration stays."""

@@ -14,14 +14,16 @@ from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.receiver import ACK_LAZY_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    DROPS,
+    EDGE_ASLEEP,
+    EDGE_LINK,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
-    LINK,
     LINK_DOWN,
     LINK_STREAMING,
-    REPLICATOR_ASLEEP,
-    REPLICATOR_BEAT_MS,
     SYNC_ON,
+    edge_slot,
 )
 
 BEAT_S = 1.0
@@ -52,6 +54,7 @@ class Flow:
         self._gathers = False
         self.peer_beat: tuple[int, int, int] | None = None
         self.records = 0
+        self._drops = 0
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
@@ -64,7 +67,7 @@ class Flow:
     def receive(self, conn: Connection, expect_seq: int, min_epoch: int) -> None:
         """Begin to receive. Raises Stopped."""
         files = self._begin(conn)
-        files.u64[REPLICATOR_ASLEEP] = 0  # the follower's progress is looked at lazily, it need not ring
+        self._say(EDGE_ASLEEP, 0)  # the follower's progress is looked at lazily, it need not ring
         self.receiver = Receiver(files, expect_seq, min_epoch)
         self._next_lazy = 0.0
 
@@ -75,15 +78,27 @@ class Flow:
         except (OSError, IntegrityError) as exc:
             raise Stopped("peer", f"the group's files cannot be opened: {exc}") from exc
         self._conn = conn
-        files.u64[LINK] = LINK_STREAMING
+        self._say(EDGE_LINK, LINK_STREAMING)
+        self._drops = files.u64[DROPS + files.slot]
         return files
+
+    def _say(self, what: int, value: int) -> None:
+        """Store a counter of our edge in the page, while files are open."""
+        if self.files is not None:
+            self.files.u64[edge_slot(self.files.slot, what)] = value
+
+    @property
+    def _waited_for(self) -> bool:
+        """Whether host writes wait for our peer."""
+        return self.files is not None and bool(self.files.u64[SYNC_ON] >> self.files.slot & 1)
 
     def end(self) -> None:
         """Stop whatever flows. What was appended stays."""
         self.shipper = self.receiver = self._held = self._conn = None
         if self.files is not None:
-            self.files.u64[LINK] = LINK_DOWN
-            self.files.u64[REPLICATOR_ASLEEP] = 0
+            self._say(EDGE_LINK, LINK_DOWN)
+            self._say(EDGE_ASLEEP, 0)
+            self._say(EDGE_WANTS, 0)
             self.files.close()
             self.files = None
 
@@ -101,10 +116,11 @@ class Flow:
             raise Stopped("journal", "the target was restarted, or the group's journal was started over")
         shipper, receiver, conn = self.shipper, self.receiver, self._conn
         assert conn is not None
-        files.u64[REPLICATOR_BEAT_MS] = int(now * 1000)
         if shipper is not None:
             u64 = files.u64
-            self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not u64[SYNC_ON]
+            if u64[DROPS + files.slot] != self._drops:
+                raise Stopped("journal", "the journal is no longer kept for the peer")
+            self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self._waited_for
             if self._gathers:
                 return False
             before = shipper.seq
@@ -115,7 +131,7 @@ class Flow:
                 self.records += shipped
             else:
                 return False
-            if shipper.seq != before and not u64[SYNC_ON]:
+            if shipper.seq != before and not self._waited_for:
                 self._gathers, self._gather_until = True, now + GATHER_S
             shipper.shrink()
             if now >= self._next_beat and not conn.unsent:
@@ -145,12 +161,18 @@ class Flow:
                     self.records += self.receiver.take(body, flags)
                 else:
                     self._held = (flags, body)
+                    self._say(EDGE_WANTS, len(body))
             return None
         triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
         if kind == wire.BEAT:
             self.peer_beat = triple
             return None
         return self._acked(triple)
+
+    def heard_of_tree(self, durable: object) -> None:
+        """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""
+        if self.shipper is not None and isinstance(durable, int) and durable >= 0:
+            self.shipper.heard_of_tree(durable)
 
     def _acked(self, triple: tuple[int, int, int]) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files
@@ -181,6 +203,7 @@ class Flow:
             self.files.wake_target()
             return False
         self._held = None
+        self._say(EDGE_WANTS, 0)
         self.records += self.receiver.take(body, flags)
         return True
 
@@ -195,17 +218,17 @@ class Flow:
             return True  # the socket wakes us
         if self._gathers:
             return True  # the clock wakes us
-        files.u64[REPLICATOR_ASLEEP] = 1
+        self._say(EDGE_ASLEEP, 1)
         files.fence()
         if shipper.behind:
-            files.u64[REPLICATOR_ASLEEP] = 0
+            self._say(EDGE_ASLEEP, 0)
             return False
         return True
 
     def awake(self) -> None:
         """Take that back."""
-        if self.shipper is not None and self.files is not None:
-            self.files.u64[REPLICATOR_ASLEEP] = 0
+        if self.shipper is not None:
+            self._say(EDGE_ASLEEP, 0)
 
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""

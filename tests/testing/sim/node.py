@@ -28,7 +28,7 @@ from replicator.capture.state import (
 from replicator.core.epochs import node_tag
 from replicator.core.errors import FarstripeError, IntegrityError, MediumError
 from replicator.core.events import Log
-from replicator.journal.page import APPLIED_SEQ, SLOTS, Page
+from replicator.journal.page import APPLIED_SEQ, EDGE_RECEIVED_SEQ, SLOTS, Page, edge_slot
 from tests.testing.fakedisk import FakeDisk, PowerCut
 from tests.testing.sim.clock import Clock
 from tests.testing.sim.network import Network
@@ -272,10 +272,13 @@ class Node:
     def check_degraded_is_durable(self, request: Request) -> None:
         """A synchronous primary answers a write alone: the state on disk must say so before."""
         state = StateFile(self.disk.open("state")).load()  # type: ignore[arg-type]
-        if state.sync_on:
-            raise Violation(
-                f"honest: write {request.seq} answered without the peer while the durable state says synchronous"
-            )
+        asked = {edge.slot for edge in request.edges} or {edge.slot for edge in state.edges}
+        page = Page(self.page)
+        for edge in state.edges:
+            if edge.sync_on and edge.slot in asked and page[edge_slot(edge.slot, EDGE_RECEIVED_SEQ)] < request.seq:
+                raise Violation(
+                    f"honest: write {request.seq} answered without a peer while the durable state says synchronous"
+                )
 
     def called(self, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
         """The target carried out a control operation."""

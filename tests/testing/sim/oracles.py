@@ -152,6 +152,14 @@ def check_one_primary(nodes: Sequence[Node]) -> None:
         raise Violation(f"one: two primaries in one epoch: {[hex(epoch) for epoch in epochs]}")
 
 
+def check_holds(node: Node, epoch: int, seq: int) -> None:
+    """Called when a host is told that a relay has a write: what is in sync below the relay has it too."""
+    assert node.target is not None
+    pos = node.target.engine.page[HEAD_SEQ]
+    if pos < seq:
+        raise Violation(f"promises: record {seq} of epoch {epoch:#x} was answered, {node.name} is in sync and at {pos}")
+
+
 def check_consent(node: Node, hist: Hist, pos: int, allowed: bool) -> None:
     """Called when `node` attaches to a source with this history: it gives up nothing it had answered hosts for."""
     if allowed:

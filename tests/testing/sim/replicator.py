@@ -114,7 +114,8 @@ class Edge:
         return self.node.replicator is self.process
 
     def _open_files(self) -> SimGroupFiles:
-        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot)
+        slot = self.session.status["edge"]
+        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot, slot)
 
     # -- rounds ---------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,9 @@ class FakeTarget:
     def _resume_copy(self) -> dict[str, Any]:
         return {}
 
+    def _follow(self) -> dict[str, Any]:
+        return {}
+
     def _release(self) -> dict[str, Any]:
         return {}
 
