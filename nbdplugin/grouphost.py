@@ -4,7 +4,7 @@
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
-    RUN/<uuid>.page .t .r            counters and doorbells
+    RUN/<uuid>.page .t .r.<k>        counters and doorbells, one of the replicator for each edge
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
 what is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the
@@ -35,7 +35,7 @@ from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_B
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
-from replicator.journal.page import Doorbell, Page, boot_number
+from replicator.journal.page import EDGES, Doorbell, Page, boot_number
 
 MIN_JOURNAL_BYTES = 16 << 20
 MAX_VOLUMES = 256
@@ -151,13 +151,16 @@ class GroupHost:
         )
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
-        own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
+        own = Doorbell(self._run / f"{uuid}.t")
+
+        def edge_bell(slot: int) -> Doorbell:
+            return Doorbell(self._run / f"{uuid}.r.{slot}")
 
         def note(what: str, **detail: Any) -> None:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, peer, note)
+        return GroupService(engine, own, edge_bell, note)
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -389,7 +392,7 @@ class GroupHost:
         if elsewhere is not None and not _is_block_device(str(elsewhere)):
             elsewhere.unlink(missing_ok=True)
         shutil.rmtree(gone, ignore_errors=True)
-        for suffix in ("page", "t", "r"):
+        for suffix in ("page", "t", *(f"r.{slot}" for slot in range(EDGES))):
             (self._run / f"{uuid}.{suffix}").unlink(missing_ok=True)
 
 

@@ -38,6 +38,7 @@ class Files:
         file = RingFile(bytearray(DATA_START + CAPACITY))
         self.journal = Journal.create(file, self.page, bytes(16), CAPACITY)  # type: ignore[arg-type]  # by shape
         self.current = True
+        self.slot = 0
 
     def wake_target(self) -> None:
         pass
