@@ -179,6 +179,13 @@ class Pairs:
         with self._lock:
             return [r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer]
 
+    def retune(self, pair: PairConfig) -> None:
+        """Make the pair take up its changed transfer settings, if it runs."""
+        with self._lock:
+            running = self._running.get(pair.key)
+        if running is not None:
+            running.loop.retune()
+
     def facts(self, pair: PairConfig) -> dict[str, Any]:
         """The session's facts with names and `turned_away` added; empty when the pair does not run."""
         try:

@@ -10,7 +10,8 @@ lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
 todo_bytes    left of a copy
-compress, policy, facts (of the session), status (of the target; None when it does not answer)
+transfer      settings and measures of how records are moved: see `transfer`
+policy, facts (of the session), status (of the target; None when it does not answer)
 """
 
 from __future__ import annotations
@@ -129,11 +130,24 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "lag_bytes": _lag_bytes(known, facts),
         "lag_s": _lag_s(known, facts),
         "todo_bytes": known.get("todo_bytes"),
-        "compress": pair.compress,
+        "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
         "facts": facts,
         "status": status,
     }
+
+
+def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a pair's transfer: the settings by name, and what was measured.
+
+    connections_open, rate (bytes a second in force; None where this side does not ship), starved (waits for credit),
+    round_trip_s, held_bytes (came before their turn), and of all that was shipped since the process began plain_bytes,
+    wire_bytes, ratio (None before anything was), skipped_bytes, cpu_s.
+    """
+    found = dict(facts.get("transfer") or {})
+    found["connections_open"] = found.pop("connections", 0)
+    plain, wire = found.get("plain_bytes") or 0, found.get("wire_bytes") or 0
+    return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
 
 
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from replicator.control import ControlServer, Handler, number, someone_listens
 from replicator.core.errors import AlreadyExists
-from replicator.daemon import eventtext, joining, nodeconfig, ops_pair, ops_peer, ops_remote, ops_role, pairview
+from replicator.daemon import eventtext, joining, nodeconfig, ops_pair, ops_peer, ops_remote, ops_role, ops_transfer, pairview
 from replicator.daemon.durablefile import write_bytes
 from replicator.daemon.identity import load_or_create
 from replicator.daemon.listener import Listener
@@ -94,6 +94,7 @@ class Replicator:
             **ops_peer.handlers(node),
             **ops_pair.handlers(node),
             **ops_role.handlers(node),
+            **ops_transfer.handlers(node),
         }
 
     def _info(self) -> dict[str, Any]:
