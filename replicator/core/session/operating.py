@@ -18,7 +18,7 @@ class Operating(SessionBase):
         self.split_wanted = True
         self._ask_peer_resync = False
         effects: list[Effect] = [Persist({"split": True})]
-        if self.status.get("role") == "primary":
+        if self.status.get("role") == "primary" or self.status.get("upstream") not in (None, "", self.peer):
             effects.append(self._tell("group.sync_on", on=False))
         if self.link:
             effects.append(Send({"t": "split", "reason": "operator"}))
@@ -94,7 +94,10 @@ class Operating(SessionBase):
                 "lost_records": self.decision.lost_records,
             },
             "peer_role": self.peer_report.get("role") or (self.theirs.role if self.theirs else ""),
+            "peer_upstream": self.theirs.upstream if self.theirs else "",
             "peer_state": self.peer_report.get("state", ""),
+            "peer_feeds": list(self.peer_report.get("feeds") or ()),
+            "was_complete": self.was_complete,
             "peer_pos": max(int(self.peer_report.get("seq") or 0), self.theirs.pos if self.theirs else 0),
             "acked": {"received": self.acked[0], "durable": self.acked[1], "applied": self.acked[2]},
             "discard": self.discard,

@@ -19,8 +19,10 @@ from replicator.journal.volumes import JournalDirectory
 class GroupFiles:
     """One group's shared files."""
 
-    def __init__(self, state_dir: Path, run_dir: Path, uuid: str, journal_path: str | None = None) -> None:
-        """Open them. Raises OSError, or IntegrityError when there is no journal or page of this boot."""
+    def __init__(
+        self, state_dir: Path, run_dir: Path, uuid: str, journal_path: str | None = None, slot: int = 0
+    ) -> None:
+        """Open them for the edge in `slot`. Raises OSError, or IntegrityError when there is no journal or page of this boot."""
         page_path = run_dir / f"{uuid}.page"
         if not page_path.exists():
             raise IntegrityError(f"the target has made no page {page_path}", "start the target")
@@ -28,10 +30,11 @@ class GroupFiles:
         if not self.page.valid(boot_number()):
             raise IntegrityError(f"{page_path} is of another boot", "start the target")
         self.u64 = self.page.u64
+        self.slot = slot
         self.incarnation = self.u64[INCARNATION]
         where = PlainFile(journal_path) if journal_path else JournalDirectory(state_dir / "groups" / uuid)
         self.journal = Journal.open(where, self.page)
-        self.own_bell = Doorbell(run_dir / f"{uuid}.r")
+        self.own_bell = Doorbell(run_dir / f"{uuid}.r.{slot}")
         self._target_bell = Doorbell(run_dir / f"{uuid}.t")
         self._fence = threading.Lock()
 

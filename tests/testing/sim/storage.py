@@ -166,7 +166,8 @@ class ReopeningFile:
 class SimGroupFiles:
     """Page and journal as the replicator opens them; see replicator.daemon.link.groupfiles.GroupFiles."""
 
-    def __init__(self, disk: FakeDisk, page_buffer: bytearray, boot: int) -> None:
+    def __init__(self, disk: FakeDisk, page_buffer: bytearray, boot: int, slot: int = 0) -> None:
+        self.slot = slot
         self.page = Page(page_buffer)
         if not self.page.valid(boot):
             raise IntegrityError("the page is of another boot", "start the target")
