@@ -143,7 +143,7 @@ class Greeting(SessionBase):
             return State.COPY_SOURCE if resuming else State.SOURCE, effects
         assert self.mine is not None
         effects = [ClaimJournal()]
-        if self.mine.upstream != self.peer:
+        if self.mine.upstream != self.peer or self.mine.state == "diverged":
             effects.append(self._tell("group.follow"))
         effects.append(self._receive(decision.from_seq, self.mine.hist))
         return State.COPY_TARGET if resuming else State.TARGET, effects

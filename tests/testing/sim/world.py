@@ -170,6 +170,8 @@ class World:
         self._seen: dict[str, tuple[Any, ...]] = {}
         self._power: dict[str, bool] = {node.name: False for node in self.nodes}
         self._acting = False
+        self.ran: set[Node] = set()
+        """Nodes of which a process did something since the oracles looked."""
         self._before: dict[str, tuple[Any, ...]] = {}
 
     def node(self, name: str) -> Node:
@@ -267,7 +269,8 @@ class World:
     def _look(self) -> None:
         """Look at whatever changed since the last event."""
         changed: set[str] = set()
-        for node in self.nodes:
+        ran, self.ran = self.ran, set()
+        for node in self.nodes if len(ran) > 1 else ran:
             if node.target is None:
                 self._seen.pop(node.name, None)
                 continue
