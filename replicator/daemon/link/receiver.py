@@ -104,6 +104,7 @@ class Receiver:
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
+        self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
         self._unrung_bytes += run.end - run.begin

@@ -467,10 +467,20 @@ class World:
             self.command(edge, "resync")
         elif session.state is State.REFUSED and decision is not None and edge.node.name < edge.peer.name:
             lead, follow = self.by_id[decision.lead], self.by_id[decision.follow]
-            if lead in primaries and follow not in primaries and lead is not self._best(primaries):
-                self.take_over(follow, force=True)  # then both are primary, and one of them can be given up
-            else:
-                self.command(edge, "resync", discard=decision.follow)
+            chosen = self._best(primaries) if primaries else None
+            loser = lead if self._top_of(follow) is chosen and self._top_of(lead) is not chosen else follow
+            self.command(edge, "resync", discard=loser.node_id)
+
+    def _top_of(self, node: Node) -> Node | None:
+        """The primary that a node's records come from, None when nobody feeds it or the one above."""
+        for _ in self.nodes:
+            if is_primary(node):
+                return node
+            above = self.by_id.get(node.target.engine.state.upstream) if node.target is not None else None
+            if above is None:
+                return None
+            node = above
+        return None
 
     def _settled(self) -> bool:
         """Nobody is about to become primary."""
