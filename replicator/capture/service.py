@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from replicator.capture import copier, copies, edges, follower, recovery, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.relayloss import RelayWatch
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.capture.waiters import Waiters
 from replicator.core.errors import MediumError, Refused, TimedOut
@@ -82,6 +83,7 @@ class GroupService:
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
+        self._relay_watch = RelayWatch(engine)
         self._full_since: float | None = None
         """When the copier, or the node that feeds this one, first found no room in the journal."""
 
@@ -386,6 +388,8 @@ class GroupService:
             try:
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
+                for peer in self._relay_watch.look(now):
+                    self._events("degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s)
                 self._note_head(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()

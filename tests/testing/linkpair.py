@@ -95,6 +95,7 @@ class Scripted:
         self.seen: list[Event] = []
         self.status: dict[str, Any] = {}
         self.link = 0
+        self.claims = False
         self.times_caught_up = 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from replicator.core.events import CloseLink, Dial, Effect, FrameIn, LinkDown, LinkUp, Log, Send, Tick
-from replicator.core.session.base import HANDSHAKE_S, IDLE_POLL_S, PING_S, POLL_S, RETRY_REFUSED_S, SessionBase, Step
+from replicator.core.session.base import HANDSHAKE_S, IDLE_POLL_S, PING_S, POLL_S, RETRY_REFUSED_S, RETRY_SOON_S, SessionBase, Step
 from replicator.core.transitions import State
+
+
+SOON = ("source-incomplete", "source-behind", "source-outdated")
+"""Outcomes of a handshake that end by what another node does."""
 
 
 class Links(SessionBase):
@@ -54,7 +58,8 @@ class Links(SessionBase):
         return self._linked_chores(event, now) or (self.state, self._ping_if_due(now))
 
     def _watch_idle(self, event: Tick, now: float) -> Step:
-        if now - self._since >= RETRY_REFUSED_S:
+        label = self.decision.label if self.decision else ""
+        if now - self._since >= (RETRY_SOON_S if label in SOON else RETRY_REFUSED_S):
             return self._go_down(now, "comparing again", close=True, soon=True)
         return self._watch_link_only(event, now)
 

@@ -88,7 +88,7 @@ class Flow:
             self.files.u64[edge_slot(self.files.slot, what)] = value
 
     @property
-    def _waited_for(self) -> bool:
+    def waited_for(self) -> bool:
         """Whether host writes wait for our peer."""
         return self.files is not None and bool(self.files.u64[SYNC_ON] >> self.files.slot & 1)
 
@@ -120,7 +120,7 @@ class Flow:
             u64 = files.u64
             if u64[DROPS + files.slot] != self._drops:
                 raise Stopped("journal", "the journal is no longer kept for the peer")
-            self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self._waited_for
+            self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
             if self._gathers:
                 return False
             before = shipper.seq
@@ -131,7 +131,7 @@ class Flow:
                 self.records += shipped
             else:
                 return False
-            if shipper.seq != before and not self._waited_for:
+            if shipper.seq != before and not self.waited_for:
                 self._gathers, self._gather_until = True, now + GATHER_S
             shipper.shrink()
             if now >= self._next_beat and not conn.unsent:
@@ -168,6 +168,11 @@ class Flow:
             self.peer_beat = triple
             return None
         return self._acked(triple)
+
+    def heard_of_tree(self, durable: object) -> None:
+        """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""
+        if self.shipper is not None and isinstance(durable, int) and durable >= 0:
+            self.shipper.heard_of_tree(durable)
 
     def _acked(self, triple: tuple[int, int, int]) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files

@@ -1,6 +1,6 @@
 """How other threads talk to a pair's thread: a box they put things in, an eventfd that wakes it, futures for answers.
 
-Events of the session go through as they are; Incoming, Knock and Query are between threads only.
+Events of the session go through as they are; the other items are between threads only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ class Knock:
     """The peer asks to be called."""
 
 
+class LookAgain:
+    """What a waiting pair waits for may have come: compare again."""
+
+
+class Evicted:
+    """Another pair of the group claims its journal."""
+
+
 @dataclass
 class Query:
     """A question about the session, answered in its thread."""
@@ -37,7 +45,7 @@ class Query:
     future: Future[dict[str, Any]] = field(default_factory=Future)
 
 
-Item = Event | Incoming | Knock | Query
+Item = Event | Incoming | Knock | LookAgain | Evicted | Query
 
 
 class Mailbox:

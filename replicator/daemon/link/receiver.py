@@ -20,7 +20,19 @@ from replicator.core.runs import parse_run
 from replicator.daemon.link import wire
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.shipper import Stopped
-from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, TAIL_OFF
+from replicator.journal.page import (
+    APPLIED_SEQ,
+    DURABLE_SEQ,
+    EDGE_DURABLE_SEQ,
+    EDGE_RECEIVED_SEQ,
+    EDGES,
+    EPOCH,
+    HEAD_OFF,
+    HEAD_SEQ,
+    SYNC_ON,
+    TAIL_OFF,
+    edge_slot,
+)
 
 ACK_LAZY_S = 0.01
 """Durable and applied positions that nobody waits for are acknowledged at most this often."""
@@ -92,6 +104,7 @@ class Receiver:
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
+        self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
         self._unrung_bytes += run.end - run.begin
@@ -126,6 +139,8 @@ class Receiver:
         u64 = self._u64
         received = self.expect - 1
         durable = min(received, max(self._synced, u64[DURABLE_SEQ]))
+        if u64[SYNC_ON]:
+            received, durable = held_below(u64, received, durable)
         now = (received, durable, min(received, u64[APPLIED_SEQ]))
         if now == self._told:
             return False
@@ -152,6 +167,20 @@ class Receiver:
     def ring_pending(self) -> bool:
         """Whether the follower has not been told of everything."""
         return self._unrung_bytes > 0
+
+
+def held_below(u64: memoryview, received: int, durable: int) -> tuple[int, int]:
+    """Limit what this node calls received and durable to what the peers below it hold that writes wait for.
+
+    The page says which those are; their sessions store there what they acknowledged. So whoever waits above for this
+    node waits for all of them.
+    """
+    waits = u64[SYNC_ON]
+    for edge in range(EDGES):
+        if waits >> edge & 1:
+            received = min(received, u64[edge_slot(edge, EDGE_RECEIVED_SEQ)])
+            durable = min(durable, u64[edge_slot(edge, EDGE_DURABLE_SEQ)])
+    return received, min(received, durable)
 
 
 def _plain_bytes(body: memoryview) -> int:

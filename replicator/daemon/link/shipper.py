@@ -169,7 +169,6 @@ class Shipper:
         u64, marks = self._u64, self._marks
         u64[self._received] = received
         u64[self._applied] = applied
-        u64[self._tree_durable] = durable  # a peer that feeds nobody
         if durable > u64[self._durable]:
             end = 0
             while marks and marks[0][0] <= durable:
@@ -177,6 +176,11 @@ class Shipper:
             if end:
                 u64[self._durable_off] = end
             u64[self._durable] = durable
+
+    def heard_of_tree(self, durable: int) -> None:
+        """The peer and all nodes below it hold the records durably up to this seq, as the peer says."""
+        u64 = self._u64
+        u64[self._tree_durable] = min(durable, u64[self._durable])
 
     def beat(self) -> bytes:
         """Return the BEAT frame that states how far behind the peer is, seen from here."""

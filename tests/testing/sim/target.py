@@ -18,6 +18,8 @@ from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
 from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
+from replicator.core.transitions import State
+from tests.testing.sim import oracles
 from tests.testing.sim.truth import Change, Promise
 
 if TYPE_CHECKING:
@@ -135,6 +137,8 @@ class Target:
             return
         try:
             if engine.state.mode == JOURNAL:
+                for peer in svc._relay_watch.look(self.clock.now):
+                    self.node.note(f"degraded towards {self.node.world.by_id[peer].name}")
                 if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
@@ -266,10 +270,21 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            self.node.truth.promises.append(
-                Promise(self.node.world.other(self.node).name, epoch, seq, request.wants_durable)
-            )
+            for edge in request.edges:
+                self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
         self._answer(request, "ok")
+
+    def _promise(self, holder: Node, epoch: int, seq: int, durable: bool) -> None:
+        """A host is told that `holder` has a write, and so have the nodes below it that are in sync."""
+        promises = self.node.truth.promises
+        promises.append(Promise(holder.name, epoch, seq, durable))
+        for down in in_sync_below(holder):
+            oracles.check_holds(down, epoch, seq)
+            assert holder.target is not None
+            edge = holder.target.engine.state.edge_of(down.node_id)
+            assert edge is not None
+            stable = holder.target.engine.page[edge_slot(edge.slot, EDGE_DURABLE_SEQ)] >= seq
+            self._promise(down, epoch, seq, durable and stable)
 
     def _ended_alone(self, request: Request) -> None:
         self.waiting.remove(request)
@@ -283,7 +298,7 @@ class Target:
     def _answer(self, request: Request, outcome: str) -> None:
         request.outcome = outcome
         state = self.engine.state
-        if outcome == "ok-alone" and request.seq > 0 and state.policy.mode == "sync" and state.role == PRIMARY:
+        if outcome == "ok-alone" and request.seq > 0 and state.role == PRIMARY:
             self.node.check_degraded_is_durable(request)
         self.node.note(f"{request.kind} {request.volume}:{request.offset}+{request.length} seq {request.seq} {outcome}")
         self.node.answered(request)
@@ -304,6 +319,9 @@ class Target:
         table: dict[str, Callable[[], Any]] = {
             "group.status": lambda: svc.status(bool(args.get("settle")), peer),
             "group.policy": lambda: svc.set_policy(args, peer),
+            "group.pin_copy": lambda: svc.pin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
+            "group.extend_copy": lambda: svc.extend_copy(args["copy_id"], args["masks"]),
+            "group.copy_until": lambda: svc.copy_until(peer, args["copy_id"], args["seq"]),
             "group.bitmap": lambda: svc.common_bitmap(args.get("c")),
             "group.begin_copy": lambda: svc.begin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.resume_copy": svc.resume_copy,
@@ -328,6 +346,22 @@ class Target:
     def prefix_now(self) -> bool:
         """Whether this secondary's image must be a prefix of its history now."""
         return bool(self.engine.page[APPLIED_SEQ] >= self.settled_upto)
+
+
+def in_sync_below(node: Node) -> list[Node]:
+    """The nodes that a running relay feeds, that are in sync, and whose connection both ends hold for good."""
+    if node.target is None or node.replicator is None or node.target.engine.state.role != SECONDARY:
+        return []
+    found = []
+    for edge in node.replicator.edges.values():
+        state = node.target.engine.state.edge_of(edge.peer.node_id)
+        process = edge.peer.replicator
+        other = process.edges.get(node.name) if process is not None else None
+        if state is None or not state.sync_on or edge.session.state is not State.SYNC_SOURCE or edge.conn is None:
+            continue
+        if other is not None and other.conn is edge.conn.peer and other.session.receives:
+            found.append(edge.peer)
+    return found
 
 
 def open_or_create(node: Node, parts: recovery.Parts) -> GroupEngine:
