@@ -124,7 +124,7 @@ class Flow:
             self.files.u64[edge_slot(self.files.slot, what)] = value
 
     @property
-    def _waited_for(self) -> bool:
+    def waited_for(self) -> bool:
         """Whether host writes wait for our peer."""
         return self.files is not None and bool(self.files.u64[SYNC_ON] >> self.files.slot & 1)
 
@@ -165,7 +165,7 @@ class Flow:
             self._next_rate = now + RATE_S
             here = time.localtime()
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
-        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self._waited_for
+        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
         if self._gathers:
             return
         before = shipper.seq
@@ -176,7 +176,7 @@ class Flow:
             self.records += shipped
         else:
             return
-        if shipper.seq != before and not self._waited_for:
+        if shipper.seq != before and not self.waited_for:
             self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
         shipper.shrink()
         if now >= self._next_beat and not bundle.first.unsent:

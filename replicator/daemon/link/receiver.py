@@ -195,6 +195,7 @@ class Receiver:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
         publish(self._u64, ARRIVED_GEN, run.last_seq, run.last_time_ns)
+        self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
         self._unrung_bytes += run.end - run.begin

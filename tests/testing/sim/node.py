@@ -184,6 +184,7 @@ class Node:
     def run(self, process: str, action: Callable[[], Any]) -> None:
         """Run a step of a process; it may die in it. Errors of a dying process do not count."""
         life = self.disk._life
+        self.world.ran.add(self)
         try:
             action()
         except BaseException as exc:
@@ -204,6 +205,7 @@ class Node:
     def die(self, kind: str) -> None:
         """kind: target, replicator, node (both processes) or power."""
         self.note(f"dies: {kind}")
+        self.world.ran.add(self)
         if kind != "target" and self.replicator is not None:
             for edge in self.replicator.edges.values():
                 self.network.drop_owner(edge)
