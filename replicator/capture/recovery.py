@@ -35,13 +35,14 @@ from replicator.journal.files import RandomFile
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    EDGE_ASLEEP,
     EPOCH,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    REPLICATOR_ASLEEP,
     TARGET_ASLEEP,
     Page,
+    edge_slot,
 )
 from replicator.journal.ring import DATA_START, Journal
 from replicator.journal.volumes import JournalFiles
@@ -121,7 +122,9 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
             engine.bitmaps.mark_unclean(marked)  # again: redo may have opened bitmaps
             engine.bitmaps.sync()
     page[INCARNATION] += 1
-    page[TARGET_ASLEEP] = page[REPLICATOR_ASLEEP] = 1
+    page[TARGET_ASLEEP] = 1
+    for edge in state.edges:
+        page[edge_slot(edge.slot, EDGE_ASLEEP)] = 1
     state.clean, state.boot = False, parts.boot
     engine.save()
     engine.refresh()
@@ -138,7 +141,9 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
         checkpoint(engine)
     if power_lost:
         state.new_epoch_wanted = state.unclean = True
-        state.copy_id = ""
+        state.extended = {}
+        for edge in state.edges:
+            edge.copying, edge.copy_id, edge.unclean = False, "", True
         if state.mode == BITMAP:
             state.seq_limit = engine.pos + SEQ_RESERVE
     else:

@@ -119,7 +119,7 @@ class NodeHost:
         """As GroupHost does it when it opens a group."""
         side = self.side(group)
         engine = side.engine
-        engine.link_up = True
+        engine.linked.add(0)
 
         def lifted() -> None:
             self.sets.lifted(engine.state.uuid)
@@ -157,7 +157,8 @@ class CutWorld:
                 side.make_clock = lambda host=host: host.clock  # type: ignore[misc]
                 side.create(role)
                 host.join(group)
-            roles.arm(pair.a.engine)
+            roles.arm(pair.a.engine, pair.b.node_id)
+            roles.arm(pair.b.engine, pair.a.node_id, upstream=True)
             pair.sync_up()
         self.linked = dict.fromkeys(GROUPS, True)
         self.beacons: dict[int, list[tuple[int, int]]] = {group: [] for group in GROUPS}
