@@ -15,6 +15,7 @@ from typing import Any
 from replicator.capture import copier, service
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
+from replicator.core.errors import MediumError
 from replicator.core.events import Log
 from replicator.core.transitions import State
 from replicator.daemon.link import shipper
@@ -373,9 +374,13 @@ class World:
             state = up.target.engine.state
             if up.target.engine.failed or state.copy != OK or (state.role == SECONDARY and not state.upstream):
                 continue
+            try:
+                up.target.service.arm(down.node_id, mode)
+                down.target.service.arm(up.node_id, mode, upstream=True)
+            except MediumError as exc:
+                self.clock.note(f"edge {up.name} {down.name} not made: {exc.message}")
+                continue
             self.wanted.remove(edge)
-            up.target.service.arm(down.node_id, mode)
-            down.target.service.arm(up.node_id, mode, upstream=True)
             self.edges.append((up, down))
             self.clock.note(f"edge {up.name} {down.name} {mode}")
             up.pair_with(down)
