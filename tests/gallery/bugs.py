@@ -14,8 +14,8 @@ from typing import Any
 from unittest.mock import patch
 
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
-from replicator.capture.state import Edge
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
+from replicator.capture.state import Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
@@ -407,8 +407,8 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = shipper.Shipper.pump
 
-    def trusting(self: shipper.Shipper) -> int:
-        sent = right(self)
+    def trusting(self: shipper.Shipper, now: float) -> int:
+        sent = right(self, now)
         if sent:
             self._u64[self._received] = self.seq - 1
         return sent
