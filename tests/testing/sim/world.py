@@ -140,10 +140,13 @@ class Report:
 class World:
     """A whole run."""
 
-    def __init__(self, seed: int, options: Options | None = None, *, verbose: bool = False) -> None:
+    def __init__(
+        self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False
+    ) -> None:
+        """kind: "pair" (two nodes) or "tree" (three to five); says how options are drawn that are not given."""
         self.seed = seed
         self.rng = random.Random(seed)
-        drawn = Options.draw(self.rng)
+        drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
         self.options = options or drawn
         o = self.options
         self.clock = Clock(verbose=verbose)
