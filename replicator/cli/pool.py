@@ -18,7 +18,6 @@ from replicator.cli.poolscrub import scrub, show_health
 from replicator.cli.units import SecondsType, SizeType, format_size
 from replicator.control import someone_listens
 from replicator.core.errors import (
-from replicator.core.sizes import parse_size
     AlreadyExists,
     BadInput,
     DaemonNotRunning,
@@ -28,6 +27,7 @@ from replicator.core.sizes import parse_size
     ProtocolError,
     TimedOut,
 )
+from replicator.core.sizes import parse_size
 
 _GROUP = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=)?raid(?P<level>0|1|5|6|10)(?:@(?P<chunk>\w+))?")
 GOOD, BAD = "in_sync", "failed"
