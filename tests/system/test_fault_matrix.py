@@ -55,11 +55,17 @@ class Living:
         self.mode = mode
         self.net.a.ask("replicator", "pair.create", 60, group=GROUP, peer="B", overwrite=True, **MODES[mode])
 
-    def suffer(self, fault: Callable[[Proxied], None], during: Callable[[], None] = lambda: None) -> None:
-        """Run a load, the fault and what goes on `during` it; heal; then everything must be right."""
+    def suffer(
+        self, fault: Callable[[Proxied], None], during: Callable[[], None] = lambda: None, ends: bool = False
+    ) -> None:
+        """Run a load, the fault and what goes on `during` it; heal; then everything must be right.
+
+        ends: the fault must have ended connections, which were made anew.
+        """
         net, self.seed = self.net, self.seed + 1
         load = net.load(self.seed, writes_per_s=800)
         watch = _Watch(net.a, net.b)
+        made = sum(proxy.accepted for proxy in net.proxies)
         try:
             load.wait_acked(20)
             during()
@@ -72,6 +78,7 @@ class Living:
             load.stop()
             watch.stop()
         net.assert_equal()
+        assert not ends or sum(proxy.accepted for proxy in net.proxies) > made, "the connection outlived the fault"
 
 
 class _Watch:
@@ -173,6 +180,9 @@ FAULTS: dict[str, Callable[[Proxied], None]] = {
     "cut-mid-frame": _for(0.3, lambda proxy: proxy.tamper("half")),
     "old-bytes-replayed": _replay,
 }
+ENDING = ("reset", "refused-for-a-while", "bits-flipped", "bytes-lost", "bytes-doubled", "bytes-swapped",
+          "cut-mid-frame", "old-bytes-replayed")  # fmt: skip
+"""TLS must notice what is done to bytes: the connection ends and nothing of it is taken."""
 LONG: dict[str, Callable[[Proxied], None]] = {
     "half-open": _for(6.0, FaultProxy.half_open),
     "one-way-loss": _for(6.0, lambda proxy: proxy.stall("up")),
@@ -188,14 +198,14 @@ OF_ONE_CONNECTION: dict[str, Callable[[Proxied], None]] = {
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_records_flow(living: Living, mode: str, fault: str) -> None:
     living.use(mode)
-    living.suffer(FAULTS[fault])
+    living.suffer(FAULTS[fault], ends=fault in ENDING)
 
 
 @pytest.mark.parametrize("fault", list(OF_ONE_CONNECTION))
 def test_one_connection_of_several(living: Living, fault: str) -> None:
     living.use("lanes")
     wait_until(lambda: _transfer(living)["connections_open"] == 3, living.net.situation, 20)
-    living.suffer(OF_ONE_CONNECTION[fault])
+    living.suffer(OF_ONE_CONNECTION[fault], ends=fault.endswith("cut"))
 
 
 def _transfer(living: Living) -> dict[str, Any]:
@@ -205,7 +215,7 @@ def _transfer(living: Living) -> dict[str, Any]:
 @pytest.mark.parametrize(("mode", "fault"), [("lanes", "half-open"), ("async", "one-way-loss")])
 def test_nobody_is_told_and_silence_must_do(living: Living, mode: str, fault: str) -> None:
     living.use(mode)
-    living.suffer(LONG[fault])
+    living.suffer(LONG[fault], ends=True)
 
 
 @pytest.mark.parametrize("fault", ["reset", "bits-flipped", "stalled-up", "cut-mid-frame"])
