@@ -6,6 +6,7 @@ from typing import Any
 
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
+    "journal-released": "{path} is no part of the journal any more",
     "edge-dropped": "the journal is full and no longer kept for node {peer}: it needs a resync when it comes back",
     "degraded": "the peer did not answer: writes go on without it from now on",
     "apply-stopped": "received writes cannot be applied: {reason}",

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from replicator.capture.engine import GroupEngine
-from replicator.capture.state import JOURNAL, OK, SECONDARY, Edge
+from replicator.capture.state import DIVERGED, JOURNAL, OK, SECONDARY, Edge
 from replicator.core.errors import BadInput, NotFound, Refused
 from replicator.journal.page import (
     DROPS,
@@ -156,14 +156,19 @@ def note_dropped(engine: GroupEngine, edges: Iterable[Edge]) -> None:
 
 
 def follow(engine: GroupEngine, peer: str) -> None:
-    """Records of `peer` come in from now on: it feeds this node. Durable. Raises Refused on a primary, NotFound."""
+    """Records of `peer` come in from now on: it feeds this node, whose image is a prefix of the peer's history.
+
+    So a former primary that was parted from another history is whole again in this one. Durable. Raises Refused on a
+    primary, NotFound.
+    """
     edge = edge_of(engine, peer)
     with engine.lock:
         state = engine.state
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is fed by nobody")
-        if state.upstream != edge.peer:
-            engine.commit({edge.slot: fed_by()}, upstream=edge.peer)
+        whole = {"copy": OK} if state.copy == DIVERGED else {}
+        if state.upstream != edge.peer or whole:
+            engine.commit({edge.slot: fed_by()}, upstream=edge.peer, **whole)
 
 
 def fed_by() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from replicator.capture import edges
 from replicator.capture.copies import check_maps
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
 from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,
@@ -35,9 +36,11 @@ from replicator.capture.state import (
 )
 from replicator.core.errors import BadInput, InternalError, Refused
 from replicator.core.records import HEADER_BYTES
+from replicator.journal.beacons import publish
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    ARRIVED_GEN,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -85,6 +88,7 @@ def disarm(engine: GroupEngine, peer: str) -> None:
     """
     with engine.apply_lock:
         if engine.state.role == SECONDARY and engine.state.copy == OK:
+            lift(engine)
             apply_all(engine)
         with engine.checkpoint_lock, engine.lock:
             state = engine.state
@@ -112,6 +116,8 @@ def _untrack(engine: GroupEngine, last: Edge) -> None:
     """Stop tracking: there is no pair any more. The caller holds all locks."""
     state = engine.state
     engine.sync_pool()
+    if engine.preimages is not None:
+        engine.preimages.end()
     state.hist.clear()
     state.bitmaps.clear()
     engine.bitmaps.refresh()
@@ -160,6 +166,7 @@ def attach(
         raise BadInput(f"a copy that begins at {p} cannot end at {synced_after}")
     by_difference = not full and c is not None
     with engine.apply_lock:
+        lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
             apply_all(engine)  # what c counts on must not be dropped with the journal
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
@@ -186,6 +193,8 @@ def _attach(
             for index, m in enumerate(engine.bitmaps.maps):
                 m.merge_packed(engine.bitmaps.live, masks[index])
         engine.sync_pool()  # nothing redoes what the journal holds once it has been emptied
+        if engine.preimages is not None:
+            engine.preimages.leave(engine.page[APPLIED_SEQ])
         state.copy = RESYNC
         state.floor = c or 0
         state.mode = JOURNAL
@@ -205,6 +214,8 @@ def finish_attach(engine: GroupEngine) -> None:
     if state.attaching is None:
         raise InternalError("no attach is under way")
     step = state.attaching
+    if engine.preimages is not None:
+        engine.preimages.attached(step["p"], step["epoch"])
     engine.journal.reset(step["p"], step["epoch"])
     state.hist = [list(h) for h in step["hist"]]
     engine.note_epoch(step["epoch"])
@@ -212,6 +223,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_from_seq = step.get("synced_after", step["p"])  # a step of an older version has none
     state.unclean = False
     state.attaching = None
+    publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     engine.save()
     _new_incarnation(engine)
 
@@ -259,8 +271,10 @@ def overflow(engine: GroupEngine) -> bool:
         return True
 
 
-def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any]:
+def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
+
+    at_limit: what the bound of its set holds back is given up instead (limits.py).
 
     accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
@@ -268,6 +282,11 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        if at_limit and engine.state.copy == OK:
+            engine.limit_seq = 0  # the set's bound rules, not a suspension
+            apply_all(engine)
+            cut(engine)
+        lift(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -284,6 +303,9 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
                     "bring the primary back and let the resync finish, or restore from a backup",
                 )
             base = engine.pos
+            engine.clock.extend()
+            if engine.preimages is not None:
+                engine.preimages.end()
             state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
             for edge in state.edges:
                 if edge.peer == state.upstream:
@@ -292,6 +314,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
                 edge.copy_id = ""
                 edge.degraded, edge.unclean = edge.mode == "sync", state.unclean
             state.upstream = state.copy_id = ""
+            publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             try:
                 engine.open_epoch()
             finally:

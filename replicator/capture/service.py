@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from replicator.capture import copier, copies, edges, follower, recovery, roles
+from replicator.capture import copier, copies, edges, follower, limits, recovery, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.relayloss import RelayWatch
@@ -342,7 +342,8 @@ class GroupService:
                     self._stop.wait(GATHER_S)
                 continue
             page[TARGET_ASLEEP] = 1
-            if page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody could know that we sleep
+            waits = limits.still_waits(engine, page[APPLIED_OFF])
+            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody knew that we sleep
                 self._own_bell.wait(0.05)
             page[TARGET_ASLEEP] = 0
 
@@ -386,6 +387,8 @@ class GroupService:
             if self._hold_until and now >= self._hold_until:
                 self.release("its deadline passed")
             try:
+                for path in ringchange.release_files(engine):
+                    self._events("journal-released", group=engine.state.name, path=path)
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 for peer in self._relay_watch.look(now):
@@ -400,6 +403,11 @@ class GroupService:
     def _journal_used(self) -> float:
         u64 = self._u64
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
+
+    def look_after(self) -> None:
+        """Let the keeper look now whether there is something to do."""
+        self._last_checkpoint = 0.0
+        self._kick_keeper.set()
 
     def checkpoint(self, tail_off: int | None = None) -> bool:
         """Sync the pool and free journal space; waits for host writes under way.
@@ -532,10 +540,10 @@ class GroupService:
         """See roles.attach."""
         return roles.attach(self.engine, edges.edge_of(self.engine, peer), **step)
 
-    def promote(self, force: bool = False) -> dict[str, Any]:
+    def promote(self, force: bool = False, at_limit: bool = False) -> dict[str, Any]:
         """See roles.promote. The replicator has stopped appending to the journal. `force` accepts a former primary that
         was replaced; it does not make an inconsistent copy acceptable: nothing does."""
-        result = roles.promote(self.engine, accept_diverged=force)
+        result = roles.promote(self.engine, accept_diverged=force, at_limit=at_limit)
         self._events("promoted", group=self.engine.state.name, **result)
         return result
 
@@ -554,6 +562,10 @@ class GroupService:
         self._waiters.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)
         return result
+
+    def wake_follower(self) -> None:
+        """Let the follower look for work: a limit was raised."""
+        self._own_bell.ring()
 
     @property
     def seq(self) -> int:

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, policy, progress, status, transfer, view
+from replicator.cli import budget, names, policy, progress, status, transfer
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_size
+from replicator.core import rpo
 from replicator.core.errors import Refused, TimedOut
 from replicator.core.status import TABLE
 
@@ -31,6 +32,9 @@ def pair() -> None:
     A group may have several pairs, one with each peer: copies of the primary, and copies of copies. Together they form a
     tree. Where a group has several pairs here, commands want PEER as well.
     """
+
+
+pair.add_command(budget.budget)
 
 
 @pair.command()
@@ -133,7 +137,7 @@ def show(here: Node, group: str, peer: str | None, as_json: bool) -> None:
         return
     known, facts = found.get("status") or {}, found.get("facts") or {}
     decision = facts.get("decision") or {}
-    seen = view.rpo(known, found) if known else None
+    seen = rpo.rpo(known, found) if known else None
     feeds, peer = not found["feeds_us"], found["peer_name"]
     rows = [
         ("state", f"{found['word']}: {found['why']}"),

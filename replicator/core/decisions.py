@@ -47,8 +47,9 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "split": ("no", "yes"),  # either side's operator wants the pair split
     # relay: neither, but lead is fed by a third node, and follow by lead or nobody, or lead knows a newer history;
     # relay-busy: such a lead, whose own copy is not complete; relay-behind: such a lead, and follow is ahead of it in
-    # the same history
-    "primaries": ("one", "both", "none", "relay", "relay-busy", "relay-behind"),
+    # the same history; rivals: neither, and both are fed by third nodes whose histories parted; given-up: lead is
+    # primary, follow is fed by a third node of another history, and the operator named lead for discarding
+    "primaries": ("one", "both", "none", "relay", "relay-busy", "relay-behind", "rivals", "given-up"),
     "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
     "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
     # records of follow that lead's history lacks: none that hosts wrote; received from lead (through a relay: from the
@@ -243,6 +244,23 @@ TABLE: tuple[Row, ...] = (
         **_BOTH,
         relation="outdated",
         consent="yes",
+    ),
+    # Two trees that meet.
+    _row(
+        "two-trees",
+        Action.REFUSE,
+        "",
+        "both nodes are fed by others, and those have parted: hosts wrote to two primaries above them",
+        **_GO,
+        primaries="rivals",
+    ),
+    _row(
+        "primary-given-up",
+        Action.STEP_DOWN,
+        "lead",
+        "two histories met below this primary, and the operator named it as the one to give up",
+        **_GO,
+        primaries="given-up",
     ),
     # A source, and nothing of follow stands against it.
     _row("full-fresh", Action.COPY, "follow", "follow is new and holds nothing", **_SOURCE, relation="fresh"),

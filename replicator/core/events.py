@@ -32,7 +32,8 @@ Control frames are msgpack maps with the key "t":
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)
     taken      new primary    epoch, base
     split      either         reason
-    resync     either         discard ("" or node id) : connect again with what the operator wants
+    resync     either         discard ("" or node id), epoch (newest of that node): connect again with what the operator
+                              wants
     ping       both           seq (own position), role, state (of the session), tree_durable (up to here the journal is
                               durable on this node and on all below it), feeds (node ids of the other nodes that
                               the sender feeds)

@@ -12,7 +12,7 @@ with the facts that hold afterwards.
 lead and follow: with one primary, lead is the primary. With two, lead is the one the operator did not name for
 discarding, else the one with the newer history. With none, lead is the relay where there is one: a secondary that is
 fed by a third node, and follow is fed by lead or by nobody; where both are fed by third nodes, the one with the newer
-history. Without a relay the table does not use them.
+history, or the one that the operator did not name. Without a relay the table does not use them.
 
 Sources: seed 000 sections 8 and 9 (H0-06, H0-13, H0-20, H0-21, H0-29), DRBD's sync rules, TigerBeetle's recovery table.
 The table itself is in decisions.py; docs/HANDSHAKE.md is generated from it.
@@ -91,12 +91,25 @@ def _relay(a: Hello, b: Hello) -> tuple[Hello, Hello] | None:
         return None
     fed = [x.upstream not in ("", y.node) for x, y in ((a, b), (b, a))]
     if fed == [True, True]:
-        if compare(a.hist, a.pos, b.hist, b.pos).relation in _NEWER and a.hist != b.hist:
-            return a, b
-        if compare(b.hist, b.pos, a.hist, a.pos).relation in _NEWER and a.hist != b.hist:
-            return b, a
+        for lead, follow in ((a, b), (b, a)):
+            if a.hist != b.hist and compare(lead.hist, lead.pos, follow.hist, follow.pos).relation in _NEWER:
+                return lead, follow
+            if _rivals(a, b) and _named(a, b) == {follow.node}:
+                return lead, follow
         return None
     return (a, b) if fed[0] else (b, a) if fed[1] else None
+
+
+def _rivals(a: Hello, b: Hello) -> bool:
+    """Two secondaries in trees of their own, whose histories parted."""
+    fed = a.upstream not in ("", b.node) and b.upstream not in ("", a.node) and "primary" not in (a.role, b.role)
+    return fed and compare(a.hist, a.pos, b.hist, b.pos).relation in (Relation.FORKED, Relation.UNRELATED)
+
+
+def _given_up(lead: Hello, follow: Hello, comparison: Comparison) -> bool:
+    """The operator named a primary that meets a node of another tree."""
+    apart = comparison.relation in (Relation.PARTED, Relation.FORKED) and follow.state == "ok"
+    return apart and follow.upstream not in ("", lead.node) and _named(lead, follow) == {lead.node}
 
 
 _NEWER = (Relation.BEHIND, Relation.PARTED)
@@ -107,7 +120,7 @@ def _order(a: Hello, b: Hello) -> tuple[Hello, Hello]:
     """Return (lead, follow) of two HELLOs sorted by node id."""
     if (a.role == "primary") != (b.role == "primary"):
         return (a, b) if a.role == "primary" else (b, a)
-    discard = {a.discard, b.discard} & {a.node, b.node}
+    discard = _named(a, b)
     if len(discard) == 1:
         return (b, a) if a.node in discard else (a, b)
     relation = compare(a.hist, a.pos, b.hist, b.pos).relation
@@ -116,6 +129,17 @@ def _order(a: Hello, b: Hello) -> tuple[Hello, Hello]:
     if relation in (Relation.FORKED, Relation.UNRELATED):
         return (b, a) if _weight(b) > _weight(a) else (a, b)
     return a, b
+
+
+def _named(a: Hello, b: Hello) -> set[str]:
+    """The nodes whose own writes the operator has given up. A node that has followed another history since then holds
+    writes of somebody else, and the leave does not cover those."""
+    newest = {side.node: side.hist[-1][0] if side.hist else 0 for side in (a, b)}
+    return {
+        side.discard
+        for side in (a, b)
+        if side.discard in newest and side.discard_epoch in (0, newest[side.discard])
+    }
 
 
 def _weight(hello: Hello) -> tuple[bool, int]:
@@ -128,7 +152,11 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
     if relay:
         behind = lead.hist == follow.hist and follow.pos > lead.pos
         primaries = "relay-busy" if lead.state != "ok" else "relay-behind" if behind else "relay"
-    named = {lead.discard, follow.discard} & {lead.node, follow.node}
+    elif primaries == "none" and _rivals(lead, follow):
+        primaries = "rivals"
+    elif primaries == "one" and _given_up(lead, follow, comparison):
+        primaries = "given-up"
+    named = _named(lead, follow)
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
     copy = "ok" if follow.state != "resync" else "resumable" if resumable else "resync"
     return Facts(

@@ -15,7 +15,7 @@ from replicator.core.epochs import check_hist, node_tag
 from replicator.core.errors import ProtocolError
 
 VERSION = 2
-"""2: `upstream`, so that a secondary can be a source of others."""
+"""2: `upstream`, so that a secondary can be a source of others; `discard_epoch`."""
 NOT_YET = (1 << 64) - 1
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
@@ -45,6 +45,7 @@ class Hello(NamedTuple):
     sync: bool  # writes are to wait for this peer (its edge, or the group, is synchronous)
     split: bool  # the operator wants the pair split
     discard: str  # node whose writes the operator allows to be thrown away, or ""
+    discard_epoch: int  # that node's newest epoch when he did: the leave is for no later one. 0: it was not known
     handover: str  # node this side has handed the primary role to, or ""
     upstream: str  # of a secondary: node that feeds it, "" for none
 
@@ -55,7 +56,8 @@ class Hello(NamedTuple):
 
 
 def from_status(
-    node: str, status: dict[str, Any], *, split: bool, discard: str = "", handover: str = "", version: int = VERSION
+    node: str, status: dict[str, Any], *, split: bool, discard: str = "", discard_epoch: int = 0, handover: str = "",
+    version: int = VERSION,
 ) -> Hello:
     """Build our Hello from the target's group.status and what the operator wants."""
     journal = status["journal"]
@@ -81,6 +83,7 @@ def from_status(
         synced=NOT_YET if status.get("copying") else int(status.get("synced_seq", 0)),
         split=split,
         discard=discard,
+        discard_epoch=discard_epoch,
         handover=handover,
         upstream=str(status.get("upstream") or "") if status["role"] == "secondary" else "",
     )
@@ -131,6 +134,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             synced=_u64(frame["synced"]),
             split=bool(frame["split"]),
             discard=str(frame["discard"])[:32],
+            discard_epoch=_u64(frame["discard_epoch"]),
             handover=str(frame["handover"])[:32],
             upstream=str(frame["upstream"])[:32],
         )
@@ -149,8 +153,8 @@ def from_frame(frame: dict[str, Any]) -> Hello:
 def _only_version(version: int, frame: dict[str, Any]) -> Hello:
     node, group = _hex(frame["node"]), _hex(frame["group"])
     return Hello(
-        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", "",
-        "",
+        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", 0,
+        "", "",
     )
 
 

@@ -105,7 +105,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "SPLIT-BRAIN",
         "bad",
-        _refused("split-brain", "dual-primary", "lost-tail-conflict"),
+        _refused("split-brain", "dual-primary", "lost-tail-conflict", "two-trees"),
         "{cause}",
         "both sides hold acknowledged writes the other lacks; nothing is merged or overwritten by itself",
         "look at both, decide which side's {lost} records are given up, then resync with that node's name",

@@ -126,12 +126,19 @@ class Pairs:
                 transfer=lambda: (self.store.get(*pair.key) or pair).settings,
                 failed=lambda: self._failed(pair, loop),
                 claims=claims,
+                acked=lambda: self._nudge(claims, loop),
             )
             loop = PairLoop(session, flow, around)
             self._running[pair.key] = running = _Running(loop, asker)
             loop.start()
         if not session.dials:
             threading.Thread(target=self._knock, args=(pair, running.ended), name="knock", daemon=True).start()
+
+    @staticmethod
+    def _nudge(claims: Claims, loop: PairLoop) -> None:
+        holder = claims.holder
+        if isinstance(holder, PairLoop) and holder is not loop:
+            holder.nudge()
 
     def _files(self, pair: PairConfig, session: Session) -> GroupFiles:
         """Open the group's files for the place in the page that the target has given the pair."""

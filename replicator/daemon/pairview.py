@@ -10,6 +10,8 @@ lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
 todo_bytes    left of a copy
+rpo           what would be lost with the primary (core/rpo.py), as known here
+budget        {limits, exceeded, since_s, reasons}, None for a pair without one
 transfer      settings and measures of how records are moved: see `transfer`
 policy, facts (of the session), status (of the target; None when it does not answer)
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from replicator.core import protection
+from replicator.core import protection, rpo
 from replicator.core import status as words
 from replicator.core.errors import FarstripeError
 from replicator.core.protection import EdgeFacts
@@ -112,7 +114,7 @@ def after_takeover(node: Node, pair: PairConfig, facts: dict[str, Any]) -> list[
 def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> dict[str, Any]:
     facts = node.pairs.facts(pair)
     known = status or {}
-    return {
+    view = {
         "group": pair.group,
         "name": pair.name,
         "peer": pair.peer,
@@ -134,6 +136,22 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "policy": known.get("policy"),
         "facts": facts,
         "status": status,
+    }
+    view["rpo"] = rpo.rpo(known, view)
+    view["budget"] = _budget(node, pair)
+    return view
+
+
+def _budget(node: Node, pair: PairConfig) -> dict[str, Any] | None:
+    if not pair.budget:
+        return None
+    found = node.rpo_verdicts.get((pair.group, pair.peer))
+    exceeded = found is not None and found.exceeded
+    return {
+        "limits": dict(pair.budget),
+        "exceeded": exceeded,
+        "since_s": round(time.monotonic() - found.since, 1) if found is not None and exceeded else None,
+        "reasons": list(found.reasons) if found is not None else [],
     }
 
 

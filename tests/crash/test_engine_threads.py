@@ -101,7 +101,7 @@ class Stress:
                 time.sleep(0.0005)
             dice = rng.random()
             if dice < 0.01:
-                self.a.set_sync(True)
+                self.a.set_sync("b" * 32, True)
             elif dice < 0.013:
                 self.a.overflow()
             elif dice < 0.016:

@@ -14,8 +14,8 @@ from typing import Any
 from unittest.mock import patch
 
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
-from replicator.capture.state import Edge
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
+from replicator.capture.state import Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State

@@ -95,6 +95,8 @@ class SessionBase:
         self.was_complete = False
         """When last heard of, the peer had a complete copy of what this node feeds it."""
         self.discard = ""
+        self.discard_epoch = 0
+        """That node's newest epoch when the operator named it, 0 when it was not known."""
         self._discard_until = 0.0
         self._ask_peer_resync = False
         self._rng = rng

@@ -41,7 +41,8 @@ class Greeting(SessionBase):
             self.discard = ""
         successor = self.handover if event.result.get("role") != "primary" else ""
         self.mine = hello.from_status(
-            self.node, event.result, split=self.split_wanted, discard=self.discard, handover=successor
+            self.node, event.result, split=self.split_wanted, discard=self.discard,
+            discard_epoch=self.discard_epoch, handover=successor,
         )
         effects: list[Effect] = [Send(hello.to_frame(self.mine))]
         if self.theirs is None:
@@ -88,7 +89,7 @@ class Greeting(SessionBase):
         if self.handover:
             self.handover = ""
             effects.append(Persist({"handover": ""}))
-        if self._command is not None and primaries != "both":
+        if self._command is not None and primaries not in ("both", "rivals", "given-up"):
             if decision.lead == self.peer and primaries == "one":
                 effects.append(Answer(self._command[0], {"primary": self.peer}))
                 self._command = None
@@ -104,7 +105,7 @@ class Greeting(SessionBase):
         if decision.label == "split-wanted" and self.status.get("sync_on"):
             effects.append(self._tell("group.sync_on", on=False))
         if self._ask_peer_resync and not self.split_wanted and decision.label == "split-wanted":
-            effects.append(Send({"t": "resync", "discard": self.discard}))
+            effects.append(Send({"t": "resync", "discard": self.discard, "epoch": self.discard_epoch}))
         self._ask_peer_resync = False
         return State.WAITING, effects
 
@@ -143,7 +144,7 @@ class Greeting(SessionBase):
             return State.COPY_SOURCE if resuming else State.SOURCE, effects
         assert self.mine is not None
         effects = [ClaimJournal()]
-        if self.mine.upstream != self.peer:
+        if self.mine.upstream != self.peer or self.mine.state == "diverged":
             effects.append(self._tell("group.follow"))
         effects.append(self._receive(decision.from_seq, self.mine.hist))
         return State.COPY_TARGET if resuming else State.TARGET, effects

@@ -6,9 +6,17 @@ from typing import Any
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import CloseLink, Dial, Effect, FrameIn, LinkDown, LinkUp, Log, Send, Tick
-from replicator.core.session.base import HANDSHAKE_S, IDLE_POLL_S, PING_S, POLL_S, RETRY_REFUSED_S, RETRY_SOON_S, SessionBase, Step
+from replicator.core.session.base import (
+    HANDSHAKE_S,
+    IDLE_POLL_S,
+    PING_S,
+    POLL_S,
+    RETRY_REFUSED_S,
+    RETRY_SOON_S,
+    SessionBase,
+    Step,
+)
 from replicator.core.transitions import State
-
 
 SOON = ("source-incomplete", "source-behind", "source-outdated")
 """Outcomes of a handshake that end by what another node does."""

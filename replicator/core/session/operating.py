@@ -40,24 +40,35 @@ class Operating(SessionBase):
         self.split_wanted = False
         self._ask_peer_resync = True
         self.discard, self._discard_until = discard, now + CONSENT_S
+        self.discard_epoch = self._newest_epoch(discard)
         self._backoff.reset()
         effects: list[Effect] = [Persist({"split": False})]
         if self.link:
             effects.append(
-                Send({"t": "resync", "discard": discard})
+                Send({"t": "resync", "discard": discard, "epoch": self.discard_epoch})
             )  # this wish replaces an older one on the other side
         _, more = self._go_down(now, "resync asked by the operator", close=True, soon=True)
         return State.DOWN, [*effects, *more, Log("resync", {"discard": discard}), Answer(event.id)]
 
+    def _newest_epoch(self, node: str) -> int:
+        """The newest epoch of one of the two nodes as far as this session knows, 0 when it does not."""
+        if node == self.node:
+            hist = self.status.get("hist") or ()
+        else:
+            hist = self.theirs.hist if self.theirs is not None and node else ()
+        return int(hist[-1][0]) if hist else 0
+
     def _takeover(self, event: Command, now: float) -> Step:
-        """`args`: force (bool), status (this node's group.status, asked by the shell just now)."""
+        """`args`: force (bool), status (this node's group.status, asked by the shell just now), and where to begin as
+        primary: marker (a number), at_limit (bool); see group.promote."""
         status = event.args.get("status") or self.status
         plan = plan_takeover(status, self.facts(now), force=bool(event.args.get("force")))
         if not plan.allowed:
             return self.state, [Answer(event.id, error=to_map(Refused(plan.message, plan.way_out)))]
         self._takeover_id = event.id
         _, effects = self._go_down(now, "takeover", close=True, soon=True)
-        ask = self._ask("group.promote", force=bool(event.args.get("force")))
+        where = {key: event.args[key] for key in ("marker", "at_limit") if event.args.get(key)}
+        ask = self._ask("group.promote", force=bool(event.args.get("force")), **where)
         return State.PROMOTING, [*effects, Log("takeover", {"label": plan.label, "lost": plan.message}), ask]
 
     def _busy_refused(self, event: Command, now: float) -> Step:
@@ -71,6 +82,8 @@ class Operating(SessionBase):
         self.split_wanted = False
         discard = event.frame.get("discard")
         self.discard = discard if discard in (self.node, self.peer) else ""
+        epoch = event.frame.get("epoch")
+        self.discard_epoch = epoch if isinstance(epoch, int) and 0 <= epoch < 1 << 64 else 0
         self._discard_until = now + CONSENT_S
         _, more = self._go_down(now, "resync asked by the peer's operator", close=True, soon=True)
         return State.DOWN, [Persist({"split": False}), *more]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import select
 import threading
+
 from replicator.daemon.link.connection import Connection, Lost
 
 OPEN_EVERY_S = 5.0

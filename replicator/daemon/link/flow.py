@@ -21,6 +21,7 @@ from replicator.daemon.link.packing import Gain
 from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    BEACON_PACE_MS,
     DROPS,
     EDGE_ASLEEP,
     EDGE_LINK,
@@ -63,7 +64,7 @@ class Flow:
         self._gather_until = 0.0
         self._gathers = False
         self._other_bytes = 0  # of frames that are no DATA
-        self.peer_beat: tuple[int, int, int] | None = None
+        self.peer_beat: tuple[int, int] | None = None
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
@@ -123,7 +124,7 @@ class Flow:
             self.files.u64[edge_slot(self.files.slot, what)] = value
 
     @property
-    def _waited_for(self) -> bool:
+    def waited_for(self) -> bool:
         """Whether host writes wait for our peer."""
         return self.files is not None and bool(self.files.u64[SYNC_ON] >> self.files.slot & 1)
 
@@ -164,7 +165,7 @@ class Flow:
             self._next_rate = now + RATE_S
             here = time.localtime()
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
-        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self._waited_for
+        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
         if self._gathers:
             return
         before = shipper.seq
@@ -175,11 +176,11 @@ class Flow:
             self.records += shipped
         else:
             return
-        if shipper.seq != before and not self._waited_for:
+        if shipper.seq != before and not self.waited_for:
             self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
         shipper.shrink()
         if now >= self._next_beat and not bundle.first.unsent:
-            self._next_beat = now + BEAT_S
+            self._next_beat = now + (u64[BEACON_PACE_MS] / 1000 or BEAT_S)
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
@@ -221,11 +222,13 @@ class Flow:
             if self.receiver is not None and self.receiver.grants is not None:
                 self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
-        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
         if kind == wire.BEAT:
-            self.peer_beat = triple
+            head_seq, unsent_bytes, *beacon = wire.BEAT_BODY.unpack(body)
+            self.peer_beat = head_seq, unsent_bytes
+            if self.receiver is not None:
+                self.receiver.note_beacon(*beacon)
             return None
-        return self._acked(triple, now)
+        return self._acked(wire.TRIPLE.unpack(body), now)
 
     def count_other(self, lane: Lane, body: memoryview) -> None:
         """Count a frame that is no DATA. Raises ProtocolError when it came over another than the first connection."""

@@ -7,12 +7,14 @@ with an old one; the incarnation in the page says when to stop. The replicator n
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from replicator.core.errors import IntegrityError
 from replicator.journal.files import PlainFile
-from replicator.journal.page import INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number
+from replicator.journal.page import EDGE_ASLEEP, EDGES, INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number, edge_slot
 from replicator.journal.ring import Journal
+from replicator.journal.volumes import JournalDirectory
 
 
 class GroupFiles:
@@ -30,22 +32,41 @@ class GroupFiles:
             raise IntegrityError(f"{page_path} is of another boot", "start the target")
         self.u64 = self.page.u64
         self.slot = slot
+        self._bell_path: Callable[[int], Path] = lambda edge: run_dir / f"{uuid}.r.{edge}"
         self.incarnation = self.u64[INCARNATION]
-        self._file = PlainFile(journal_path or state_dir / "groups" / uuid / "journal")
-        self.journal = Journal.open(self._file, self.page)
-        self.own_bell = Doorbell(run_dir / f"{uuid}.r.{slot}")
+        where = PlainFile(journal_path) if journal_path else JournalDirectory(state_dir / "groups" / uuid)
+        self.journal = Journal.open(where, self.page)
+        self.own_bell = Doorbell(self._bell_path(slot))
         self._target_bell = Doorbell(run_dir / f"{uuid}.t")
+        self._edge_bells: dict[int, Doorbell] = {}
         self._fence = threading.Lock()
 
     @property
     def current(self) -> bool:
-        """Whether offsets and roles are still those these files were opened under."""
+        """Whether offsets and roles are still those these files were opened under.
+
+        Files that have left the journal are closed on the way, those that joined it opened.
+        """
+        try:
+            self.journal.follow()
+        except OSError:
+            return False
         return self.u64[INCARNATION] == self.incarnation
 
     def wake_target(self) -> None:
         """Ring the target if it sleeps."""
         if self.u64[TARGET_ASLEEP]:
             self._target_bell.ring()
+
+    def wake_edges(self) -> None:
+        """Ring every edge of the group that sleeps: we have appended what it may ship."""
+        u64 = self.u64
+        for slot in range(EDGES):
+            if u64[edge_slot(slot, EDGE_ASLEEP)]:
+                bell = self._edge_bells.get(slot)
+                if bell is None:
+                    bell = self._edge_bells[slot] = Doorbell(self._bell_path(slot))
+                bell.ring()
 
     def fence(self) -> None:
         """Order the stores before against the loads after, between two processes: taking a lock is a full barrier."""
@@ -59,5 +80,6 @@ class GroupFiles:
     def close(self) -> None:
         """Release all of it."""
         self.journal.close()
-        self.own_bell.close()
+        for bell in (self.own_bell, *self._edge_bells.values()):
+            bell.close()
         self._target_bell.close()

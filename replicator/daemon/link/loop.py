@@ -81,6 +81,8 @@ class Surroundings:
     """The thread ends because of an error nobody expected."""
     claims: Claims = field(default_factory=Claims)
     """Which session of the group may append to its journal."""
+    acked: Callable[[], None] = lambda: None
+    """The peer has acknowledged: whoever receives the group's records may have to pass it on."""
 
 
 class PairLoop:
@@ -136,6 +138,10 @@ class PairLoop:
     def look_again(self) -> None:
         """Another pair of the group has changed this node's part in it: a pair that waits may find more now."""
         self._box.put(LookAgain())
+
+    def nudge(self) -> None:
+        """A peer below has acknowledged: what is told to the one above may grow."""
+        self._box.wake()
 
     def evict(self) -> None:
         """Let go of the group's journal soon: another pair's peer is to feed it."""
@@ -273,6 +279,8 @@ class PairLoop:
             self._last_rx = now
         if newest_ack is not None:
             self._feed(Acked(link, *newest_ack), now)
+            if flow.waited_for:
+                self._around.acked()
         return more and self._bundle is bundle
 
     def _control(self, link: int, frame: dict[str, Any], now: float) -> None:
@@ -408,8 +416,8 @@ class PairLoop:
             facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
         facts["peer_beat"] = None
         if flow.peer_beat is not None:
-            head_seq, behind_bytes, write_time_ns = flow.peer_beat
-            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": behind_bytes, "write_time_ns": write_time_ns}
+            head_seq, unsent_bytes = flow.peer_beat
+            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": unsent_bytes}
         return facts
 
     def _feed(self, event: Event, now: float) -> None:

@@ -25,8 +25,11 @@ from replicator.core.transfer import PULL, Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.shipper import Stopped
+from replicator.journal.beacons import publish
 from replicator.journal.page import (
     APPLIED_SEQ,
+    ARRIVED_GEN,
+    ARRIVED_TIME,
     DURABLE_SEQ,
     EDGE_DURABLE_SEQ,
     EDGE_RECEIVED_SEQ,
@@ -191,12 +194,19 @@ class Receiver:
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
+        publish(self._u64, ARRIVED_GEN, run.last_seq, run.last_time_ns)
+        self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
         self._unrung_bytes += run.end - run.begin
         if self._unrung_bytes >= RING_BYTES:
             self.ring()
         return run.records
+
+    def note_beacon(self, seq: int, time_ns: int) -> None:
+        """The peer says that every record up to `time_ns` has a seq up to `seq`: true here once they have come."""
+        if 0 < seq < self.expect and time_ns > self._u64[ARRIVED_TIME]:
+            publish(self._u64, ARRIVED_GEN, seq, time_ns)
 
     def ring(self) -> None:
         """Tell the follower that there is work."""
@@ -231,7 +241,7 @@ class Receiver:
         if now == self._told:
             return False
         self._told = now
-        send(wire.triple(wire.ACK, *now))
+        send(wire.ack(*now))
         return True
 
     def _sync(self, received: int) -> None:

@@ -30,7 +30,9 @@ from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.packing import Gain, Packer
+from replicator.journal.beacons import NOTHING, look
 from replicator.journal.page import (
+    BEACON_GEN,
     EDGE_APPLIED_SEQ,
     EDGE_DURABLE_OFF,
     EDGE_DURABLE_SEQ,
@@ -76,7 +78,6 @@ class Shipper:
         self.off = locate(files, from_seq)
         """Its offset in the journal."""
         self.epoch = 0
-        self.last_write_time_ns = 0
         self._to_prove = PROVE_BYTES
         self._starved_until = 0  # credit that the next frame needs
         self._marks: deque[tuple[int, int]] = deque()  # (last seq, end offset) of frames not yet durable at the peer
@@ -231,9 +232,15 @@ class Shipper:
         u64[self._tree_durable] = min(durable, u64[self._durable])
 
     def beat(self) -> bytes:
-        """Return the BEAT frame that states how far behind the peer is, seen from here."""
+        """Return the BEAT frame that states how far behind the peer is, seen from here.
+
+        A beacon goes along once every record it speaks of was sent; until then the records tell their times themselves.
+        """
         u64 = self._u64
-        return wire.triple(wire.BEAT, u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), self.last_write_time_ns)
+        beacon = look(u64, BEACON_GEN)
+        if beacon.seq >= self.seq:
+            beacon = NOTHING
+        return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon)
 
 
 def locate(files: GroupFiles, seq: int) -> int:

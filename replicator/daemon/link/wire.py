@@ -10,8 +10,9 @@
     DATA     journal records back to back, whole ones, in order; the body's bytes are the journal's
     ACK      u64 received, u64 durable, u64 applied: seqs
     CONTROL  one msgpack map, see replicator.core.events
-    BEAT     u64 head seq, u64 bytes in the journal behind what was sent, u64 write time of the newest record sent (ns):
-             what a secondary can say about its lag once the primary is silent
+    BEAT     u64 head seq, u64 bytes in the journal behind what was sent: what a secondary can say about its lag once the
+             primary is silent; u64 seq, u64 time (ns) of a beacon, 0 for none: every record with a write time up to
+             that time has a seq up to that seq
     GRANT    u64 total: pulled transfers (core/credits.py): DATA frames may go on up to so many bytes, headers included,
              counted over all connections since the records began to flow
     NEED     u64 sent, u64 total: the sender has sent so many bytes, and its next frame ends there
@@ -43,13 +44,14 @@ FLAG_ZSTD: Final = 1
 TRIPLE = struct.Struct("<QQQ")
 TOTAL = struct.Struct("<Q")
 DOUBLE = struct.Struct("<QQ")
+BEAT_BODY = struct.Struct("<QQQQ")
 MAX_DATA_BYTES = MAX_PAYLOAD_BYTES + HEADER_BYTES
 MAX_CONTROL_BYTES = 16 << 20
 _LIMITS = {
     DATA: MAX_DATA_BYTES,
     ACK: TRIPLE.size,
     CONTROL: MAX_CONTROL_BYTES,
-    BEAT: TRIPLE.size,
+    BEAT: BEAT_BODY.size,
     GRANT: TOTAL.size,
     NEED: DOUBLE.size,
 }
@@ -73,9 +75,16 @@ def control(frame: dict[str, Any]) -> bytes:
     return b"".join((HEAD.pack(len(body), CONTROL, 0, 0, 0), body))
 
 
-def triple(kind: int, a: int, b: int, c: int) -> bytes:
-    """Return the bytes of an ACK or BEAT frame."""
-    return HEAD.pack(TRIPLE.size, kind, 0, 0, 0) + TRIPLE.pack(a, b, c)
+def ack(received: int, durable: int, applied: int) -> bytes:
+    """Return the bytes of an ACK frame."""
+    return HEAD.pack(TRIPLE.size, ACK, 0, 0, 0) + TRIPLE.pack(received, durable, applied)
+
+
+def beat(head_seq: int, unsent_bytes: int, beacon_seq: int, beacon_time_ns: int) -> bytes:
+    """Return the bytes of a BEAT frame."""
+    return HEAD.pack(BEAT_BODY.size, BEAT, 0, 0, 0) + BEAT_BODY.pack(
+        head_seq, unsent_bytes, beacon_seq, beacon_time_ns
+    )
 
 
 def grant(total: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.capture import recovery
 from replicator.capture.bitmaps import blocks_of
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import (
     BITMAP,
@@ -96,7 +97,7 @@ class Node:
             maps=self.maps,
             volumes=self.pool.open(),
             pool_sync=lambda: None,
-            clock_ns=lambda: WALL_START_NS + int(self.clock.now * 1e9),
+            clock=WriteClock(lambda: WALL_START_NS + int(self.clock.now * 1e9)),
             boot=self.boot,
         )
 
@@ -183,6 +184,7 @@ class Node:
     def run(self, process: str, action: Callable[[], Any]) -> None:
         """Run a step of a process; it may die in it. Errors of a dying process do not count."""
         life = self.disk._life
+        self.world.ran.add(self)
         try:
             action()
         except BaseException as exc:
@@ -203,6 +205,7 @@ class Node:
     def die(self, kind: str) -> None:
         """kind: target, replicator, node (both processes) or power."""
         self.note(f"dies: {kind}")
+        self.world.ran.add(self)
         if kind != "target" and self.replicator is not None:
             for edge in self.replicator.edges.values():
                 self.network.drop_owner(edge)

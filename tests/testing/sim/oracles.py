@@ -20,11 +20,11 @@ import numpy as np
 
 from replicator.capture.bitmaps import BLOCK_BYTES, TODO
 from replicator.capture.engine import GroupEngine
-from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
+from replicator.capture.state import BITMAP, FRESH, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED
 from replicator.core.epochs import common_position
 from replicator.core.records import HEADER_BYTES, Kind
 from replicator.core.transitions import State
-from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ
+from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ, Page
 from tests.testing.sim.truth import Change, Hist, Truth, Violation
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ def check_honest(node: Node) -> None:
     """What the session says against what the target has."""
     if node.target is None or node.replicator is None or node.target.engine.failed:
         return
-    fed = [edge for edge in node.replicator.edges.values() if edge.session.receives]
+    fed = [edge for edge in node.replicator.edges.values() if edge.flow.receiver is not None]
     if len(fed) > 1:
         raise Violation(f"one: {node.name} receives from {', '.join(edge.peer.name for edge in fed)} at once")
-    if fed and fed[0].session.state is State.TARGET and node.target.engine.state.copy != OK:
+    if fed and fed[0].session.state is State.TARGET and node.target.engine.state.copy in (RESYNC, FRESH):
         raise Violation(
             f"honest: the session of {node.name} calls its copy complete, the target {node.target.engine.state.copy}"
         )
@@ -154,8 +154,7 @@ def check_one_primary(nodes: Sequence[Node]) -> None:
 
 def check_holds(node: Node, epoch: int, seq: int) -> None:
     """Called when a host is told that a relay has a write: what is in sync below the relay has it too."""
-    assert node.target is not None
-    pos = node.target.engine.page[HEAD_SEQ]
+    pos = Page(node.page)[HEAD_SEQ]
     if pos < seq:
         raise Violation(f"promises: record {seq} of epoch {epoch:#x} was answered, {node.name} is in sync and at {pos}")
 

@@ -183,6 +183,9 @@ class SimGroupFiles:
     def wake_target(self) -> None:
         """The simulated target looks often enough."""
 
+    def wake_edges(self) -> None:
+        """The simulated edges look often enough."""
+
     def fence(self) -> None:
         """One thread needs none."""
 

@@ -17,8 +17,8 @@ from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
-from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
 from replicator.core.transitions import State
+from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
 from tests.testing.sim import oracles
 from tests.testing.sim.truth import Change, Promise
 

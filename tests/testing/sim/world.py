@@ -170,6 +170,8 @@ class World:
         self._seen: dict[str, tuple[Any, ...]] = {}
         self._power: dict[str, bool] = {node.name: False for node in self.nodes}
         self._acting = False
+        self.ran: set[Node] = set()
+        """Nodes of which a process did something since the oracles looked."""
         self._before: dict[str, tuple[Any, ...]] = {}
 
     def node(self, name: str) -> Node:
@@ -267,7 +269,8 @@ class World:
     def _look(self) -> None:
         """Look at whatever changed since the last event."""
         changed: set[str] = set()
-        for node in self.nodes:
+        ran, self.ran = self.ran, set()
+        for node in self.nodes if len(ran) > 1 else ran:
             if node.target is None:
                 self._seen.pop(node.name, None)
                 continue
@@ -464,10 +467,20 @@ class World:
             self.command(edge, "resync")
         elif session.state is State.REFUSED and decision is not None and edge.node.name < edge.peer.name:
             lead, follow = self.by_id[decision.lead], self.by_id[decision.follow]
-            if lead in primaries and follow not in primaries and lead is not self._best(primaries):
-                self.take_over(follow, force=True)  # then both are primary, and one of them can be given up
-            else:
-                self.command(edge, "resync", discard=decision.follow)
+            chosen = self._best(primaries) if primaries else None
+            loser = lead if self._top_of(follow) is chosen and self._top_of(lead) is not chosen else follow
+            self.command(edge, "resync", discard=loser.node_id)
+
+    def _top_of(self, node: Node) -> Node | None:
+        """The primary that a node's records come from, None when nobody feeds it or the one above."""
+        for _ in self.nodes:
+            if is_primary(node):
+                return node
+            above = self.by_id.get(node.target.engine.state.upstream) if node.target is not None else None
+            if above is None:
+                return None
+            node = above
+        return None
 
     def _settled(self) -> bool:
         """Nobody is about to become primary."""

@@ -21,7 +21,7 @@ def side(node: str = A, role: str = "primary", pos: int = 10, hist: tuple = ((E1
     base = Hello(
         version=VERSION, node=node, group=GROUP, volumes=((0, 4096),), role=role, state="ok", hist=hist, pos=pos,
         durable=pos, floor=pos, last_write=pos, journal=(1, pos), starts=(1,), unclean=False, copy_id="", synced=0,
-        sync=False, split=False, discard="", handover="", upstream="",
+        sync=False, split=False, discard="", discard_epoch=0, handover="", upstream="",
     )  # fmt: skip
     return base._replace(**changes)
 
@@ -89,6 +89,8 @@ RELAY = side(B, "secondary", 10, upstream=A)
 """In the middle: fed by A, and feeds C."""
 BELOW = side(C, "secondary", 8, upstream=B)
 
+OTHER_TREE = side(C, "secondary", 9, ((E1A, 0), (make_epoch(2, 0xCCCCCC), 5)), upstream="dd" * 16)
+
 STORIES = [
     ("version", side(), follower(version=VERSION + 1)),
     ("wrong-group", side(), follower(group="ee" * 16)),
@@ -155,6 +157,12 @@ STORIES = [
     ("former-primary", RELAY._replace(hist=((E1A, 0), (E2B, 7))), BELOW),
     ("diff-discard", RELAY._replace(hist=((E1A, 0), (E2B, 7)), discard=C), BELOW),
     ("diff-diverged-tail", RELAY._replace(hist=((E1A, 0), (E2B, 7))), BELOW._replace(last_write=6)),
+    ("two-trees", RELAY._replace(hist=((E1A, 0), (E2A, 7))), OTHER_TREE),
+    ("diff-discard", RELAY._replace(hist=((E1A, 0), (E2A, 7)), discard=C), OTHER_TREE),
+    ("diff-discard", RELAY._replace(hist=((E1A, 0), (E2A, 7)), discard=B, last_write=10), OTHER_TREE),
+    ("former-primary", side(B, hist=((E1A, 0), (E3A, 7))), OTHER_TREE),
+    ("primary-given-up", side(B, hist=((E1A, 0), (E3A, 7)), discard=B), OTHER_TREE),
+    ("former-primary", side(B, hist=((E1A, 0), (E3A, 7)), discard=B), OTHER_TREE._replace(upstream=B)),
     ("unrelated", RELAY, BELOW._replace(hist=((E2B, 0),))),
     ("version", RELAY, BELOW._replace(version=1)),
     ("outdated-discard", side(pos=8, discard=B), follower(**TOOK_OVER)),
@@ -174,7 +182,7 @@ def test_every_row_is_reached_by_a_story_except_the_defensive_one():
 
 def test_a_relay_never_steps_down_or_becomes_primary_by_a_handshake():
     for facts, row in LABELS.items():
-        if facts.primaries.startswith("relay"):
+        if facts.primaries.startswith("relay") or facts.primaries == "rivals":
             assert row.action not in (Action.STEP_DOWN, Action.PROMOTE), facts
 
 
@@ -193,6 +201,13 @@ def test_a_secondary_that_hears_of_a_newer_history_from_below_follows_it():
     """C took over and its own peer follows it; B, which was fed from above until now, follows too."""
     newer = BELOW._replace(hist=((E1A, 0), (E2A, 8)), pos=12, upstream="dd" * 16)
     assert decide(RELAY._replace(pos=8), newer).lead == C
+
+
+def test_the_leave_to_discard_a_node_does_not_cover_what_it_got_since_from_elsewhere():
+    named = side(B, **TOOK_OVER, discard=A, discard_epoch=E1A)
+    assert decide(named, side(A, "secondary", pos=10, state="diverged")).label == "diff-discard"
+    since = side(A, "secondary", pos=12, hist=((E1A, 0), (E3A, 9)))
+    assert decide(named, since).label == "former-primary"
 
 
 def test_the_common_position_is_the_base_of_the_parting():
@@ -226,7 +241,7 @@ def _random_side(rng: random.Random, node: str) -> Hello:
         journal=rng.choice((None, (rng.randint(1, pos + 1), pos))),
         starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
-        discard=rng.choice(("", "", A, B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
+        discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
     )  # fmt: skip
 
 
