@@ -40,6 +40,7 @@ class _Connection:
     said: bytearray = field(default_factory=bytearray)  # bytes of the dialling side, when recording
     held: bytes = b""  # a chunk that its successor overtakes
     before: bytes = b""  # the first chunk that was passed on
+    pumps: int = 2  # that still run
     deaf: bool = False  # what the dialling side says disappears, and nobody tells it
 
     def reset(self) -> None:
@@ -98,7 +99,7 @@ class FaultProxy:
 
     def _take(self, keep: bool = False) -> list[_Connection]:
         with self._lock:
-            standing = [one for one in self.connections if one.client.fileno() >= 0]
+            standing = self.connections
             hit = standing if self.only is None else standing[self.only : self.only + 1]
             self.connections = standing if keep else [one for one in standing if one not in hit]
         return hit
@@ -204,6 +205,18 @@ class FaultProxy:
         except OSError:
             if not connection.deaf:
                 connection.reset()
+        finally:
+            self._ended(connection)
+
+    def _ended(self, connection: _Connection) -> None:
+        """One of the two pumps has; after both, nothing of the connection is left."""
+        with self._lock:
+            connection.pumps -= 1
+            if connection.pumps or connection.deaf:
+                return
+            self.connections = [one for one in self.connections if one is not connection]
+        for sock in (connection.client, connection.server):
+            sock.close()
 
     def _tampered(self, connection: _Connection, chunk: bytes) -> tuple[bytes, bool]:
         """The chunk as it is passed on, and whether the connection ends then."""
