@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
-from replicator.capture.limits import limited, pending, permitted, still_waits
+from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
@@ -187,6 +187,21 @@ def apply_all(engine: GroupEngine) -> None:
     """Apply everything that has been received and no limit holds back. Raises as apply_some does."""
     while apply_some(engine):
         pass
+
+
+def apply_through(engine: GroupEngine, *, keep_bound: bool = False) -> None:
+    """Apply everything that has been received, also beyond markers at which copies are to stand.
+
+    keep_bound: but nothing beyond the bound of the group's set. Otherwise the set is no cut any more, durably, first.
+    """
+    if not keep_bound:
+        lift(engine)
+    while True:
+        if engine.limit_seq:
+            engine.on_lift()
+            engine.limit_seq = 0
+        if not apply_some(engine):
+            return
 
 
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
