@@ -6,6 +6,7 @@ from typing import Any
 
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
+    "journal-lost": "{reason}; from now on only block numbers are kept, until the journal is replaced",
     "journal-released": "{path} is no part of the journal any more",
     "degraded": "the peer did not answer: writes go on without it from now on",
     "apply-stopped": "received writes cannot be applied: {reason}",

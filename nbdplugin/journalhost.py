@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from replicator.capture import ringchange
-from replicator.capture.engine import GroupEngine
+from replicator.capture.engine import GroupEngine, JournalLost
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound
 from replicator.journal import volumes
 from replicator.journal.files import PlainFile
 from replicator.journal.relayout import files_facts
-from replicator.journal.ring import DATA_START, Undecided
+from replicator.journal.ring import DATA_START
 from replicator.journal.volumes import JournalDirectory
 
 MIN_JOURNAL_BYTES = 16 << 20
@@ -87,8 +87,8 @@ def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, An
         volumes.prepare(file, index, engine.journal.super, size - DATA_START)
         directory.link(index, path)
         ringchange.add_file(engine, file, size - DATA_START)
-    except Undecided as exc:
-        raise MediumError(f"the journal's superblocks cannot be written: {exc.strerror}", "check the disks") from exc
+    except JournalLost:
+        raise  # whether the file belongs to the journal nobody knows
     except BaseException as exc:
         if file is not None:
             file.close()

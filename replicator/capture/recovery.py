@@ -91,10 +91,10 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     trusted_head = (page[HEAD_OFF], page[EPOCH], page[HEAD_SEQ])
     if not trusted:
         page.clear(parts.boot)
-    journal = Journal.open(parts.journal, page)
-    journal.keep_super()
+    journal = _open_journal(parts, state)
     engine = _assemble(parts, state, state_file, journal)
-    drop_orphans(engine)
+    if not state.journal_error:
+        drop_orphans(engine)
     if power_lost:
         engine.bitmaps.mark_unclean(marked)
     if state.attaching is not None:
@@ -121,6 +121,16 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     engine.save()
     engine.refresh()
     return engine
+
+
+def _open_journal(parts: Parts, state: GroupState) -> Journal:
+    """Open the journal, unless its medium failed in a former life: what it says then is nothing to go by."""
+    if state.journal_error:
+        source = parts.journal if isinstance(parts.journal, JournalFiles) else JournalFiles(parts.journal)
+        return Journal.absent(source, parts.page, bytes.fromhex(state.uuid))
+    journal = Journal.open(parts.journal, parts.page)
+    journal.keep_super()
+    return journal
 
 
 def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
 from replicator.capture.follower import apply_all, checkpoint, settle
@@ -55,6 +56,7 @@ def arm(engine: GroupEngine) -> dict[str, Any]:
         state = engine.state
         if state.role != PRIMARY:
             raise Refused(f"group {state.name} is secondary here", "create the pair on the primary")
+        journalloss.require_journal(engine)
         if state.mode == UNTRACKED:
             engine.journal.reset(engine.pos, state.epoch_counter << 24)  # whatever it held is older than that
             engine.unjournaled += 1
@@ -102,7 +104,7 @@ def disarm(engine: GroupEngine) -> None:
         engine.sync_pool()  # for a FUA write that still looked at the journal
         for m in engine.bitmaps.maps:
             m.clear_all(0xFF)
-        engine.journal.reset(0, 0)
+        journalloss.empty_journal(engine, 0, 0)
         _new_incarnation(engine)
         engine.refresh()
         engine.opened.notify_all()
@@ -134,6 +136,7 @@ def begin_copy(
         state = engine.state
         if state.role != PRIMARY:
             raise Refused(f"group {state.name} is secondary here", "resync runs from the primary")
+        journalloss.require_journal(engine)
         own = None if c is None else engine.bitmaps.newest_for(c)
         full = own is None or peer_bitmaps is None
         if not full:
@@ -210,6 +213,7 @@ def _attach(
         state = engine.state
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
+        journalloss.require_journal(engine)
         if c is None:
             state.bitmaps.clear()
         else:
@@ -311,8 +315,10 @@ def overflow(engine: GroupEngine) -> bool:
             seq_limit=engine.pos + SEQ_RESERVE,
             sync_on=False,
             degraded=state.degraded or state.sync_on,
+            journal_error=engine.journal_lost,
+            sealed=False,
         )
-        engine.journal.reset(engine.pos, engine.epoch)
+        journalloss.empty_journal(engine, engine.pos, engine.epoch)
         _new_incarnation(engine)
         return True
 
@@ -326,6 +332,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        journalloss.require_journal(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -378,7 +385,7 @@ def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None)
                 raise Refused(f"group {state.name} has gone on to {engine.pos} since {upto} was agreed on", "try again")
             engine.sync_pool()
             if state.mode != JOURNAL:
-                engine.journal.reset(engine.pos, engine.epoch)
+                journalloss.empty_journal(engine, engine.pos, engine.epoch)
             page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
             engine.commit(
                 role=SECONDARY,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from replicator.capture import copier, follower, recovery, ringchange, roles
@@ -128,7 +129,10 @@ class GroupService:
             return
         try:
             seq = engine.write(volume, offset, buf, fua)
-        except (Parked, NoRoom):
+        except Parked as parked:
+            again = parked.made
+            seq = self._patiently(lambda: engine.make_durable(again) if again else engine.write(volume, offset, buf, fua))
+        except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.state.sync_on:
             self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
@@ -153,14 +157,19 @@ class GroupService:
         while True:
             try:
                 return action()
-            except Parked:
+            except Parked as parked:
+                if made := parked.made:  # only what makes it durable is left to do
+                    action = lambda: self.engine.make_durable(made)  # noqa: B023, E731
                 self._refuse_when_closing()
+                if self.engine.journal_lost:
+                    self._go_over()
                 with self.engine.opened:
                     if self.engine.parked_for:
                         self.engine.opened.wait(0.1)
             except NoRoom:
                 self._refuse_when_closing()
-                self._make_room(began)
+                with suppress(Parked):
+                    self._make_room(began)
 
     def _make_room(self, began: float) -> None:
         engine, u64 = self.engine, self._u64
@@ -206,6 +215,23 @@ class GroupService:
                 roles.unpark(engine, "full")
             self._waiters.wake_all()
             self._bell.ring()
+
+    def _go_over(self) -> None:
+        """The journal's medium has failed: count differences from now on. Durable before any writer goes on."""
+        with self._overflowing:
+            engine = self.engine
+            reason = engine.journal_lost
+            if not reason or engine.failed or engine.state.mode != JOURNAL:
+                return
+            try:
+                done = False
+                while not done:
+                    self._drain(roles.park(engine, "journal"))
+                    done = roles.overflow(engine)
+                self._events("journal-lost", group=engine.state.name, pos=engine.pos, reason=reason)
+            finally:
+                roles.unpark(engine, "journal")
+            self._waiters.wake_all()
 
     def _wait_peer(self, seq: int, durable: bool) -> None:
         """Wait for the peer to hold `seq`, as long as the policy allows."""
@@ -305,12 +331,16 @@ class GroupService:
             try:
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
+                if engine.journal_lost:
+                    self._go_over()
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 self._note_head(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
+            except Parked:
+                continue  # its journal failed just now
             except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
 

@@ -108,6 +108,7 @@ class GroupState:
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
     last_time_ns: int = 0  # no record before the last save has a later write time
+    journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
     clean: bool = True  # stopped in order
     boot: int = 0  # boot in which it last ran

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, follower, recovery, roles, service
+from replicator.capture import copier, follower, journalloss, recovery, roles, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
+from replicator.journal import volumes
 from replicator.journal.page import APPLIED_SEQ, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TAIL_OFF
+from replicator.journal.ring import DATA_START
 from tests.testing.sim.truth import Change, Promise
 
 if TYPE_CHECKING:
@@ -132,6 +134,10 @@ class Target:
         if engine.failed:
             return
         try:
+            if engine.journal_lost:
+                svc._go_over()
+            elif engine.state.journal_error and rng.random() < 0.2:
+                self._replace_journal()
             if engine.state.mode == JOURNAL:
                 if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
                     svc.checkpoint()
@@ -141,8 +147,17 @@ class Target:
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
+    def _replace_journal(self) -> None:
+        """The operator gives the group a new journal, once the disk is good again."""
+        file: Any = self.node.disk.open("journal")
+        engine, ring_bytes = self.engine, self.node.journal_bytes - DATA_START
+        volumes.prepare(file, 0, engine.journal.super, ring_bytes)
+        journalloss.replace_journal(engine, file, 0, ring_bytes)
+        self.node.note("journal replaced")
+
     def _sync_tracking(self) -> None:
-        self.engine.sync_journal()
+        if self.engine.state.mode == JOURNAL:
+            self.engine.sync_journal()
         self.engine.bitmaps.sync()
 
     # -- hosts ----------------------------------------------------------------------------------------------------
