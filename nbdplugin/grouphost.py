@@ -76,6 +76,9 @@ class GroupHost:
                 self._set_broken(entry.name, exc)
                 continue
             self._services[entry.name] = service
+            if why := service.engine.state.journal_error:
+                name = service.engine.state.name
+                self._events.add("group.journal-broken", f"group {name} has no journal: {why}", group=name)
             service.start(wait_for_peer=True)
 
     def _open_one(self, uuid: str) -> GroupService:
@@ -322,6 +325,17 @@ class GroupHost:
             removed = journalhost.remove(service.engine, path)
         service.look_after()
         return removed
+
+    def replace_journal(self, which: str, path: str | None, size: int) -> dict[str, Any]:
+        """Give a group a new journal in the place of a broken one; see journalhost.replace."""
+        with self._pools.changing:
+            service = self.get(which)
+            dropped = journalhost.replace(self._dir, service.engine, path, size)
+        service.look_after()
+        name = service.engine.state.name
+        text = f"group {name} has a new journal; {dropped} records that were received are sent again"
+        self._events.add("group.journal-replaced", text, group=name, dropped=dropped)
+        return {"dropped": dropped, **service.status()["journal"]}
 
     def delete(self, which: str, force: bool, undo: bool = False) -> None:
         """Forget a group; its volumes stay and are served without it. `undo`: those that adopting it made go too.

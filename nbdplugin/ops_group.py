@@ -65,6 +65,11 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.remove_journal": lambda args: groups.remove_journal(
             arguments.text(args, "group"), arguments.text(args, "path")
         ),
+        "group.replace_journal": lambda args: groups.replace_journal(
+            arguments.text(args, "group"),
+            arguments.path(args, "path") if args.get("path") else None,
+            _journal_bytes(args, "size"),
+        ),
         "group.status": on(lambda g, a: g.status(settle=arguments.flag(a, "settle"))),
         "group.policy": on(lambda g, a: g.set_policy(dict(a))),
         "group.arm": on(lambda g, a: g.arm()),

@@ -52,6 +52,7 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
             "peer_durable_off": u64[PEER_DURABLE_OFF],
+            "error": state.journal_error or engine.journal_lost,
             "files": files_facts(engine.journal),
         },
         "bitmaps": {

@@ -21,6 +21,7 @@ journal still reaches back, else a resync by difference follows.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
@@ -31,6 +32,9 @@ from replicator.journal.page import APPLIED_SEQ, INCARNATION, LINK, LINK_STREAMI
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
+
+STOPS_S = 1.0
+"""A replicator stops receiving so long after the group has failed, at the latest."""
 
 
 def may_go_over(engine: GroupEngine) -> bool:
@@ -50,14 +54,18 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
     Returns how many records were dropped that this side had received and not applied. Durable: the new journal, and
     that the group has it. Raises Refused when the old one is in use.
     """
+    if engine.state.role == SECONDARY and engine.page[LINK] == LINK_STREAMING:
+        if not (engine.failed or engine.state.journal_error):
+            raise Refused(
+                f"the journal of group {engine.state.name} is in use", "add the new file and remove the old one: group journal add"
+            )
+        time.sleep(STOPS_S)  # a link that was killed says so for ever; one that lives has seen the new incarnation
     with engine.apply_lock, engine.checkpoint_lock, engine.opened:
         state, page = engine.state, engine.page
         if state.role == PRIMARY and state.mode == JOURNAL:
             raise Refused(
                 f"the journal of group {state.name} is in use", "add the new file and remove the old one: group journal add"
             )
-        if state.role == SECONDARY and page[LINK] == LINK_STREAMING:
-            raise Refused(f"group {state.name} is receiving just now", "pause the pair, or stop its replicator")
         pos = page[APPLIED_SEQ] if state.role == SECONDARY else engine.pos
         dropped = engine.pos - pos
         engine.sync_pool()

@@ -53,7 +53,7 @@ from replicator.journal.page import (
     Page,
 )
 from replicator.journal.superblock import DATA_START, Super, write_slot
-from replicator.journal.volumes import JournalFiles, open_all, wipe
+from replicator.journal.volumes import JournalFiles, newest_generation, open_all, wipe
 
 MIN_CAPACITY = 1 << 20
 _SCAN_BYTES = 4 << 20
@@ -456,10 +456,18 @@ class Journal:
         """
         off = max(self._u64[HEAD_OFF], self.super.redo_off, self._ring[1][-1].start)
         sup = Super(
-            self.super.generation + GENERATION_STEP, self.super.group, ring_bytes, off, seq + 1, off, seq + 1, epoch,
-            (Layout(off, 0, (Extent(index, 0, ring_bytes),)),), index + 1,
-            max(self.super.layout_gen, self._u64[LAYOUT_GEN]) + 1,
-        )  # fmt: skip
+            generation=max(self.super.generation, newest_generation(self.source)) + GENERATION_STEP,
+            group=self.super.group,
+            capacity=ring_bytes,
+            tail_off=off,
+            tail_seq=seq + 1,
+            redo_off=off,
+            redo_seq=seq + 1,
+            min_epoch=epoch,
+            layouts=(Layout(off, 0, (Extent(index, 0, ring_bytes),)),),
+            next_index=index + 1,
+            layout_gen=max(self.super.layout_gen, self._u64[LAYOUT_GEN]) + 1,
+        )
         write_slot(file, sup, index)
         self._change({index: file}, sup)
         self._synced_off, self._broken = -1, None
