@@ -3,6 +3,7 @@
     STATE/groups/<uuid>/group.json   name and volumes, for a group whose state cannot be read
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
+    STATE/groups/<uuid>/rates        what its hosts wrote, hour by hour
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
     RUN/<uuid>.page .t .r            counters and doorbells
 
@@ -32,6 +33,7 @@ from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
@@ -160,7 +162,7 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, peer, note)
+        return GroupService(engine, own, peer, note, WriteRates(self._dir / uuid / "rates"))
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""

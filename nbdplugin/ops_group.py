@@ -71,6 +71,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             _journal_bytes(args, "size"),
         ),
         "group.status": on(lambda g, a: g.status(settle=arguments.flag(a, "settle"))),
+        "group.journal": on(lambda g, a: g.journal()),
         "group.policy": on(lambda g, a: g.set_policy(dict(a))),
         "group.arm": on(lambda g, a: g.arm()),
         "group.disarm": on(lambda g, a: g.disarm()),

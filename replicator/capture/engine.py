@@ -33,6 +33,7 @@ from crc32c import crc32c
 from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO, Bitmaps
 from replicator.capture.facts import facts_of
+from replicator.capture.retention import Marks
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Kind, pack_header
@@ -139,6 +140,8 @@ class GroupEngine:
         self.failed = ""
         self.apply_error = ""
         self.parked_for = ""  # "" | "hold" | "full" | "journal"
+        self.marks = Marks()
+        """Places in the journal, for retention."""
         self.journal_lost = ""
         """Why the journal takes nothing any more, until the group has gone over to counting differences."""
         self._u64 = page.u64

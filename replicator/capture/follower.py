@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
+from replicator.capture.retention import peers_off
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
@@ -24,7 +25,6 @@ from replicator.journal.page import (
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
 )
 
 BATCH_BYTES = (1 << 20) + 64
@@ -262,13 +262,13 @@ def begin_checkpoint(engine: GroupEngine, *, whole: bool = False) -> Begun | Non
 
 
 def _peer_holds(engine: GroupEngine) -> tuple[int, int] | None:
-    """How far the peer of a primary holds the journal durably, as (offset, seq); None when that frees nothing.
+    """How far the peer of a primary needs the journal no more, as (offset, seq); None when that frees nothing.
 
     A checkpoint there leaves no record behind that anybody needs, so none of them has to reach our disk for it: a copy
     of the whole volume would otherwise be written to it once more.
     """
     u64 = engine.page.u64
-    off = u64[PEER_DURABLE_OFF]
+    off = peers_off(engine)
     if not engine.journal.super.redo_off < off <= u64[HEAD_OFF]:
         return None
     if off == u64[HEAD_OFF]:
@@ -295,7 +295,7 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         if engine.state.role == SECONDARY:
             tail_off = redo_off
         else:
-            tail_off = min(redo_off, max(u64[PEER_DURABLE_OFF], sup.tail_off))
+            tail_off = min(redo_off, max(peers_off(engine), sup.tail_off))
         if tail_off < redo_off:
             engine.sync_journal()  # the chain that is kept must reach the redo point
         engine.sync_pool()

@@ -17,19 +17,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from replicator.capture import copier, follower, recovery, ringchange, roles
+from replicator.capture import copier, follower, recovery, retention, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.retention import Threshold, Trend, peers_off
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
 from replicator.capture.waiters import Waiters
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
+from replicator.core.records import BadRecord
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
     PEER_DURABLE_SEQ,
     PEER_RECEIVED_SEQ,
     REPLICATOR_ASLEEP,
@@ -56,8 +58,17 @@ GATHER_S = 0.02
 class GroupService:
     """One group of this node, served."""
 
-    def __init__(self, engine: GroupEngine, own_bell: Doorbell, peer_bell: Doorbell, events: Events) -> None:
-        """own_bell wakes the target, peer_bell the replicator. events(name, **detail) records what happened."""
+    def __init__(
+        self,
+        engine: GroupEngine,
+        own_bell: Doorbell,
+        peer_bell: Doorbell,
+        events: Events,
+        rates: WriteRates | None = None,
+    ) -> None:
+        """own_bell wakes the target, peer_bell the replicator. events(name, **detail) records what happened.
+
+        rates: what hosts have written so far, by the hour."""
         self.engine = engine
         self._own_bell = own_bell
         self._bell = peer_bell
@@ -74,6 +85,9 @@ class GroupService:
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
+        self._trend = Trend()
+        self._threshold = Threshold()
+        self.rates = rates or WriteRates(None)
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
@@ -114,6 +128,7 @@ class GroupService:
         for thread in self._threads:
             thread.join(timeout=DRAIN_S)
         self._drain(roles.park(self.engine, "hold"))
+        self.rates.save()
         recovery.close_engine(self.engine)
 
     # -- host requests --------------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ class GroupService:
     def _make_room(self, began: float) -> None:
         engine, u64 = self.engine, self._u64
         before = u64[TAIL_OFF]
-        if min(u64[HEAD_OFF], u64[PEER_DURABLE_OFF]) > before:
+        if min(u64[HEAD_OFF], peers_off(engine)) > before:
             self.checkpoint(tail_off=before)
         if u64[TAIL_OFF] != before:
             return
@@ -314,7 +329,7 @@ class GroupService:
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 continue
-            freeable = self._u64[PEER_DURABLE_OFF] - self._u64[TAIL_OFF]
+            freeable = peers_off(engine) - self._u64[TAIL_OFF]
             if engine.state.copying and freeable > engine.journal.capacity // 16:
                 self._kick_keeper.set()  # the peer has made room that a checkpoint frees
             self._kick_copier.wait(0.005 if engine.state.copying else 0.5)
@@ -336,6 +351,7 @@ class GroupService:
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 self._note_head(now)
+                self._watch_room(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
@@ -343,6 +359,29 @@ class GroupService:
                 continue  # its journal failed just now
             except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
+
+    def _watch_room(self, now: float) -> None:
+        """Note how the journal fills, and tell once when it has passed the threshold, or fallen below it again."""
+        engine, u64 = self.engine, self._u64
+        retention.note_marks(engine)
+        self._trend.note(now, u64[HEAD_OFF], u64[TAIL_OFF])
+        self.rates.note(u64[HEAD_OFF])
+        percent = retention.used_percent(engine)
+        crossed = self._threshold.crossed(percent, engine.state.policy.warn_percent)
+        if crossed:
+            free = engine.journal.capacity - (u64[HEAD_OFF] - u64[TAIL_OFF])
+            what = "journal-filling" if crossed == "above" else "journal-relieved"
+            name, full_in_s = engine.state.name, self._trend.full_in_s(free)
+            self._events(what, group=name, percent=round(percent), full_in_s=full_in_s)
+
+    def journal(self) -> dict[str, Any]:
+        """What status says of the journal, the age of its oldest record, and what was written hour by hour."""
+        u64, now_ns = self._u64, self.engine.clock_ns()
+        oldest = None
+        if u64[HEAD_OFF] > u64[TAIL_OFF]:
+            with suppress(OSError, BadRecord):
+                oldest = max(0, now_ns - self.engine.journal.header_at(u64[TAIL_OFF]).write_time) / 1e9
+        return {**self.status()["journal"], "oldest_age_s": oldest, "history": self.rates.history()}
 
     def _journal_used(self) -> float:
         u64 = self._u64
@@ -387,6 +426,7 @@ class GroupService:
             follower.settle(self.engine)
         status = self.engine.status()
         status["behind"] = self._behind()
+        status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 
     def _note_head(self, now: float) -> None:

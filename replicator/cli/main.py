@@ -36,6 +36,7 @@ COMMANDS = {
     "status": ("status", "status", "Groups and pairs: role, state, how far behind."),
     "events": ("events", "events", "What happened on this node."),
     "explain": ("explain", "explain", "Why a state is what it is, and what to do next."),
+    "plan": ("plan", "plan", "What something would take, before it is needed."),
     "completion": ("completion", "completion", "Print the shell's completion script."),
 }
 
