@@ -5,6 +5,8 @@
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
     STATE/groups/<uuid>/rates        what its hosts wrote, hour by hour
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
+    STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
+    STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
     RUN/<uuid>.page .t .r            counters and doorbells
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
@@ -17,18 +19,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import uuid as uuids
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbdplugin import journalhost
+from nbdplugin.cuthost import CutHost
 from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
 from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.retention import open_recorder, remove_ring
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
@@ -62,6 +65,9 @@ class GroupHost:
         self._services: dict[str, GroupService] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
+        self.cuts = CutHost(
+            state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services
+        )
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -81,7 +87,9 @@ class GroupHost:
             if why := service.engine.state.journal_error:
                 name = service.engine.state.name
                 self._events.add("group.journal-broken", f"group {name} has no journal: {why}", group=name)
+            self.cuts.hold_at_start(service.engine)
             service.start(wait_for_peer=True)
+        self.cuts.start()
 
     def _open_one(self, uuid: str) -> GroupService:
         listed = self._listed(uuid)
@@ -94,6 +102,7 @@ class GroupHost:
         ]
         engine = open_engine(parts, marked)
         service = self._service(engine, uuid)
+        self.cuts.join(service, self._dir / uuid)
         self._exports.join_group([v["name"] for v in listed["volumes"]], service)
         return service
 
@@ -131,12 +140,14 @@ class GroupHost:
 
     def close(self) -> None:
         """Stop every group. Durable: everything of them."""
+        self.cuts.stop()
         for service in self._services.values():
             try:
                 service.stop()
             except Exception as exc:  # outermost: the other groups are stopped in order all the same
                 name = service.engine.state.name
                 self._events.add("group.unclean", f"group {name} was not stopped in order: {exc}", group=name)
+        self.cuts.close()
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -151,9 +162,22 @@ class GroupHost:
             maps=maps,
             volumes=served,
             pool_sync=lambda: _sync(pool, served),
-            clock_ns=time.time_ns,
+            clock=self.cuts.clock,
             boot=self._boot,
+            preimages=open_recorder(directory, uuid, lambda why: self.note_retention(uuid, why)),
         )
+
+    def directory(self, uuid: str) -> Path:
+        """Where the files of a group are."""
+        return self._dir / uuid
+
+    def note_retention(self, uuid: str, why: str) -> None:
+        """What a group overwrites is no longer recorded."""
+        try:
+            name = self._listed(uuid)["name"]
+        except MediumError:
+            name = uuid
+        self._events.add("retention.failed", f"group {name} no longer keeps what it overwrites: {why}", group=name)
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
         own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
@@ -177,6 +201,10 @@ class GroupHost:
         """Names of all groups, broken ones included."""
         broken = [b["name"] for b in self._broken.values()]
         return sorted([s.engine.state.name for s in self._services.values()] + broken)
+
+    def services(self) -> list[GroupService]:
+        """Every group that is served."""
+        return list(self._services.values())
 
     def get(self, which: str) -> GroupService:
         """The group with this name or uuid. Raises NotFound, MediumError when it could not be opened."""
@@ -294,6 +322,7 @@ class GroupHost:
             parts = self._parts(new, uuid, volumes)
             engine = create_engine(parts, state, journal_bytes)
             service = self._service(engine, uuid)
+            self.cuts.join(service, new)
             self._exports.join_group(names, service)
             sync_directory(new)
             new.rename(final)
@@ -308,6 +337,7 @@ class GroupHost:
             shutil.rmtree(new, ignore_errors=True)
             raise
         self._services[uuid] = service
+        self.cuts.hold_at_start(engine)
         service.start()
         return service
 
@@ -361,6 +391,7 @@ class GroupHost:
                 )
             self._exports.leave_group(names, self._pools.require().sync)
             del self._services[state.uuid]
+            self.cuts.leave(state.uuid)
             try:
                 service.stop()
             finally:
@@ -382,6 +413,7 @@ class GroupHost:
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
+        remove_ring(directory)
         directory.rename(gone)
         sync_directory(self._dir)
         journalhost.remove_all(gone)

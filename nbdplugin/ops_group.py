@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
+from replicator.capture.marking import state_host_time
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
 
@@ -21,7 +22,12 @@ DEFAULT_JOURNAL_BYTES = 256 << 20
 
 def handlers(target: Target) -> dict[str, Handler]:
     """The operations, by name."""
-    groups = target.groups
+    groups, told = target.groups, target.views.told
+
+    def attach(service: GroupService, args: dict[str, Any]) -> object:
+        step = _known(args, "p", "c", "epoch", "hist", "masks", "copy_id", "full")
+        target.views.keep_image(service, step["masks"], full=bool(step["full"]))
+        return service.attach(**step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -38,10 +44,17 @@ def handlers(target: Target) -> dict[str, Handler]:
         return service.status()
 
     def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
-        return groups.statuses()
+        return [told(one) for one in groups.statuses()]
 
     def delete(args: dict[str, Any]) -> None:
         groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"), arguments.flag(args, "undo"))
+
+    def promote(service: GroupService, args: dict[str, Any]) -> dict[str, Any]:
+        force = arguments.flag(args, "force")
+        if args.get("marker") is not None:
+            groups.cuts.markers.stand_at(service, arguments.integer(args, "marker"))
+            return service.promote(force)
+        return service.promote(force, arguments.flag(args, "at_limit"))
 
     def on(run: Callable[[GroupService, dict[str, Any]], object]) -> Handler:
         """An operation of one group; `run` gets the arguments without `group`."""
@@ -70,7 +83,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             arguments.path(args, "path") if args.get("path") else None,
             _journal_bytes(args, "size"),
         ),
-        "group.status": on(lambda g, a: g.status(settle=arguments.flag(a, "settle"))),
+        "group.status": on(lambda g, a: told(g.status(settle=arguments.flag(a, "settle")))),
         "group.journal": on(lambda g, a: g.journal()),
         "group.policy": on(lambda g, a: g.set_policy(dict(a))),
         "group.arm": on(lambda g, a: g.arm()),
@@ -80,12 +93,13 @@ def handlers(target: Target) -> dict[str, Handler]:
             lambda g, a: g.begin_copy(_position(a, "c"), a["peer_bitmaps"], arguments.text(a, "copy_id"))
         ),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),
-        "group.attach": on(lambda g, a: g.attach(**_known(a, "p", "c", "epoch", "hist", "masks", "copy_id", "full"))),
+        "group.attach": on(attach),
         "group.link": on(lambda g, a: g.set_link(arguments.flag(a, "up"))),
         "group.sync_on": on(lambda g, a: g.set_sync(arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),
-        "group.promote": on(lambda g, a: g.promote(arguments.flag(a, "force"))),
+        "group.promote": on(promote),
+        "group.host_time": on(lambda g, a: state_host_time(g, arguments.integer(a, "time_ns"))),
         "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"), _position(a, "upto"))),
     }
 

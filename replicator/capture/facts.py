@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture.state import JOURNAL, PRIMARY
-from replicator.journal.relayout import files_facts
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -20,6 +19,7 @@ from replicator.journal.page import (
     TAIL_OFF,
     TAIL_SEQ,
 )
+from replicator.journal.relayout import files_facts
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -41,7 +41,7 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
         "applied": u64[APPLIED_SEQ] if state.role != PRIMARY else u64[HEAD_SEQ],
         "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
         "epoch": engine.epoch,
-        "hist": [list(h) for h in state.hist],
+        "hist": [list(h) for h in state.hist] + [e for e in engine.pending_epochs if e[0] > engine.epoch],
         "link_gen": state.link_gen,
         "journal": {
             "capacity": capacity,
@@ -77,6 +77,10 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
         "policy": dict(vars(state.policy)),
         "held": engine.parked_for == "hold",
         "journal_full": engine.parked_for == "full",
+        "limit_seq": engine.limit_seq,
+        "limit_time_ns": engine.limit_time_ns,
+        "waits_at": None if engine.waiting is None else engine.waiting.seq,
+        "host_time_ns": engine.clock.host_ns,
         "failed": engine.failed,
         "apply_error": engine.apply_error,
         "link_up": engine.link_up,

@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
 from replicator.capture.follower import apply_all, checkpoint, redo_all
+from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
 from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED, GroupState, StateFile
@@ -59,8 +61,9 @@ class Parts:
     maps: Sequence[MapFile]
     volumes: Sequence[Volume]
     pool_sync: Callable[[], None]
-    clock_ns: Callable[[], int]
+    clock: WriteClock
     boot: int
+    preimages: PreImages | None = None
 
 
 def create_engine(parts: Parts, state: GroupState, journal_bytes: int) -> GroupEngine:
@@ -121,6 +124,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
         _write_again(engine)
     state.sealed = False
     engine.last_host_seq = page[APPLIED_SEQ]
+    if engine.preimages is not None:
+        engine.preimages.settle(engine)
     if state.role == PRIMARY:
         _recover_primary(engine, power_lost)
         if power_lost:
@@ -216,7 +221,7 @@ def _position(state: GroupState, trusted_pos: int | None) -> int:
 def _assemble(parts: Parts, state: GroupState, state_file: StateFile, journal: Journal) -> GroupEngine:
     maps = [BlockMap(f, v["size"]) for f, v in zip(parts.maps, state.volumes, strict=True)]
     bitmaps = Bitmaps(maps, state.bitmaps)
-    return GroupEngine(
+    engine = GroupEngine(
         state,
         state_file,
         journal,
@@ -224,9 +229,11 @@ def _assemble(parts: Parts, state: GroupState, state_file: StateFile, journal: J
         bitmaps,
         parts.volumes,
         parts.pool_sync,
-        parts.clock_ns,
+        parts.clock,
         parts.boot,
     )
+    engine.preimages = parts.preimages
+    return engine
 
 
 def close_engine(engine: GroupEngine) -> None:

@@ -20,6 +20,7 @@ from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
 from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,
@@ -33,9 +34,11 @@ from replicator.capture.state import (
 )
 from replicator.core.errors import BadInput, InternalError, Refused
 from replicator.core.records import HEADER_BYTES
+from replicator.journal.beacons import publish
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    ARRIVED_GEN,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -78,6 +81,7 @@ def disarm(engine: GroupEngine) -> None:
     Raises Refused when the copy here is not consistent.
     """
     if engine.state.role == SECONDARY:
+        lift(engine)
         apply_all(engine)
     with engine.apply_lock, engine.checkpoint_lock, engine.lock:
         state = engine.state
@@ -87,6 +91,8 @@ def disarm(engine: GroupEngine) -> None:
                 "delete the group with its volumes, or finish the resync first",
             )
         engine.sync_pool()
+        if engine.preimages is not None:
+            engine.preimages.end()
         state.hist.clear()
         state.bitmaps.clear()
         engine.bitmaps.refresh()
@@ -194,6 +200,7 @@ def attach(
     """
     by_difference = not full and c is not None
     with engine.apply_lock:
+        lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
             apply_all(engine)  # what c counts on must not be dropped with the journal
         return _attach(engine, p, c if by_difference else None, epoch, hist, masks, copy_id)
@@ -225,6 +232,8 @@ def _attach(
             for index, m in enumerate(engine.bitmaps.maps):
                 m.merge_packed(engine.bitmaps.live, masks[index])
         engine.sync_pool()  # nothing redoes what the journal holds once it has been emptied
+        if engine.preimages is not None:
+            engine.preimages.leave(engine.page[APPLIED_SEQ])
         state.copy = RESYNC
         state.floor = c or 0
         state.mode = JOURNAL
@@ -241,6 +250,8 @@ def finish_attach(engine: GroupEngine) -> None:
     if state.attaching is None:
         raise InternalError("no attach is under way")
     step = state.attaching
+    if engine.preimages is not None:
+        engine.preimages.attached(step["p"], step["epoch"])
     engine.journal.reset(step["p"], step["epoch"])
     state.hist = [list(h) for h in step["hist"]]
     engine.note_epoch(step["epoch"])
@@ -248,6 +259,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_from_seq = step["p"]
     state.unclean = False
     state.attaching = None
+    publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     engine.save()
     _new_incarnation(engine)
 
@@ -323,8 +335,10 @@ def overflow(engine: GroupEngine) -> bool:
         return True
 
 
-def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any]:
+def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
+
+    at_limit: what the bound of its set holds back is given up instead (limits.py).
 
     accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
@@ -333,6 +347,11 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
         journalloss.require_journal(engine)
+        if at_limit and engine.state.copy == OK:
+            engine.limit_seq = 0  # the set's bound rules, not a suspension
+            apply_all(engine)
+            cut(engine)
+        lift(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -349,11 +368,15 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
                     "bring the primary back and let the resync finish, or restore from a backup",
                 )
             base = engine.pos
+            engine.clock.extend()
+            if engine.preimages is not None:
+                engine.preimages.end()
             state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
             state.sync_on = state.copying = False
             state.copy_id = ""
             state.degraded = state.policy.mode == "sync"
             _forget_peer(engine)
+            publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             try:
                 engine.open_epoch()
             finally:

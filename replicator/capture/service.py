@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from replicator.capture import copier, follower, recovery, retention, ringchange, roles
+from replicator.capture import copier, follower, limits, recovery, retention, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.retention import Threshold, Trend, peers_off
@@ -309,7 +309,8 @@ class GroupService:
                     self._stop.wait(GATHER_S)
                 continue
             page[TARGET_ASLEEP] = 1
-            if page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody could know that we sleep
+            waits = limits.still_waits(engine, page[APPLIED_OFF])
+            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody knew that we sleep
                 self._own_bell.wait(0.05)
             page[TARGET_ASLEEP] = 0
 
@@ -507,10 +508,10 @@ class GroupService:
         """See roles.attach."""
         return roles.attach(self.engine, **step)
 
-    def promote(self, force: bool = False) -> dict[str, Any]:
+    def promote(self, force: bool = False, at_limit: bool = False) -> dict[str, Any]:
         """See roles.promote. The replicator has stopped appending to the journal. `force` accepts a former primary that
         was replaced; it does not make an inconsistent copy acceptable: nothing does."""
-        result = roles.promote(self.engine, accept_diverged=force)
+        result = roles.promote(self.engine, accept_diverged=force, at_limit=at_limit)
         self._events("promoted", group=self.engine.state.name, **result)
         return result
 
@@ -529,6 +530,10 @@ class GroupService:
         self._waiters.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)
         return result
+
+    def wake_follower(self) -> None:
+        """Let the follower look for work: a limit was raised."""
+        self._own_bell.ring()
 
     @property
     def seq(self) -> int:

@@ -169,6 +169,14 @@ class Journal:
             self._write(bytes(length), off)
             self._synced_off = min(self._synced_off, off - 1)
 
+    def end_at(self, off: int, seq: int, epoch: int) -> None:
+        """Let the chain end at `off`, behind record `seq` of `epoch`; what lay beyond is no record any more.
+
+        Durable: nothing until `sync`; until then power loss may bring it back.
+        """
+        self._publish_head(off, seq, epoch)
+        self.forget_beyond_head()
+
     def rewrite(self) -> None:
         """Write every record from tail to head where it is, and sync. For a page cache that may differ from the disk.
 
@@ -235,6 +243,7 @@ class Journal:
 
     def _publish_head(self, off: int, seq: int, epoch: int) -> None:
         u64 = self._u64
+        self._synced_off = min(self._synced_off, off)  # what comes behind it now was not synced yet
         u64[EPOCH] = epoch
         u64[HEAD_SEQ] = seq
         u64[HEAD_OFF] = off
