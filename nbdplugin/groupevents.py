@@ -10,6 +10,7 @@ _SENTENCES = {
     "journal-filling": "{percent} % of the journal is used{when}",
     "journal-relieved": "no more than {percent} % of the journal is used now",
     "journal-released": "{path} is no part of the journal any more",
+    "edge-dropped": "the journal is full and no longer kept for node {peer}: it needs a resync when it comes back",
     "degraded": "the peer did not answer: writes go on without it from now on",
     "apply-stopped": "received writes cannot be applied: {reason}",
     "apply-resumed": "received writes are applied again",

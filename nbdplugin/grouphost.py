@@ -7,7 +7,7 @@
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
     STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
     STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
-    RUN/<uuid>.page .t .r            counters and doorbells
+    RUN/<uuid>.page .t .r.<k>        counters and doorbells, one of the replicator for each edge
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
 what is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the
@@ -40,7 +40,7 @@ from replicator.capture.writerates import WriteRates
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
-from replicator.journal.page import Doorbell, Page, boot_number
+from replicator.journal.page import EDGES, Doorbell, Page, boot_number
 from replicator.journal.volumes import JournalDirectory
 
 MAX_VOLUMES = 256
@@ -180,13 +180,16 @@ class GroupHost:
         self._events.add("retention.failed", f"group {name} no longer keeps what it overwrites: {why}", group=name)
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
-        own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
+        own = Doorbell(self._run / f"{uuid}.t")
+
+        def edge_bell(slot: int) -> Doorbell:
+            return Doorbell(self._run / f"{uuid}.r.{slot}")
 
         def note(what: str, **detail: Any) -> None:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, peer, note, WriteRates(self._dir / uuid / "rates"))
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -418,7 +421,7 @@ class GroupHost:
         sync_directory(self._dir)
         journalhost.remove_all(gone)
         shutil.rmtree(gone, ignore_errors=True)
-        for suffix in ("page", "t", "r"):
+        for suffix in ("page", "t", *(f"r.{slot}" for slot in range(EDGES))):
             (self._run / f"{uuid}.{suffix}").unlink(missing_ok=True)
 
 

@@ -36,20 +36,21 @@ from replicator.capture.clock import WriteClock
 from replicator.capture.facts import facts_of
 from replicator.capture.limits import Waiting
 from replicator.capture.retention import Marks
-from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, GroupState, StateFile
+from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Header, Kind, pack_header
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     DURABLE_OFF,
     DURABLE_SEQ,
+    EDGE_ASLEEP,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    REPLICATOR_ASLEEP,
     SYNC_ON,
     TAIL_OFF,
     Page,
+    edge_slot,
 )
 from replicator.journal.ring import Journal
 
@@ -159,13 +160,18 @@ class GroupEngine:
         self._last_time = state.last_time_ns
         clock.note(state.last_time_ns)
         self._admit = _REFUSE
-        self.link_up = False
+        self.linked: set[int] = set()
+        """Slots of the edges over which records flow."""
+        self.waits: tuple[Edge, ...] = ()
+        """The edges whose peers a host write waits for."""
+        self._sleepers: tuple[tuple[int, int], ...] = ()
         self.unjournaled = 0
         """Times that journaling began while the pool held changes which no record tells of."""
         self.unjournaled_synced = 0
         """Those of them whose changes are on stable storage by now; see make_durable."""
-        self.announce: Callable[[], None] = _nobody
-        """Called when a host write is admitted and the replicator sleeps: it ships while the pool is written."""
+        self.announce: Callable[[int], None] = _nobody
+        """Called with an edge's slot when a record was added and the edge's replicator sleeps: it ships while the pool
+        is written."""
         self.last_host_seq = 0
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0
@@ -182,7 +188,7 @@ class GroupEngine:
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""
-        self.on_lift: Callable[[], None] = _nobody
+        self.on_lift: Callable[[], None] = _no_limit
         self.on_marker: Callable[[Header, memoryview], None] = _no_marker
         """Called by the follower of a secondary when everything up to a marker is applied, and nothing after it."""
         self.refresh()
@@ -198,7 +204,9 @@ class GroupEngine:
             self._admit = _PARK
         else:
             self._admit = {UNTRACKED: _PLAIN, JOURNAL: _JOURNALING, BITMAP: _BITMAPPING}[state.mode]
-        self._u64[SYNC_ON] = int(state.sync_on)
+        self.waits = tuple(e for e in state.edges if e.sync_on) if state.role == PRIMARY else ()
+        self._sleepers = tuple((edge_slot(e.slot, EDGE_ASLEEP), e.slot) for e in state.edges)
+        self._u64[SYNC_ON] = sum(1 << e.slot for e in state.edges if e.sync_on)
 
     def _refusal(self) -> FarstripeError:
         name = self.state.name
@@ -267,12 +275,25 @@ class GroupEngine:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
 
-    def commit(self, **changes: Any) -> None:
+    def commit(self, edges: dict[int, dict[str, Any]] | None = None, **changes: Any) -> None:
         """Change fields of the state: first on stable storage, then for all to see. The caller holds the group lock.
 
+        edges: changes of edges, by slot.
         Durable: the state. Raises as `save` does; nothing is changed then.
         """
-        self._store(replace(self.state, **changes))
+        edges = edges or {}
+        self._store(replace(self.state, edges=self.state.with_edges(edges), **changes))
+        for edge in self.state.edges:
+            for name, value in edges.get(edge.slot, {}).items():
+                setattr(edge, name, value)
+        for name, value in changes.items():
+            setattr(self.state, name, value)
+        self.refresh()
+
+    def set_edges(self, edges: list[Edge], **changes: Any) -> None:
+        """Replace the list of edges; otherwise like `commit`."""
+        self._store(replace(self.state, edges=edges, **changes))
+        self.state.edges = edges
         for name, value in changes.items():
             setattr(self.state, name, value)
         self.refresh()
@@ -316,8 +337,9 @@ class GroupEngine:
             with self._ranges[(first + volume * 97) & 255]:
                 seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
-                    if self._u64[REPLICATOR_ASLEEP]:
-                        self.announce()
+                    for asleep, slot in self._sleepers:
+                        if self._u64[asleep]:
+                            self.announce(slot)
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
                     self._compensate(volume, offset, n, e)
@@ -328,8 +350,9 @@ class GroupEngine:
             with self._span(volume, offset, n):
                 seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
-                    if self._u64[REPLICATOR_ASLEEP]:
-                        self.announce()
+                    for asleep, slot in self._sleepers:
+                        if self._u64[asleep]:
+                            self.announce(slot)
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
                     self._compensate(volume, offset, n, e)
@@ -347,8 +370,7 @@ class GroupEngine:
         with self._span(volume, offset, length):
             seq = self._record(kind, flags, volume, offset, length, None, 0, 0)
             try:
-                if self._u64[REPLICATOR_ASLEEP]:
-                    self.announce()
+                self.wake_replicator()
                 self.volumes[volume].zero(offset, length, punch)
             except BaseException as e:
                 self._compensate(volume, offset, length, e)
@@ -358,6 +380,12 @@ class GroupEngine:
         if fua:
             self.make_durable(seq)
         return seq
+
+    def wake_replicator(self) -> None:
+        """Ring every edge whose replicator sleeps."""
+        for asleep, slot in self._sleepers:
+            if self._u64[asleep]:
+                self.announce(slot)
 
     def flush(self) -> int:
         """Make every write answered before the call durable here.
@@ -369,7 +397,7 @@ class GroupEngine:
         with self.lock:
             if self.failed:
                 raise self._refusal()
-            if self.state.sync_on and self.state.role == PRIMARY:
+            if self.waits:
                 if self._admit == _PARK:
                     raise Parked  # the barrier would lie behind the position that the hold has promised
                 barrier = self.append_control(Kind.BARRIER)
@@ -622,13 +650,17 @@ class GroupEngine:
         """Say whether any of a former snapshot has not returned yet."""
         return not before.isdisjoint(self._inflight)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, edge: Edge | None = None) -> dict[str, Any]:
         """All facts about the group, see facts.py."""
-        return facts_of(self)
+        return facts_of(self, edge)
 
 
-def _nobody() -> None:
+def _nobody(_slot: int) -> None:
     """Nobody needs to be woken."""
+
+
+def _no_limit() -> None:
+    """No set holds the group."""
 
 
 def _no_marker(header: Header, payload: memoryview) -> None:

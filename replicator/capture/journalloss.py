@@ -28,7 +28,7 @@ from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
 from replicator.core.errors import Refused
 from replicator.core.losspolicy import may_go_alone
 from replicator.journal.files import RandomFile
-from replicator.journal.page import APPLIED_SEQ, INCARNATION, LINK, LINK_STREAMING
+from replicator.journal.page import APPLIED_SEQ, DROPS, EDGE_LINK, INCARNATION, LINK_STREAMING, edge_slot
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -44,7 +44,7 @@ def may_go_over(engine: GroupEngine) -> bool:
         state.role == PRIMARY
         and state.mode == JOURNAL
         and not engine.recovering
-        and may_go_alone(state.sync_on, state.policy.on_loss)
+        and may_go_alone(bool(engine.waits), state.policy.on_loss)
     )
 
 
@@ -54,7 +54,7 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
     Returns how many records were dropped that this side had received and not applied. Durable: the new journal, and
     that the group has it. Raises Refused when the old one is in use.
     """
-    if engine.state.role == SECONDARY and engine.page[LINK] == LINK_STREAMING:
+    if engine.state.role == SECONDARY and _receives(engine):
         if not (engine.failed or engine.state.journal_error):
             raise Refused(
                 f"the journal of group {engine.state.name} is in use", "add the new file and remove the old one: group journal add"
@@ -72,10 +72,20 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
         engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
         engine.failed = engine.journal_lost = engine.apply_error = ""
         engine.resized()
-        engine.commit(journal_error="", sealed=False)
+        kept = state.downstream if state.role == SECONDARY else []
+        engine.commit({e.slot: e.without_peer() for e in kept}, journal_error="", sealed=False)
+        for edge in kept:
+            page[DROPS + edge.slot] += 1
         page[INCARNATION] += 1
         engine.opened.notify_all()
         return dropped
+
+
+def _receives(engine: GroupEngine) -> bool:
+    """Whether the replicator says that it receives."""
+    state = engine.state
+    fed = [e for e in state.edges if e.peer == state.upstream]
+    return any(engine.page[edge_slot(e.slot, EDGE_LINK)] == LINK_STREAMING for e in fed)
 
 
 def empty_journal(engine: GroupEngine, seq: int, epoch: int) -> None:

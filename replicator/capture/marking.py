@@ -116,7 +116,7 @@ class Marking:
             except NoRoom:
                 raise Refused(f"the journal of group {state.name} is full", "try again when it has drained") from None
             time_ns, epoch = engine.clock.last, engine.epoch
-        service.engine.announce()
+        service.engine.wake_replicator()
         book.add(Entry(marker.n, marker.name, seq, epoch, time_ns, MADE))
         return seq
 
@@ -160,5 +160,5 @@ def state_host_time(service: GroupService, time_ns: int) -> dict[str, int]:
         seq = 0
         if engine.state.mode == JOURNAL and not engine.parked_for and not engine.failed:
             seq = engine.append_control(Kind.MARKER, payload=host_time_payload(time_ns))
-    engine.announce()
+    engine.wake_replicator()
     return {"seq": seq, "last_time_ns": engine.clock.last}

@@ -36,13 +36,14 @@ from replicator.journal.files import RandomFile
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    EDGE_ASLEEP,
     EPOCH,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    REPLICATOR_ASLEEP,
     TARGET_ASLEEP,
     Page,
+    edge_slot,
 )
 from replicator.journal.ring import DATA_START, Journal
 from replicator.journal.volumes import JournalFiles
@@ -132,7 +133,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
             engine.bitmaps.mark_unclean(marked)  # again: redo may have opened bitmaps
             engine.bitmaps.sync()
     page[INCARNATION] += 1
-    page[TARGET_ASLEEP] = page[REPLICATOR_ASLEEP] = 1
+    _all_asleep(engine)
     state.clean, state.boot = False, parts.boot
     engine.save()
     engine.refresh()
@@ -164,10 +165,17 @@ def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: s
     engine.journal.start_empty(applied, engine.epoch)
     engine.last_host_seq = applied
     parts.page[INCARNATION] += 1
-    parts.page[TARGET_ASLEEP] = parts.page[REPLICATOR_ASLEEP] = 1
+    _all_asleep(engine)
     engine.save()
     engine.refresh()
     return engine
+
+
+def _all_asleep(engine: GroupEngine) -> None:
+    """Have everybody rung at first: who is awake takes it back."""
+    engine.page[TARGET_ASLEEP] = 1
+    for edge in engine.state.edges:
+        engine.page[edge_slot(edge.slot, EDGE_ASLEEP)] = 1
 
 
 def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
@@ -180,7 +188,9 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
         checkpoint(engine)
     if power_lost:
         state.new_epoch_wanted = state.unclean = True
-        state.copy_id = ""
+        state.extended = {}
+        for edge in state.edges:
+            edge.copying, edge.copy_id, edge.unclean = False, "", True
         if state.mode == BITMAP:
             state.seq_limit = engine.pos + SEQ_RESERVE
     else:

@@ -14,10 +14,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from replicator.core.losspolicy import full_in_words, may_go_alone
-from replicator.journal.page import HEAD_OFF, HEAD_SEQ, PEER_APPLIED_SEQ, PEER_DURABLE_OFF, TAIL_OFF
+from replicator.journal.page import EDGE_APPLIED_SEQ, EDGE_DURABLE_OFF, HEAD_OFF, HEAD_SEQ, TAIL_OFF, edge_slot
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
+    from replicator.capture.state import Edge
 
 MOST_MARKS = 1024
 SAMPLE_S = 1.0
@@ -53,12 +54,12 @@ class Marks:
         return self._offs[at - 1] if at else 0
 
 
-def peers_off(engine: GroupEngine) -> int:
-    """Offset of the primary's journal up to which its peers want nothing any more."""
+def freed_off(engine: GroupEngine, edge: Edge) -> int:
+    """Offset of our journal up to which the peer of an edge wants nothing any more."""
     u64 = engine.page.u64
-    off = u64[PEER_DURABLE_OFF]
+    off = u64[edge_slot(edge.slot, EDGE_DURABLE_OFF)]
     if engine.state.policy.retain == "applied":
-        off = min(off, engine.marks.end_of(u64[PEER_APPLIED_SEQ]))
+        off = min(off, engine.marks.end_of(u64[edge_slot(edge.slot, EDGE_APPLIED_SEQ)]))
     return off
 
 
@@ -136,7 +137,7 @@ def journal_view(engine: GroupEngine, trend: Trend) -> dict[str, Any]:
         "write_rate": None if rates is None else round(rates[0]),
         "growth_rate": None if rates is None else round(rates[1]),
         "full_in_s": trend.full_in_s(engine.journal.capacity - (u64[HEAD_OFF] - u64[TAIL_OFF])),
-        "when_full": full_in_words(policy.on_full, alone=may_go_alone(engine.state.sync_on, policy.on_loss)),
+        "when_full": full_in_words(policy.on_full, alone=may_go_alone(bool(engine.waits), policy.on_loss)),
     }
 
 

@@ -22,14 +22,16 @@ from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Rece
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
     BEACON_PACE_MS,
+    DROPS,
+    EDGE_ASLEEP,
+    EDGE_LINK,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
-    LINK,
     LINK_DOWN,
     LINK_STREAMING,
-    REPLICATOR_ASLEEP,
-    REPLICATOR_BEAT_MS,
     SYNC_ON,
+    edge_slot,
 )
 
 BEAT_S = 1.0
@@ -66,6 +68,7 @@ class Flow:
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
+        self._drops = 0
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class Flow:
     def receive(self, bundle: Bundle, expect_seq: int, min_epoch: int) -> None:
         """Begin to receive; by which settings the peer says later, see `tune`. Raises Stopped."""
         files = self._begin(bundle, Transfer())
-        files.u64[REPLICATOR_ASLEEP] = 0  # the follower's progress is looked at lazily, it need not ring
+        self._say(EDGE_ASLEEP, 0)  # the follower's progress is looked at lazily, it need not ring
         self.receiver = Receiver(files, expect_seq, min_epoch)
         self._next_lazy = 0.0
 
@@ -90,7 +93,8 @@ class Flow:
             raise Stopped("peer", f"the group's files cannot be opened: {exc}") from exc
         self._bundle = bundle
         self._take_up(settings)
-        files.u64[LINK] = LINK_STREAMING
+        self._say(EDGE_LINK, LINK_STREAMING)
+        self._drops = files.u64[DROPS + files.slot]
         return files
 
     def _take_up(self, settings: Transfer) -> None:
@@ -114,12 +118,23 @@ class Flow:
         """Whether records flow, in either direction."""
         return self.files is not None
 
+    def _say(self, what: int, value: int) -> None:
+        """Store a counter of our edge in the page, while files are open."""
+        if self.files is not None:
+            self.files.u64[edge_slot(self.files.slot, what)] = value
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether host writes wait for our peer."""
+        return self.files is not None and bool(self.files.u64[SYNC_ON] >> self.files.slot & 1)
+
     def end(self) -> None:
         """Stop whatever flows. What was appended stays."""
         self.shipper = self.receiver = self._bundle = None
         if self.files is not None:
-            self.files.u64[LINK] = LINK_DOWN
-            self.files.u64[REPLICATOR_ASLEEP] = 0
+            self._say(EDGE_LINK, LINK_DOWN)
+            self._say(EDGE_ASLEEP, 0)
+            self._say(EDGE_WANTS, 0)
             self.files.close()
             self.files = None
 
@@ -137,7 +152,6 @@ class Flow:
             raise Stopped("journal", "the target was restarted, or the group's journal was started over")
         bundle = self._bundle
         assert bundle is not None
-        files.u64[REPLICATOR_BEAT_MS] = int(now * 1000)
         if self.shipper is not None:
             self._ship_some(self.shipper, files, bundle, now)
             return False
@@ -145,11 +159,13 @@ class Flow:
 
     def _ship_some(self, shipper: Shipper, files: GroupFiles, bundle: Bundle, now: float) -> None:
         u64 = files.u64
+        if u64[DROPS + files.slot] != self._drops:
+            raise Stopped("journal", "the journal is no longer kept for the peer")
         if now >= self._next_rate:
             self._next_rate = now + RATE_S
             here = time.localtime()
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
-        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not u64[SYNC_ON]
+        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
         if self._gathers:
             return
         before = shipper.seq
@@ -160,7 +176,7 @@ class Flow:
             self.records += shipped
         else:
             return
-        if shipper.seq != before and not u64[SYNC_ON]:
+        if shipper.seq != before and not self.waited_for:
             self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
         shipper.shrink()
         if now >= self._next_beat and not bundle.first.unsent:
@@ -226,6 +242,11 @@ class Flow:
         self.records += taken or 0
         return taken is not None
 
+    def heard_of_tree(self, durable: object) -> None:
+        """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""
+        if self.shipper is not None and isinstance(durable, int) and durable >= 0:
+            self.shipper.heard_of_tree(durable)
+
     def _acked(self, triple: tuple[int, int, int], now: float) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files
         if shipper is None or files is None:
@@ -277,17 +298,17 @@ class Flow:
             return True
         if bundle.busy or self._gathers or shipper.starved or shipper.bucket.wait_s(now):
             return True  # a socket wakes us, or the clock, or a grant
-        files.u64[REPLICATOR_ASLEEP] = 1
+        self._say(EDGE_ASLEEP, 1)
         files.fence()
         if shipper.behind:
-            files.u64[REPLICATOR_ASLEEP] = 0
+            self._say(EDGE_ASLEEP, 0)
             return False
         return True
 
     def awake(self) -> None:
         """Take that back."""
-        if self.shipper is not None and self.files is not None:
-            self.files.u64[REPLICATOR_ASLEEP] = 0
+        if self.shipper is not None:
+            self._say(EDGE_ASLEEP, 0)
 
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""

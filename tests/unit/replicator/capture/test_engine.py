@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from replicator.capture import follower, roles
+from replicator.capture import edges, follower, roles
 from replicator.capture.bitmaps import BLOCK_BYTES, TODO
 from replicator.capture.engine import RESERVE_BYTES, JournalLost, NoRoom, Parked
-from replicator.capture.state import PRIMARY, SECONDARY, Policy
+from replicator.capture.state import PRIMARY, SECONDARY
 from replicator.core.errors import MediumError, Refused
 from replicator.core.records import FLAG_FUA, HEADER_BYTES, Kind
 from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, HEAD_SEQ, INCARNATION, SYNC_ON, TAIL_OFF
@@ -77,7 +77,7 @@ def test_write_times_rise_across_a_takeover_by_a_node_whose_clock_is_behind(pair
 def test_a_write_across_lock_ranges_is_one_record(side: Side) -> None:
     big = Side("c", sizes=(4 << 20,), journal_bytes=8 << 20)
     big.create(PRIMARY)
-    roles.arm(big.engine)
+    roles.arm(big.engine, "b" * 32)
     big.write((1 << 20) - 4096, 7, length=8192)
     assert headers(big)[-1] == ("WRITE", (1 << 20) - 4096, 8192)
     assert big.image()[0][(1 << 20) - 4096 : (1 << 20) + 4096] == b"\7" * 8192
@@ -126,7 +126,7 @@ def test_a_flush_covers_what_was_written_before_journaling_began() -> None:
     side = Side("a")
     side.create(PRIMARY)
     side.write(0, 1)
-    roles.arm(side.engine)
+    roles.arm(side.engine, "b" * 32)
     side.engine.flush()
     side.power_cut("drop")
     assert side.image()[0][0] == 1
@@ -180,8 +180,8 @@ def test_a_secondary_and_a_parked_group_take_no_writes(pair: Pair) -> None:
 @pytest.fixture
 def sync_pair() -> Pair:
     made = running_pair()
-    made.a.engine.state.policy = Policy(mode="sync")
-    roles.set_sync(made.a.engine, True)
+    edges.set_policy(made.a.engine, {"mode": "sync"}, "")
+    edges.set_sync(made.a.engine, made.a.edge(made.b), True)
     return made
 
 
@@ -207,13 +207,13 @@ def test_a_hold_keeps_the_position_it_promised(sync_pair: Pair) -> None:
     from replicator.capture import copier
 
     side = sync_pair.a
-    side.engine.state.copying = True
+    side.edge(sync_pair.b).copying = True
     side.engine.bitmaps.maps[0].set_all(TODO)
     roles.park(side.engine, "hold")
     pos = side.engine.pos
     assert not side.engine.append_copy(0, 0, 4096, b"x" * 4096)
     copier._finish(side.engine)
-    side.engine.state.copying = False
+    side.edge(sync_pair.b).copying = False
     copier.rotate_bitmaps(side.engine)
     with pytest.raises(Parked):
         side.engine.flush()
@@ -343,18 +343,18 @@ def test_an_epoch_is_newer_than_any_that_was_ever_seen(pair: Pair) -> None:
     pair.a.engine.state.new_epoch_wanted = True
     pair.a.write(0, 1)
     pair.flow(pair.a, pair.b)
-    roles.disarm(pair.b.engine)  # its history is forgotten
-    roles.arm(pair.b.engine)
+    roles.disarm(pair.b.engine, pair.a.node_id)  # its history is forgotten
+    roles.arm(pair.b.engine, pair.a.node_id)
     assert pair.b.engine.epoch >> 24 == 42
 
 
 def test_state_that_is_committed_is_on_disk_before_anybody_sees_it(side: Side) -> None:
     seen: list[bool] = []
-    side.disk.trace = lambda op, file, *_: seen.append(side.engine.state.degraded) if file == "state" else None
+    side.disk.trace = lambda op, file, *_: seen.append(side.engine.state.unclean) if file == "state" else None
     with side.engine.lock:
-        side.engine.commit(degraded=True)
+        side.engine.commit(unclean=True)
     assert seen == [False, False]
-    assert side.engine.state.degraded
+    assert side.engine.state.unclean
 
 
 def test_a_state_that_cannot_be_committed_is_not_seen(side: Side) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replicator.capture import follower, journalloss, roles
+from replicator.capture import copies, edges, follower, journalloss, roles
 from replicator.capture.engine import JournalLost, Parked
 from replicator.capture.service import GroupService
 from replicator.capture.state import BITMAP, OK, RESYNC
@@ -40,8 +40,10 @@ def renew(side: Side) -> int:
 
 def serve(side: Side, folder: Path) -> tuple[GroupService, list[str]]:
     events: list[str] = []
-    bells = [Doorbell(folder / end) for end in "tr"]
-    return GroupService(side.engine, *bells, lambda what, **_: events.append(what)), events
+    def bell(slot: int) -> Doorbell:
+        return Doorbell(folder / f"r.{slot}")
+
+    return GroupService(side.engine, Doorbell(folder / "t"), bell, lambda what, **_: events.append(what)), events
 
 
 def test_a_flush_whose_sync_failed_is_answered_only_from_the_pool(pair: Pair) -> None:
@@ -114,8 +116,10 @@ def test_a_pool_that_cannot_be_synced_either_fails_the_group(pair: Pair) -> None
 
 def test_where_nothing_may_exist_once_only_the_group_fails(pair: Pair) -> None:
     side = pair.a
-    side.engine.state.policy.mode, side.engine.state.policy.on_loss = "sync", "stall"
-    assert roles.set_sync(side.engine, True)["sync_on"]
+    [edge] = side.engine.state.edges
+    edge.mode, side.engine.state.policy.on_loss = "sync", "stall"
+    edges.set_sync(side.engine, edge, True)
+    assert side.engine.waits
     side.disk.fail_writes("journal")
     with pytest.raises(MediumError) as caught:
         side.write(0, 1)
@@ -149,7 +153,7 @@ def test_without_a_journal_it_opens_again_and_does_not_touch_the_file(pair: Pair
         side.write(0, 3)
         side.engine.flush()
     with pytest.raises(Refused, match="journal replace"):
-        roles.begin_copy(side.engine, None, None, "x")
+        copies.begin_copy(side.engine, side.engine.state.edges[0], None, None, "x")
 
 
 def test_a_new_journal_brings_the_pair_together_by_difference(pair: Pair) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from replicator.capture import follower, retention
 from replicator.capture.retention import Marks, Threshold, Trend
 from replicator.capture.writerates import WriteRates
-from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, PEER_APPLIED_SEQ, TAIL_SEQ
+from replicator.journal.page import APPLIED_SEQ, EDGE_APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ, edge_slot
 from tests.testing.pairharness import running_pair
 
 
@@ -49,7 +49,8 @@ def test_records_are_kept_until_the_peer_has_applied_them_where_that_is_the_poli
     assert pair.a.page[TAIL_SEQ] <= before + 1
     follower.apply_all(pair.b.engine)
     pair.acknowledge(pair.a, pair.b)
-    pair.a.page[PEER_APPLIED_SEQ] = pair.b.page[APPLIED_SEQ]
+    [edge] = pair.a.engine.state.edges
+    pair.a.page[edge_slot(edge.slot, EDGE_APPLIED_SEQ)] = pair.b.page[APPLIED_SEQ]
     follower.checkpoint(pair.a.engine)
     assert pair.a.page[TAIL_SEQ] == before + 6
 

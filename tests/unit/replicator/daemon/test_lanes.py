@@ -16,9 +16,10 @@ from replicator.core.events import LinkDown, StartReceiving, StartShipping
 from replicator.core.transfer import AUTO, PULL, Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection
-from replicator.journal.page import HEAD_SEQ, PEER_RECEIVED_SEQ, SYNC_ON
+from replicator.journal.page import HEAD_SEQ, SYNC_ON
 from tests.testing.faultproxy import FaultProxy
 from tests.testing.linkpair import LinkPair, connect_tls, tls_pair
+from tests.testing.pairharness import PEER_RECEIVED_SEQ
 from tests.unit.replicator.daemon.test_link import apply_all, same_journals, until
 
 
