@@ -388,8 +388,8 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         try:
             engine.journal.set_tail(tail_off, tail_seq, redo_off, redo_seq + 1)
         except OSError as e:
-            engine.fail(f"its journal cannot be written: {e}")
-            raise
+            with engine.lock:
+                raise engine.lose_journal(f"its journal's superblock cannot be written: {e}") from e
         with engine.opened:
             if u64[DURABLE_OFF] < tail_off:  # what is not kept lies in the synced pool
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = tail_seq - 1, tail_off
