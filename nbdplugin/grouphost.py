@@ -29,7 +29,7 @@ from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
-from nbdplugin.retention import open_recorder, remove_ring
+from nbdplugin.retention import open_recorder, remove_rings
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
@@ -399,7 +399,7 @@ class GroupHost:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
         journal = directory / "journal"
         elsewhere = journal.resolve() if journal.is_symlink() else None
-        remove_ring(directory)
+        remove_rings(directory)
         directory.rename(gone)
         sync_directory(self._dir)
         if elsewhere is not None and not _is_block_device(str(elsewhere)):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 20
 """A record of more has frames of its own, with pieces of this."""
-FRAME_DATA_BYTES = 3 << 20
+FRAME_DATA_BYTES = 4 << 20
 FRAME_ENTRIES = 8192
 _DATA = frozenset(int(kind) for kind in DATA_KINDS)
 _MARKER, _SYNCED = int(Kind.MARKER), int(Kind.SYNCED)

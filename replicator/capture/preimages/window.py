@@ -48,7 +48,7 @@ from replicator.journal.files import Buffer, RandomFile
 
 DATA_START = 8192
 LEAST_BYTES = 16 << 20
-MOST_FRAME_BYTES = 5 << 20
+MOST_FRAME_BYTES = 6 << 20
 """No frame is longer; see recorder.py."""
 _SLOT_BYTES = 4096
 _SUPER = struct.Struct("<4sHHQ16sQQQQQQQ")
