@@ -6,6 +6,7 @@ from typing import Any
 
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
+    "journal-released": "{path} is no part of the journal any more",
     "degraded": "the peer did not answer: writes go on without it from now on",
     "apply-stopped": "received writes cannot be applied: {reason}",
     "apply-resumed": "received writes are applied again",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
+from replicator.capture.marking import state_host_time
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
 
@@ -48,6 +49,13 @@ def handlers(target: Target) -> dict[str, Handler]:
     def delete(args: dict[str, Any]) -> None:
         groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"), arguments.flag(args, "undo"))
 
+    def promote(service: GroupService, args: dict[str, Any]) -> dict[str, Any]:
+        force = arguments.flag(args, "force")
+        if args.get("marker") is not None:
+            groups.cuts.markers.stand_at(service, arguments.integer(args, "marker"))
+            return service.promote(force)
+        return service.promote(force, arguments.flag(args, "at_limit"))
+
     def on(run: Callable[[GroupService, dict[str, Any]], object]) -> Handler:
         """An operation of one group; `run` gets the arguments without `group`."""
 
@@ -64,6 +72,12 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.adopt": adopt,
         "group.list": listing,
         "group.delete": delete,
+        "group.add_journal": lambda args: groups.add_journal(
+            arguments.text(args, "group"), arguments.path(args, "path"), _journal_bytes(args, "size")
+        ),
+        "group.remove_journal": lambda args: groups.remove_journal(
+            arguments.text(args, "group"), arguments.text(args, "path")
+        ),
         "group.status": on(lambda g, a: told(g.status(settle=arguments.flag(a, "settle")))),
         "group.policy": on(lambda g, a: g.set_policy(dict(a))),
         "group.arm": on(lambda g, a: g.arm()),
@@ -78,13 +92,14 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.sync_on": on(lambda g, a: g.set_sync(arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),
-        "group.promote": on(lambda g, a: g.promote(arguments.flag(a, "force"))),
+        "group.promote": on(promote),
+        "group.host_time": on(lambda g, a: state_host_time(g, arguments.integer(a, "time_ns"))),
         "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"), _position(a, "upto"))),
     }
 
 
-def _journal_bytes(args: dict[str, Any]) -> int:
-    return arguments.integer(args, "journal_bytes", DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
+def _journal_bytes(args: dict[str, Any], key: str = "journal_bytes") -> int:
+    return arguments.integer(args, key, DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
 
 
 def _position(args: dict[str, Any], key: str) -> int | None:

@@ -28,6 +28,7 @@ from nbdplugin import (
     launch,
     nodeconfig,
     ops_balance,
+    ops_cut,
     ops_group,
     ops_member,
     ops_move,
@@ -112,6 +113,7 @@ class Target:
                 **ops_scrub.handlers(self),
                 **ops_balance.handlers(self),
                 **ops_group.handlers(self),
+                **ops_cut.handlers(self),
                 **ops_view.handlers(self),
             },
         )

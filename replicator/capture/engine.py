@@ -31,10 +31,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from crc32c import crc32c
 
 from replicator.capture.bitmaps import TODO, Bitmaps
+from replicator.capture.clock import WriteClock
 from replicator.capture.facts import facts_of
+from replicator.capture.limits import Waiting
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
-from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Kind, pack_header
+from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Header, Kind, pack_header
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     DURABLE_OFF,
@@ -107,13 +109,13 @@ class GroupEngine:
         bitmaps: Bitmaps,
         volumes: Sequence[Volume],
         pool_sync: Callable[[], None],
-        clock_ns: Callable[[], int],
+        clock: WriteClock,
         boot: int,
     ) -> None:
         """Put the parts together; call `recovery.open_engine` rather than this.
 
         volumes: in index order. pool_sync: makes everything written to the volumes durable, or raises.
-        clock_ns: wall clock, nanoseconds since 1970. boot: a number that names this boot of the machine.
+        clock: of the node, shared by its groups. boot: a number that names this boot of the machine.
         """
         self.state = state
         self.state_file = state_file
@@ -122,7 +124,7 @@ class GroupEngine:
         self.bitmaps = bitmaps
         self.volumes = list(volumes)
         self.pool_sync = pool_sync
-        self.clock_ns = clock_ns
+        self.clock = clock
         self.boot = boot
         self.lock = threading.Lock()
         self.apply_lock = threading.RLock()
@@ -137,10 +139,12 @@ class GroupEngine:
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
-        self._room_bytes = journal.capacity - RESERVE_BYTES
+        self._room_bytes = 0
+        self.resized()
         self._inflight: set[int] = set()
         self._ticket = 0
         self._last_time = state.last_time_ns
+        clock.note(state.last_time_ns)
         self._admit = _REFUSE
         self.link_up = False
         self.unjournaled = 0
@@ -159,6 +163,15 @@ class GroupEngine:
         """The primary's journal is being redone; no host write comes meanwhile."""
         self.refused: dict[tuple[int, int, int], Exception] = {}
         """In redo: ranges (volume, offset, length) of records that the pool refused; see follower.redo_all."""
+        self.limit_time_ns = 0
+        """See limits.py for this and the next; 0: no limit."""
+        self.limit_seq = 0
+        self.waiting: Waiting | None = None
+        self.pending_epochs: list[list[int]] = []
+        """Epochs of records that a limit holds back, as of the last settle."""
+        self.on_lift: Callable[[], None] = _nobody
+        self.on_marker: Callable[[Header, memoryview], None] = _no_marker
+        """Called by the follower of a secondary when everything up to a marker is applied, and nothing after it."""
         self.refresh()
 
     # -- admission ------------------------------------------------------------------------------------------------
@@ -249,6 +262,10 @@ class GroupEngine:
     def epoch(self) -> int:
         """The epoch new records belong to, 0 before there is one."""
         return self.state.hist[-1][0] if self.state.hist else 0
+
+    def resized(self) -> None:
+        """Take note of the journal's size. The caller holds the group lock, or is alone."""
+        self._room_bytes = self.journal.capacity - RESERVE_BYTES
 
     # -- host requests --------------------------------------------------------------------------------------------
 
@@ -380,10 +397,7 @@ class GroupEngine:
             if state.new_epoch_wanted:
                 self.open_epoch()
             seq = u64[HEAD_SEQ] + 1
-            now = self.clock_ns()
-            if now <= self._last_time:
-                now = self._last_time + 1
-            self._last_time = now
+            now = self._last_time = self.clock.next()
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = state.hist[-1][0]
             header = pack_header(kind, flags, epoch, seq, now, volume, payload_len, offset, length, crc)
@@ -412,7 +426,7 @@ class GroupEngine:
             self.save()
         self._maps[volume].mark(self.bitmaps.live, offset, length)
         self._u64[HEAD_SEQ] = self.last_host_seq = seq
-        self._last_time = max(self.clock_ns(), self._last_time + 1)
+        self._last_time = self.clock.next()
         self._inflight.add(seq)
         return seq
 
@@ -421,7 +435,7 @@ class GroupEngine:
     ) -> int:
         """Append a record that is no host write. The caller holds the group lock and has checked for room."""
         seq = self._u64[HEAD_SEQ] + 1
-        self._last_time = max(self.clock_ns(), self._last_time + 1)
+        self._last_time = self.clock.next()
         size = len(payload) if payload is not None else 0
         crc = crc32c(payload) if payload is not None else 0
         epoch = self.state.hist[-1][0]
@@ -494,7 +508,7 @@ class GroupEngine:
             if self.state.new_epoch_wanted:
                 self.open_epoch()
             seq = u64[HEAD_SEQ] + 1
-            self._last_time = max(self.clock_ns(), self._last_time + 1)
+            self._last_time = self.clock.next()
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = self.state.hist[-1][0]
             self.journal.append(
@@ -559,3 +573,7 @@ class GroupEngine:
 
 def _nobody() -> None:
     """Nobody needs to be woken."""
+
+
+def _no_marker(header: Header, payload: memoryview) -> None:
+    """Nobody wants an image."""

@@ -19,6 +19,7 @@ from replicator.journal.page import (
     TAIL_OFF,
     TAIL_SEQ,
 )
+from replicator.journal.relayout import files_facts
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -40,7 +41,7 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
         "applied": u64[APPLIED_SEQ] if state.role != PRIMARY else u64[HEAD_SEQ],
         "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
         "epoch": engine.epoch,
-        "hist": [list(h) for h in state.hist],
+        "hist": [list(h) for h in state.hist] + [e for e in engine.pending_epochs if e[0] > engine.epoch],
         "link_gen": state.link_gen,
         "journal": {
             "capacity": capacity,
@@ -51,6 +52,7 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
             "peer_durable_off": u64[PEER_DURABLE_OFF],
+            "files": files_facts(engine.journal),
         },
         "bitmaps": {
             start: sum(m.count(1 << slot) for m in engine.bitmaps.maps) for slot, start in sorted(state.bitmaps.items())
@@ -74,6 +76,10 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
         "policy": dict(vars(state.policy)),
         "held": engine.parked_for == "hold",
         "journal_full": engine.parked_for == "full",
+        "limit_seq": engine.limit_seq,
+        "limit_time_ns": engine.limit_time_ns,
+        "waits_at": None if engine.waiting is None else engine.waiting.seq,
+        "host_time_ns": engine.clock.host_ns,
         "failed": engine.failed,
         "apply_error": engine.apply_error,
         "link_up": engine.link_up,

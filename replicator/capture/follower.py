@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
+from replicator.capture.limits import limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
@@ -30,7 +31,7 @@ from replicator.journal.page import (
 BATCH_BYTES = (1 << 20) + 64
 RECORDED_BATCH_BYTES = 4 * BATCH_BYTES
 """Of a group that retains what it overwrites: each batch costs a sync of the ring."""
-_WRITE, _TRIM = int(Kind.WRITE), int(Kind.TRIM)  # WRITE, ZERO and TRIM are what hosts do, and come first
+_WRITE, _TRIM, _MARKER = int(Kind.WRITE), int(Kind.TRIM), int(Kind.MARKER)  # WRITE, ZERO, TRIM: what hosts do
 
 
 def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
@@ -49,6 +50,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
         at, head = u64[APPLIED_OFF], u64[HEAD_OFF]
         if at >= head:
             engine.apply_buffer = bytearray()
+            return 0
+        if still_waits(engine, at):
             return 0
         if u64[DURABLE_OFF] > at:
             head = min(head, u64[DURABLE_OFF])  # one sync covers many batches
@@ -72,14 +75,15 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
                 f"journal of group {engine.state.name} is damaged at offset {at}: {e}",
                 "split the pair and resync it; the pool still holds the last consistent image",
             ) from e
-        if engine.preimages is not None and not engine.recovering:
+        if limited(engine):
+            records = permitted(engine, at, records)
+        if records and engine.preimages is not None and not engine.recovering:
             records = engine.preimages.before(engine, records, view)
-        _apply_records(engine, at, records, view)
-        return records[-1][1] + records[-1][0].payload_len
+        return _apply_records(engine, at, records, view)
 
 
-def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int]], view: memoryview) -> None:
-    """Apply records that begin at journal offset `at`, their bytes in `view`. Hot path of a secondary.
+def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int]], view: memoryview) -> int:
+    """Apply records that begin at journal offset `at`, their bytes in `view`; returns their bytes. Hot path.
 
     The position is stored at the end, and before a record that may look at it: a process that is killed in between has
     an earlier one, and applies some records again.
@@ -105,9 +109,13 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
             seq, off, time_ns = its_seq, at + end, write_time_ns
             if kind <= _TRIM:
                 host_seq = seq
+            elif kind == _MARKER and engine.limit_seq == seq:
+                break  # suspended here
     finally:
         u64[APPLIED_SEQ], u64[APPLIED_OFF] = seq, off
         engine.applied_time_ns, engine.last_host_seq = time_ns, host_seq
+        engine.clock.note(time_ns)
+    return off - at
 
 
 def _buffer(engine: GroupEngine, length: int) -> memoryview:
@@ -160,7 +168,7 @@ def _forgive(engine: GroupEngine, copy: Header) -> None:
 
 
 def settle(engine: GroupEngine) -> None:
-    """Apply everything that has been received, while nothing is being received, and make the journal's end agree.
+    """Apply what may be applied, while nothing is being received, and make the journal's end agree.
 
     A replicator that died between the stores that publish a run leaves HEAD_SEQ ahead of HEAD_OFF; the offset counts.
     """
@@ -170,10 +178,14 @@ def settle(engine: GroupEngine) -> None:
         if engine.state.role == SECONDARY and u64[APPLIED_OFF] == u64[HEAD_OFF]:
             u64[HEAD_SEQ] = u64[APPLIED_SEQ]
             u64[DURABLE_SEQ] = min(u64[DURABLE_SEQ], u64[HEAD_SEQ])
+            engine.pending_epochs = []
+        elif limited(engine):
+            held = pending(engine)
+            u64[HEAD_SEQ], engine.pending_epochs = held.last_seq, held.epochs
 
 
 def apply_all(engine: GroupEngine) -> None:
-    """Apply everything that has been received. Raises as apply_some does."""
+    """Apply everything that has been received and no limit holds back. Raises as apply_some does."""
     while apply_some(engine):
         pass
 
@@ -190,6 +202,9 @@ def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
         _check_range(engine, header)
         engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live_at(header.seq), header.offset, header.length)
         engine.volumes[header.volume].zero(header.offset, header.length, not header.flags & FLAG_NO_PUNCH)
+    elif kind == Kind.MARKER:
+        if not engine.recovering:
+            engine.on_marker(header, payload)
     else:
         _apply_control(engine, header)
 
@@ -235,7 +250,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
             with engine.lock:
                 engine.sync_pool()
                 engine.commit(copy=OK, floor=header.seq, copy_id="")
-    elif header.kind not in (Kind.BARRIER, Kind.MARKER):
+    elif header.kind != Kind.BARRIER:
         raise IntegrityError(
             f"record {header.seq} of group {state.name} has kind {header.kind}, which is not known here",
             "upgrade this node to the primary's version",

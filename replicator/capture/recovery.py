@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
 from replicator.capture.follower import apply_all, checkpoint, redo_all
 from replicator.capture.preimages.recorder import PreImages
+from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, SECONDARY, UNTRACKED, GroupState, StateFile
 from replicator.journal.files import RandomFile
@@ -42,6 +44,7 @@ from replicator.journal.page import (
     Page,
 )
 from replicator.journal.ring import DATA_START, Journal
+from replicator.journal.volumes import JournalFiles
 
 
 @dataclass
@@ -49,12 +52,12 @@ class Parts:
     """The files of one group, opened by the caller, and what surrounds it."""
 
     state: RandomFile
-    journal: RandomFile
+    journal: RandomFile | JournalFiles
     page: Page
     maps: Sequence[MapFile]
     volumes: Sequence[Volume]
     pool_sync: Callable[[], None]
-    clock_ns: Callable[[], int]
+    clock: WriteClock
     boot: int
     preimages: PreImages | None = None
 
@@ -94,6 +97,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     journal = Journal.open(parts.journal, page)
     journal.keep_super()
     engine = _assemble(parts, state, state_file, journal)
+    drop_orphans(engine)
     if power_lost:
         engine.bitmaps.mark_unclean(marked)
     if state.attaching is not None:
@@ -183,7 +187,7 @@ def _assemble(parts: Parts, state: GroupState, state_file: StateFile, journal: J
         bitmaps,
         parts.volumes,
         parts.pool_sync,
-        parts.clock_ns,
+        parts.clock,
         parts.boot,
     )
     engine.preimages = parts.preimages

@@ -19,6 +19,7 @@ from typing import Any
 from replicator.capture.bitmaps import TODO
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
 from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,
@@ -32,9 +33,11 @@ from replicator.capture.state import (
 )
 from replicator.core.errors import BadInput, InternalError, Refused
 from replicator.core.records import HEADER_BYTES
+from replicator.journal.beacons import publish
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    ARRIVED_GEN,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -76,6 +79,7 @@ def disarm(engine: GroupEngine) -> None:
     Raises Refused when the copy here is not consistent.
     """
     if engine.state.role == SECONDARY:
+        lift(engine)
         apply_all(engine)
     with engine.apply_lock, engine.checkpoint_lock, engine.lock:
         state = engine.state
@@ -193,6 +197,7 @@ def attach(
     """
     by_difference = not full and c is not None
     with engine.apply_lock:
+        lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
             apply_all(engine)  # what c counts on must not be dropped with the journal
         return _attach(engine, p, c if by_difference else None, epoch, hist, masks, copy_id)
@@ -250,6 +255,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_from_seq = step["p"]
     state.unclean = False
     state.attaching = None
+    publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     engine.save()
     _new_incarnation(engine)
 
@@ -323,8 +329,10 @@ def overflow(engine: GroupEngine) -> bool:
         return True
 
 
-def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any]:
+def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
+
+    at_limit: what a limit holds back is given up instead (limits.py).
 
     accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
@@ -332,6 +340,10 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        if at_limit and engine.state.copy == OK:
+            apply_all(engine)
+            cut(engine)
+        lift(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -348,6 +360,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
                     "bring the primary back and let the resync finish, or restore from a backup",
                 )
             base = engine.pos
+            engine.clock.extend()
             if engine.preimages is not None:
                 engine.preimages.end()
             state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
@@ -355,6 +368,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
             state.copy_id = ""
             state.degraded = state.policy.mode == "sync"
             _forget_peer(engine)
+            publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             try:
                 engine.open_epoch()
             finally:

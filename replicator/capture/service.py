@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from replicator.capture import copier, follower, recovery, roles
+from replicator.capture import copier, follower, limits, recovery, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
@@ -268,7 +268,8 @@ class GroupService:
                     self._stop.wait(GATHER_S)
                 continue
             page[TARGET_ASLEEP] = 1
-            if page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody could know that we sleep
+            waits = limits.still_waits(engine, page[APPLIED_OFF])
+            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody knew that we sleep
                 self._own_bell.wait(0.05)
             page[TARGET_ASLEEP] = 0
 
@@ -303,6 +304,8 @@ class GroupService:
             if self._hold_until and now >= self._hold_until:
                 self.release("its deadline passed")
             try:
+                for path in ringchange.release_files(engine):
+                    self._events("journal-released", group=engine.state.name, path=path)
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 self._note_head(now)
@@ -315,6 +318,11 @@ class GroupService:
     def _journal_used(self) -> float:
         u64 = self._u64
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
+
+    def look_after(self) -> None:
+        """Let the keeper look now whether there is something to do."""
+        self._last_checkpoint = 0.0
+        self._kick_keeper.set()
 
     def checkpoint(self, tail_off: int | None = None) -> bool:
         """Sync the pool and free journal space; waits for host writes under way.
@@ -430,10 +438,10 @@ class GroupService:
         """See roles.attach."""
         return roles.attach(self.engine, **step)
 
-    def promote(self, force: bool = False) -> dict[str, Any]:
+    def promote(self, force: bool = False, at_limit: bool = False) -> dict[str, Any]:
         """See roles.promote. The replicator has stopped appending to the journal. `force` accepts a former primary that
         was replaced; it does not make an inconsistent copy acceptable: nothing does."""
-        result = roles.promote(self.engine, accept_diverged=force)
+        result = roles.promote(self.engine, accept_diverged=force, at_limit=at_limit)
         self._events("promoted", group=self.engine.state.name, **result)
         return result
 
@@ -452,6 +460,10 @@ class GroupService:
         self._waiters.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)
         return result
+
+    def wake_follower(self) -> None:
+        """Let the follower look for work: a limit was raised."""
+        self._own_bell.ring()
 
     @property
     def seq(self) -> int:

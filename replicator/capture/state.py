@@ -107,6 +107,7 @@ class GroupState:
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
+    rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch}; inconsistent until done
     last_time_ns: int = 0  # no record before the last save has a later write time
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
     clean: bool = True  # stopped in order

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, policy, progress, status, view
+from replicator.cli import budget, names, policy, progress, status
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_size
+from replicator.core import rpo
 from replicator.core.errors import Refused, TimedOut
 from replicator.core.status import TABLE
 
@@ -23,6 +24,9 @@ DEFAULT_WAIT_S = 3600.0
 @click.group()
 def pair() -> None:
     """A group here (primary) and its copy on a peer (secondary), kept alike over the network."""
+
+
+pair.add_command(budget.budget)
 
 
 @pair.command()
@@ -106,7 +110,7 @@ def show(here: Node, group: str, as_json: bool) -> None:
         return
     known, facts = found.get("status") or {}, found.get("facts") or {}
     decision = facts.get("decision") or {}
-    seen = view.rpo(known, found) if known else None
+    seen = rpo.rpo(known, found) if known else None
     primary, peer = found["role"] == "primary", found["peer_name"]
     rows = [
         ("state", f"{found['word']}: {found['why']}"),

@@ -64,7 +64,7 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
 
 def run(node: Node, peer: Peer, op: str, args: dict[str, Any]) -> Any:
     """Run the operation `op` for `peer`. Raises NotFound for one nobody knows, and what the operation raises."""
-    handler = handlers(node).get(op)
+    handler = handlers(node).get(op) or node.remote_handlers.get(op)
     if handler is None:
         raise NotFound(f"node {node.config.name} knows no operation {op!r}", "run the same version on both nodes")
     return handler(peer, Args(args))

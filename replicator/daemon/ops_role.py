@@ -79,9 +79,10 @@ def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     judged = _Judged(node, pair, bool(args.get("force")))
     if not judged.plan.allowed:
         raise Refused(judged.plan.message, judged.plan.way_out)
+    where = {key: args[key] for key in ("marker", "at_limit") if args.get(key)}
     # The peer was asked just now, which is newer than what the session heard: a primary whose target is dead, or that
     # is cut off, is no reason to refuse.
-    result = node.pairs.loop(pair).command("takeover", TAKEOVER_S, force=True, status=judged.status)
+    result = node.pairs.loop(pair).command("takeover", TAKEOVER_S, force=True, status=judged.status, **where)
     return result | {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost}
 
 

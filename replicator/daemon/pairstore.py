@@ -1,16 +1,19 @@
 """What this node keeps of a pair: STATE/pairs/<group uuid>.json. Roles and positions are the target's, not here.
 
-{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0}
+{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "budget": what may be lost with the
+primary (core/rpo.py) or {}, and the settings of core.transfer.Transfer}
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import IntegrityError, NotFound
+from replicator.core.errors import BadInput, IntegrityError, NotFound
+from replicator.core.rpo import budget_from
+from replicator.core.transfer import PUSH, Transfer, from_map
 from replicator.daemon.durablefile import read_json, remove, write_json
 
 
@@ -23,7 +26,18 @@ class PairConfig:
     peer: str
     split: bool = False
     handover: str = ""
+    connections: int = 1
+    transfer: str = PUSH
+    window: int = Transfer.window
     compress: int = 0
+    budget: dict[str, Any] = field(default_factory=dict)
+    limit: int = 0
+    schedule: str = ""
+
+    @property
+    def settings(self) -> Transfer:
+        """How it moves its records."""
+        return from_map(asdict(self))
 
 
 class PairStore:
@@ -81,9 +95,11 @@ class PairStore:
 def _load(path: Path) -> PairConfig:
     raw = read_json(path)
     try:
-        pair = PairConfig(**{field.name: raw[field.name] for field in fields(PairConfig) if field.name in raw})
+        pair = PairConfig(**{f.name: raw[f.name] for f in fields(PairConfig) if f.name in raw})
         if pair.group != path.stem or not all(isinstance(v, str) for v in (pair.name, pair.peer, pair.handover)):
             raise ValueError("its fields do not fit")
-    except (TypeError, ValueError) as exc:
+        budget_from(pair.budget)
+        _ = pair.settings
+    except (TypeError, ValueError, BadInput) as exc:
         raise IntegrityError(f"{path} is damaged: {exc}", "remove it and create the pair again") from exc
     return pair

@@ -8,6 +8,8 @@ lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
 todo_bytes    left of a copy
+rpo           what would be lost with the primary (core/rpo.py), as known here
+budget        {limits, exceeded, since_s, reasons}, None for a pair without one
 compress, policy, facts (of the session), status (of the target; None when it does not answer)
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from replicator.core import rpo
 from replicator.core import status as words
 from replicator.core.errors import FarstripeError
 from replicator.daemon.node import Node
@@ -49,7 +52,7 @@ def view_all(node: Node) -> list[dict[str, Any]]:
 def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> dict[str, Any]:
     facts = node.pairs.facts(pair)
     known = status or {}
-    return {
+    view = {
         "group": pair.group,
         "name": pair.name,
         "peer": pair.peer,
@@ -70,6 +73,22 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "policy": known.get("policy"),
         "facts": facts,
         "status": status,
+    }
+    view["rpo"] = rpo.rpo(known, view)
+    view["budget"] = _budget(node, pair)
+    return view
+
+
+def _budget(node: Node, pair: PairConfig) -> dict[str, Any] | None:
+    if not pair.budget:
+        return None
+    found = node.rpo_verdicts.get((pair.group, pair.peer))
+    exceeded = found is not None and found.exceeded
+    return {
+        "limits": dict(pair.budget),
+        "exceeded": exceeded,
+        "since_s": round(time.monotonic() - found.since, 1) if found is not None and exceeded else None,
+        "reasons": list(found.reasons) if found is not None else [],
     }
 
 

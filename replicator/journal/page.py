@@ -17,7 +17,11 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     PEER_DURABLE_OFF    replicator                    OUR journal offset the peer holds durably
     LINK                replicator                    0 down, 1 up, 2 streaming
     SYNC_ON             target                        writes wait for the peer
+    LAYOUT_GEN          target                        rises when the journal is made of other files (ring.py)
     *_ASLEEP            the sleeper                   its doorbell must be rung
+    BEACON_GEN/_SEQ/_TIME    target           every record with a write time up to TIME has a seq up to SEQ (beacons.py)
+    ARRIVED_GEN/_SEQ/_TIME   replicator       the same, of what a secondary has received; 0 when it does not know
+    BEACON_PACE_MS      target                        how often the replicator tells the peers of the beacon
 """
 
 from __future__ import annotations
@@ -50,6 +54,14 @@ SYNC_ON: Final = 17
 TARGET_ASLEEP: Final = 18
 REPLICATOR_ASLEEP: Final = 19
 REPLICATOR_BEAT_MS: Final = 20
+BEACON_GEN: Final = 22
+BEACON_SEQ: Final = 23
+BEACON_TIME: Final = 24
+ARRIVED_GEN: Final = 25
+ARRIVED_SEQ: Final = 26
+ARRIVED_TIME: Final = 27
+BEACON_PACE_MS: Final = 28
+LAYOUT_GEN: Final = 29
 SLOTS: Final = 32
 
 PAGE_MAGIC: Final = 0x3147_4150_5253_46

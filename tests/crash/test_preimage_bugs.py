@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from replicator.capture.preimages import frames, recorder, rewind
+from replicator.capture.preimages import frames, putback, recorder
 from replicator.capture.preimages.frames import Instant
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.preimages.window import Window
@@ -102,7 +102,7 @@ def a_window_begins_in_the_middle_of_redo() -> Patches:
 
 def the_newest_pre_image_counts() -> Patches:
     """Each pre-image is put back, so the last one that is stays."""
-    return [(rewind.Restored, "take", lambda self, offset, length: [(offset, offset + length)])]
+    return [(putback.Restored, "take", lambda self, offset, length: [(offset, offset + length)])]
 
 
 def space_is_freed_in_memory_only() -> Patches:

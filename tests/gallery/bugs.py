@@ -404,8 +404,8 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = shipper.Shipper.pump
 
-    def trusting(self: shipper.Shipper) -> int:
-        sent = right(self)
+    def trusting(self: shipper.Shipper, now: float) -> int:
+        sent = right(self, now)
         if sent:
             self._u64[shipper.PEER_RECEIVED_SEQ] = self.seq - 1
         return sent

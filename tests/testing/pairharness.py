@@ -14,6 +14,7 @@ from typing import Any
 
 from replicator.capture import copier, follower, recovery, roles
 from replicator.capture.bitmaps import blocks_of
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, GroupState, Policy
 from replicator.core import handshake, hello
@@ -95,7 +96,7 @@ class Side:
             maps=self.maps,
             volumes=volumes,
             pool_sync=lambda: self.pool.sync_with(files),
-            clock_ns=self._clock,
+            clock=WriteClock(self._clock),
             boot=self.boot,
         )
 

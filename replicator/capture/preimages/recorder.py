@@ -94,6 +94,11 @@ class PreImages:
         except _RingError as e:
             self._fail(str(e))
 
+    def rewound(self, seq: int) -> None:
+        """The volumes get other contents, and the next record is `seq` + 1. Call it before. Durable: that."""
+        self.end()
+        self._settled_at = seq
+
     def end(self) -> None:
         """Forget everything: hosts will change the pool from now on. Durable: that."""
         if self.failed:
@@ -180,6 +185,8 @@ class _Batch:
     def _countable(self) -> int:
         """How many records at the beginning are in range and short."""
         for count, (header, _) in enumerate(self._records):
+            if header.kind == _MARKER:
+                return count + 1  # applying may stop here for long
             if header.kind in _DATA and (header.length > PIECE_BYTES or not in_range(self._engine, header)):
                 return count
         return len(self._records)

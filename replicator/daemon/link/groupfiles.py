@@ -13,6 +13,7 @@ from replicator.core.errors import IntegrityError
 from replicator.journal.files import PlainFile
 from replicator.journal.page import INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number
 from replicator.journal.ring import Journal
+from replicator.journal.volumes import JournalDirectory
 
 
 class GroupFiles:
@@ -28,15 +29,22 @@ class GroupFiles:
             raise IntegrityError(f"{page_path} is of another boot", "start the target")
         self.u64 = self.page.u64
         self.incarnation = self.u64[INCARNATION]
-        self._file = PlainFile(journal_path or state_dir / "groups" / uuid / "journal")
-        self.journal = Journal.open(self._file, self.page)
+        where = PlainFile(journal_path) if journal_path else JournalDirectory(state_dir / "groups" / uuid)
+        self.journal = Journal.open(where, self.page)
         self.own_bell = Doorbell(run_dir / f"{uuid}.r")
         self._target_bell = Doorbell(run_dir / f"{uuid}.t")
         self._fence = threading.Lock()
 
     @property
     def current(self) -> bool:
-        """Whether offsets and roles are still those these files were opened under."""
+        """Whether offsets and roles are still those these files were opened under.
+
+        Files that have left the journal are closed on the way, those that joined it opened.
+        """
+        try:
+            self.journal.follow()
+        except OSError:
+            return False
         return self.u64[INCARNATION] == self.incarnation
 
     def wake_target(self) -> None:

@@ -1,6 +1,6 @@
 """How other threads talk to a pair's thread: a box they put things in, an eventfd that wakes it, futures for answers.
 
-Events of the session go through as they are; Incoming, Knock and Query are between threads only.
+Events of the session go through as they are; Incoming, Knock, Retune and Query are between threads only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from replicator.daemon.link.connection import Connection
 
 @dataclass
 class Incoming:
-    """A connection that another thread has made and authenticated."""
+    """A connection that another thread has made and authenticated: a new link, or `more` for the one that stands."""
 
     conn: Connection
+    more: bool = False
 
 
 class Knock:
     """The peer asks to be called."""
+
+
+class Retune:
+    """The pair's transfer settings were changed."""
 
 
 @dataclass
@@ -37,7 +42,7 @@ class Query:
     future: Future[dict[str, Any]] = field(default_factory=Future)
 
 
-Item = Event | Incoming | Knock | Query
+Item = Event | Incoming | Knock | Retune | Query
 
 
 class Mailbox:

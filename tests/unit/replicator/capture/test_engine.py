@@ -55,7 +55,7 @@ def test_bits_are_set_before_the_record_is_written(side: Side) -> None:
 
 
 def test_numbers_rise_by_one_and_write_times_rise_though_the_clock_stands_still(side: Side) -> None:
-    side.engine.clock_ns = lambda: 5
+    side.engine.clock.wall_ns = lambda: 5
     seqs = [side.write(0, n) for n in range(3)]
     assert seqs == [seqs[0], seqs[0] + 1, seqs[0] + 2]
     times = [side.engine.journal.header_at(side.engine.journal.find(s)).write_time for s in seqs]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from replicator.core.errors import IntegrityError
 from replicator.core.records import HEADER_BYTES, Kind, pack_header, unpack_header
-from replicator.journal import ring as ring_module
+from replicator.journal import volumes as volumes_module
 from replicator.journal.page import DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ, Page
 from replicator.journal.ring import DATA_START, Journal
 from tests.testing.fakedisk import FakeDisk
@@ -196,7 +196,7 @@ def test_the_records_of_an_earlier_journal_on_the_same_device_are_not_taken_for_
 
 
 def test_stale_records_behind_what_is_always_written_are_wiped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring_module, "FILL_BYTES", 4096)
+    monkeypatch.setattr(volumes_module, "FILL_BYTES", 4096)
     test_the_records_of_an_earlier_journal_on_the_same_device_are_not_taken_for_ours()
 
 
