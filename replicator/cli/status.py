@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, policy, view
+from replicator.cli import asof, names, policy, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, emit, json_option, table
 from replicator.cli.units import format_duration, format_size
@@ -47,6 +47,8 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
             click.echo(f"\n{one['name']}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")
             for command in one["commands"]:
                 click.echo(f"    {command}")
+        for line in asof.retained_lines(one):
+            click.echo(f"{one['name']}: {line}")
 
 
 def _row(one: dict[str, Any]) -> tuple[object, ...]:
