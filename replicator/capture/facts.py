@@ -59,6 +59,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
             "head_off": u64[HEAD_OFF],
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
+            "error": state.journal_error or engine.journal_lost,
             "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
             "files": files_facts(engine.journal),
         },
