@@ -2,8 +2,11 @@
 
     STATE/groups/<uuid>/group.json   name and volumes, for a group whose state cannot be read
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
-    STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is
+    STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
+    STATE/groups/<uuid>/rates        what its hosts wrote, hour by hour
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
+    STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
+    STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
     RUN/<uuid>.page .t .r.<k>        counters and doorbells, one of the replicator for each edge
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
@@ -15,29 +18,31 @@ made good.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import stat
-import time
 import uuid as uuids
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nbdplugin import journalhost
+from nbdplugin.cuthost import CutHost
 from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
+from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.retention import open_recorder, remove_ring
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
 from replicator.journal.page import EDGES, Doorbell, Page, boot_number
+from replicator.journal.volumes import JournalDirectory
 
-MIN_JOURNAL_BYTES = 16 << 20
 MAX_VOLUMES = 256
 """Names and sizes of a group's volumes have to fit into its state beside the longest history; see capture/state.py."""
 MAX_GROUP_BYTES = 7 << 40
@@ -60,6 +65,9 @@ class GroupHost:
         self._services: dict[str, GroupService] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
+        self.cuts = CutHost(
+            state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services
+        )
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -76,7 +84,12 @@ class GroupHost:
                 self._set_broken(entry.name, exc)
                 continue
             self._services[entry.name] = service
+            if why := service.engine.state.journal_error:
+                name = service.engine.state.name
+                self._events.add("group.journal-broken", f"group {name} has no journal: {why}", group=name)
+            self.cuts.hold_at_start(service.engine)
             service.start(wait_for_peer=True)
+        self.cuts.start()
 
     def _open_one(self, uuid: str) -> GroupService:
         listed = self._listed(uuid)
@@ -89,6 +102,7 @@ class GroupHost:
         ]
         engine = open_engine(parts, marked)
         service = self._service(engine, uuid)
+        self.cuts.join(service, self._dir / uuid)
         self._exports.join_group([v["name"] for v in listed["volumes"]], service)
         return service
 
@@ -126,12 +140,14 @@ class GroupHost:
 
     def close(self) -> None:
         """Stop every group. Durable: everything of them."""
+        self.cuts.stop()
         for service in self._services.values():
             try:
                 service.stop()
             except Exception as exc:  # outermost: the other groups are stopped in order all the same
                 name = service.engine.state.name
                 self._events.add("group.unclean", f"group {name} was not stopped in order: {exc}", group=name)
+        self.cuts.close()
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -141,14 +157,27 @@ class GroupHost:
         served: list[Any] = [pool.volume(v["name"]) for v in volumes]
         return Parts(
             state=PlainFile(directory / "state"),
-            journal=PlainFile(directory / "journal"),
+            journal=JournalDirectory(directory),
             page=Page.map(self._run / f"{uuid}.page"),
             maps=maps,
             volumes=served,
             pool_sync=lambda: _sync(pool, served),
-            clock_ns=time.time_ns,
+            clock=self.cuts.clock,
             boot=self._boot,
+            preimages=open_recorder(directory, uuid, lambda why: self.note_retention(uuid, why)),
         )
+
+    def directory(self, uuid: str) -> Path:
+        """Where the files of a group are."""
+        return self._dir / uuid
+
+    def note_retention(self, uuid: str, why: str) -> None:
+        """What a group overwrites is no longer recorded."""
+        try:
+            name = self._listed(uuid)["name"]
+        except MediumError:
+            name = uuid
+        self._events.add("retention.failed", f"group {name} no longer keeps what it overwrites: {why}", group=name)
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
         own = Doorbell(self._run / f"{uuid}.t")
@@ -160,48 +189,14 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note)
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
         directory.mkdir(mode=0o700)
         PlainFile(directory / "state", create_bytes=STATE_FILE_BYTES).close()
         (directory / "group.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
-        if journal_path is None:
-            try:
-                PlainFile(directory / "journal", create_bytes=journal_bytes).close()
-            except OSError as exc:
-                raise _no_journal(directory.parent, journal_bytes, exc) from exc
-            return journal_bytes
-        if _is_block_device(journal_path):
-            self._check_device(journal_path)
-            device = PlainFile(journal_path)
-            journal_bytes = device.size
-            device.close()
-            if journal_bytes < MIN_JOURNAL_BYTES:
-                raise too_small(journal_bytes)
-        else:
-            try:
-                PlainFile(journal_path, create_bytes=journal_bytes).close()
-            except FileExistsError:
-                raise AlreadyExists(f"the journal {journal_path} exists", "name a new file or a block device") from None
-            except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
-                why = f"the journal {journal_path} cannot be made: {exc.strerror}"
-                raise BadInput(why, "correct the path") from exc
-            except OSError as exc:
-                raise _no_journal(journal_path, journal_bytes, exc) from exc
-        (directory / "journal").symlink_to(journal_path)
-        return journal_bytes
-
-    def _check_device(self, path: str) -> None:
-        """Raise BadInput when a block device is in use: mounted, a member of a pool, the journal of a group here."""
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
-        except OSError as exc:
-            raise BadInput(f"the journal {path} cannot be used: {exc.strerror}", "name a device nobody uses") from exc
-        for journal in self._dir.glob("*/journal"):
-            if journal.is_symlink() and journal.exists() and journal.samefile(path):
-                raise BadInput(f"{path} is the journal of another group", "name a device nobody uses")
+        return journalhost.make_first(self._dir, directory, journal_bytes, journal_path)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -209,6 +204,10 @@ class GroupHost:
         """Names of all groups, broken ones included."""
         broken = [b["name"] for b in self._broken.values()]
         return sorted([s.engine.state.name for s in self._services.values()] + broken)
+
+    def services(self) -> list[GroupService]:
+        """Every group that is served."""
+        return list(self._services.values())
 
     def get(self, which: str) -> GroupService:
         """The group with this name or uuid. Raises NotFound, MediumError when it could not be opened."""
@@ -323,24 +322,55 @@ class GroupHost:
             listed = {"name": name, "volumes": volumes, "made": list(made)}
             journal_bytes = self._make_files(new, listed, journal_bytes, journal_path)
             state = GroupState(uuid, name, self._tag, volumes, role=role, copy=OK if role == PRIMARY else FRESH)
-            engine = create_engine(self._parts(new, uuid, volumes), state, journal_bytes)
+            parts = self._parts(new, uuid, volumes)
+            engine = create_engine(parts, state, journal_bytes)
             service = self._service(engine, uuid)
+            self.cuts.join(service, new)
             self._exports.join_group(names, service)
             sync_directory(new)
             new.rename(final)
+            parts.journal.directory = final
             sync_directory(self._dir)
         except BaseException:
             if service is not None:
                 joined = [n for n in names if self._exports.get(n).group is service]
                 self._exports.leave_group(joined, self._pools.require().sync)
-            journal = new / "journal"  # a link only once the file it names was made here, and by nobody before
-            if journal.is_symlink() and not _is_block_device(str(journal)):
-                journal.resolve().unlink(missing_ok=True)
+            if new.is_dir():
+                journalhost.remove_all(new)  # a link is there only once the file it names was made here
             shutil.rmtree(new, ignore_errors=True)
             raise
         self._services[uuid] = service
+        self.cuts.hold_at_start(engine)
         service.start()
         return service
+
+    def add_journal(self, which: str, path: str, size: int) -> dict[str, Any]:
+        """Add a file or device to a group's journal; see journalhost.add."""
+        with self._pools.changing:
+            engine = self.get(which).engine
+            added = journalhost.add(self._dir, engine, path, size)
+        name = engine.state.name
+        self._events.add("group.journal-added", f"{path} is part of the journal of group {name}", group=name, path=path)
+        return added
+
+    def remove_journal(self, which: str, path: str) -> dict[str, Any]:
+        """Take a file or device out of a group's journal; see journalhost.remove."""
+        with self._pools.changing:
+            service = self.get(which)
+            removed = journalhost.remove(service.engine, path)
+        service.look_after()
+        return removed
+
+    def replace_journal(self, which: str, path: str | None, size: int) -> dict[str, Any]:
+        """Give a group a new journal in the place of a broken one; see journalhost.replace."""
+        with self._pools.changing:
+            service = self.get(which)
+            dropped = journalhost.replace(self._dir, service.engine, path, size)
+        service.look_after()
+        name = service.engine.state.name
+        text = f"group {name} has a new journal; {dropped} records that were received are sent again"
+        self._events.add("group.journal-replaced", text, group=name, dropped=dropped)
+        return {"dropped": dropped, **service.status()["journal"]}
 
     def delete(self, which: str, force: bool, undo: bool = False) -> None:
         """Forget a group; its volumes stay and are served without it. `undo`: those that adopting it made go too.
@@ -364,6 +394,7 @@ class GroupHost:
                 )
             self._exports.leave_group(names, self._pools.require().sync)
             del self._services[state.uuid]
+            self.cuts.leave(state.uuid)
             try:
                 service.stop()
             finally:
@@ -385,27 +416,13 @@ class GroupHost:
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
-        journal = directory / "journal"
-        elsewhere = journal.resolve() if journal.is_symlink() else None
+        remove_ring(directory)
         directory.rename(gone)
         sync_directory(self._dir)
-        if elsewhere is not None and not _is_block_device(str(elsewhere)):
-            elsewhere.unlink(missing_ok=True)
+        journalhost.remove_all(gone)
         shutil.rmtree(gone, ignore_errors=True)
         for suffix in ("page", "t", *(f"r.{slot}" for slot in range(EDGES))):
             (self._run / f"{uuid}.{suffix}").unlink(missing_ok=True)
-
-
-def too_small(journal_bytes: int) -> BadInput:
-    """The error for a journal that could not hold a second of writes."""
-    return BadInput(f"a journal of {journal_bytes} bytes is too small", f"use at least {MIN_JOURNAL_BYTES} bytes")
-
-
-def _no_journal(where: Path | str, journal_bytes: int, exc: OSError) -> MediumError:
-    return MediumError(
-        f"a journal of {journal_bytes} bytes cannot be made in {where}: {exc.strerror or exc}",
-        "make room there, or give another size (--journal) or place (--journal-path)",
-    )
 
 
 def _check_extent(name: str, sizes: Sequence[int]) -> None:
@@ -417,13 +434,6 @@ def _check_extent(name: str, sizes: Sequence[int]) -> None:
             f"the volumes of group {name} have {sum(sizes) / (1 << 40):.1f} TiB together",
             f"put up to {MAX_GROUP_BYTES >> 40} TiB into one group; thin volumes count with their size",
         )
-
-
-def _is_block_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _sync(pool: Any, volumes: list[Any]) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
+from replicator.capture.marking import state_host_time
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
 
@@ -38,7 +39,12 @@ DEFAULT_JOURNAL_BYTES = 256 << 20
 
 def handlers(target: Target) -> dict[str, Handler]:
     """The operations, by name."""
-    groups = target.groups
+    groups, told = target.groups, target.views.told
+
+    def attach(service: GroupService, args: dict[str, Any]) -> object:
+        step = _step(args)
+        target.views.keep_image(service, step["masks"], full=bool(step["full"]))
+        return service.attach(_peer(args), synced_after=_position(args, "synced_after"), **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -55,10 +61,17 @@ def handlers(target: Target) -> dict[str, Handler]:
         return service.status()
 
     def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
-        return groups.statuses()
+        return [told(one) for one in groups.statuses()]
 
     def delete(args: dict[str, Any]) -> None:
         groups.delete(arguments.text(args, "group"), arguments.flag(args, "force"), arguments.flag(args, "undo"))
+
+    def promote(service: GroupService, args: dict[str, Any]) -> dict[str, Any]:
+        force = arguments.flag(args, "force")
+        if args.get("marker") is not None:
+            groups.cuts.markers.stand_at(service, arguments.integer(args, "marker"))
+            return service.promote(force)
+        return service.promote(force, arguments.flag(args, "at_limit"))
 
     def on(run: Callable[[GroupService, dict[str, Any]], object]) -> Handler:
         """An operation of one group; `run` gets the arguments without `group`."""
@@ -76,7 +89,19 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.adopt": adopt,
         "group.list": listing,
         "group.delete": delete,
-        "group.status": on(lambda g, a: g.status(arguments.flag(a, "settle"), _peer(a, needed=False))),
+        "group.add_journal": lambda args: groups.add_journal(
+            arguments.text(args, "group"), arguments.path(args, "path"), _journal_bytes(args, "size")
+        ),
+        "group.remove_journal": lambda args: groups.remove_journal(
+            arguments.text(args, "group"), arguments.text(args, "path")
+        ),
+        "group.replace_journal": lambda args: groups.replace_journal(
+            arguments.text(args, "group"),
+            arguments.path(args, "path") if args.get("path") else None,
+            _journal_bytes(args, "size"),
+        ),
+        "group.journal": on(lambda g, a: g.journal()),
+        "group.status": on(lambda g, a: told(g.status(arguments.flag(a, "settle"), _peer(a, needed=False)))),
         "group.policy": on(
             lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))
         ),
@@ -92,19 +117,20 @@ def handlers(target: Target) -> dict[str, Handler]:
         ),
         "group.extend_copy": on(lambda g, a: g.extend_copy(arguments.text(a, "copy_id"), a["masks"])),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),
-        "group.attach": on(lambda g, a: g.attach(_peer(a), synced_after=_position(a, "synced_after"), **_step(a))),
+        "group.attach": on(attach),
         "group.link": on(lambda g, a: g.set_link(_peer(a), arguments.flag(a, "up"))),
         "group.follow": on(lambda g, a: g.follow(_peer(a))),
         "group.sync_on": on(lambda g, a: g.set_sync(_peer(a), arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),
-        "group.promote": on(lambda g, a: g.promote(arguments.flag(a, "force"))),
+        "group.promote": on(promote),
+        "group.host_time": on(lambda g, a: state_host_time(g, arguments.integer(a, "time_ns"))),
         "group.demote": on(lambda g, a: g.demote(arguments.flag(a, "diverged"), _position(a, "upto"))),
     }
 
 
-def _journal_bytes(args: dict[str, Any]) -> int:
-    return arguments.integer(args, "journal_bytes", DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
+def _journal_bytes(args: dict[str, Any], key: str = "journal_bytes") -> int:
+    return arguments.integer(args, key, DEFAULT_JOURNAL_BYTES, low=1, high=1 << 50)
 
 
 def _position(args: dict[str, Any], key: str) -> int | None:

@@ -28,6 +28,7 @@ from nbdplugin import (
     launch,
     nodeconfig,
     ops_balance,
+    ops_cut,
     ops_group,
     ops_member,
     ops_move,
@@ -35,6 +36,7 @@ from nbdplugin import (
     ops_pool,
     ops_scrub,
     ops_snapshot,
+    ops_view,
 )
 from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
@@ -45,6 +47,7 @@ from nbdplugin.routes import VolumeRoute
 from nbdplugin.sampling import Sampling
 from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
+from nbdplugin.views import Views
 from replicator.control import ControlServer
 from replicator.core.errors import Refused
 from replicator.eventlog import EventLog
@@ -88,6 +91,8 @@ class Target:
         self.pools.open(self._force)
         self.groups = GroupHost(self.state_dir, self.run_dir, self.config, self.pools, self.exports, self.events)
         self.groups.open()
+        self.views = Views(self.groups, self.pools, self.exports, self.events)
+        self.views.start()
         self.maintenance = Maintenance(self.pools, self.events, self.groups.sync_tracking)
         self.maintenance.start()
         self.scrubber = Scrubber(self.pools, self.events)
@@ -108,6 +113,8 @@ class Target:
                 **ops_scrub.handlers(self),
                 **ops_balance.handlers(self),
                 **ops_group.handlers(self),
+                **ops_cut.handlers(self),
+                **ops_view.handlers(self),
             },
         )
         self.control.start()
@@ -198,6 +205,7 @@ class Target:
         self._closed = True
         self.control.stop()
         self.sampling.stop()
+        self.views.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()

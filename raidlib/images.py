@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from raidlib.areamap import AreaMap
 from raidlib.arearefs import areas_by_group
@@ -26,8 +27,10 @@ from raidlib.state import ImageKind, PoolState, VolumeInfo
 Range = tuple[int, int]
 
 
-def add(space: Space, sources: Sequence[tuple[VolumeInfo, str]], kind: ImageKind) -> list[VolumeInfo]:
-    """Add an image of each source, under its new name, to the state; the caller commits.
+def add(
+    space: Space, sources: Sequence[tuple[VolumeInfo, str]], kind: ImageKind, attributes: Mapping[str, Any]
+) -> list[VolumeInfo]:
+    """Add an image of each source, under its new name and with these attributes, to the state; the caller commits.
 
     Nobody may be writing to the sources. Raises OutOfSpace when the metadata has no room; then nothing was changed.
     """
@@ -52,6 +55,7 @@ def add(space: Space, sources: Sequence[tuple[VolumeInfo, str]], kind: ImageKind
             pinned=source.pinned,
             placement=list(source.placement),
             created=now,
+            attributes=dict(attributes),
         )
         state.next_volume_id += 1
         if kind is ImageKind.SNAPSHOT:

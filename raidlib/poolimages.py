@@ -6,6 +6,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raidlib import create, images, placing
 from raidlib.errors import AlreadyExists, BadInput, OutOfSpace, Refused
@@ -141,20 +142,59 @@ class PoolImages(OpenPool):
 
     # Snapshots and clones
 
-    def snapshot(self, names: Mapping[str, str]) -> list[Volume]:
+    def snapshot(self, names: Mapping[str, str], attributes: Mapping[str, Any] | None = None) -> list[Volume]:
         """Take snapshots of volumes {volume: name of its snapshot}, all at one instant.
+
+        attributes: a small map that each of them carries; the pool makes nothing of it.
 
         A snapshot never changes, shares areas with its volume, and is a volume of the pool by its own name. Requests
         that are not answered may or may not be in it. Raises BadInput, NotFound, AlreadyExists, OutOfSpace (no room for
         its metadata), MediumError; then nothing was changed. Durable: the snapshots and what they hold.
         """
-        return self._take_images(names, ImageKind.SNAPSHOT)
+        return self._take_images(names, ImageKind.SNAPSHOT, attributes or {})
 
     def clone(self, source: str, name: str) -> Volume:
         """Make a volume that begins as a copy of a snapshot or volume and shares its areas. Otherwise as snapshot()."""
-        return self._take_images({source: name}, ImageKind.CLONE)[0]
+        return self.clone_all({source: name})[0]
 
-    def _take_images(self, names: Mapping[str, str], kind: ImageKind) -> list[Volume]:
+    def clone_all(self, names: Mapping[str, str], attributes: Mapping[str, Any] | None = None) -> list[Volume]:
+        """Make clones {source: name of its clone}, all at one instant. Otherwise as clone() and snapshot()."""
+        return self._take_images(names, ImageKind.CLONE, attributes or {})
+
+    def finish_clones(
+        self, names: Sequence[str], attributes: Mapping[str, Any], *, freeze: bool = False
+    ) -> list[Volume]:
+        """Give clones these attributes and, with `freeze`, let them be snapshots, which never change, from now on.
+
+        Nobody may be using them meanwhile. Raises NotFound, BadInput, OutOfSpace (no room for the metadata),
+        MediumError; then nothing was changed. Durable: that, and what they hold.
+        """
+        with self._admin:
+            volumes = [self.volume(name) for name in names]
+            for volume in volumes:
+                if volume.info.kind is not ImageKind.CLONE:
+                    raise BadInput(f"{volume.name} is no clone", "the list of volumes shows which are")
+            self._space.sync()
+            for volume in volumes:
+                volume.raise_if_lost()
+            with self._ledger.map_lock, self._ledger.lock:
+                before = [(volume.info, volume.info.kind, volume.info.attributes) for volume in volumes]
+                for info, kind, _ in before:
+                    info.attributes, info.kind = dict(attributes), ImageKind.SNAPSHOT if freeze else kind
+                try:
+                    self._ledger.check_room()
+                except OutOfSpace:
+                    for info, kind, old in before:
+                        info.kind, info.attributes = kind, old
+                    raise
+                self._ledger.commit()
+            made = [self._make_volume(volume.info) for volume in volumes]
+            self._volumes.update({volume.name: volume for volume in made})
+            return made
+
+    def _take_images(
+        self, names: Mapping[str, str], kind: ImageKind, attributes: Mapping[str, Any]
+    ) -> list[Volume]:
         with self._admin, contextlib.ExitStack() as bars:
             sources = [(self.volume(source), name) for source, name in names.items()]
             for _, name in sources:
@@ -177,7 +217,8 @@ class PoolImages(OpenPool):
             for source, _ in sources:
                 source.raise_if_lost()
             with self._ledger.map_lock, self._ledger.lock:
-                added = images.add(self._space, [(source.info, name) for source, name in sources], kind)
+                sources_info = [(source.info, name) for source, name in sources]
+                added = images.add(self._space, sources_info, kind, attributes)
                 self._ledger.commit()
             made = [self._make_volume(info) for info in added]
             self._volumes.update({volume.name: volume for volume in made})

@@ -26,15 +26,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crc32c import crc32c
 
+from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO, Bitmaps
+from replicator.capture.clock import WriteClock
 from replicator.capture.facts import facts_of
+from replicator.capture.limits import Waiting
+from replicator.capture.retention import Marks
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
-from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Kind, pack_header
+from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Header, Kind, pack_header
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     DURABLE_OFF,
@@ -49,6 +53,9 @@ from replicator.journal.page import (
     edge_slot,
 )
 from replicator.journal.ring import Journal
+
+if TYPE_CHECKING:
+    from replicator.capture.preimages.recorder import PreImages
 
 RANGE_SHIFT = 20  # a range lock covers 1 MiB
 RANGE_LOCKS = 256
@@ -85,6 +92,13 @@ class Volume(Protocol):
 class Parked(Exception):
     """The group is held, or its journal is full: try again when it has been opened."""
 
+    made = 0
+    """Seq of the change if it was made, and only could not be made durable."""
+
+
+class JournalLost(MediumError, Parked):
+    """The journal's medium has failed: try again when the group counts differences instead (journalloss.py)."""
+
 
 class NoRoom(Refused):
     """The journal cannot take the record now."""
@@ -105,13 +119,13 @@ class GroupEngine:
         bitmaps: Bitmaps,
         volumes: Sequence[Volume],
         pool_sync: Callable[[], None],
-        clock_ns: Callable[[], int],
+        clock: WriteClock,
         boot: int,
     ) -> None:
         """Put the parts together; call `recovery.open_engine` rather than this.
 
         volumes: in index order. pool_sync: makes everything written to the volumes durable, or raises.
-        clock_ns: wall clock, nanoseconds since 1970. boot: a number that names this boot of the machine.
+        clock: of the node, shared by its groups. boot: a number that names this boot of the machine.
         """
         self.state = state
         self.state_file = state_file
@@ -120,7 +134,7 @@ class GroupEngine:
         self.bitmaps = bitmaps
         self.volumes = list(volumes)
         self.pool_sync = pool_sync
-        self.clock_ns = clock_ns
+        self.clock = clock
         self.boot = boot
         self.lock = threading.Lock()
         self.apply_lock = threading.RLock()
@@ -131,14 +145,20 @@ class GroupEngine:
         """Notified when parked writers should try again."""
         self.failed = ""
         self.apply_error = ""
-        self.parked_for = ""  # "" | "hold" | "full"
+        self.parked_for = ""  # "" | "hold" | "full" | "journal"
+        self.marks = Marks()
+        """Places in the journal, for retention."""
+        self.journal_lost = ""
+        """Why the journal takes nothing any more, until the group has gone over to counting differences."""
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
-        self._room_bytes = journal.capacity - RESERVE_BYTES
+        self._room_bytes = 0
+        self.resized()
         self._inflight: set[int] = set()
         self._ticket = 0
         self._last_time = state.last_time_ns
+        clock.note(state.last_time_ns)
         self._admit = _REFUSE
         self.linked: set[int] = set()
         """Slots of the edges over which records flow."""
@@ -148,7 +168,7 @@ class GroupEngine:
         self.unjournaled = 0
         """Times that journaling began while the pool held changes which no record tells of."""
         self.unjournaled_synced = 0
-        """Those of them whose changes are on stable storage by now; see _make_durable."""
+        """Those of them whose changes are on stable storage by now; see make_durable."""
         self.announce: Callable[[int], None] = _nobody
         """Called with an edge's slot when a record was added and the edge's replicator sleeps: it ships while the pool
         is written."""
@@ -156,10 +176,21 @@ class GroupEngine:
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0
         """Write time of the last record applied from the journal, 0 before the first."""
+        self.preimages: PreImages | None = None
+        """Of a group that retains what a secondary overwrites; see preimages/. Under apply_lock."""
         self.recovering = False
         """The primary's journal is being redone; no host write comes meanwhile."""
         self.refused: dict[tuple[int, int, int], Exception] = {}
         """In redo: ranges (volume, offset, length) of records that the pool refused; see follower.redo_all."""
+        self.limit_time_ns = 0
+        """See limits.py for this and the next; 0: no limit."""
+        self.limit_seq = 0
+        self.waiting: Waiting | None = None
+        self.pending_epochs: list[list[int]] = []
+        """Epochs of records that a limit holds back, as of the last settle."""
+        self.on_lift: Callable[[], None] = _no_limit
+        self.on_marker: Callable[[Header, memoryview], None] = _no_marker
+        """Called by the follower of a secondary when everything up to a marker is applied, and nothing after it."""
         self.refresh()
 
     # -- admission ------------------------------------------------------------------------------------------------
@@ -195,6 +226,26 @@ class GroupEngine:
         with self.opened:
             self._seal(reason)
             self.opened.notify_all()
+
+    def lose_journal(self, reason: str) -> FarstripeError:
+        """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
+
+        Where the group may go on without its peer writers are parked until it has gone over to a bitmap (roles.overflow),
+        else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
+        could succeed without having written what this one dropped.
+        """
+        if self.failed:
+            return self._refusal()
+        if not journalloss.may_go_over(self):
+            self._seal(reason)
+            return self._refusal()
+        if not self.journal_lost:
+            self.journal_lost = reason
+            self._u64[INCARNATION] += 1
+            if self.parked_for != "hold":
+                self.parked_for = "journal"
+            self.commit(sealed=True)
+        return JournalLost(f"the journal of group {self.state.name} has failed: {reason}", "wait: the group goes on")
 
     def _seal(self, reason: str, *, write_down: bool = True) -> None:
         """`fail` for a caller that holds the group lock: parked writers find out when they look again.
@@ -266,6 +317,10 @@ class GroupEngine:
         """The epoch new records belong to, 0 before there is one."""
         return self.state.hist[-1][0] if self.state.hist else 0
 
+    def resized(self) -> None:
+        """Take note of the journal's size. The caller holds the group lock, or is alone."""
+        self._room_bytes = self.journal.capacity - RESERVE_BYTES
+
     # -- host requests --------------------------------------------------------------------------------------------
 
     def write(self, volume: int, offset: int, buf: Buffer, fua: bool = False) -> int:
@@ -305,7 +360,7 @@ class GroupEngine:
                 finally:
                     self._inflight.discard(seq)
         if fua:
-            self._make_durable()
+            self.make_durable(seq)
         return seq
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> int:
@@ -323,7 +378,7 @@ class GroupEngine:
             finally:
                 self._inflight.discard(seq)
         if fua:
-            self._make_durable()
+            self.make_durable(seq)
         return seq
 
     def wake_replicator(self) -> None:
@@ -346,16 +401,24 @@ class GroupEngine:
                 if self._admit == _PARK:
                     raise Parked  # the barrier would lie behind the position that the hold has promised
                 barrier = self.append_control(Kind.BARRIER)
-        self._make_durable()
+        self.make_durable()
         return barrier
 
-    def _make_durable(self) -> None:
-        """Durable: every change that was in the pool before the call."""
+    def make_durable(self, made: int = 0) -> int:
+        """Make every change that was in the pool before the call durable; returns `made`, the seq of one of them.
+
+        Raises Parked with that number (try again with it later) and MediumError.
+        """
         if self.state.mode == JOURNAL:
-            self.sync_journal()
+            try:
+                self.sync_journal()
+            except JournalLost as lost:
+                lost.made = made
+                raise
             if self.unjournaled == self.unjournaled_synced:
-                return
+                return made
         self.sync_pool()
+        return made
 
     def sync_journal(self) -> None:
         """Durable: every record published before the call. A failure seals the group."""
@@ -366,8 +429,9 @@ class GroupEngine:
         try:
             self.journal.sync()
         except OSError as e:
-            self.fail(f"its journal cannot be synced: {e}")
-            raise self._refusal() from e
+            with self.opened:
+                self.opened.notify_all()
+                raise self.lose_journal(f"its journal cannot be synced: {e}") from e
         with self.lock:
             if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
@@ -403,14 +467,14 @@ class GroupEngine:
             if state.new_epoch_wanted:
                 self.open_epoch()
             seq = u64[HEAD_SEQ] + 1
-            now = self.clock_ns()
-            if now <= self._last_time:
-                now = self._last_time + 1
-            self._last_time = now
+            now = self._last_time = self.clock.next()
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = state.hist[-1][0]
             header = pack_header(kind, flags, epoch, seq, now, volume, payload_len, offset, length, crc)
-            self.journal.append(header, payload, seq, epoch)
+            try:
+                self.journal.append(header, payload, seq, epoch)
+            except OSError as e:
+                raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
@@ -435,7 +499,7 @@ class GroupEngine:
             self.save()
         self._maps[volume].mark(self.bitmaps.live, offset, length)
         self._u64[HEAD_SEQ] = self.last_host_seq = seq
-        self._last_time = max(self.clock_ns(), self._last_time + 1)
+        self._last_time = self.clock.next()
         self._inflight.add(seq)
         return seq
 
@@ -444,12 +508,17 @@ class GroupEngine:
     ) -> int:
         """Append a record that is no host write. The caller holds the group lock and has checked for room."""
         seq = self._u64[HEAD_SEQ] + 1
-        self._last_time = max(self.clock_ns(), self._last_time + 1)
+        self._last_time = self.clock.next()
         size = len(payload) if payload is not None else 0
         crc = crc32c(payload) if payload is not None else 0
         epoch = self.state.hist[-1][0]
         header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
-        self.journal.append(header, payload, seq, epoch)
+        if self.journal_lost:
+            raise self.lose_journal(self.journal_lost)
+        try:
+            self.journal.append(header, payload, seq, epoch)
+        except OSError as e:
+            raise self.lose_journal(f"its journal cannot be written: {e}") from e
         return seq
 
     def append_control(self, kind: int, *, offset: int = 0, payload: bytes | None = None) -> int:
@@ -510,6 +579,8 @@ class GroupEngine:
         with self.lock:
             if self.state.role != PRIMARY or self.state.mode != JOURNAL or self.failed:
                 return False
+            if self.journal_lost:
+                raise self.lose_journal(self.journal_lost)
             if self.parked_for and not of_host_write:
                 return False
             if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self._room_bytes:
@@ -517,12 +588,14 @@ class GroupEngine:
             if self.state.new_epoch_wanted:
                 self.open_epoch()
             seq = u64[HEAD_SEQ] + 1
-            self._last_time = max(self.clock_ns(), self._last_time + 1)
+            self._last_time = self.clock.next()
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = self.state.hist[-1][0]
-            self.journal.append(
-                pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc), data, seq, epoch
-            )
+            header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
+            try:
+                self.journal.append(header, data, seq, epoch)
+            except OSError as e:
+                raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._maps[volume].clear_covered(TODO, offset, length)
             return True
 
@@ -539,6 +612,8 @@ class GroupEngine:
                 if not self.append_copy(volume, at, len(data), data if any(data) else None, of_host_write=True):
                     self.fail(f"a write failed ({error}) and the journal has no room to say so")
                     return
+        except JournalLost:
+            return  # the bits say it, once the group has gone over to them
         except Exception as e:
             self.fail(f"a write failed ({error}) and its range cannot be read back: {e}")
 
@@ -582,3 +657,11 @@ class GroupEngine:
 
 def _nobody(_slot: int) -> None:
     """Nobody needs to be woken."""
+
+
+def _no_limit() -> None:
+    """No set holds the group."""
+
+
+def _no_marker(header: Header, payload: memoryview) -> None:
+    """Nobody wants an image."""

@@ -22,6 +22,7 @@ from replicator.journal.page import (
     TAIL_SEQ,
     edge_slot,
 )
+from replicator.journal.relayout import files_facts
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -48,7 +49,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "applied": u64[APPLIED_SEQ] if state.role != PRIMARY else u64[HEAD_SEQ],
         "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
         "epoch": engine.epoch,
-        "hist": [list(h) for h in state.hist],
+        "hist": [list(h) for h in state.hist] + [e for e in engine.pending_epochs if e[0] > engine.epoch],
         "link_gen": state.link_gen,
         "journal": {
             "capacity": capacity,
@@ -58,7 +59,9 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
             "head_off": u64[HEAD_OFF],
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
+            "error": state.journal_error or engine.journal_lost,
             "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
+            "files": files_facts(engine.journal),
         },
         "bitmaps": {
             start: sum(m.count(1 << slot) for m in engine.bitmaps.maps) for slot, start in sorted(state.bitmaps.items())
@@ -79,6 +82,10 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "policy": state.policy_of(edge),
         "held": engine.parked_for == "hold",
         "journal_full": engine.parked_for == "full",
+        "limit_seq": engine.limit_seq,
+        "limit_time_ns": engine.limit_time_ns,
+        "waits_at": None if engine.waiting is None else engine.waiting.seq,
+        "host_time_ns": engine.clock.host_ns,
         "failed": engine.failed,
         "apply_error": engine.apply_error,
         "link_up": bool(engine.linked) if edge is None else edge.slot in engine.linked,

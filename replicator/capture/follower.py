@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
-from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY
+from replicator.capture.limits import lift, limited, pending, permitted, still_waits
+from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
@@ -32,6 +33,7 @@ BATCH_BYTES = (1 << 20) + 64
 NEVER = (1 << 63) - 1
 """No SYNCED record has such a seq."""
 _WRITE, _TRIM = int(Kind.WRITE), int(Kind.TRIM)  # WRITE, ZERO and TRIM are what hosts do, and come first
+_MARKER = int(Kind.MARKER)
 
 
 def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
@@ -48,6 +50,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
         at, head = u64[APPLIED_OFF], u64[HEAD_OFF]
         if at >= head:
             engine.apply_buffer = bytearray()
+            return 0
+        if still_waits(engine, at):
             return 0
         if u64[DURABLE_OFF] > at:
             head = min(head, u64[DURABLE_OFF])  # one sync covers many batches
@@ -70,12 +74,15 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
                 f"journal of group {engine.state.name} is damaged at offset {at}: {e}",
                 "split the pair and resync it; the pool still holds the last consistent image",
             ) from e
-        _apply_records(engine, at, records, view)
-        return len(view)
+        if limited(engine):
+            records = permitted(engine, at, records)
+        if records and engine.preimages is not None and not engine.recovering:
+            records = engine.preimages.before(engine, records, view)
+        return _apply_records(engine, at, records, view)
 
 
-def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int]], view: memoryview) -> None:
-    """Apply records that begin at journal offset `at`, their bytes in `view`. Hot path of a secondary.
+def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int]], view: memoryview) -> int:
+    """Apply records that begin at journal offset `at`, their bytes in `view`; returns their bytes. Hot path.
 
     The position is stored at the end, and before a record that may look at it: a process that is killed in between has
     an earlier one, and applies some records again.
@@ -101,9 +108,13 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
             seq, off, time_ns = its_seq, at + end, write_time_ns
             if kind <= _TRIM:
                 host_seq = seq
+            elif kind == _MARKER and engine.limit_seq == seq:
+                break  # suspended here
     finally:
         u64[APPLIED_SEQ], u64[APPLIED_OFF] = seq, off
         engine.applied_time_ns, engine.last_host_seq = time_ns, host_seq
+        engine.clock.note(time_ns)
+    return off - at
 
 
 def _buffer(engine: GroupEngine, length: int) -> memoryview:
@@ -156,7 +167,7 @@ def _forgive(engine: GroupEngine, copy: Header) -> None:
 
 
 def settle(engine: GroupEngine) -> None:
-    """Apply everything that has been received, while nothing is being received, and make the journal's end agree.
+    """Apply what may be applied, while nothing is being received, and make the journal's end agree.
 
     A replicator that died between the stores that publish a run leaves HEAD_SEQ ahead of HEAD_OFF; the offset counts.
     """
@@ -166,12 +177,31 @@ def settle(engine: GroupEngine) -> None:
         if engine.state.role == SECONDARY and u64[APPLIED_OFF] == u64[HEAD_OFF]:
             u64[HEAD_SEQ] = u64[APPLIED_SEQ]
             u64[DURABLE_SEQ] = min(u64[DURABLE_SEQ], u64[HEAD_SEQ])
+            engine.pending_epochs = []
+        elif limited(engine):
+            held = pending(engine)
+            u64[HEAD_SEQ], engine.pending_epochs = held.last_seq, held.epochs
 
 
 def apply_all(engine: GroupEngine) -> None:
-    """Apply everything that has been received. Raises as apply_some does."""
+    """Apply everything that has been received and no limit holds back. Raises as apply_some does."""
     while apply_some(engine):
         pass
+
+
+def apply_through(engine: GroupEngine, *, keep_bound: bool = False) -> None:
+    """Apply everything that has been received, also beyond markers at which copies are to stand.
+
+    keep_bound: but nothing beyond the bound of the group's set. Otherwise the set is no cut any more, durably, first.
+    """
+    if not keep_bound:
+        lift(engine)
+    while True:
+        if engine.limit_seq:
+            engine.on_lift()
+            engine.limit_seq = 0
+        if not apply_some(engine):
+            return
 
 
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
@@ -186,13 +216,26 @@ def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
         _check_range(engine, header)
         engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live_at(header.seq), header.offset, header.length)
         engine.volumes[header.volume].zero(header.offset, header.length, not header.flags & FLAG_NO_PUNCH)
+    elif kind == Kind.MARKER:
+        if not engine.recovering:
+            engine.on_marker(header, payload)
     else:
         _apply_control(engine, header)
 
 
-def _check_range(engine: GroupEngine, header: Header) -> None:
+def in_range(engine: GroupEngine, header: Header) -> bool:
+    """Say whether a record that changes data lies in a volume of the group."""
     volumes = engine.volumes
-    if header.volume >= len(volumes) or header.offset + header.length > volumes[header.volume].size:
+    return header.volume < len(volumes) and header.offset + header.length <= volumes[header.volume].size
+
+
+def completes_copy(state: GroupState, header: Header) -> bool:
+    """Say whether this SYNCED record ends the copy under way here."""
+    return state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq
+
+
+def _check_range(engine: GroupEngine, header: Header) -> None:
+    if not in_range(engine, header):
         raise IntegrityError(
             f"record {header.seq} writes outside volume {header.volume} of group {engine.state.name}",
             "the two sides disagree about sizes: resync the pair",
@@ -220,7 +263,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
         if state.role == SECONDARY:
             with engine.lock:
                 _end_copies(engine, header.seq)
-    elif header.kind not in (Kind.BARRIER, Kind.MARKER):
+    elif header.kind != Kind.BARRIER:
         raise IntegrityError(
             f"record {header.seq} of group {state.name} has kind {header.kind}, which is not known here",
             "upgrade this node to the primary's version",
@@ -345,8 +388,8 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         try:
             engine.journal.set_tail(tail_off, tail_seq, redo_off, redo_seq + 1)
         except OSError as e:
-            engine.fail(f"its journal cannot be written: {e}")
-            raise
+            with engine.lock:
+                raise engine.lose_journal(f"its journal's superblock cannot be written: {e}") from e
         with engine.opened:
             if u64[DURABLE_OFF] < tail_off:  # what is not kept lies in the synced pool
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = tail_seq - 1, tail_off

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from replicator.capture import edges
+from replicator.capture import edges, journalloss
 from replicator.capture.copies import check_maps
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
-from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.follower import apply_through, checkpoint, settle
+from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,
@@ -35,9 +36,11 @@ from replicator.capture.state import (
 )
 from replicator.core.errors import BadInput, InternalError, Refused
 from replicator.core.records import HEADER_BYTES
+from replicator.journal.beacons import publish
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
+    ARRIVED_GEN,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -57,6 +60,7 @@ def arm(engine: GroupEngine, peer: str, mode: str = "", upstream: bool = False) 
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role == PRIMARY and state.mode == UNTRACKED:
+            journalloss.require_journal(engine)
             edges.check_mode(mode or state.policy.mode)
             engine.journal.reset(engine.pos, state.epoch_counter << 24)  # whatever it held is older than that
             engine.unjournaled += 1
@@ -84,8 +88,9 @@ def disarm(engine: GroupEngine, peer: str) -> None:
     the edge is forgotten all the same.
     """
     with engine.apply_lock:
-        if engine.state.role == SECONDARY and engine.state.copy == OK:
-            apply_all(engine)
+        last = all(edge.peer in ("", peer) for edge in engine.state.edges)
+        if last and engine.state.role == SECONDARY and engine.state.copy == OK:
+            apply_through(engine)
         with engine.checkpoint_lock, engine.lock:
             state = engine.state
             edge = state.edge_of(peer) or state.edge_of("")
@@ -112,6 +117,8 @@ def _untrack(engine: GroupEngine, last: Edge) -> None:
     """Stop tracking: there is no pair any more. The caller holds all locks."""
     state = engine.state
     engine.sync_pool()
+    if engine.preimages is not None:
+        engine.preimages.end()
     state.hist.clear()
     state.bitmaps.clear()
     engine.bitmaps.refresh()
@@ -131,7 +138,7 @@ def _untrack(engine: GroupEngine, last: Edge) -> None:
     engine.sync_pool()  # for a FUA write that still looked at the journal
     for m in engine.bitmaps.maps:
         m.clear_all(0xFF)
-    engine.journal.reset(0, 0)
+    journalloss.empty_journal(engine, 0, 0)
     _new_incarnation(engine)
     engine.refresh()
     engine.opened.notify_all()
@@ -160,8 +167,9 @@ def attach(
         raise BadInput(f"a copy that begins at {p} cannot end at {synced_after}")
     by_difference = not full and c is not None
     with engine.apply_lock:
+        lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
-            apply_all(engine)  # what c counts on must not be dropped with the journal
+            apply_through(engine)  # what c counts on must not be dropped with the journal
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
         step["synced_after"] = p if synced_after is None else synced_after
         return _attach(engine, edge, c if by_difference else None, masks, step)
@@ -175,6 +183,7 @@ def _attach(
         state = engine.state
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
+        journalloss.require_journal(engine)
         if c is None:
             state.bitmaps.clear()
         else:
@@ -186,6 +195,8 @@ def _attach(
             for index, m in enumerate(engine.bitmaps.maps):
                 m.merge_packed(engine.bitmaps.live, masks[index])
         engine.sync_pool()  # nothing redoes what the journal holds once it has been emptied
+        if engine.preimages is not None:
+            engine.preimages.leave(engine.page[APPLIED_SEQ])
         state.copy = RESYNC
         state.floor = c or 0
         state.mode = JOURNAL
@@ -205,6 +216,8 @@ def finish_attach(engine: GroupEngine) -> None:
     if state.attaching is None:
         raise InternalError("no attach is under way")
     step = state.attaching
+    if engine.preimages is not None:
+        engine.preimages.attached(step["p"], step["epoch"])
     engine.journal.reset(step["p"], step["epoch"])
     state.hist = [list(h) for h in step["hist"]]
     engine.note_epoch(step["epoch"])
@@ -212,6 +225,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_from_seq = step.get("synced_after", step["p"])  # a step of an older version has none
     state.unclean = False
     state.attaching = None
+    publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     engine.save()
     _new_incarnation(engine)
 
@@ -253,14 +267,18 @@ def overflow(engine: GroupEngine) -> bool:
             mode=BITMAP,
             extended={},
             seq_limit=engine.pos + SEQ_RESERVE,
+            journal_error=engine.journal_lost,
+            sealed=False,
         )
-        engine.journal.reset(engine.pos, engine.epoch)
+        journalloss.empty_journal(engine, engine.pos, engine.epoch)
         _new_incarnation(engine)
         return True
 
 
-def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any]:
+def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
+
+    at_limit: what the bound of its set holds back is given up instead (limits.py).
 
     accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
@@ -268,6 +286,11 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        journalloss.require_journal(engine)
+        if at_limit and engine.state.copy == OK:
+            apply_through(engine, keep_bound=True)
+            cut(engine)
+        apply_through(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -284,6 +307,9 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
                     "bring the primary back and let the resync finish, or restore from a backup",
                 )
             base = engine.pos
+            engine.clock.extend()
+            if engine.preimages is not None:
+                engine.preimages.end()
             state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
             for edge in state.edges:
                 if edge.peer == state.upstream:
@@ -292,6 +318,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False) -> dict[str, Any
                 edge.copy_id = ""
                 edge.degraded, edge.unclean = edge.mode == "sync", state.unclean
             state.upstream = state.copy_id = ""
+            publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             try:
                 engine.open_epoch()
             finally:
@@ -324,7 +351,7 @@ def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None)
             engine.sync_pool()
             lost = state.mode != JOURNAL
             if lost:
-                engine.journal.reset(engine.pos, engine.epoch)
+                journalloss.empty_journal(engine, engine.pos, engine.epoch)
             page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
             idle = {"sync_on": False, "degraded": False, "copying": False, "copy_id": "", "unclean": False}
             engine.commit(

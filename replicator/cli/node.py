@@ -63,6 +63,8 @@ def _address(_ctx: click.Context, param: click.Parameter, value: str) -> str:
               help="Address at which other nodes reach this one.")  # fmt: skip
 @click.option("--replication-port", type=click.IntRange(1, 65535), default=DEFAULT_REPLICATION_PORT, show_default=True,
               metavar="PORT", help="The port there.")  # fmt: skip
+@click.option("--metrics-port", type=click.IntRange(1, 65535), metavar="PORT",
+              help="Serve metrics for Prometheus by HTTP at this port of 127.0.0.1; none when left out.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(2, 256), metavar="N",
               help="Requests in service at a time for one connection; 32 when left out.")  # fmt: skip
 @json_option
@@ -74,6 +76,7 @@ def init(
     nbd_address: str,
     replication_address: str,
     replication_port: int,
+    metrics_port: int | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -92,6 +95,10 @@ def init(
         "nbd": {"port": nbd_port, "address": nbd_address},
         "replication": {"address": replication_address, "port": replication_port},
     }
+    if metrics_port:
+        if metrics_port in (replication_port, nbd_port):
+            raise BadInput(f"port {metrics_port} cannot serve metrics and something else", "choose another one")
+        config["metrics"] = {"address": "127.0.0.1", "port": metrics_port}
     if threads:
         config["threads"] = threads
     _write_once(here, config)

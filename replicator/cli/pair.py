@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, policy, progress, status, view
+from replicator.cli import budget, names, policy, progress, status, transfer
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_size
+from replicator.core import rpo
 from replicator.core.errors import Refused, TimedOut
 from replicator.core.status import TABLE
 
@@ -33,6 +34,9 @@ def pair() -> None:
     """
 
 
+pair.add_command(budget.budget)
+
+
 @pair.command()
 @click.argument("group", shell_complete=names.groups)
 @click.option(
@@ -43,8 +47,7 @@ def pair() -> None:
     help="The node that gets the copy: a name of `farstripe peer list`.",
 )
 @policy.policy_options
-@click.option("--compress", type=click.IntRange(0, 19), default=0, show_default=True, metavar="LEVEL",
-              help="zstd level for the wire; 0: off, 1: fast.")  # fmt: skip
+@transfer.transfer_options
 @click.option(
     "--journal", "journal_bytes", type=SizeType(4096), help="Journal size on the peer; as here when left out."
 )
@@ -57,7 +60,6 @@ def create(
     here: Node,
     group: str,
     peer: str,
-    compress: int,
     journal_bytes: int | None,
     overwrite: bool,
     as_json: bool,
@@ -72,14 +74,31 @@ def create(
     """
     extra: dict[str, Any] = {"journal_bytes": journal_bytes} if journal_bytes else {}
     made = here.replicator(
-        "pair.create", group=group, peer=peer, compress=compress, overwrite=overwrite, wait_s=330,
-        **policy.given(options), **extra,
+        "pair.create", group=group, peer=peer, overwrite=overwrite, wait_s=330,
+        **policy.given(options), **transfer.given(options), **extra,
     )  # fmt: skip
     emit(
         as_json,
         made,
         f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} --progress",
     )
+
+
+@pair.command("set")
+@click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
+@transfer.transfer_options
+@json_option
+@pass_node
+def set_(here: Node, group: str, peer: str | None, as_json: bool, **options: Any) -> None:
+    """Change how the pair of GROUP (with PEER) moves its records; on the node that feeds the other.
+
+    --limit, --schedule and --compress take effect at once. For the others the link starts over, which takes a moment
+    and copies nothing again. The peer keeps the settings too, for when the roles change. `farstripe pair show` says what
+    is in force.
+    """
+    found = here.replicator("pair.set", **_pair(group, peer), **transfer.given(options))
+    emit(as_json, found, f"group {group}: set; see: farstripe pair show {group}")
 
 
 @pair.command("list")
@@ -118,7 +137,7 @@ def show(here: Node, group: str, peer: str | None, as_json: bool) -> None:
         return
     known, facts = found.get("status") or {}, found.get("facts") or {}
     decision = facts.get("decision") or {}
-    seen = view.rpo(known, found) if known else None
+    seen = rpo.rpo(known, found) if known else None
     feeds, peer = not found["feeds_us"], found["peer_name"]
     rows = [
         ("state", f"{found['word']}: {found['why']}"),
@@ -136,7 +155,7 @@ def show(here: Node, group: str, peer: str | None, as_json: bool) -> None:
         ("history here", _history(known.get("hist"))),
         ("last handshake", f"{decision['label']}: {decision['cause']}" if decision else None),
         ("left to copy", format_size(found["todo_bytes"]) if found["todo_bytes"] is not None else None),
-        ("compression", f"zstd {found['compress']}" if found["compress"] else "off"),
+        *transfer.rows(found, feeds),
     ]
     click.echo(f"pair of group {found['name']}")
     table(False, None, ("", ""), rows, "")

@@ -15,7 +15,7 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.pool_members import COMMANDS, is_uri, member_path, show_work
 from replicator.cli.poolscrub import scrub, show_health
-from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_size
 from replicator.control import someone_listens
 from replicator.core.errors import (
     AlreadyExists,
@@ -27,6 +27,7 @@ from replicator.core.errors import (
     ProtocolError,
     TimedOut,
 )
+from replicator.core.sizes import parse_size
 
 _GROUP = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)=)?raid(?P<level>0|1|5|6|10)(?:@(?P<chunk>\w+))?")
 GOOD, BAD = "in_sync", "failed"

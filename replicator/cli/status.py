@@ -106,6 +106,8 @@ def _remark(one: dict[str, Any]) -> str:
     remarks = []
     if one["degraded"]:
         remarks.append("DEGRADED")
+    if (one["budget"] or {}).get("exceeded"):
+        remarks.append("BEYOND ITS BUDGET: " + "; ".join(one["budget"]["reasons"]))
     if one["held"]:
         remarks.append("writes held")
     if one["copy_left_bytes"]:

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from replicator.core.errors import BadInput
-
-_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes in `4096`, `512M`, `1G`, `1.5GiB`; units are powers of 1024. Raises ValueError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write it like 4096, 512M or 1G")
-    whole, fraction, unit = match.groups()
-    factor = _FACTORS[unit.upper()]
-    size = int(whole) * factor
-    if fraction:
-        part, rest = divmod(int(fraction) * factor, 10 ** len(fraction))
-        if rest:
-            raise ValueError(f"{text!r} is not a whole number of bytes")
-        size += part
-    return size
-
+from replicator.core.sizes import FACTORS, parse_size
 
 MOST_BYTES = 1 << 60
 """No volume, journal or file is larger."""
@@ -86,7 +66,7 @@ def format_size(size: int | None) -> str:
     if size is None:
         return "unknown"
     for unit in ("P", "T", "G", "M", "K"):
-        factor = _FACTORS[unit]
+        factor = FACTORS[unit]
         if abs(size) >= factor:
             return f"{size // factor} {unit}iB" if size % factor == 0 else f"{size / factor:.1f} {unit}iB"
     return f"{size} B"

@@ -11,15 +11,13 @@ from typing import Any
 
 from replicator.cli.access import Node
 from replicator.core.errors import DaemonNotRunning, FarstripeError, NotFound, TimedOut
+from replicator.core.rpo import rpo
 from replicator.core.status import describe, edge_status
 
 Facts = dict[str, Any]
 
 PATIENCE_S = 3.0
 """A process that takes longer counts as not answering: a status that hangs helps nobody. Each is asked once."""
-
-FLOWING = ("source", "sync-source", "holding", "draining", "target")
-"""Sessions in which the two sides tell each other their positions all the time; a link alone is not enough."""
 
 
 def collect(here: Node) -> Facts:
@@ -111,6 +109,7 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         "paired": paired,
         "peer": _peer(pair),
         "rpo": rpo(known, pair) if paired and known else None,
+        "budget": (pair or {}).get("budget"),
         "copy_left_bytes": known.get("todo_bytes") if known.get("copying") or known.get("state") == "resync" else None,
         "journal": {
             "used": used,
@@ -138,57 +137,4 @@ def _peer(pair: Facts | None) -> Facts | None:
         "node_id": pair.get("peer"),
         "connected": bool(pair.get("connected")),
         "heard_s_ago": facts.get("contact_age_s"),
-    }
-
-
-def rpo(status: Facts, pair: Facts | None) -> Facts:
-    """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}.
-
-    bound: "exact"; "at most" (a primary whose peer does not tell: it may have more than it could say); "at least" (a
-    secondary that hears nothing: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
-    as_of_s: seconds since the contact that this rests on; 0.0 while records flow, None when there was none.
-    """
-    facts = (pair or {}).get("facts") or {}
-    linked = bool(facts.get("linked")) and facts.get("session") in FLOWING
-    result: Facts = {
-        "writes": None,
-        "bytes": None,
-        "seconds": None,
-        "bound": "unknown",
-        "as_of_s": 0.0 if linked else facts.get("contact_age_s"),
-    }
-    if pair is None or not facts:
-        return result
-    if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
-        return {**result, "bound": "no copy"}
-    if linked:
-        writes = pair.get("lag")
-        nothing = writes == 0
-        result |= {
-            "writes": writes,
-            "bytes": 0 if nothing else pair.get("lag_bytes"),
-            "seconds": 0.0 if nothing else pair.get("lag_s"),
-            "bound": "unknown" if writes is None else "exact",
-        }
-    elif not pair.get("feeds_us", status.get("role") != "primary"):
-        result |= _unlinked_primary(status, facts)
-    elif facts.get("peer_pos"):
-        writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
-        result |= {"writes": writes, "seconds": facts.get("contact_age_s"), "bound": "at least"}
-    return result
-
-
-def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
-    received = max(
-        int((facts.get("acked") or {}).get("received") or 0), int((status.get("peer") or {}).get("received") or 0)
-    )
-    if not received:
-        return {}
-    writes = max(0, int(status.get("pos") or 0) - received)
-    behind = status.get("behind") or {}
-    return {
-        "writes": writes,
-        "bytes": 0 if not writes else behind.get("bytes"),
-        "seconds": 0.0 if not writes else behind.get("seconds", facts.get("contact_age_s")),
-        "bound": "at most",
     }

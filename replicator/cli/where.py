@@ -9,8 +9,9 @@ import click
 from replicator.cli import names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option, table
-from replicator.cli.units import SecondsType, SizeType, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_size
 from replicator.core.errors import BadInput, IntegrityError
+from replicator.core.sizes import parse_size
 
 RANGE = SizeType()
 

@@ -145,7 +145,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
         raise ProtocolError(
             f"the peer's hello is malformed: field {exc} is missing", "run the same version on both nodes"
         ) from exc
-    except (TypeError, ValueError, IndexError) as exc:
+    except (TypeError, ValueError, IndexError, OverflowError) as exc:  # the last for numbers that are infinite
         raise ProtocolError(f"the peer's hello is malformed: {exc}") from exc
     return hello
 

@@ -8,7 +8,7 @@ it was last heard of, and says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class EdgeFacts(NamedTuple):

@@ -33,6 +33,7 @@ class Run(NamedTuple):
     last_seq, last_epoch: of the last record in it; equal to what was expected minus one when the range is empty
     records: how many
     wants_durable: a barrier or FUA write is among them, so a synchronous receiver syncs before it answers
+    last_time_ns: write time of the last record, 0 without one
     """
 
     begin: int
@@ -41,12 +42,13 @@ class Run(NamedTuple):
     last_epoch: int
     records: int
     wants_durable: bool
+    last_time_ns: int
 
 
 def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: int, *, prove: bool = True) -> Run:
     """Find the records in `buf` that come next after those already held.
 
-    expect_seq: the seq that is wanted next; records below it are duplicates and skipped
+    expect_seq: the seq that is wanted next; records below it are duplicates, which have no newer epoch, and skipped
     min_epoch: epoch of the last record held; a record of an older epoch at or above expect_seq is refused
     prove: check CRCs; only who passes the bytes on to somebody that does may leave that out
 
@@ -58,12 +60,12 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
     total = len(view)
     unpack = HEADER.unpack_from
     at = begin = 0
-    count = 0
+    count = last_time = 0
     wants_durable = False
     last_seq = expect_seq - 1
     last_epoch = min_epoch
     while total - at >= HEADER_BYTES:
-        magic, kind, flags, version, epoch, seq, _t, _vol, payload_len, _off, _len, payload_crc, crc = unpack(view, at)
+        magic, kind, flags, version, epoch, seq, time, _vol, payload_len, _off, _len, payload_crc, crc = unpack(view, at)
         if magic != MAGIC or (prove and crc != crc32c(view[at : at + 60])):
             raise BadRecord("bad magic" if magic != MAGIC else "header CRC mismatch")
         if version != VERSION or payload_len > MAX_PAYLOAD_BYTES:
@@ -75,6 +77,8 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
         if prove and payload_len and crc32c(view[body:end]) != payload_crc:
             raise BadRecord("payload CRC mismatch")
         if seq <= last_seq and count == 0:
+            if epoch > last_epoch:
+                raise BadRecord(f"record {seq} is of epoch {epoch:#x}, which began after {last_epoch:#x} that is held")
             at = begin = end
             continue
         if seq != last_seq + 1:
@@ -84,10 +88,10 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
             raise BadRecord(f"record {seq} is of epoch {epoch:#x}, {how} {last_epoch:#x}")
         if kind == _BARRIER or flags & FLAG_FUA:
             wants_durable = True
-        last_seq, last_epoch = seq, epoch
+        last_seq, last_epoch, last_time = seq, epoch, time
         count += 1
         at = end
-    return Run(begin, at, last_seq, last_epoch, count, wants_durable)
+    return Run(begin, at, last_seq, last_epoch, count, wants_durable, last_time)
 
 
 def iter_run(view: memoryview) -> list[tuple[Header, int]]:

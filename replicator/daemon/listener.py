@@ -4,7 +4,9 @@ A connection must finish TLS and say in one frame what it wants within OPEN_S, o
 at that stage, so strangers cost bounded memory and time. With a pinned certificate it may ask for
 
     {"t": "rpc", "op", "args"}      one call, answered like a control call (rpc.py)
-    {"t": "link", "group": uuid}    the pair's data path; after the answer {"ok": true} frames are those of link/wire.py
+    {"t": "link", "group": uuid, "bundle": name}   the pair's data path, a new link of this name; after the answer
+                                    {"ok": true} frames are those of link/wire.py
+    {"t": "lane", "group", "bundle"}               one more connection of the link of this name
 
 and without a certificate only for {"t": "join", ...} (joining.py). Everything else is closed without an answer.
 """
@@ -33,11 +35,12 @@ OPEN_S = 10.0
 REFUSED_S = 0.5
 MAX_OPENING = 32
 MAX_OPENING_UNKNOWN_BYTES = 64 << 10
+MAX_NAME = 64
 RPC_S = 150.0
 
 JoinHandler = Callable[[dict[str, Any], str], dict[str, Any]]
 RpcHandler = Callable[[Peer, str, dict[str, Any]], Any]
-LinkHandler = Callable[[Peer, str], Callable[[TlsStream], None]]
+LinkHandler = Callable[[Peer, str, str, bool], Callable[[TlsStream], None]]
 
 
 class Listener:
@@ -55,8 +58,8 @@ class Listener:
         on_link: LinkHandler,
         event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group) -> what
-        takes the connection, called after the answer was sent. All may raise a FarstripeError, sent as an error map.
+        """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group,
+        name of the link, whether it exists) -> what takes the connection, called after the answer was sent. All may raise a FarstripeError, sent as an error map.
         """
         self.address, self.port = address, port
         self._contexts = contexts
@@ -154,8 +157,8 @@ class Listener:
                 reply: dict[str, Any] = {"ok": True, "result": self._on_join(frame, address)}
             elif kind == "rpc" and isinstance(frame.get("op"), str) and isinstance(frame.get("args"), dict):
                 reply = {"ok": True, "result": self._on_rpc(peer, frame["op"], frame["args"])}
-            elif kind == "link" and isinstance(frame.get("group"), str):
-                taker = self._on_link(peer, frame["group"])
+            elif kind in ("link", "lane") and isinstance(frame.get("group"), str):
+                taker = self._on_link(peer, frame["group"], str(frame.get("bundle", ""))[:MAX_NAME], kind == "lane")
                 reply = {"ok": True}
             else:
                 raise BadFrame("not a request")

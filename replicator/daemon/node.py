@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from replicator.control import ControlClient
+from replicator.core.rpo import Verdict
 from replicator.daemon import rpc
 from replicator.daemon.identity import Identity
 from replicator.daemon.nodeconfig import NodeConfig
@@ -31,7 +32,11 @@ class Node:
     contexts: Contexts
     events: EventLog
     pairs: Pairs
+    remote_handlers: dict[str, Any] = field(default_factory=dict)
+    """Operations for peers of parts that are made after the node: op -> function(peer, args)."""
     started: float = field(default_factory=time.time)
+    rpo_verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+    """By (group, peer): how the pair's budget was found last. Written by RpoWatch."""
 
     def target(self, op: str, timeout_s: float = 60.0, **args: Any) -> Any:
         """Ask this node's target. Raises what it answers, DaemonNotRunning, TimedOut."""

@@ -1,6 +1,7 @@
 """What the replicator needs to know of its node: STATE/node.json, written by `farstripe node init`.
 
-    {"node_id": 32 hex digits, "name": "...", "replication": {"address": "127.0.0.1", "port": 10810}}
+    {"node_id": 32 hex digits, "name": "...", "replication": {"address": "127.0.0.1", "port": 10810},
+     "metrics": {"address": "127.0.0.1", "port": 10811}}        (the last is optional)
 
 Other keys belong to the target and are left alone.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from replicator.core.errors import BadInput, NotFound
 from replicator.daemon.durablefile import read_json
@@ -25,6 +27,8 @@ class NodeConfig:
     address: str
     """Address the replication port is bound to."""
     port: int
+    metrics: tuple[str, int] | None = None
+    """Address and port of the metrics, None for none."""
 
 
 def load(state_dir: Path) -> NodeConfig:
@@ -41,12 +45,19 @@ def load(state_dir: Path) -> NodeConfig:
         raise BadInput(f"{path}: node_id must be 32 lower-case hexadecimal digits, not {node_id!r}")
     if not isinstance(name, str) or not name:
         raise BadInput(f"{path}: name must be a text, not {name!r}")
-    replication = raw.get("replication", {})
-    if not isinstance(replication, dict):
-        raise BadInput(f"{path}: replication must be an object")
-    address, port = replication.get("address", "127.0.0.1"), replication.get("port", DEFAULT_PORT)
+    address, port = _listening(path, raw, "replication", DEFAULT_PORT)
+    metrics = _listening(path, raw, "metrics", None) if raw.get("metrics") is not None else None
+    return NodeConfig(node_id, name, address, port, metrics)
+
+
+def _listening(path: Path, raw: dict[str, Any], key: str, default_port: int | None) -> tuple[str, int]:
+    """Return address and port below `key`. Raises BadInput."""
+    given = raw.get(key, {})
+    if not isinstance(given, dict):
+        raise BadInput(f"{path}: {key} must be an object")
+    address, port = given.get("address", "127.0.0.1"), given.get("port", default_port)
     if not isinstance(address, str) or not address:
-        raise BadInput(f"{path}: replication.address must be an address, not {address!r}")
+        raise BadInput(f"{path}: {key}.address must be an address, not {address!r}")
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise BadInput(f"{path}: replication.port must be 1..65535, not {port!r}")
-    return NodeConfig(node_id, name, address, port)
+        raise BadInput(f"{path}: {key}.port must be 1..65535, not {port!r}")
+    return address, port

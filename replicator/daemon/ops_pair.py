@@ -1,7 +1,7 @@
 """Control operations on pairs.
 
-    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, compress?, overwrite?,
-                 journal_bytes?}                 -> pair; this node has the data (as primary, or as a complete copy of
+    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, overwrite?, journal_bytes?,
+                 connections?, transfer?, window?, compress?, limit?, schedule?}                 -> pair; this node has the data (as primary, or as a complete copy of
                                                  which the peer gets another one), the peer gets the copy
     pair.list {}                                 -> [pair]
     pair.show {group, peer?}                     -> pair
@@ -35,13 +35,14 @@ from replicator.core.errors import (
     to_map,
 )
 from replicator.core.status import TABLE
+from replicator.core.transfer import Transfer
 from replicator.daemon import pairview
 from replicator.daemon.node import Node
+from replicator.daemon.ops_transfer import settings_from
 from replicator.daemon.pairstore import PairConfig
 from replicator.daemon.peers import Peer
 
 POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
-MAX_COMPRESS = 19
 DEFAULT_WAIT_S = 3600.0
 POLL_S = 0.1
 """What no event of a pair tells, such as the end of a lag, is looked for this often."""
@@ -146,7 +147,7 @@ def create(node: Node, args: dict[str, Any]) -> View:
     mode = str(policy.pop("mode", None) or status["policy"]["mode"])
     if all(known.group != status["uuid"] for known in node.pairs.store.all()):
         policy["mode"] = mode  # what holds for the group until its pairs differ
-    pair = PairConfig(status["uuid"], status["name"], peer.node_id, compress=_compress(args.get("compress")))
+    pair = PairConfig(status["uuid"], status["name"], peer.node_id, **settings_from(args, Transfer()).to_map())
     before = dict(status.get("policy") or {})
     wanted = node.target("group.policy", group=pair.group, **policy)
     try:
@@ -190,16 +191,6 @@ def _incomplete(status: dict[str, Any]) -> str:
     return "no node feeds it" if status["state"] == "ok" else f"its copy is {status['state']}"
 
 
-def _compress(value: Any) -> int:
-    if value is None or value is False:
-        return 0
-    if value is True:
-        return 1
-    if not isinstance(value, int) or not 0 <= value <= MAX_COMPRESS:
-        raise BadInput(f"compress must be a zstd level from 0 (off) to {MAX_COMPRESS}, not {value!r}")
-    return value
-
-
 def _adopt_at_peer(
     node: Node, peer: Peer, status: dict[str, Any], policy: dict[str, Any], args: dict[str, Any]
 ) -> None:
@@ -216,7 +207,7 @@ def _adopt_at_peer(
             volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
             journal_bytes=journal_bytes,
             policy=policy,
-            compress=_compress(args.get("compress")),
+            transfer=settings_from(args, Transfer()).to_map(),
             overwrite=bool(args.get("overwrite")),
         )
     except (PeerError, TimedOut):

@@ -1,7 +1,7 @@
 """Operations peers may ask of this node's replicator, over mutual TLS.
 
     peer.hello {}                          -> {node_id, name}
-    pair.adopt {group, name, volumes, journal_bytes, policy, compress, overwrite} -> {}  become the secondary of a pair
+    pair.adopt {group, name, volumes, journal_bytes, policy, transfer, overwrite} -> {}  become the secondary of a pair
     pair.forget {group, undo?}             -> {note}  the pair is over; undo: it never was
     pair.peek {group}                      -> {target, role, state, upstream, pos, last_write_time_ns, unsent_bytes}
     pair.knock {group}                     -> {}  the caller has started and wants the data path
@@ -18,6 +18,7 @@ from typing import Any
 
 from replicator.control import Args
 from replicator.core.errors import AlreadyExists, FarstripeError, NotFound, Refused
+from replicator.core.transfer import from_map
 from replicator.daemon import ops_role, tree
 from replicator.daemon.node import Node
 from replicator.daemon.ops_pair import forget
@@ -72,7 +73,7 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
 
 def run(node: Node, peer: Peer, op: str, args: dict[str, Any]) -> Any:
     """Run the operation `op` for `peer`. Raises NotFound for one nobody knows, and what the operation raises."""
-    handler = handlers(node).get(op)
+    handler = handlers(node).get(op) or node.remote_handlers.get(op)
     if handler is None:
         raise NotFound(f"node {node.config.name} knows no operation {op!r}", "run the same version on both nodes")
     return handler(peer, Args(args))
@@ -122,7 +123,7 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
         policy = dict(args["policy"])
         node.target("group.policy", group=group, **policy)
         node.target("group.arm", group=group, peer=peer.node_id, mode=policy.get("mode", "async"), upstream=True)
-        pair = PairConfig(group, name, peer.node_id, compress=int(args.get("compress") or 0))
+        pair = PairConfig(group, name, peer.node_id, **from_map(args.get("transfer") or {}).to_map())
         node.pairs.store.put(pair)
     except BaseException:
         if made:

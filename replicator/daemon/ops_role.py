@@ -111,10 +111,12 @@ def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     judged = _Judged(node, str(args["group"]), bool(args.get("force")))
     if not judged.plan.allowed:
         raise Refused(judged.plan.message, judged.plan.way_out)
+    where = {key: args[key] for key in ("marker", "at_limit") if args.get(key)}
     # The peer was asked just now, which is newer than what the session heard: a primary whose target is dead, or that
     # is cut off, is no reason to refuse.
-    result = node.pairs.loop(judged.pair).command("takeover", TAKEOVER_S, force=True, status=judged.status)
-    return result | {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost, "others": judged.others}
+    result = node.pairs.loop(judged.pair).command("takeover", TAKEOVER_S, force=True, status=judged.status, **where)
+    told = {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost, "others": judged.others}
+    return result | told
 
 
 def peek_at_peer(node: Node, pair: PairConfig) -> dict[str, Any]:

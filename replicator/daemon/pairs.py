@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -119,9 +120,10 @@ class Pairs:
                 name=pair.name,
                 ask=asker.ask,
                 dial=lambda: self._dial(pair, loop),
+                open_more=lambda bundle, count: self._open_more(pair, loop, bundle, count),
                 persist=lambda changes: self.store.change(pair.key, changes),
                 event=lambda name, detail: self._happened(pair, name, detail),
-                compress_level=lambda: (self.store.get(*pair.key) or pair).compress,
+                transfer=lambda: (self.store.get(*pair.key) or pair).settings,
                 failed=lambda: self._failed(pair, loop),
                 claims=claims,
                 acked=lambda: self._nudge(claims, loop),
@@ -169,7 +171,7 @@ class Pairs:
         Raises NotFound, and BadInput that names the peers when one has to be named.
         """
         pairs = self.store.of_group(group)
-        names = ", ".join(self.name_of(pair.peer) for pair in pairs)
+        names = ", ".join(sorted(self.name_of(pair.peer) for pair in pairs))
         if peer:
             found = [pair for pair in pairs if peer in (pair.peer, self.name_of(pair.peer))]
             if not found:
@@ -183,6 +185,13 @@ class Pairs:
         """The running loops of the group's other pairs."""
         with self._lock:
             return [r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer]
+
+    def retune(self, pair: PairConfig) -> None:
+        """Make the pair take up its changed transfer settings, if it runs."""
+        with self._lock:
+            running = self._running.get(pair.key)
+        if running is not None:
+            running.loop.retune()
 
     def facts(self, pair: PairConfig) -> dict[str, Any]:
         """The session's facts with names and `turned_away` added; empty when the pair does not run."""
@@ -224,7 +233,8 @@ class Pairs:
     def _dial(self, pair: PairConfig, loop: PairLoop) -> None:
         def dial() -> None:
             try:
-                stream = rpc.open_link(self._contexts, self._peer(pair), pair.group)
+                bundle = secrets.token_hex(16)
+                stream = rpc.open_link(self._contexts, self._peer(pair), pair.group, bundle)
             except FarstripeError as exc:
                 loop.not_connected(self._heard(pair, exc))
             except Exception as exc:  # the session must hear of any failure, or it would wait for ever
@@ -232,9 +242,23 @@ class Pairs:
                 loop.not_connected(f"{type(exc).__name__}: {exc}")
             else:
                 self._turned_away.pop(pair.key, None)
-                loop.connected(Connection(stream))
+                loop.connected(Connection(stream, bundle))
 
         threading.Thread(target=dial, name="dial", daemon=True).start()
+
+    def _open_more(self, pair: PairConfig, loop: PairLoop, bundle: str, count: int) -> None:
+        """Add connections to a link. One that cannot be made is asked for again by the loop."""
+
+        def open_one() -> None:
+            try:
+                stream = rpc.open_link(self._contexts, self._peer(pair), pair.group, bundle, more=True)
+            except FarstripeError as exc:
+                log.info("pair %s: no further connection: %s", pair.name, exc.message)
+            else:
+                loop.joined(Connection(stream, bundle))
+
+        for _ in range(count):
+            threading.Thread(target=open_one, name="dial", daemon=True).start()
 
     def _heard(self, pair: PairConfig, exc: FarstripeError) -> str:
         """Keep whether the peer sent us away or is merely not there; returns why there is no link, in words."""
@@ -277,8 +301,10 @@ class Pairs:
             raise AuthError(f"node {pair.peer} is no peer any more", "join it again, or delete the pair")
         return peer
 
-    def accept_link(self, peer: Peer, group: str) -> Callable[[TlsStream], None]:
+    def accept_link(self, peer: Peer, group: str, bundle: str, more: bool) -> Callable[[TlsStream], None]:
         """Check that `peer` may open the data path of `group`; returns what takes the connection.
+
+        bundle: name of the link. more: it is one more connection of that link; of another it will be closed.
 
         Raises NotFound, Refused.
         """
@@ -292,8 +318,12 @@ class Pairs:
         loop = self.loop(pair)
 
         def take(stream: TlsStream) -> None:
+            conn = Connection(stream, bundle)
+            if more:
+                loop.joined(conn)
+                return
             self._turned_away.pop(pair.key, None)
-            loop.connected(Connection(stream))
+            loop.connected(conn)
 
         return take
 

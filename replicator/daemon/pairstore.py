@@ -1,6 +1,7 @@
 """What this node keeps of a pair: STATE/pairs/<group uuid>.<peer>.json. Roles and positions are the target's, not here.
 
-{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "compress": zstd level or 0}
+{"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "budget": what may be lost with the
+primary (core/rpo.py) or {}, and the settings of core.transfer.Transfer}
 
 A group may have several pairs, one with each peer: they are the edges of its tree that end here. A version that knew one
 pair a group kept it in <group uuid>.json; such a file is taken over at start.
@@ -9,11 +10,13 @@ pair a group kept it in <group uuid>.json; such a file is taken over at start.
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import IntegrityError, NotFound
+from replicator.core.errors import BadInput, IntegrityError, NotFound
+from replicator.core.rpo import budget_from
+from replicator.core.transfer import PUSH, Transfer, from_map
 from replicator.daemon.durablefile import read_json, remove, write_json
 
 Key = tuple[str, str]
@@ -29,7 +32,18 @@ class PairConfig:
     peer: str
     split: bool = False
     handover: str = ""
+    connections: int = 1
+    transfer: str = PUSH
+    window: int = Transfer.window
     compress: int = 0
+    budget: dict[str, Any] = field(default_factory=dict)
+    limit: int = 0
+    schedule: str = ""
+
+    @property
+    def settings(self) -> Transfer:
+        """How it moves its records."""
+        return from_map(asdict(self))
 
     @property
     def key(self) -> Key:
@@ -104,11 +118,13 @@ class PairStore:
 def _load(path: Path) -> PairConfig:
     raw = read_json(path)
     try:
-        pair = PairConfig(**{field.name: raw[field.name] for field in fields(PairConfig) if field.name in raw})
+        pair = PairConfig(**{f.name: raw[f.name] for f in fields(PairConfig) if f.name in raw})
         if not all(isinstance(v, str) for v in (pair.group, pair.name, pair.peer, pair.handover)):
             raise ValueError("its fields do not fit")
         if path.stem not in (pair.group, f"{pair.group}.{pair.peer}"):
             raise ValueError("it is of another pair than its name says")
-    except (TypeError, ValueError) as exc:
+        budget_from(pair.budget)
+        _ = pair.settings
+    except (TypeError, ValueError, BadInput) as exc:
         raise IntegrityError(f"{path} is damaged: {exc}", "remove it and create the pair again") from exc
     return pair

@@ -10,7 +10,10 @@ lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
 todo_bytes    left of a copy
-compress, policy, facts (of the session), status (of the target; None when it does not answer)
+rpo           what would be lost with the primary (core/rpo.py), as known here
+budget        {limits, exceeded, since_s, reasons}, None for a pair without one
+transfer      settings and measures of how records are moved: see `transfer`
+policy, facts (of the session), status (of the target; None when it does not answer)
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from replicator.core import protection
+from replicator.core import protection, rpo
 from replicator.core import status as words
 from replicator.core.errors import FarstripeError
 from replicator.core.protection import EdgeFacts
@@ -111,7 +114,7 @@ def after_takeover(node: Node, pair: PairConfig, facts: dict[str, Any]) -> list[
 def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> dict[str, Any]:
     facts = node.pairs.facts(pair)
     known = status or {}
-    return {
+    view = {
         "group": pair.group,
         "name": pair.name,
         "peer": pair.peer,
@@ -129,11 +132,40 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "lag_bytes": _lag_bytes(known, facts),
         "lag_s": _lag_s(known, facts),
         "todo_bytes": known.get("todo_bytes"),
-        "compress": pair.compress,
+        "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
         "facts": facts,
         "status": status,
     }
+    view["rpo"] = rpo.rpo(known, view)
+    view["budget"] = _budget(node, pair)
+    return view
+
+
+def _budget(node: Node, pair: PairConfig) -> dict[str, Any] | None:
+    if not pair.budget:
+        return None
+    found = node.rpo_verdicts.get((pair.group, pair.peer))
+    exceeded = found is not None and found.exceeded
+    return {
+        "limits": dict(pair.budget),
+        "exceeded": exceeded,
+        "since_s": round(time.monotonic() - found.since, 1) if found is not None and exceeded else None,
+        "reasons": list(found.reasons) if found is not None else [],
+    }
+
+
+def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a pair's transfer: the settings by name, and what was measured.
+
+    connections_open, rate (bytes a second in force; None where this side does not ship), starved (waits for credit),
+    round_trip_s, held_bytes (came before their turn), and of all that was shipped since the process began plain_bytes,
+    wire_bytes, ratio (None before anything was), skipped_bytes, cpu_s.
+    """
+    found = dict(facts.get("transfer") or {})
+    found["connections_open"] = found.pop("connections", 0)
+    plain, wire = found.get("plain_bytes") or 0, found.get("wire_bytes") or 0
+    return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
 
 
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:

@@ -25,11 +25,11 @@ def call(contexts: Contexts, peer: Peer, op: str, args: dict[str, Any], timeout_
         return ask(sock, {"t": "rpc", "op": op, "args": args}, peer.name)
 
 
-def open_link(contexts: Contexts, peer: Peer, group: str) -> TlsStream:
-    """Open the data path of a pair. Raises as `call`."""
+def open_link(contexts: Contexts, peer: Peer, group: str, bundle: str, *, more: bool = False) -> TlsStream:
+    """Open the data path of a pair: a link named `bundle`, or one `more` connection of it. Raises as `call`."""
     sock = contexts.connect(peer, CONNECT_S)
     try:
-        ask(sock, {"t": "link", "group": group}, peer.name)
+        ask(sock, {"t": "lane" if more else "link", "group": group, "bundle": bundle}, peer.name)
     except BaseException:
         sock.close()
         raise

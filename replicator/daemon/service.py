@@ -5,19 +5,39 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from replicator.control import ControlServer, Handler, number, someone_listens
-from replicator.core.errors import AlreadyExists
-from replicator.daemon import eventtext, joining, nodeconfig, ops_pair, ops_peer, ops_remote, ops_role, pairview
+from replicator.core.epochs import node_tag
+from replicator.core.errors import AlreadyExists, Refused
+from replicator.daemon import (
+    eventtext,
+    joining,
+    nodeconfig,
+    ops_marker,
+    ops_pair,
+    ops_peer,
+    ops_remote,
+    ops_role,
+    ops_rpo,
+    ops_transfer,
+    pairview,
+)
 from replicator.daemon.durablefile import write_bytes
 from replicator.daemon.identity import load_or_create
 from replicator.daemon.listener import Listener
+from replicator.daemon.markers import Markers, Scheduler
+from replicator.daemon.markerstore import MarkerStore
+from replicator.daemon.metrics import Metrics
 from replicator.daemon.node import Node
 from replicator.daemon.pairs import Pairs
 from replicator.daemon.pairstore import Key, PairConfig, PairStore
 from replicator.daemon.peers import PeerStore
+from replicator.daemon.rpowatch import RpoWatch
+from replicator.daemon.sets import Sets
+from replicator.daemon.skew import SkewWatch
 from replicator.daemon.tls import Contexts
 from replicator.daemon.tokens import TokenStore
 from replicator.eventlog import EventLog
@@ -51,6 +71,15 @@ class Replicator:
         self.node = Node(
             state_dir, run_dir, config, identity, peers, TokenStore(state_dir / "tokens.json"), contexts, events, pairs
         )
+        self.markers = Markers(self.node, MarkerStore(state_dir / "markers", node_tag(config.node_id)))
+        self._scheduler = Scheduler(self.markers, lambda kind, text: events.add(kind, text))
+        self._sets = Sets(self.node)
+        self._skew = SkewWatch(self.node)
+        self.node.remote_handlers |= {
+            "clock.read": lambda peer, args: {"wall_ns": time.time_ns()},
+            **ops_marker.remote_handlers(self.node, self.markers),
+            **self._sets.remote_handlers(),
+        }
         self._listener = Listener(
             config.address,
             config.port,
@@ -61,19 +90,34 @@ class Replicator:
             on_link=pairs.accept_link,
             event=self._note_connection,
         )
+        self._rpo_watch = RpoWatch(self.node)
+        self._metrics = Metrics(self.node)
         self._control = ControlServer(self._socket_path, self._handlers())
 
     def start(self) -> None:
         """Listen, connect, serve. Raises Refused when the port cannot be had (then nothing was started)."""
         self._listener.start()
+        if self.node.config.metrics is not None:
+            try:
+                self._metrics.serve(*self.node.config.metrics)
+            except Refused:
+                self._listener.stop()
+                raise
         write_bytes(self._pid_path, f"{os.getpid()}\n".encode())
         self.node.pairs.start()
+        self._rpo_watch.start()
         self._control.start()
+        for part in (self._scheduler, self._sets, self._skew):
+            part.start()
         self.node.events.add("replicator.started", "the replicator has started", pid=os.getpid())
 
     def stop(self) -> None:
         """End in order: no new requests, then the pairs, so that peers see an end and not a silence."""
         self._listener.stop()
+        self._metrics.stop()
+        self._rpo_watch.stop()
+        for part in (self._scheduler, self._sets, self._skew):
+            part.stop()
         self.node.pairs.stop()
         self.node.events.add("replicator.stopped", "the replicator has stopped")
         self.node.events.close()
@@ -90,10 +134,15 @@ class Replicator:
                 "node": self._info(),
                 "pairs": pairview.view_all(node),
                 "peers": ops_peer.handlers(node)["peer.list"]({}),
+                "clocks": self._skew.status(),
             },
             **ops_peer.handlers(node),
             **ops_pair.handlers(node),
             **ops_role.handlers(node),
+            **ops_rpo.handlers(node, self._metrics),
+            **ops_marker.handlers(node, self.markers),
+            **self._sets.handlers(),
+            **ops_transfer.handlers(node),
         }
 
     def _info(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The journal ring: records of one group, in order, in a preallocated file or device.
 
 Reasoning. Offsets are logical: they start at 0 when the journal is made and only grow; a byte at logical offset o lies
-at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from the tail to the head
+in a single file at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from the tail to the head
 can be walked by their lengths, and seq rises by one from each to the next.
 
 The space of a record may be overwritten only after a superblock that no longer points at it is durable; so TAIL_OFF in
@@ -13,31 +13,18 @@ opens a new epoch or gets the same records again).
 On a primary the target appends; on a secondary the replicator does. Both hold a Journal of their own on the same file,
 and the page says where the journal ends. Only the target writes the superblock.
 
-Superblock (two slots of 4096 bytes at 0 and 4096; the valid one with the higher generation counts), little-endian:
-
-    offset  size  field
-         0     4  magic        "FSRJ"
-         4     2  version      1
-         6     2  file_index   0 (place of this file in the ring)
-         8     8  generation   rises by one with each write
-        16    16  group        UUID
-        32     8  capacity     bytes of the ring, which starts at byte 8192
-        40     8  tail_off     logical offset of the first record kept
-        48     8  tail_seq     its seq (the next seq when the journal is empty)
-        56     8  redo_off     logical offset of the first record that may not be in the pool
-        64     8  redo_seq     its seq
-        72     8  min_epoch    records of the chain have at least this epoch
-        80     4  crc          CRC32C of bytes 0..79
+The ring may be made of several files or devices; layout.py says where an offset lies, superblock.py which superblock
+counts. Only the target changes the layouts: durably first, then LAYOUT_GEN in the page, and the tail stands still till
+then. Whoever goes beyond what it knew of has read a tail or a head that was stored later than LAYOUT_GEN, so everybody
+looks at LAYOUT_GEN after that and reads the superblocks anew when it has risen.
 """
 
 from __future__ import annotations
 
 import errno
-import struct
+import threading
 import time
-from typing import NamedTuple
-
-from crc32c import crc32c
+from collections.abc import Mapping
 
 from replicator.core.errors import IntegrityError
 from replicator.core.records import (
@@ -50,7 +37,8 @@ from replicator.core.records import (
     unpack_header,
 )
 from replicator.core.runs import parse_run
-from replicator.journal.files import Buffer, RandomFile
+from replicator.journal.files import Buffer, NoFile, RandomFile
+from replicator.journal.layout import Extent, Layout, Layouts, anchor_of, files_of, piece_at, pieces
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -59,70 +47,97 @@ from replicator.journal.page import (
     EPOCH,
     HEAD_OFF,
     HEAD_SEQ,
+    LAYOUT_GEN,
     TAIL_OFF,
     TAIL_SEQ,
     Page,
 )
+from replicator.journal.superblock import DATA_START, Super, write_slot
+from replicator.journal.volumes import JournalFiles, newest_generation, open_all, wipe
 
-DATA_START = 8192
 MIN_CAPACITY = 1 << 20
-_SUPER = struct.Struct("<4sHHQ16sQQQQQQ")
-_CRC = struct.Struct("<I")
-_SLOT_BYTES = 4096
 _SCAN_BYTES = 4 << 20
-_WIPE_BYTES = 1 << 20
-FILL_BYTES = 1 << 30
 _TAIL_LOOKS = 200
+_LAYOUT_LOOKS = 50
+GENERATION_STEP = 1 << 32
+"""A journal that takes the place of a broken one is newer than anything that may still be read of that."""
 
 
-class Super(NamedTuple):
-    """The superblock's content; fields as in the table above."""
-
-    generation: int
-    group: bytes
-    capacity: int
-    tail_off: int
-    tail_seq: int
-    redo_off: int
-    redo_seq: int
-    min_epoch: int
+class Undecided(OSError):
+    """The superblock that decides what the journal is made of may or may not be written: the journal must be sealed."""
 
 
 class Journal:
-    """A ring of records over one file. Not thread-safe for appends: the caller orders them."""
+    """A ring of records over its files. Not thread-safe for appends: the caller orders them."""
 
-    def __init__(self, file: RandomFile, page: Page, sup: Super) -> None:
+    def __init__(self, source: JournalFiles, files: Mapping[int, RandomFile], page: Page, sup: Super) -> None:
         """Wrap an opened journal; use `create` or `open`."""
-        self._file = file
+        self.source = source
         self._u64 = page.u64
+        self._adopt(files, sup)
+        self._syncing = threading.Lock()
+        self._synced_off = -1
+        self._broken: OSError | None = None
+
+    def _adopt(self, files: Mapping[int, RandomFile], sup: Super) -> None:
+        """Take over what the ring is made of now. Nobody appends through this object meanwhile."""
+        layouts = sup.ring()
         self.super = sup
-        self.capacity = sup.capacity
-        self._pwritev = file.pwritev
+        self._ring = dict(files), layouts
+        self.capacity = layouts[-1].capacity
+        """Bytes of the ring; in the replicator those it last heard of."""
+        self._layout_gen = sup.layout_gen
+        self._run_lo = self._run_hi = self._run_shift = 0  # logical offsets that lie in one file, and by how much off
+        self._pwritev = files[anchor_of(layouts)].pwritev
 
     @classmethod
-    def create(cls, file: RandomFile, page: Page, group: bytes, capacity: int) -> Journal:
-        """Write a fresh, empty journal into `file`; `capacity` bytes of ring follow the superblocks.
+    def create(cls, source: RandomFile | JournalFiles, page: Page, group: bytes, capacity: int) -> Journal:
+        """Write a fresh, empty journal into file 0 of `source`; `capacity` bytes of ring follow the superblocks.
 
         Whatever the file or device held is overwritten: the records of an earlier journal must not be taken for ours.
         Durable: the empty journal.
         """
-        journal = cls(file, page, Super(0, group, capacity, 0, 1, 0, 1, 0))
-        _wipe(file, DATA_START + capacity)
-        file.fdatasync()
+        files = source if isinstance(source, JournalFiles) else JournalFiles(source)
+        file = files.open(0)
+        wipe(file, DATA_START + capacity)
+        journal = cls(files, {0: file}, page, Super(0, group, capacity, 0, 1, 0, 1, 0))
         journal._write_super(journal.super)
         journal._publish_kept()
         journal._publish_head(0, 0, 0)
         return journal
 
     @classmethod
-    def open(cls, file: RandomFile, page: Page) -> Journal:
+    def open(cls, source: RandomFile | JournalFiles, page: Page) -> Journal:
         """Open an existing journal; does not look for its head (see `recover`). Raises IntegrityError."""
-        slots = [s for n in (0, 1) if (s := _read_slot(file, n)) is not None]
-        if not slots:
-            raise IntegrityError(
-                "no valid superblock in the journal", "split the pair, delete and recreate it with a new journal"
-            )
-        return cls(file, page, max(slots))
+        found = source if isinstance(source, JournalFiles) else JournalFiles(source)
+        files, sup = open_all(found, {})
+        return cls(found, files, page, sup)
+
+    @classmethod
+    def absent(cls, source: JournalFiles, page: Page, group: bytes) -> Journal:
+        """A journal whose files cannot be used: every access is an OSError, until `renew`."""
+        return cls(source, {0: NoFile()}, page, Super(0, group, MIN_CAPACITY, 0, 1, 0, 1, 0))
+
+    def follow(self) -> None:
+        """Learn of a change of the layouts that the target has made, if there is one. Raises OSError."""
+        if self._u64[LAYOUT_GEN] > self._layout_gen:
+            self._follow(self._u64[LAYOUT_GEN])
+
+    def _follow(self, wanted: int) -> None:
+        for _ in range(_LAYOUT_LOOKS):
+            try:
+                files, sup = open_all(self.source, self._ring[0])
+            except IntegrityError as exc:
+                raise OSError(errno.EIO, exc.message) from exc
+            if sup.layout_gen >= wanted:
+                break
+            time.sleep(0.002)  # it was read while it was being written
+        else:
+            raise OSError(errno.EIO, "the journal's files do not tell what it is made of")
+        old = self._ring[0]
+        self._adopt(files, sup)
+        for index in old.keys() - files.keys():
+            old[index].close()
 
     def recover(self, trusted_head: tuple[int, int] | None, *, keep_head: bool = False) -> None:
         """Find the head and publish it, with tail and redo point.
@@ -152,6 +167,15 @@ class Journal:
         length = min(HEADER_BYTES, self.capacity - (off - self._u64[TAIL_OFF]))
         if length > 0:
             self._write(bytes(length), off)
+            self._synced_off = min(self._synced_off, off - 1)
+
+    def end_at(self, off: int, seq: int, epoch: int) -> None:
+        """Let the chain end at `off`, behind record `seq` of `epoch`; what lay beyond is no record any more.
+
+        Durable: nothing until `sync`; until then power loss may bring it back.
+        """
+        self._publish_head(off, seq, epoch)
+        self.forget_beyond_head()
 
     def rewrite(self) -> None:
         """Write every record from tail to head where it is, and sync. For a page cache that may differ from the disk.
@@ -163,6 +187,7 @@ class Journal:
             length = min(_SCAN_BYTES, head - off)
             self._write(self.read(off, length), off)
             off += length
+        self._synced_off = -1
         self.sync()
 
     def start_empty(self, seq: int, epoch: int) -> None:
@@ -175,7 +200,7 @@ class Journal:
 
     def _walk(self, off: int, next_seq: int, epoch: int, stop: int | None) -> tuple[int, int, int]:
         """Walk valid records from `off`; returns (offset behind the last, its seq, its epoch)."""
-        limit = off + self.capacity if stop is None else stop
+        limit = max(off + self.capacity, self._ring[1][-1].start) if stop is None else stop
         seq = next_seq - 1
         want = _SCAN_BYTES
         while off < limit:
@@ -211,12 +236,14 @@ class Journal:
 
     def _publish_kept(self) -> None:
         u64, sup = self._u64, self.super
+        u64[LAYOUT_GEN] = sup.layout_gen
         u64[TAIL_OFF], u64[TAIL_SEQ] = sup.tail_off, sup.tail_seq
         u64[APPLIED_OFF], u64[APPLIED_SEQ] = sup.redo_off, sup.redo_seq - 1
         u64[DURABLE_OFF], u64[DURABLE_SEQ] = sup.tail_off, sup.tail_seq - 1
 
     def _publish_head(self, off: int, seq: int, epoch: int) -> None:
         u64 = self._u64
+        self._synced_off = min(self._synced_off, off)  # what comes behind it now was not synced yet
         u64[EPOCH] = epoch
         u64[HEAD_SEQ] = seq
         u64[HEAD_OFF] = off
@@ -224,8 +251,11 @@ class Journal:
     # -- appending ------------------------------------------------------------------------------------------------
 
     def room_for(self, total_bytes: int) -> bool:
-        """Say whether a record or run of that many bytes fits before the tail."""
-        return self._u64[HEAD_OFF] + total_bytes - self._u64[TAIL_OFF] <= self.capacity
+        """Say whether a record or run of that many bytes fits before the tail. Raises OSError as `follow`."""
+        u64 = self._u64
+        tail = u64[TAIL_OFF]
+        self.follow()  # after the tail was read: it may have moved because of what is new
+        return u64[HEAD_OFF] + total_bytes - tail <= self.capacity
 
     def append(self, header: bytes, payload: Buffer | None, seq: int, epoch: int) -> None:
         """Append one record and publish it. Hot path; the caller holds the group lock and has seen room_for().
@@ -234,15 +264,14 @@ class Journal:
         """
         u64 = self._u64
         off = u64[HEAD_OFF]
-        total = HEADER_BYTES if payload is None else HEADER_BYTES + len(payload)
-        at = off % self.capacity
-        if at + total <= self.capacity:
-            self._pwritev((header,) if payload is None else (header, payload), DATA_START + at)
+        end = off + HEADER_BYTES if payload is None else off + HEADER_BYTES + len(payload)
+        if end <= self._run_hi and off >= self._run_lo and u64[LAYOUT_GEN] <= self._layout_gen:
+            self._pwritev((header,) if payload is None else (header, payload), off + self._run_shift)
         else:
-            self._write_wrapped(header if payload is None else b"".join((header, payload)), at)
+            self._write(header if payload is None else b"".join((header, payload)), off)
         u64[EPOCH] = epoch
         u64[HEAD_SEQ] = seq
-        u64[HEAD_OFF] = off + total
+        u64[HEAD_OFF] = end
 
     def append_run(self, run: Buffer, last_seq: int, last_epoch: int) -> None:
         """Append records that parse_run() accepted, and publish them. Same promises as append()."""
@@ -254,17 +283,20 @@ class Journal:
         u64[HEAD_OFF] = off + len(run)
 
     def _write(self, data: Buffer, off: int) -> None:
-        at = off % self.capacity
-        if at + len(data) <= self.capacity:
-            self._pwritev((data,), DATA_START + at)
-        else:
-            self._write_wrapped(data, at)
-
-    def _write_wrapped(self, data: Buffer, at: int) -> None:
+        self.follow()
+        if off < self._run_lo or off >= self._run_hi:
+            files, layouts = self._ring
+            piece = piece_at(layouts, off)
+            self._pwritev = files[piece.file].pwritev
+            self._run_shift = DATA_START + piece.at - piece.lo
+            self._run_lo, self._run_hi = piece.lo, piece.hi
+        n = self._run_hi - off
+        if len(data) <= n:
+            self._pwritev((data,), off + self._run_shift)
+            return
         view = memoryview(data)
-        first = self.capacity - at
-        self._file.pwrite(view[:first], DATA_START + at)
-        self._file.pwrite(view[first:], DATA_START)
+        self._pwritev((view[:n],), off + self._run_shift)
+        self._write(view[n:], off + n)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -275,14 +307,14 @@ class Journal:
         return bytes(buf)
 
     def read_into(self, buf: memoryview, off: int) -> None:
-        """Fill `buf` from logical offset `off`. Raises OSError(EIO) when the file is shorter than its ring."""
-        at = off % self.capacity
-        first = min(len(buf), self.capacity - at)
-        got = self._file.preadinto(buf[:first], DATA_START + at)
-        if first < len(buf):
-            got += self._file.preadinto(buf[first:], DATA_START)
-        if got != len(buf):
-            raise OSError(errno.EIO, "journal file is shorter than its ring")
+        """Fill `buf` from logical offset `off`. Raises OSError(EIO) when a file is shorter than its part."""
+        self.follow()
+        files, layouts = self._ring
+        done = 0
+        for file, at, length in pieces(layouts, off, len(buf)):
+            if files[file].preadinto(buf[done : done + length], DATA_START + at) != length:
+                raise OSError(errno.EIO, "journal file is shorter than its part of the ring")
+            done += length
 
     def header_at(self, off: int) -> Header:
         """Decode the header of the record at `off`. Raises BadRecord."""
@@ -337,8 +369,28 @@ class Journal:
     # -- durability -----------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Durable: every record handed to append before the call. A failure is final: the journal must be sealed."""
-        self._file.fdatasync()
+        """Durable: every record handed to append before the call.
+
+        A failure is final: it is raised for every later call too, for the next sync of the file would succeed without
+        having written what this one dropped. One at a time: of two calls at once the kernel tells only one.
+        """
+        u64 = self._u64
+        head = u64[HEAD_OFF]
+        self.follow()
+        with self._syncing:
+            if self._broken is not None:
+                raise self._broken
+            if self._synced_off >= head:
+                return  # while we waited
+            files, layouts = self._ring
+            since = min(max(self._synced_off, u64[TAIL_OFF]), head)  # what lies before the tail is not kept
+            try:
+                for file in {file for file, _at, _length in pieces(layouts, since, head - since + HEADER_BYTES)}:
+                    files[file].fdatasync()
+            except OSError as exc:
+                self._broken = exc
+                raise
+            self._synced_off = head
 
     def set_tail(self, tail_off: int, tail_seq: int, redo_off: int, redo_seq: int) -> None:
         """Move the tail and the redo point forward, then free the space.
@@ -353,8 +405,12 @@ class Journal:
         self._u64[TAIL_OFF] = tail_off
 
     def reset(self, seq: int, epoch: int) -> None:
-        """Empty the journal: the next record is seq + 1, of `epoch` or newer. Durable: the empty journal."""
-        off = max(self._u64[HEAD_OFF], self.super.redo_off)  # offsets never fall, also when the head was not looked for
+        """Empty the journal: the next record is seq + 1, of `epoch` or newer. Durable: the empty journal.
+
+        It begins where the newest layout does, so that files which were removed are free.
+        """
+        # Offsets never fall, also when the head was not looked for.
+        off = max(self._u64[HEAD_OFF], self.super.redo_off, self._ring[1][-1].start)
         self._write_super(
             self.super._replace(tail_off=off, tail_seq=seq + 1, redo_off=off, redo_seq=seq + 1, min_epoch=epoch)
         )
@@ -370,39 +426,77 @@ class Journal:
         self._put_super(sup)
         self.super = sup
 
+    def relayout(self, layouts: Layouts, new: Mapping[int, RandomFile], next_index: int) -> None:
+        """Make the ring of `layouts` from their starts on; close the files that have no part in it any more.
+
+        new: files that were not in it, prepared (volumes.prepare). The caller sees to it that the newest layout begins
+        where `layout.next_start` says and that the tail stands still; nobody reads through this object meanwhile.
+        Durable: the layouts, before anybody can go by them. OSError: nothing has changed; Undecided: nobody knows.
+        """
+        sup = self.super._replace(
+            generation=self.super.generation + 1,
+            capacity=layouts[-1].capacity,
+            layouts=layouts,
+            next_index=next_index,
+            layout_gen=self.super.layout_gen + 1,
+        )
+        files = {index: file for index, file in {**self._ring[0], **new}.items() if index in files_of(layouts)}
+        anchor, stays = anchor_of(layouts), files_of(layouts[-1:])
+        for index, file in files.items():
+            if index != anchor:
+                try:
+                    write_slot(file, sup, index)
+                except OSError:
+                    if index in stays:
+                        raise
+        try:
+            write_slot(files[anchor], sup, anchor)
+        except OSError as exc:
+            raise Undecided(exc.errno, exc.strerror) from exc
+        if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
+            sup = sup._replace(generation=sup.generation + 1)
+            write_slot(files[anchor], sup, anchor)
+        self._change(files, sup)
+
+    def renew(self, file: RandomFile, index: int, ring_bytes: int, seq: int, epoch: int) -> None:
+        """Be made of one new, prepared file from now on, and be empty: the next record is seq + 1, of `epoch` or newer.
+
+        Whoever appends has stopped. What the old files hold is given up. Durable: the empty journal.
+        """
+        off = max(self._u64[HEAD_OFF], self.super.redo_off, self._ring[1][-1].start)
+        sup = Super(
+            generation=max(self.super.generation, newest_generation(self.source)) + GENERATION_STEP,
+            group=self.super.group,
+            capacity=ring_bytes,
+            tail_off=off,
+            tail_seq=seq + 1,
+            redo_off=off,
+            redo_seq=seq + 1,
+            min_epoch=epoch,
+            layouts=(Layout(off, 0, (Extent(index, 0, ring_bytes),)),),
+            next_index=index + 1,
+            layout_gen=max(self.super.layout_gen, self._u64[LAYOUT_GEN]) + 1,
+        )
+        write_slot(file, sup, index)
+        self._change({index: file}, sup)
+        self._synced_off, self._broken = -1, None
+        self._publish_kept()
+        self._publish_head(off, seq, epoch)
+
+    def _change(self, files: Mapping[int, RandomFile], sup: Super) -> None:
+        """Go by another superblock, which is durable, and let the replicator know."""
+        old = self._ring[0]
+        with self._syncing:
+            self._adopt(files, sup)
+            self._u64[LAYOUT_GEN] = sup.layout_gen
+            for index in old.keys() - files.keys():
+                old[index].close()
+
     def _put_super(self, sup: Super) -> None:
-        body = _SUPER.pack(b"FSRJ", 1, 0, *sup)
-        self._file.pwrite_durable(body + _CRC.pack(crc32c(body)), (sup.generation % 2) * _SLOT_BYTES)
+        anchor = anchor_of(sup.ring())
+        write_slot(self._ring[0][anchor], sup, anchor)
 
     def close(self) -> None:
-        """Release the file."""
-        self._file.close()
-
-
-def _read_slot(file: RandomFile, slot: int) -> Super | None:
-    raw = file.pread(_SUPER.size + _CRC.size, slot * _SLOT_BYTES)
-    if len(raw) < _SUPER.size + _CRC.size or _CRC.unpack_from(raw, _SUPER.size)[0] != crc32c(raw[: _SUPER.size]):
-        return None
-    magic, version, _index, *rest = _SUPER.unpack_from(raw)
-    if magic != b"FSRJ" or version != 1:
-        return None
-    return Super(*rest)
-
-
-def _wipe(file: RandomFile, size: int) -> None:
-    """Make the file read as zeroes.
-
-    Up to FILL_BYTES are written in any case, as databases do with their logs: the first appends and syncs then find
-    their space in order, and the page cache holds the file in large pieces, which makes copies cheaper. Beyond that a
-    new file stays unwritten, and of an old one only what is not zero is written.
-    """
-    zeroes = bytes(_WIPE_BYTES)
-    filled = min(size, FILL_BYTES)
-    for at in range(0, filled, _WIPE_BYTES):
-        file.pwrite(zeroes[: min(_WIPE_BYTES, filled - at)], at)
-    if size == filled or file.known_blank(filled):
-        return
-    for at in range(filled, size, _WIPE_BYTES):
-        length = min(_WIPE_BYTES, size - at)
-        if file.pread(length, at) != zeroes[:length]:
-            file.pwrite(zeroes[:length], at)
+        """Release the files."""
+        for file in self._ring[0].values():
+            file.close()

@@ -14,8 +14,8 @@ from typing import Any
 from unittest.mock import patch
 
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
-from replicator.capture.state import Edge
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
+from replicator.capture.state import Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
@@ -37,6 +37,8 @@ class Bug:
     focus: dict[str, Any] = field(default_factory=dict)
     seeds: int = 60
     """It must be found within so many seeds."""
+    kind: str = "pair"
+    """Of the world in which it shows: "pair" or "tree"."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -57,12 +59,12 @@ BUGS: list[Bug] = []
 
 
 def bug(
-    name: str, wrong: str, seeds: int = 60, **focus: Any
+    name: str, wrong: str, seeds: int = 60, kind: str = "pair", **focus: Any
 ) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
     """Add a bug to the gallery."""
 
     def add(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
-        BUGS.append(Bug(name, wrong, patches, focus, seeds))
+        BUGS.append(Bug(name, wrong, patches, focus, seeds, kind))
         return patches
 
     return add
@@ -407,8 +409,8 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = shipper.Shipper.pump
 
-    def trusting(self: shipper.Shipper) -> int:
-        sent = right(self)
+    def trusting(self: shipper.Shipper, now: float) -> int:
+        sent = right(self, now)
         if sent:
             self._u64[self._received] = self.seq - 1
         return sent

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import nbd
@@ -274,23 +271,6 @@ def test_the_journal_may_lie_elsewhere_and_goes_with_the_group(target: TargetPro
     target.call("group.disarm", group="g", peer=PEER)
     target.call("group.delete", group="g")
     assert not elsewhere.exists()
-
-
-@pytest.fixture
-def loop_device(target: TargetProcess) -> Iterator[str]:
-    """A block device over a file of 32 MiB."""
-    if os.geteuid() != 0 or shutil.which("losetup") is None:
-        pytest.skip("needs root and losetup")
-    path = target.base / "device"
-    path.touch()
-    os.truncate(path, 32 * MIB)
-    done = subprocess.run(["losetup", "-f", "--show", str(path)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    yield device
-    target.kill()
-    subprocess.run(["losetup", "-d", device], check=False)
 
 
 def test_a_device_that_is_in_use_is_no_journal(target: TargetProcess, loop_device: str) -> None:

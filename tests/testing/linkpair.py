@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from crc32c import crc32c
 
 from replicator.core.events import Effect, Event, LinkUp, StartReceiving, StartShipping
 from replicator.core.records import HEADER_BYTES, pack_header
+from replicator.core.transfer import Transfer, from_map
 from replicator.daemon.identity import Identity, load_or_create
 from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.flow import Flow
@@ -94,6 +96,7 @@ class Scripted:
         self.on_link = on_link
         self.seen: list[Event] = []
         self.status: dict[str, Any] = {}
+        self.dials = True
         self.link = 0
         self.claims = False
         self.times_caught_up = 0
@@ -125,15 +128,23 @@ class Scripted:
         raise AssertionError(f"no {kind.__name__} in {self.seen[-5:]}")
 
 
-def make_loop(side: Side, session: Scripted, name: str, compress: int = 0) -> PairLoop:
+def make_loop(
+    side: Side,
+    session: Scripted,
+    name: str,
+    settings: Callable[[], Transfer] = Transfer,
+    open_more: Callable[[str, int], None] = lambda bundle, count: None,
+    persist: Callable[[dict[str, Any]], None] = lambda changes: None,
+) -> PairLoop:
     """A link thread over `side`, started."""
     around = Surroundings(
         name=name,
         ask=lambda question: None,
         dial=lambda: None,
-        persist=lambda changes: None,
+        open_more=open_more,
+        persist=persist,
         event=lambda what, detail: None,
-        compress_level=lambda: compress,
+        transfer=settings,
         failed=lambda: None,
     )
     loop = PairLoop(session, Flow(side.open_files), around)  # type: ignore[arg-type]
@@ -176,20 +187,32 @@ def connect_tls(folder: Path, listener: socket.socket, port: int) -> tuple[TlsSt
 
 
 class LinkPair:
-    """Both sides, connected."""
+    """Both sides, connected. `a` ships, and makes the connections."""
 
-    def __init__(self, folder: Path, capacity: int = 32 << 20, compress: int = 0) -> None:
+    def __init__(
+        self, folder: Path, capacity: int = 32 << 20, settings: Transfer | None = None, sink_capacity: int = 0
+    ) -> None:
         self.folder = folder
-        self.a, self.b = Side(folder / "a", capacity), Side(folder / "b", capacity)
+        self.settings = settings or Transfer()
+        self.kept: dict[str, Any] = {}
+        """What the sink made durable of the source's settings."""
+        self.a, self.b = Side(folder / "a", capacity), Side(folder / "b", sink_capacity or capacity)
         self.source, self.sink = Scripted(StartShipping(1)), Scripted(StartReceiving(1, 0))
-        self.loop_a = make_loop(self.a, self.source, "a", compress)
-        self.loop_b = make_loop(self.b, self.sink, "b")
+        self.loop_a = make_loop(self.a, self.source, "a", lambda: self.settings, self._open_more)
+        self.loop_b = make_loop(self.b, self.sink, "b", lambda: from_map(self.kept), persist=self.kept.update)
+        self.sink.dials = False
 
     def connect(self) -> LinkPair:
         one, other = tls_pair(self.folder)
-        self.loop_a.connected(Connection(one))
-        self.loop_b.connected(Connection(other))
+        self.loop_a.connected(Connection(one, "bundle"))
+        self.loop_b.connected(Connection(other, "bundle"))
         return self
+
+    def _open_more(self, bundle: str, count: int) -> None:
+        for _ in range(count):
+            one, other = tls_pair(self.folder)
+            self.loop_b.joined(Connection(other, bundle))
+            self.loop_a.joined(Connection(one, bundle))
 
     def close(self) -> None:
         self.loop_a.stop()

@@ -14,6 +14,7 @@ from typing import Any
 
 from replicator.capture import copier, copies, edges, follower, recovery, roles
 from replicator.capture.bitmaps import blocks_of
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import (
     FRESH,
@@ -90,6 +91,8 @@ class Side:
         self.page_bytes = bytearray(SLOTS * 8)
         self.boot = 1
         self.now_ns = 1_700_000_000 * 10**9
+        self.uuid, self.group_name, self.volume_prefix = GROUP, "g", "v"
+        self.make_clock: Callable[[], WriteClock] = lambda: WriteClock(self._clock)
         self._engine: GroupEngine | None = None
         self.on_record: Callable[[Any, bytes | None], None] | None = None
         """Called with (header, payload) of each record this side adds, once it is published."""
@@ -120,7 +123,7 @@ class Side:
             maps=self.maps,
             volumes=volumes,
             pool_sync=lambda: self.pool.sync_with(files),
-            clock_ns=self._clock,
+            clock=self.make_clock(),
             boot=self.boot,
         )
 
@@ -130,8 +133,11 @@ class Side:
 
     def create(self, role: str, policy: Policy | None = None) -> GroupEngine:
         """Make the group in empty files."""
-        volumes = [{"index": i, "name": f"v{i}", "uuid": f"{i:032x}", "size": s} for i, s in enumerate(self.sizes)]
-        state = GroupState(GROUP, "g", node_tag(self.node_id), volumes, role, policy=policy or Policy())
+        volumes = [
+            {"index": i, "name": f"{self.volume_prefix}{i}", "uuid": f"{i:032x}", "size": s}
+            for i, s in enumerate(self.sizes)
+        ]
+        state = GroupState(self.uuid, self.group_name, node_tag(self.node_id), volumes, role, policy=policy or Policy())
         state.copy = OK if role == PRIMARY else FRESH
         return self._live(recovery.create_engine(self.parts(), state, self.journal_bytes))
 

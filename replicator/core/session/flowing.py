@@ -28,7 +28,7 @@ class Flowing(Greeting):
         assert self.mine is not None and self.decision is not None
         index, bits = event.frame.get("volume"), event.frame.get("bits")
         sizes = dict(self.mine.volumes)
-        if index not in sizes or not (bits is None or isinstance(bits, bytes)):
+        if not isinstance(index, int) or index not in sizes or not (bits is None or isinstance(bits, bytes)):
             raise ProtocolError(f"a bitmap of volume {index!r} that the group does not have")
         bitmaps = {**self._bitmaps, index: bits}
         if not event.frame.get("last"):
@@ -88,12 +88,12 @@ class Flowing(Greeting):
                 "c": self.decision.c,
                 "epoch": int(event.frame["epoch"]),
                 "hist": [[int(e), int(b)] for e, b in event.frame["hist"]],
-                "masks": {int(volume): bytes(bits) for volume, bits in event.frame["masks"].items()},
+                "masks": {int(volume): _bits(bits) for volume, bits in event.frame["masks"].items()},
                 "copy_id": str(event.frame["copy_id"]),
                 "full": bool(event.frame["full"]),
                 "synced_after": int(event.frame["synced_after"]),
             }
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
             raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc
         self._copy = copy
         return State.ADOPTING, [self._ask("group.attach", **copy)]
@@ -171,3 +171,10 @@ class Flowing(Greeting):
         if event.cause == "medium":
             return State.STOPPED, [*effects, Log("stopped", {"reason": event.message})]
         return state, effects
+
+
+def _bits(value: object) -> bytes:
+    """A mask; of a number bytes() would make as many zeroes, however many."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"a mask of type {type(value).__name__}")
+    return value

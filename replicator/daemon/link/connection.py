@@ -30,8 +30,10 @@ class Lost(Exception):
 class Connection:
     """One authenticated connection, owned by one thread."""
 
-    def __init__(self, stream: TlsStream) -> None:
+    def __init__(self, stream: TlsStream, bundle: str = "") -> None:
+        """bundle: name of the link it belongs to; "" for a link of one connection."""
         stream.unblock()
+        self.bundle = bundle
         self._stream = stream
         self._recv_into = stream.recv_into
         self._buf = bytearray(BUFFER_BYTES)
@@ -157,11 +159,15 @@ class Connection:
         if not gently:
             self._stream.close()
             return
+        threading.Thread(target=self.close_after_linger, name="link-close", daemon=True).start()
+
+    def close_after_linger(self) -> None:
+        """End the connection once what was sent has reached the peer. Takes some multiple of LINGER_S at most."""
         out = [bytes(view) for view in self._out if len(view) < 1 << 20]
         if len(out) != len(self._out):
             out = []  # records queued: what follows them will not be read in time anyway
         self._out.clear()
-        threading.Thread(target=self._stream.linger, args=(out, LINGER_S), name="link-close", daemon=True).start()
+        self._stream.linger(out, LINGER_S)
 
 
 def _reason(exc: BaseException) -> str:

@@ -1,19 +1,27 @@
-"""The flow of records on one connection: what StartShipping, StartReceiving and their ends mean in files and frames.
+"""The flow of records on one link: what StartShipping, StartReceiving and their ends mean in files and frames.
 
-At most one direction flows at a time. A flow ends by itself with Stopped; the loop tells the session.
+At most one direction flows at a time, and one stretch a link: so no record of a former stretch is under way on one of its
+connections. A flow ends by itself with Stopped; the loop tells the session.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
+from replicator.core.batching import GATHER_BYTES, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
+from replicator.core.transfer import Transfer
 from replicator.daemon.link import wire
-from replicator.daemon.link.connection import Connection
+from replicator.daemon.link.bundle import Bundle, Frame, Lane
+from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.groupfiles import GroupFiles
-from replicator.daemon.link.receiver import ACK_LAZY_S, RING_LAZY_S, Receiver
+from replicator.daemon.link.packing import Gain
+from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    BEACON_PACE_MS,
     DROPS,
     EDGE_ASLEEP,
     EDGE_LINK,
@@ -27,14 +35,14 @@ from replicator.journal.page import (
 )
 
 BEAT_S = 1.0
+RATE_S = 1.0
+"""The schedule is looked at this often."""
 LOOK_S = 0.2
 """A restarted target is noticed within this time."""
-GATHER_S = 0.002
-GATHER_BYTES = 256 << 10
-"""While no write waits for the peer, records gather for GATHER_S or until there are GATHER_BYTES of them: waking two
-processes on each node for a record costs more than all that is done with it. The first after a pause goes at once."""
+ROOM_S = 0.005
+"""Room in the journal is looked for this often while a run waits for it."""
 FRAMES_A_ROUND = 32
-"""Frames shipped or taken before the loop looks at everything else again."""
+"""Frames shipped or taken, on each connection, before the loop looks at everything else again."""
 
 
 class Flow:
@@ -45,42 +53,70 @@ class Flow:
         self.files: GroupFiles | None = None
         self.shipper: Shipper | None = None
         self.receiver: Receiver | None = None
-        self._conn: Connection | None = None
-        self._held: tuple[int, memoryview] | None = None  # a run for which the journal has no room yet
+        self.settings = Transfer()
+        """Those of the present or last flow."""
+        self._rules = self.settings.rules()
+        self._bundle: Bundle | None = None
         self._next_lazy = 0.0
         self._next_ring = 0.0
         self._next_beat = 0.0
+        self._next_rate = 0.0
         self._gather_until = 0.0
         self._gathers = False
-        self.peer_beat: tuple[int, int, int] | None = None
+        self._other_bytes = 0  # of frames that are no DATA
+        self.peer_beat: tuple[int, int] | None = None
         self.records = 0
+        self.gain = Gain()
+        """Of everything shipped since this process began."""
         self._drops = 0
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
-    def ship(self, conn: Connection, from_seq: int, compress_level: int) -> None:
+    def ship(self, bundle: Bundle, from_seq: int, settings: Transfer) -> None:
         """Begin to ship. Raises Stopped."""
-        files = self._begin(conn)
-        self.shipper = Shipper(files, conn, from_seq, compress_level)
-        self._next_beat = 0.0
+        files = self._begin(bundle, settings)
+        self.shipper = Shipper(files, bundle, from_seq, settings, self.gain)
+        self._next_beat = self._next_rate = 0.0
 
-    def receive(self, conn: Connection, expect_seq: int, min_epoch: int) -> None:
-        """Begin to receive. Raises Stopped."""
-        files = self._begin(conn)
+    def receive(self, bundle: Bundle, expect_seq: int, min_epoch: int) -> None:
+        """Begin to receive; by which settings the peer says later, see `tune`. Raises Stopped."""
+        files = self._begin(bundle, Transfer())
         self._say(EDGE_ASLEEP, 0)  # the follower's progress is looked at lazily, it need not ring
         self.receiver = Receiver(files, expect_seq, min_epoch)
         self._next_lazy = 0.0
 
-    def _begin(self, conn: Connection) -> GroupFiles:
+    def _begin(self, bundle: Bundle, settings: Transfer) -> GroupFiles:
         self.end()
         try:
             self.files = files = self._open_files()
         except (OSError, IntegrityError) as exc:
             raise Stopped("peer", f"the group's files cannot be opened: {exc}") from exc
-        self._conn = conn
+        self._bundle = bundle
+        self._take_up(settings)
         self._say(EDGE_LINK, LINK_STREAMING)
         self._drops = files.u64[DROPS + files.slot]
         return files
+
+    def _take_up(self, settings: Transfer) -> None:
+        self.settings, self._rules, self._next_rate = settings, settings.rules(), 0.0
+
+    def tune(self, settings: Transfer) -> None:
+        """Go on by other settings: ours changed, or the peer, which ships, states its own. Raises Lost, for a new link,
+        when they cannot be changed under way."""
+        if self.shipper is not None:
+            if settings.needs_new_link(self.settings):
+                raise Lost("the link starts over with other transfer settings")
+            self.shipper.tune(settings)
+        elif self.receiver is not None:
+            self.receiver.tune(settings)
+        else:
+            return
+        self._take_up(settings)
+
+    @property
+    def flows(self) -> bool:
+        """Whether records flow, in either direction."""
+        return self.files is not None
 
     def _say(self, what: int, value: int) -> None:
         """Store a counter of our edge in the page, while files are open."""
@@ -94,7 +130,7 @@ class Flow:
 
     def end(self) -> None:
         """Stop whatever flows. What was appended stays."""
-        self.shipper = self.receiver = self._held = self._conn = None
+        self.shipper = self.receiver = self._bundle = None
         if self.files is not None:
             self._say(EDGE_LINK, LINK_DOWN)
             self._say(EDGE_ASLEEP, 0)
@@ -114,67 +150,104 @@ class Flow:
             return False
         if not files.current:
             raise Stopped("journal", "the target was restarted, or the group's journal was started over")
-        shipper, receiver, conn = self.shipper, self.receiver, self._conn
-        assert conn is not None
-        if shipper is not None:
-            u64 = files.u64
-            if u64[DROPS + files.slot] != self._drops:
-                raise Stopped("journal", "the journal is no longer kept for the peer")
-            self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
-            if self._gathers:
-                return False
-            before = shipper.seq
-            for _ in range(FRAMES_A_ROUND):
-                shipped = shipper.pump()
-                if not shipped:
-                    break
-                self.records += shipped
-            else:
-                return False
-            if shipper.seq != before and not self.waited_for:
-                self._gathers, self._gather_until = True, now + GATHER_S
-            shipper.shrink()
-            if now >= self._next_beat and not conn.unsent:
-                self._next_beat = now + BEAT_S
-                conn.send(shipper.beat())
-        elif receiver is not None:
-            lazy = now >= self._next_lazy
-            if lazy:
-                self._next_lazy = now + ACK_LAZY_S
-            caught_up = receiver.acknowledge(conn.send, lazy)
-            if now >= self._next_ring:
-                self._next_ring = now + RING_LAZY_S
-                receiver.ring()
-            return caught_up
-        return False
+        bundle = self._bundle
+        assert bundle is not None
+        if self.shipper is not None:
+            self._ship_some(self.shipper, files, bundle, now)
+            return False
+        return self.receiver is not None and self._answer(self.receiver, bundle, now)
 
-    def take_frame(self, kind: int, flags: int, first_seq: int, body: memoryview) -> tuple[int, int, int] | None:
-        """Take a DATA, ACK or BEAT frame; returns the positions of an ACK that counts.
+    def _ship_some(self, shipper: Shipper, files: GroupFiles, bundle: Bundle, now: float) -> None:
+        u64 = files.u64
+        if u64[DROPS + files.slot] != self._drops:
+            raise Stopped("journal", "the journal is no longer kept for the peer")
+        if now >= self._next_rate:
+            self._next_rate = now + RATE_S
+            here = time.localtime()
+            shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
+        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
+        if self._gathers:
+            return
+        before = shipper.seq
+        for _ in range(FRAMES_A_ROUND * len(bundle.lanes)):
+            shipped = shipper.pump(now)
+            if not shipped:
+                break
+            self.records += shipped
+        else:
+            return
+        if shipper.seq != before and not self.waited_for:
+            self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
+        shipper.shrink()
+        if now >= self._next_beat and not bundle.first.unsent:
+            self._next_beat = now + (u64[BEACON_PACE_MS] / 1000 or BEAT_S)
+            bundle.send(shipper.beat())
 
-        Raises ProtocolError, Stopped.
+    def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
+        if receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
+            raise Lost(f"record {receiver.expect} did not come for {GAP_S:g} s, later ones did")
+        lazy = now >= self._next_lazy
+        if lazy:
+            self._next_lazy = now + ACK_LAZY_S
+        caught_up = receiver.acknowledge(bundle.send, lazy)
+        if receiver.grants is not None:
+            total = receiver.grants.due(now, self.peer_beat[1] if self.peer_beat else 0)
+            if total is not None:
+                bundle.send(wire.grant(total))
+        if now >= self._next_ring:
+            self._next_ring = now + RING_LAZY_S
+            receiver.ring()
+        return caught_up
+
+    def take_frame(
+        self, lane: Lane, kind: int, flags: int, first_seq: int, body: memoryview, now: float
+    ) -> tuple[int, int, int] | None:
+        """Take a frame that is no CONTROL; returns the positions of an ACK that counts.
+
+        A run that cannot be taken yet is left in the lane, `waiting`. Raises ProtocolError, Stopped.
         """
         if kind == wire.DATA:
             if self.receiver is not None:
-                if first_seq > self.receiver.expect:
+                if self.settings.connections == 1 and first_seq > self.receiver.expect:
                     raise ProtocolError(f"the peer sent record {first_seq}, wanted {self.receiver.expect}")
-                if self.receiver.room_for(body, flags):
-                    self.records += self.receiver.take(body, flags)
-                else:
-                    self._held = (flags, body)
-                    self._say(EDGE_WANTS, len(body))
+                self.receiver.count(body)
+                self._offer(self.receiver, lane, (flags, first_seq, body))
             return None
-        triple: tuple[int, int, int] = wire.TRIPLE.unpack(body)
+        self.count_other(lane, body)
+        if kind == wire.GRANT:
+            if self.shipper is not None and self.shipper.credit is not None:
+                self.shipper.credit.grant(*wire.TOTAL.unpack(body))
+            return None
+        if kind == wire.NEED:
+            if self.receiver is not None and self.receiver.grants is not None:
+                self.receiver.grants.need(*wire.DOUBLE.unpack(body))
+            return None
         if kind == wire.BEAT:
-            self.peer_beat = triple
+            head_seq, unsent_bytes, *beacon = wire.BEAT_BODY.unpack(body)
+            self.peer_beat = head_seq, unsent_bytes
+            if self.receiver is not None:
+                self.receiver.note_beacon(*beacon)
             return None
-        return self._acked(triple)
+        return self._acked(wire.TRIPLE.unpack(body), now)
+
+    def count_other(self, lane: Lane, body: memoryview) -> None:
+        """Count a frame that is no DATA. Raises ProtocolError when it came over another than the first connection."""
+        if lane.number:
+            raise ProtocolError(f"the peer sent something else than records over connection {lane.number + 1}")
+        self._other_bytes += wire.HEAD_BYTES + len(body)
+
+    def _offer(self, receiver: Receiver, lane: Lane, frame: Frame) -> bool:
+        taken = receiver.offer(*frame)
+        lane.waiting = frame if taken is None else None
+        self.records += taken or 0
+        return taken is not None
 
     def heard_of_tree(self, durable: object) -> None:
         """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""
         if self.shipper is not None and isinstance(durable, int) and durable >= 0:
             self.shipper.heard_of_tree(durable)
 
-    def _acked(self, triple: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    def _acked(self, triple: tuple[int, int, int], now: float) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files
         if shipper is None or files is None:
             return None
@@ -184,40 +257,47 @@ class Flow:
         if received >= shipper.seq:  # it holds some of what it is being sent again
             received = shipper.seq - 1
             durable, applied = min(durable, received), min(applied, received)
-        shipper.acked(received, durable, applied)
+        shipper.acked(received, durable, applied, now)
         files.wake_target()
         return received, durable, applied
 
     @property
     def blocked(self) -> bool:
-        """Whether a run waits for room in the journal; no frame may be read meanwhile."""
-        return self._held is not None
+        """Whether a run waits for room in the journal: it is not the peer that is silent."""
+        return self.receiver is not None and self.receiver.waits_for_room
 
-    def unblock(self) -> bool:
-        """Take the held run if there is room now. Returns whether reading may go on. Raises as take_frame."""
-        if self._held is None:
+    def unblock(self, bundle: Bundle) -> bool:
+        """Take runs that wait, held or in their connection, if they can be taken now.
+
+        Returns whether a connection may be read again. Raises as take_frame.
+        """
+        receiver, files = self.receiver, self.files
+        if receiver is None or files is None:
+            for lane in bundle.lanes:
+                lane.waiting = None  # nobody wants it any more
             return True
-        assert self.receiver is not None and self.files is not None
-        flags, body = self._held
-        if not self.receiver.room_for(body, flags):
-            self.files.wake_target()
-            return False
-        self._held = None
-        self._say(EDGE_WANTS, 0)
-        self.records += self.receiver.take(body, flags)
-        return True
+        again = False
+        if receiver.waits_for_room:
+            self.records += receiver.settle()
+        moved = True
+        while moved:  # what one lane brings may be what others wait for
+            moved = False
+            for lane in bundle.lanes:
+                if lane.waiting is not None and self._offer(receiver, lane, lane.waiting):
+                    lane.readable = moved = again = True
+        if receiver.waits_for_room:
+            files.wake_target()
+        return again
 
     # -- sleep ----------------------------------------------------------------------------------------------------
 
-    def may_sleep(self, conn: Connection) -> bool:
+    def may_sleep(self, bundle: Bundle, now: float) -> bool:
         """Say to the target that we are going to sleep; False when there is work after all."""
         files, shipper = self.files, self.shipper
         if files is None or shipper is None:
             return True
-        if conn.unsent:
-            return True  # the socket wakes us
-        if self._gathers:
-            return True  # the clock wakes us
+        if bundle.busy or self._gathers or shipper.starved or shipper.bucket.wait_s(now):
+            return True  # a socket wakes us, or the clock, or a grant
         self._say(EDGE_ASLEEP, 1)
         files.fence()
         if shipper.behind:
@@ -232,12 +312,34 @@ class Flow:
 
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""
-        if self.blocked:
-            return 0.005
-        if self.shipper is not None:
+        shipper, receiver = self.shipper, self.receiver
+        if shipper is not None:
             due = self._gather_until if self._gathers else self._next_beat
-            return min(LOOK_S, max(0.0, due - now))
-        if self.receiver is not None and self.receiver.lazy_pending:
-            due = min(self._next_lazy, self._next_ring) if self.receiver.ring_pending else self._next_lazy
-            return max(0.0, due - now)
-        return LOOK_S if self.files is not None else 3600.0
+            wait_s = shipper.bucket.wait_s(now) if shipper.behind else 0.0
+            return min(LOOK_S, max(0.0, due - now), wait_s or LOOK_S)
+        if receiver is None:
+            return LOOK_S if self.files is not None else 3600.0
+        if receiver.waits_for_room:
+            return ROOM_S
+        wait_s = LOOK_S
+        if receiver.lazy_pending:
+            due = min(self._next_lazy, self._next_ring) if receiver.ring_pending else self._next_lazy
+            wait_s = max(0.0, due - now)
+        if receiver.grants is not None and receiver.grants.pending:
+            wait_s = min(wait_s, max(0.0, receiver.grants.next_due - now))
+        return wait_s
+
+    def facts(self) -> dict[str, Any]:
+        """Return what status shows of the transfer; see pairview.py."""
+        gain, shipper, receiver, bundle = self.gain, self.shipper, self.receiver, self._bundle
+        return {
+            "connections": len(bundle.lanes) if bundle is not None else 0,
+            "rate": shipper.bucket.rate if shipper is not None else None,
+            "starved": shipper is not None and shipper.starved,
+            "round_trip_s": shipper.round_trip.seconds if shipper is not None else None,
+            "held_bytes": receiver.held_bytes if receiver is not None else 0,
+            "plain_bytes": gain.plain_bytes,
+            "wire_bytes": gain.wire_bytes,
+            "skipped_bytes": gain.skipped_bytes,
+            "cpu_s": round(gain.cpu_s, 3),
+        }

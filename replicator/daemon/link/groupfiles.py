@@ -14,6 +14,7 @@ from replicator.core.errors import IntegrityError
 from replicator.journal.files import PlainFile
 from replicator.journal.page import EDGE_ASLEEP, EDGES, INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number, edge_slot
 from replicator.journal.ring import Journal
+from replicator.journal.volumes import JournalDirectory
 
 
 class GroupFiles:
@@ -33,8 +34,8 @@ class GroupFiles:
         self.slot = slot
         self._bell_path: Callable[[int], Path] = lambda edge: run_dir / f"{uuid}.r.{edge}"
         self.incarnation = self.u64[INCARNATION]
-        self._file = PlainFile(journal_path or state_dir / "groups" / uuid / "journal")
-        self.journal = Journal.open(self._file, self.page)
+        where = PlainFile(journal_path) if journal_path else JournalDirectory(state_dir / "groups" / uuid)
+        self.journal = Journal.open(where, self.page)
         self.own_bell = Doorbell(self._bell_path(slot))
         self._target_bell = Doorbell(run_dir / f"{uuid}.t")
         self._edge_bells: dict[int, Doorbell] = {}
@@ -42,7 +43,14 @@ class GroupFiles:
 
     @property
     def current(self) -> bool:
-        """Whether offsets and roles are still those these files were opened under."""
+        """Whether offsets and roles are still those these files were opened under.
+
+        Files that have left the journal are closed on the way, those that joined it opened.
+        """
+        try:
+            self.journal.follow()
+        except OSError:
+            return False
         return self.u64[INCARNATION] == self.incarnation
 
     def wake_target(self) -> None:

@@ -1,7 +1,7 @@
 """The thread of one pair: waits in poll() for the doorbell, the connection and the inbox; feeds the session; obeys it.
 
     inbox        events of other threads: replies of the target, new connections, the operator's commands
-    connection   frames of the peer
+    connections  frames of the peer
     doorbell     the target has appended to the journal
 
 Invariants: the session is touched by this thread only. Effects are carried out in order, each before the next, except
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from replicator.core.errors import FarstripeError, ProtocolError, Refused, to_map
+from replicator.core.errors import BadInput, FarstripeError, ProtocolError, Refused, to_map
 from replicator.core.events import (
     Acked,
     Answer,
@@ -45,11 +45,13 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import NotExpected, Session
+from replicator.core.transfer import Transfer, from_map
 from replicator.daemon.link import wire
+from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Connection, Lost
 from replicator.daemon.link.flow import FRAMES_A_ROUND, Flow
-from replicator.daemon.link.mailbox import Evicted, Incoming, Item, Knock, LookAgain, Mailbox, Query
+from replicator.daemon.link.mailbox import Evicted, Incoming, Item, Knock, LookAgain, Mailbox, Query, Retune
 from replicator.daemon.link.shipper import Stopped
 from replicator.journal.page import Doorbell
 
@@ -69,9 +71,12 @@ class Surroundings:
     ask: Callable[[AskTarget], None]
     dial: Callable[[], None]
     """Try to connect in the background; ends in PairLoop.connected or PairLoop.not_connected."""
+    open_more: Callable[[str, int], None]
+    """Try to add so many connections to the link of this name, in the background; each ends in PairLoop.joined."""
     persist: Callable[[dict[str, Any]], None]
     event: Callable[[str, dict[str, Any]], None]
-    compress_level: Callable[[], int]
+    transfer: Callable[[], Transfer]
+    """The settings of this node."""
     failed: Callable[[], None]
     """The thread ends because of an error nobody expected."""
     claims: Claims = field(default_factory=Claims)
@@ -91,10 +96,8 @@ class PairLoop:
         self._stopping = False
         self._poller: select.poll | None = None
         self._watched: tuple[object, ...] = ()
-        self._hung_up = False
-        self._readable = False
-        """Whether the connection may have bytes for us."""
-        self._conn: Connection | None = None
+        self._bundle: Bundle | None = None
+        """The connections of the present link."""
         self._link = 0
         self._last_rx = self._last_tick = 0.0
         self._shared_policy: dict[str, Any] | None = None
@@ -119,6 +122,14 @@ class PairLoop:
     def connected(self, conn: Connection) -> None:
         """Hand over an authenticated connection to the peer. It replaces one that stands."""
         self._box.put(Incoming(conn))
+
+    def joined(self, conn: Connection) -> None:
+        """Hand over one more authenticated connection of the present link; one of another link is closed."""
+        self._box.put(Incoming(conn, more=True))
+
+    def retune(self) -> None:
+        """Take up changed transfer settings."""
+        self._box.put(Retune())
 
     def knock(self) -> None:
         """Call the peer at once: it has asked for it."""
@@ -163,7 +174,7 @@ class PairLoop:
             log.exception("pair %s: the link thread failed", self._around.name)
             self._around.event("internal-error", {"message": "the pair's thread failed; see the replicator's log"})
         self._flow.end()
-        self._drop_conn(gently=True)
+        self._drop_link(gently=True)
         self._around.claims.release(self)
         self._box.close(why)
         if not self._stopping:
@@ -188,16 +199,16 @@ class PairLoop:
 
     def _move(self, now: float) -> bool:
         """Read and write what the connection has and takes. Returns whether to come back without sleeping."""
-        conn, flow = self._conn, self._flow
-        if conn is None:
+        bundle, flow = self._bundle, self._flow
+        if bundle is None:
             return False
         link = self._link
         try:
-            if conn.wants_write:
-                conn.flush()
-            more = self._read(conn, now)
-            if self._conn is conn:
-                self._share_policy(conn)
+            bundle.flush()
+            more = self._read(bundle, now)
+            if self._bundle is bundle:
+                self._share_policy(bundle)
+                self._keep_connections(bundle, now)
                 if flow.work(now):
                     self._session.caught_up(now)
             return more
@@ -209,19 +220,36 @@ class PairLoop:
             self._stopped(link, exc, now)
         return True
 
-    def _read(self, conn: Connection, now: float) -> bool:
-        """Take frames; returns whether more wait here."""
-        flow, newest_ack = self._flow, None
-        link = self._link
+    def _read(self, bundle: Bundle, now: float) -> bool:
+        """Take frames of all connections; returns whether more wait here."""
+        flow = self._flow
         if flow.blocked:
-            if self._hung_up:
-                raise Lost("the peer closed the connection")  # the held run will be sent again
             self._last_rx = now  # we are the ones who do not read; that is no silence of the peer's
-            if not flow.unblock():
-                return False
-            self._readable = True
-        if not self._readable:
-            return False
+        if flow.blocked or bundle.waiting:
+            flow.unblock(bundle)
+        more = False
+        for lane in tuple(bundle.lanes):
+            if lane.waiting is not None or (lane.number and not flow.flows):
+                if lane.hung_up:
+                    raise lane.lost(Lost("the peer closed the connection"))  # what it brought will be sent again
+                continue
+            if not lane.readable:
+                continue
+            try:
+                lane.readable = self._read_lane(bundle, lane, now)
+            except Lost as exc:
+                raise lane.lost(exc) from exc
+            if self._bundle is not bundle:
+                return True
+            more = more or lane.readable
+        if bundle.waiting and not flow.blocked and flow.unblock(bundle):
+            return True
+        return more
+
+    def _read_lane(self, bundle: Bundle, lane: Lane, now: float) -> bool:
+        """Take frames of one connection; returns whether more wait there."""
+        flow, conn, newest_ack = self._flow, lane.conn, None
+        link = self._link
         before = conn.bytes_in
         more = True
         for _ in range(FRAMES_A_ROUND):
@@ -232,15 +260,16 @@ class PairLoop:
             kind, flags, first_seq, body = found
             if kind == wire.CONTROL:
                 self._last_rx = now
+                flow.count_other(lane, body)
                 if newest_ack is not None:
                     self._feed(Acked(link, *newest_ack), now)
                     newest_ack = None
                 self._control(link, wire.parse_control(body), now)
-                if self._conn is not conn:
+                if self._bundle is not bundle:
                     return True
             else:
-                newest_ack = flow.take_frame(kind, flags, first_seq, body) or newest_ack
-                if flow.blocked:
+                newest_ack = flow.take_frame(lane, kind, flags, first_seq, body, now) or newest_ack
+                if lane.waiting is not None:
                     more = False
                     break
             if not conn.unread():
@@ -252,13 +281,16 @@ class PairLoop:
             self._feed(Acked(link, *newest_ack), now)
             if flow.waited_for:
                 self._around.acked()
-        return more and self._conn is conn
+        return more and self._bundle is bundle
 
     def _control(self, link: int, frame: dict[str, Any], now: float) -> None:
-        """Policy frames are between the shells; everything else is the session's."""
-        if frame.get("t") in ("ping", "pong"):
+        """Policy and transfer frames are between the shells; everything else is the session's."""
+        kind = frame.get("t")
+        if kind in ("ping", "pong"):
             self._flow.heard_of_tree(frame.get("tree_durable"))
-        if frame.get("t") != "policy":
+        if kind == "transfer":
+            self._take_transfer(frame)
+        elif kind != "policy":
             self._feed(FrameIn(link, frame), now)
         elif self._flow.receiver is not None:
             policy = frame.get("policy")
@@ -267,50 +299,73 @@ class PairLoop:
             self._flow.receiver.durable_acks = policy.get("mode") == "sync" and policy.get("ack") == "durable"
             self._around.ask(AskTarget(0, "group.policy", policy))
 
-    def _share_policy(self, conn: Connection) -> None:
+    def _take_transfer(self, frame: dict[str, Any]) -> None:
+        """The peer, which ships, states how: go by it, and keep it for when the roles change."""
+        if self._flow.receiver is None:
+            return
+        found = frame.get("settings")
+        try:
+            settings = from_map(found if isinstance(found, dict) else {})
+        except BadInput as exc:
+            raise ProtocolError(f"the peer sent transfer settings that are none: {exc.message}") from exc
+        self._flow.tune(settings)
+        if settings != self._around.transfer():
+            self._around.persist(settings.to_map())
+
+    def _state_transfer(self) -> None:
+        """Tell the peer how we ship."""
+        if self._bundle is not None and self._flow.shipper is not None:
+            self._bundle.send(wire.control({"t": "transfer", "settings": self._flow.settings.to_map()}))
+
+    def _keep_connections(self, bundle: Bundle, now: float) -> None:
+        """The side that makes the connections adds those that are wanted beside the first."""
+        wanted = self._flow.settings.connections
+        if wanted > len(bundle.lanes) and self._session.dials and self._flow.flows:
+            missing = bundle.to_open(now, wanted)
+            if missing:
+                self._around.open_more(bundle.name, missing)
+
+    def _share_policy(self, bundle: Bundle) -> None:
         """Tell the peer how it is to acknowledge, and what holds when it becomes primary."""
         policy = self._session.status.get("policy")
         if self._flow.shipper is not None and policy and policy != self._shared_policy:
             self._shared_policy = dict(policy)
-            conn.send(wire.control({"t": "policy", "policy": self._shared_policy}))
+            bundle.send(wire.control({"t": "policy", "policy": self._shared_policy}))
 
     def _sleep(self, now: float, more: bool) -> None:
         """Wait for the doorbell, the connection, the inbox or the next deadline."""
-        conn, flow = self._conn, self._flow
+        bundle, flow = self._bundle, self._flow
         timeout_s = 0.0
         if not more:
             timeout_s = min(MAX_SLEEP_S, flow.next_work(now))
             deadline = self._next_tick()
             if deadline is not None and deadline - now < timeout_s:
                 timeout_s = max(0.0, deadline - now)
-            if conn is not None and not flow.may_sleep(conn):
+            if bundle is not None and not flow.may_sleep(bundle, now):
                 timeout_s = 0.0
         files = flow.files
         bell = files.own_bell if files is not None and flow.shipper is not None else None
-        wanted = self._watch(conn, bell, flow.blocked)
-        self._readable, self._hung_up = more, False
-        for fd, what in wanted.poll(timeout_s * 1000 if timeout_s else 0):
+        found = self._watch(bundle, bell).poll(timeout_s * 1000 if timeout_s else 0)
+        for fd, what in found:
             if fd == self._box.fileno():
                 self._box.clear_wake()
             elif bell is not None and fd == bell.fileno():
                 bell.clear()
-            else:
-                self._readable = True
-                self._hung_up = bool(what & _ENDED)
+            elif bundle is not None:
+                lane = bundle.lane(fd)
+                lane.readable, lane.hung_up = True, bool(what & _ENDED)
         flow.awake()
 
-    def _watch(self, conn: Connection | None, bell: Doorbell | None, blocked: bool) -> select.poll:
-        """Return a poll object for the inbox, the connection and the doorbell; the last one if nothing has changed."""
-        events = 0
-        if conn is not None:
-            events = (0 if blocked else select.POLLIN) | (select.POLLOUT if conn.wants_write else 0)
-        wanted = (conn, bell, events)
+    def _watch(self, bundle: Bundle | None, bell: Doorbell | None) -> select.poll:
+        """Return a poll object for the inbox, the connections and the doorbell; the last one if nothing has changed."""
+        events = bundle.wanted(self._flow.flows) if bundle is not None else ()
+        wanted = (bundle, bell, events)
         if self._poller is None or wanted != self._watched:
             self._watched = wanted
             self._poller = select.poll()
             self._poller.register(self._box.fileno(), select.POLLIN)
-            if conn is not None:
-                self._poller.register(conn.fileno(), events)
+            for fd, what in events:
+                self._poller.register(fd, what)
             if bell is not None:
                 self._poller.register(bell.fileno(), select.POLLIN)
         return self._poller
@@ -318,38 +373,51 @@ class PairLoop:
     # -- events ---------------------------------------------------------------------------------------------------
 
     def _take(self, item: Item, now: float) -> None:
-        if isinstance(item, Incoming):
-            if self._conn is not None:
+        if isinstance(item, Incoming) and item.more:
+            if self._bundle is None or not self._bundle.add(item.conn):
+                item.conn.close(gently=False)
+        elif isinstance(item, Incoming):
+            if self._bundle is not None:
                 self._lost(self._link, "the peer made a new connection", now)
-            self._conn = item.conn
-            self._readable = True
+            self._bundle = Bundle(item.conn, item.conn.bundle)
             self._link += 1
             self._last_rx = now
             self._feed(LinkUp(self._link), now)
         elif isinstance(item, Knock):
             self._session.hurry(now)
+        elif isinstance(item, Retune):
+            self._retune(now)
         elif isinstance(item, LookAgain):
             self._obey(self._session.look_again(now), now)
         elif isinstance(item, Evicted):
-            if self._around.claims.holder is self and self._conn is not None:
+            if self._around.claims.holder is self and self._bundle is not None:
                 self._lost(self._link, "another peer feeds this group now", now)
         elif isinstance(item, Query):
             item.future.set_result(self._facts(now))
         else:
             self._feed(item, now)
 
+    def _retune(self, now: float) -> None:
+        try:
+            if self._flow.shipper is not None:
+                self._flow.tune(self._around.transfer())
+                self._state_transfer()
+        except Lost as exc:
+            self._lost(self._link, str(exc), now)
+
     def _facts(self, now: float) -> dict[str, Any]:
         facts = self._session.facts(now)
-        conn, flow = self._conn, self._flow
-        facts["bytes_in"], facts["bytes_out"] = (conn.bytes_in, conn.bytes_out) if conn else (0, 0)
+        bundle, flow = self._bundle, self._flow
+        facts["bytes_in"], facts["bytes_out"] = (bundle.bytes_in, bundle.bytes_out) if bundle else (0, 0)
+        facts["transfer"] = flow.facts()
         facts["records"] = flow.records
         facts["unsent_bytes"] = None
         if flow.shipper is not None and flow.files is not None:
             facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
         facts["peer_beat"] = None
         if flow.peer_beat is not None:
-            head_seq, behind_bytes, write_time_ns = flow.peer_beat
-            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": behind_bytes, "write_time_ns": write_time_ns}
+            head_seq, unsent_bytes = flow.peer_beat
+            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": unsent_bytes}
         return facts
 
     def _feed(self, event: Event, now: float) -> None:
@@ -374,7 +442,7 @@ class PairLoop:
         if isinstance(event, Command):
             self._box.answer(Answer(event.id, error=to_map(Refused(exc.message))))
         elif isinstance(event, LinkUp):
-            self._drop_conn(gently=True)
+            self._drop_link(gently=True)
         elif not isinstance(exc, NotExpected):
             log.warning("pair %s: %s", self._around.name, exc)
         else:
@@ -382,7 +450,7 @@ class PairLoop:
 
     def _lost(self, link: int, reason: str, now: float) -> None:
         self._flow.end()
-        self._drop_conn(gently=False)
+        self._drop_link(gently=False)
         self._feed(LinkDown(link, reason), now)
 
     def _breach(self, link: int, exc: ProtocolError, now: float) -> None:
@@ -404,37 +472,38 @@ class PairLoop:
         except (Lost, ProtocolError) as exc:  # a frame too large to send ends the link as well
             self._box.put(LinkDown(link, str(exc)))
             self._flow.end()
-            self._drop_conn(gently=False)
+            self._drop_link(gently=False)
         except Stopped as exc:
             self._flow.end()
             self._box.put(DataStopped(link, exc.cause, str(exc)))
 
     def _do(self, effect: Effect) -> None:
-        around, flow, conn = self._around, self._flow, self._conn
+        around, flow, bundle = self._around, self._flow, self._bundle
         if isinstance(effect, Send):
-            if conn is not None:
-                conn.send(wire.control(effect.frame))
+            if bundle is not None:
+                bundle.send(wire.control(effect.frame))
         elif isinstance(effect, AskTarget):
             if effect.op == "group.status" and effect.args.get("settle"):
                 around.claims.look(self)  # what the answer says of the journal holds while nobody else appends to it
             around.ask(effect)
         elif isinstance(effect, ClaimJournal):
-            if conn is not None and not around.claims.take(self, self.evict):
+            if bundle is not None and not around.claims.take(self, self.evict):
                 raise Lost("another peer fed this group meanwhile")
         elif isinstance(effect, Log):
             around.event(effect.name, effect.detail)
         elif isinstance(effect, StartShipping):
-            if conn is not None:
+            if bundle is not None:
                 self._shared_policy = None
-                flow.ship(conn, effect.from_seq, around.compress_level())
+                flow.ship(bundle, effect.from_seq, around.transfer())
+                self._state_transfer()
         elif isinstance(effect, StartReceiving):
-            if conn is not None:
-                flow.receive(conn, effect.expect_seq, effect.min_epoch)
+            if bundle is not None:
+                flow.receive(bundle, effect.expect_seq, effect.min_epoch)
         elif isinstance(effect, StopShipping | StopReceiving):
             flow.end()
         elif isinstance(effect, CloseLink):
             flow.end()
-            self._drop_conn(gently=True)
+            self._drop_link(gently=True)
         elif isinstance(effect, Dial):
             around.dial()
         elif isinstance(effect, Persist):
@@ -442,7 +511,7 @@ class PairLoop:
         else:
             self._box.answer(effect)
 
-    def _drop_conn(self, *, gently: bool) -> None:
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            conn.close(gently=gently)
+    def _drop_link(self, *, gently: bool) -> None:
+        bundle, self._bundle = self._bundle, None
+        if bundle is not None:
+            bundle.close(gently=gently)

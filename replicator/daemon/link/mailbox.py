@@ -21,13 +21,18 @@ from replicator.daemon.link.connection import Connection
 
 @dataclass
 class Incoming:
-    """A connection that another thread has made and authenticated."""
+    """A connection that another thread has made and authenticated: a new link, or `more` for the one that stands."""
 
     conn: Connection
+    more: bool = False
 
 
 class Knock:
     """The peer asks to be called."""
+
+
+class Retune:
+    """The pair's transfer settings were changed."""
 
 
 class LookAgain:
@@ -45,7 +50,7 @@ class Query:
     future: Future[dict[str, Any]] = field(default_factory=Future)
 
 
-Item = Event | Incoming | Knock | LookAgain | Evicted | Query
+Item = Event | Incoming | Knock | LookAgain | Evicted | Retune | Query
 
 
 class Mailbox:

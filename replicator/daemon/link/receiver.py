@@ -1,11 +1,13 @@
 """Frames -> journal: the receiving half of a pair.
 
-A frame's records are judged as a whole before a byte of them is kept. What was appended is acknowledged once a poll
-round; what is durable or applied here is told when it changes, but not at once: nobody waits for it, except that
-records which must be durable (the group's policy, a barrier, a FUA write) are synced at once and told at once.
+A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of the
+link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what is
+durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
+be durable (the group's policy, a barrier, a FUA write) are synced at once and told at once.
 
-When the journal is full the frame waits here, unread frames wait in TCP, and the primary feels it: backpressure.
-Hot path: `take`.
+When the journal is full, or too much is held, the frame waits in its connection, unread frames wait in TCP, and the
+primary feels it: backpressure. In a pulled transfer it has not even sent them (core/credits.py).
+Hot path: `offer`, `take`.
 """
 
 from __future__ import annotations
@@ -14,17 +16,24 @@ from collections.abc import Callable
 
 import zstandard
 
+from replicator.core.credits import Grants
 from replicator.core.errors import ProtocolError
+from replicator.core.reassembly import Reassembly
 from replicator.core.records import BadRecord
 from replicator.core.runs import parse_run
+from replicator.core.transfer import PULL, Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.shipper import Stopped
+from replicator.journal.beacons import publish
 from replicator.journal.page import (
     APPLIED_SEQ,
+    ARRIVED_GEN,
+    ARRIVED_TIME,
     DURABLE_SEQ,
     EDGE_DURABLE_SEQ,
     EDGE_RECEIVED_SEQ,
+    EDGE_WANTS,
     EDGES,
     EPOCH,
     HEAD_OFF,
@@ -41,6 +50,10 @@ RING_LAZY_S = 0.004
 RING_BYTES = 1 << 20
 """The follower is woken at most so often, or for so much: applying each small write by itself would cost the primary's
 writers the processor they wait for."""
+HELD_BYTES = 16 << 20
+"""At most so much is held of what came before its turn; in a pulled transfer its window, which is what can be."""
+GAP_S = 5.0
+"""A link is given up when a run is missing for so long and nothing else comes that could be it."""
 
 
 class Receiver:
@@ -63,9 +76,87 @@ class Receiver:
         """Sync the journal before each acknowledgement."""
         self._must_sync = False
         self._synced = 0
+        self._beacon = 0, 0
         self._unrung_bytes = 0
         self._told = (0, 0, 0)
         self._unzstd = zstandard.ZstdDecompressor(max_window_size=128 << 20)
+        self._early: Reassembly[tuple[int, bytes]] = Reassembly(HELD_BYTES)
+        self.grants: Grants | None = None
+        """What the sender may send, once it has said that it is to be pulled."""
+        self._wanted = 0
+        self._gap: tuple[int, int] = (0, 0)
+        self._gap_since = 0.0
+
+    def tune(self, settings: Transfer) -> None:
+        """Take up how the sender sends; for the life of the link."""
+        if settings.transfer == PULL and self.grants is None:
+            self.grants = Grants(settings.window, wire.MAX_DATA_BYTES + wire.HEAD_BYTES)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held that came before their turn."""
+        return self._early.held_bytes
+
+    def count(self, body: memoryview) -> None:
+        """Count a DATA frame when it is read. Raises ProtocolError when nobody has asked for it."""
+        if self.grants is not None:
+            self.grants.came(len(body) + wire.HEAD_BYTES)
+
+    def offer(self, flags: int, first_seq: int, body: memoryview) -> int | None:
+        """Take a frame, or hold it until its turn comes. Returns how many records were appended, held ones included.
+
+        None: it cannot be taken now and is to be offered again; its connection is not read until then.
+        Raises as `take` and `room_for`.
+        """
+        if first_seq > self.expect:
+            if not self._early.fits(len(body)):
+                return None
+            self._early.hold(first_seq, len(body), (flags, bytes(body)))
+            return 0
+        if not self._finds_room(body, flags):
+            return None
+        taken = self.take(body, flags)
+        self._done(len(body))
+        return taken + self.settle()
+
+    def settle(self) -> int:
+        """Append held runs whose turn has come and for which the journal has room. Returns how many records."""
+        taken = 0
+        while (run := self._early.ready(self.expect)) is not None:
+            flags, body = run
+            view = memoryview(body)
+            if not self._finds_room(view, flags):
+                break
+            taken += self.take(view, flags)
+            self._early.release()
+            self._done(len(body))
+        return taken
+
+    def _finds_room(self, body: memoryview, flags: int) -> bool:
+        """As `room_for`, and lets the target know what waits."""
+        wanted = 0 if self.room_for(body, flags) else len(body)
+        if wanted != self._wanted:
+            self._wanted = self._u64[edge_slot(self._files.slot, EDGE_WANTS)] = wanted
+        return not wanted
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether a run whose turn it is waits because the journal is full."""
+        return self._wanted > 0
+
+    def _done(self, size: int) -> None:
+        if self.grants is not None:
+            self.grants.done(size + wire.HEAD_BYTES)
+
+    def gap_lasts(self, data_bytes: int, now: float) -> bool:
+        """Whether runs have been held for GAP_S while neither the next one came nor any byte that could be of it.
+
+        data_bytes: that came over the link so far, other frames left out.
+        """
+        mark = (self.expect, data_bytes)
+        if not len(self._early) or self.waits_for_room or mark != self._gap:
+            self._gap, self._gap_since = mark, now
+        return now - self._gap_since >= GAP_S
 
     def room_for(self, body: memoryview, flags: int) -> bool:
         """Whether the journal can take the frame now. Raises ProtocolError or Stopped when it never can."""
@@ -104,6 +195,10 @@ class Receiver:
         except OSError as exc:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
+        publish(self._u64, ARRIVED_GEN, run.last_seq, run.last_time_ns)
+        if self._beacon[0]:
+            beacon, self._beacon = self._beacon, (0, 0)
+            self.note_beacon(*beacon)
         self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
@@ -111,6 +206,13 @@ class Receiver:
         if self._unrung_bytes >= RING_BYTES:
             self.ring()
         return run.records
+
+    def note_beacon(self, seq: int, time_ns: int) -> None:
+        """The peer says that every record up to `time_ns` has a seq up to `seq`: true here once they have come."""
+        if seq >= self.expect:
+            self._beacon = seq, time_ns  # it overtook them on another connection
+        elif seq and time_ns > self._u64[ARRIVED_TIME]:
+            publish(self._u64, ARRIVED_GEN, seq, time_ns)
 
     def ring(self) -> None:
         """Tell the follower that there is work."""
@@ -145,7 +247,7 @@ class Receiver:
         if now == self._told:
             return False
         self._told = now
-        send(wire.triple(wire.ACK, *now))
+        send(wire.ack(*now))
         return True
 
     def _sync(self, received: int) -> None:

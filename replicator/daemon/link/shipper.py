@@ -1,8 +1,10 @@
 """Journal -> frames: the sending half of a pair.
 
-The idea: a cursor (offset, seq) in the journal. Whenever the connection has nothing unsent, the next stretch of the
-journal is read into one buffer behind room for a frame header, judged by parse_run, and sent as one frame. TCP is the
-window: nothing is queued here, so memory does not depend on the lag.
+The idea: a cursor (offset, seq) in the journal. Whenever one of the link's connections has nothing unsent, the next
+stretch of the journal is read into that connection's buffer behind room for a frame header, judged by parse_run, and sent
+as one frame. TCP is the window, and in a pulled transfer the receiver's credit as well: nothing is queued here, so memory
+does not depend on the lag. How long a frame may be: core/batching.py. A limit holds back frames, never what else the
+link carries.
 
 Every stretch is checked before it leaves: that its records follow one another, and for the first PROVE_BYTES of a
 connection their CRCs too. The peer checks all of it before it keeps a byte. So rot ends the connection at most,
@@ -16,15 +18,21 @@ from __future__ import annotations
 
 from collections import deque
 
-import zstandard
-
+from replicator.core.batching import RoundTrip, frame_bytes
+from replicator.core.credits import Credit
 from replicator.core.errors import IntegrityError
+from replicator.core.ratelimit import TokenBucket
 from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, unpack_header
 from replicator.core.runs import Run, parse_run
+from replicator.core.transfer import PULL, Transfer
 from replicator.daemon.link import wire
-from replicator.daemon.link.connection import Connection
+from replicator.daemon.link.bundle import Bundle, Lane
+from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.groupfiles import GroupFiles
+from replicator.daemon.link.packing import Gain, Packer
+from replicator.journal.beacons import NOTHING, look
 from replicator.journal.page import (
+    BEACON_GEN,
     EDGE_APPLIED_SEQ,
     EDGE_DURABLE_OFF,
     EDGE_DURABLE_SEQ,
@@ -39,7 +47,6 @@ from replicator.journal.page import (
 RUN_BYTES = (1 << 20) + HEADER_BYTES  # what a copy of 1 MiB takes
 _ROOM = wire.HEAD_BYTES
 _MARKS = 4096
-_MIN_COMPRESS_BYTES = 512
 _SCAN_BYTES = 1 << 20
 PROVE_BYTES = 16 << 20
 
@@ -53,23 +60,26 @@ class Stopped(Exception):
 
 
 class Shipper:
-    """Sends one group's records over one connection, from a given seq on."""
+    """Sends one group's records over one link, from a given seq on."""
 
-    def __init__(self, files: GroupFiles, conn: Connection, from_seq: int, compress_level: int) -> None:
-        """compress_level: of zstd, 0 for none. Raises Stopped("journal") when `from_seq` is not in the journal."""
+    def __init__(self, files: GroupFiles, bundle: Bundle, from_seq: int, settings: Transfer, gain: Gain) -> None:
+        """gain: counted into. Raises Stopped("journal") when `from_seq` is not in the journal."""
         self._files = files
-        self._conn = conn
+        self._bundle = bundle
         self._u64 = files.u64
-        self._buf = bytearray(_ROOM + RUN_BYTES)
-        self._view = memoryview(self._buf)
-        self._zstd = zstandard.ZstdCompressor(level=compress_level) if compress_level else None
+        self._gain = gain
+        self.bucket = TokenBucket()
+        """The limit in force; its owner sets the rate."""
+        self.credit = Credit(settings.window) if settings.transfer == PULL else None
+        self.round_trip = RoundTrip()
+        self.tune(settings)
         self.seq = from_seq
         """The next seq to send."""
         self.off = locate(files, from_seq)
         """Its offset in the journal."""
         self.epoch = 0
-        self.last_write_time_ns = 0
         self._to_prove = PROVE_BYTES
+        self._starved_until = 0  # credit that the next frame needs
         self._marks: deque[tuple[int, int]] = deque()  # (last seq, end offset) of frames not yet durable at the peer
         u64, edge = self._u64, files.slot
         self._received, self._durable = edge_slot(edge, EDGE_RECEIVED_SEQ), edge_slot(edge, EDGE_DURABLE_SEQ)
@@ -82,46 +92,89 @@ class Shipper:
         u64[self._tree_durable] = min(u64[self._tree_durable], from_seq - 1)
         self._marks.append((from_seq - 1, self.off))
 
+    def tune(self, settings: Transfer) -> None:
+        """Take up changed settings, as far as they need no new link."""
+        self._packer = Packer(settings.compress, self._gain)
+
     @property
     def behind(self) -> bool:
         """Whether the journal holds records that were not sent."""
         return self._u64[HEAD_OFF] > self.off
 
-    def pump(self) -> int:
-        """Send the next frame if the connection is free and a record waits. Returns the records sent.
+    @property
+    def starved(self) -> bool:
+        """Whether the next frame waits for credit of the peer."""
+        return self.credit is not None and self.credit.granted < self._starved_until
 
-        Raises Stopped, Lost.
+    def pump(self, now: float) -> int:
+        """Send the next frame if a connection is free, a record waits, and limit and credit allow it.
+
+        Returns the records sent. Raises Stopped, Lost.
         """
-        if self._conn.unsent:
-            return 0
         u64 = self._u64
-        want = u64[HEAD_OFF] - self.off
-        if want <= 0:
+        backlog = u64[HEAD_OFF] - self.off
+        if backlog <= 0 or self.starved or self.bucket.wait_s(now):
             return 0
-        if want > RUN_BYTES:
-            want = RUN_BYTES
-        run = self._read(want)
+        lane = self._bundle.free()
+        if lane is None:
+            return 0
+        credit, lanes = self.credit, len(self._bundle.lanes)
+        want = frame_bytes(RUN_BYTES, backlog, lanes, self.bucket.rate, credit.window_bytes if credit else 0)
+        if credit is not None and not self._has_credit(min(want, _ROOM + HEADER_BYTES)):
+            return 0
+        if credit is not None:
+            want = min(want, credit.room - _ROOM)
+        run = self._read(lane, want)
         if run.records == 0:
-            run = self._read_long_record()
+            total = self._next_total(lane)
+            if credit is not None and not self._has_credit(_ROOM + total):
+                return 0
+            run = self._read(lane, total)
+            if run.records == 0:
+                raise Stopped("medium", f"the journal is damaged at record {self.seq}")
+        self._send(lane, run, now)
+        return run.records
+
+    def _has_credit(self, size: int) -> bool:
+        """Whether a frame of `size` bytes may go out; else remember what it waits for, and ask for it."""
+        credit = self.credit
+        assert credit is not None
+        if credit.room >= size:
+            return True
+        self._starved_until = credit.sent + size
+        if credit.need(size):
+            self._bundle.send(wire.need(credit.sent, credit.sent + size))
+        return False
+
+    def _send(self, lane: Lane, run: Run, now: float) -> None:
         end = run.end
         first_seq, self.seq, self.off, self.epoch = self.seq, run.last_seq + 1, self.off + end, run.last_epoch
         self._to_prove -= end
+        self.round_trip.sent(run.last_seq, self._u64[self._received], first_seq, now)
         marks = self._marks
         marks.append((run.last_seq, self.off))
         if len(marks) > _MARKS:
             self._marks = deque(list(marks)[1::2])  # coarser marks free journal space later, never too early
-        if self._zstd is not None and end >= _MIN_COMPRESS_BYTES:
-            packed = self._zstd.compress(self._view[_ROOM : _ROOM + end])
-            if len(packed) < end:
-                self._conn.send(wire.HEAD.pack(len(packed), wire.DATA, wire.FLAG_ZSTD, 0, first_seq) + packed)
-                return run.records
-        wire.HEAD.pack_into(self._buf, 0, end, wire.DATA, 0, 0, first_seq)
-        self._conn.send(self._view[: _ROOM + end])
-        return run.records
+        view = memoryview(lane.buf)[: _ROOM + end]
+        packed = self._packer.pack(view[_ROOM:])
+        frame: bytes | memoryview = view
+        if packed is None:
+            wire.HEAD.pack_into(lane.buf, 0, end, wire.DATA, 0, 0, first_seq)
+        else:
+            frame = wire.HEAD.pack(len(packed), wire.DATA, wire.FLAG_ZSTD, 0, first_seq) + packed
+        self.bucket.spend(len(frame))
+        if self.credit is not None:
+            self.credit.spend(len(frame))
+        try:
+            lane.conn.send(frame)
+        except Lost as exc:
+            raise lane.lost(exc) from exc
 
-    def _read(self, want: int) -> Run:
-        """Read and judge `want` bytes from the cursor."""
-        view = self._view[_ROOM : _ROOM + want]
+    def _read(self, lane: Lane, want: int) -> Run:
+        """Read and judge `want` bytes from the cursor, into the lane's buffer behind room for a frame header."""
+        if len(lane.buf) < _ROOM + want:
+            lane.buf = bytearray(_ROOM + max(want, RUN_BYTES))
+        view = memoryview(lane.buf)[_ROOM : _ROOM + want]
         files = self._files
         try:
             files.journal.read_into(view, self.off)
@@ -136,37 +189,33 @@ class Shipper:
             raise Stopped("journal", f"record {self.seq} is not where it was in the journal")
         return run
 
-    def _read_long_record(self) -> Run:
-        """Read one record that is longer than the buffer, in a buffer of its own size."""
+    def _next_total(self, lane: Lane) -> int:
+        """Return the length of the next record, whose beginning was just read into the lane's buffer."""
         try:
-            total = unpack_header(self._buf, _ROOM).total_bytes
+            total = unpack_header(lane.buf, _ROOM).total_bytes
         except BadRecord as exc:
             raise Stopped("medium", f"the journal is damaged at record {self.seq}: {exc}") from exc
         if self.off + total > self._u64[HEAD_OFF] or total > MAX_PAYLOAD_BYTES + HEADER_BYTES:
             raise Stopped("medium", f"the journal is damaged at record {self.seq}: it reaches beyond the journal's end")
-        self._buf = bytearray(_ROOM + total)
-        self._view = memoryview(self._buf)
-        run = self._read(total)
-        if run.records == 0:
-            raise Stopped("medium", f"the journal is damaged at record {self.seq}")
-        return run
+        return total
 
     def shrink(self) -> None:
-        """Give back the buffer of a long record once it was sent."""
-        if len(self._buf) > _ROOM + RUN_BYTES and not self._conn.unsent:
-            self._buf = bytearray(_ROOM + RUN_BYTES)
-            self._view = memoryview(self._buf)
+        """Give back the buffers of long records once they were sent."""
+        for lane in self._bundle.lanes:
+            if len(lane.buf) > _ROOM + RUN_BYTES and not lane.conn.unsent:
+                lane.buf = bytearray()
 
     def _check_still_there(self) -> None:
         if not self._files.current or self._u64[TAIL_OFF] > self.off:
             raise Stopped("journal", "the journal was started over, or no longer reaches back far enough")
 
-    def acked(self, received: int, durable: int, applied: int) -> None:
+    def acked(self, received: int, durable: int, applied: int, now: float) -> None:
         """Take in what the peer says it has; store it for the target's waiting writers and the journal's trimming.
 
         The caller has checked that the numbers are possible and rings the target.
         """
         u64, marks = self._u64, self._marks
+        self.round_trip.acked(received, now)
         u64[self._received] = received
         u64[self._applied] = applied
         if durable > u64[self._durable]:
@@ -183,9 +232,15 @@ class Shipper:
         u64[self._tree_durable] = min(durable, u64[self._durable])
 
     def beat(self) -> bytes:
-        """Return the BEAT frame that states how far behind the peer is, seen from here."""
+        """Return the BEAT frame that states how far behind the peer is, seen from here.
+
+        A beacon goes along once every record it speaks of was sent; until then the records tell their times themselves.
+        """
         u64 = self._u64
-        return wire.triple(wire.BEAT, u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), self.last_write_time_ns)
+        beacon = look(u64, BEACON_GEN)
+        if beacon.seq >= self.seq:
+            beacon = NOTHING
+        return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon)
 
 
 def locate(files: GroupFiles, seq: int) -> int:

@@ -44,6 +44,7 @@ class SimConnection:
         self.open = True
         self.silent = False  # what is sent disappears
         self._network = network
+        self.bytes_in = 0
         self.in_flight_bytes = 0
         self.last_arrival = 0.0
         self.delivered: list[bytes] = []
@@ -142,6 +143,7 @@ class Network:
             return
         if data[4] == wire.DATA and self.replay and self._rng.random() < self.replay:
             self._again.append((receiver.owner.place, receiver.number, data))
+        receiver.bytes_in += len(data)
         receiver.owner.frame(receiver, data)
 
     def closed(self, conn: SimConnection) -> None:

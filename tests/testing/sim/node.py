@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.capture import recovery
 from replicator.capture.bitmaps import blocks_of
+from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import (
     BITMAP,
@@ -96,7 +97,7 @@ class Node:
             maps=self.maps,
             volumes=self.pool.open(),
             pool_sync=lambda: None,
-            clock_ns=lambda: WALL_START_NS + int(self.clock.now * 1e9),
+            clock=WriteClock(lambda: WALL_START_NS + int(self.clock.now * 1e9)),
             boot=self.boot,
         )
 

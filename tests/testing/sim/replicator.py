@@ -34,8 +34,10 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import Session
+from replicator.core.transfer import Transfer
 from replicator.daemon import pairs
 from replicator.daemon.link import wire
+from replicator.daemon.link.bundle import Bundle
 from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.flow import Flow
@@ -98,6 +100,7 @@ class Edge:
         )
         self.flow = Flow(self._open_files)  # type: ignore[arg-type]  # files by shape
         self.conn: SimConnection | None = None
+        self.bundle: Bundle | None = None
         self.link = 0
         self.links: dict[int, int] = {}
         self.answers: dict[int, Answer] = {}
@@ -157,6 +160,7 @@ class Edge:
         if self.conn is not None:
             self._lost(self.link, "the peer made a new connection")
         self.conn = conn
+        self.bundle = Bundle(conn)  # type: ignore[arg-type]  # a connection by shape
         self.link += 1
         self.links[conn.number] = self.link
         self._last_rx = self.clock.now
@@ -200,14 +204,19 @@ class Edge:
 
     def _drain_held(self) -> None:
         """Take frames in order, unless one waits for journal room."""
-        while self._held and self.flow.unblock():
+        bundle = self.bundle
+        assert bundle is not None
+        lane = bundle.lanes[0]
+        if lane.waiting is not None:
+            self.flow.unblock(bundle)
+        while self._held and lane.waiting is None:
             data = self._held.popleft()
             _, kind, flags, _, first_seq = wire.HEAD.unpack_from(data)
             body = memoryview(data)[wire.HEAD_BYTES :]
             if kind == wire.CONTROL:
                 self._control(wire.parse_control(body))
             else:
-                acked = self.flow.take_frame(kind, flags, first_seq, body)
+                acked = self.flow.take_frame(lane, kind, flags, first_seq, body, self.clock.now)
                 if acked:
                     self.feed(Acked(self.link, *acked))
 
@@ -243,7 +252,7 @@ class Edge:
         self.feed(DataStopped(link, stopped.cause, str(stopped)))
 
     def _drop(self) -> None:
-        conn, self.conn = self.conn, None
+        conn, self.conn, self.bundle = self.conn, None, None
         self._held.clear()
         if conn is not None:
             conn.close()
@@ -310,7 +319,7 @@ class Edge:
             self.node.run("replicator", lambda: self.feed(event))
 
     def _do(self, effect: Effect) -> None:
-        flow, conn = self.flow, self.conn
+        flow, conn, bundle = self.flow, self.conn, self.bundle
         if isinstance(effect, Send):
             if conn is not None:
                 conn.send(wire.control(effect.frame))
@@ -327,12 +336,12 @@ class Edge:
             self.node.note(f"{effect.name} {effect.detail}")
             self.node.logged(effect)
         elif isinstance(effect, StartShipping):
-            if conn is not None:
+            if bundle is not None:
                 self._shared_policy = None
-                flow.ship(conn, effect.from_seq, 0)  # type: ignore[arg-type]  # a connection by shape
+                flow.ship(bundle, effect.from_seq, Transfer())
         elif isinstance(effect, StartReceiving):
-            if conn is not None:
-                flow.receive(conn, effect.expect_seq, effect.min_epoch)  # type: ignore[arg-type]
+            if bundle is not None:
+                flow.receive(bundle, effect.expect_seq, effect.min_epoch)
         elif isinstance(effect, StopShipping | StopReceiving):
             flow.end()
         elif isinstance(effect, CloseLink):

@@ -16,7 +16,6 @@ from replicator.capture.state import (
     RESYNC,
     SECONDARY,
     UNTRACKED,
-    Policy,
     StateFile,
 )
 from replicator.core.errors import BadInput, Refused

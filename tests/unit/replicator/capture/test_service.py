@@ -21,7 +21,14 @@ from replicator.journal.page import (
     TARGET_ASLEEP,
     Doorbell,
 )
-from tests.testing.pairharness import PEER_DURABLE_OFF, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, REPLICATOR_ASLEEP, Side, running_pair
+from tests.testing.pairharness import (
+    PEER_DURABLE_OFF,
+    PEER_DURABLE_SEQ,
+    PEER_RECEIVED_SEQ,
+    REPLICATOR_ASLEEP,
+    Side,
+    running_pair,
+)
 
 B = "b" * 32
 """Node id of the peer."""

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.cli.units import SecondsType, SizeType, format_duration, format_size, parse_size
+from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
 from replicator.core.errors import BadInput
+from replicator.core.sizes import parse_size
 
 
 @pytest.mark.parametrize(

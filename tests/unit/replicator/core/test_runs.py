@@ -31,7 +31,7 @@ def test_any_cut_leaves_the_whole_records_before_it(parts: list[bytes], first: i
     while whole < len(records) and len(b"".join(records[: whole + 1])) <= cut:
         whole += 1
     found = parse_run(run[:cut], first, E1)
-    assert found == Run(0, len(b"".join(records[:whole])), first + whole - 1, E1, whole, False)
+    assert found == Run(0, len(b"".join(records[:whole])), first + whole - 1, E1, whole, False, found.last_time_ns)
 
 
 @given(payloads, st.integers(1, 50), st.integers(0, 8))

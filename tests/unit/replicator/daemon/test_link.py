@@ -10,6 +10,7 @@ import pytest
 
 from replicator.core.events import Acked, DataStopped, LinkDown, StartReceiving, StartShipping
 from replicator.core.records import FLAG_FUA, Kind
+from replicator.core.transfer import Transfer
 from replicator.daemon.link import shipper
 from replicator.daemon.link.connection import Connection
 from replicator.journal.page import (
@@ -96,7 +97,7 @@ def test_records_longer_than_the_buffers_pass(folder: Path, size: int) -> None:
 
 
 def test_compressed_runs_arrive_as_written(folder: Path) -> None:
-    with LinkPair(folder, compress=1).connect() as pair:
+    with LinkPair(folder, settings=Transfer(compress=1)).connect() as pair:
         for n in range(60):
             last = pair.a.append(bytes([n]) * 30000 if n % 2 else os.urandom(20000))
         assert pair.a.wait_acked(last)

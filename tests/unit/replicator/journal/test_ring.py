@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from replicator.core.errors import IntegrityError
 from replicator.core.records import HEADER_BYTES, Kind, pack_header, unpack_header
-from replicator.journal import ring as ring_module
+from replicator.journal import volumes as volumes_module
 from replicator.journal.page import DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ, Page
 from replicator.journal.ring import DATA_START, Journal
 from tests.testing.fakedisk import FakeDisk
@@ -196,7 +196,7 @@ def test_the_records_of_an_earlier_journal_on_the_same_device_are_not_taken_for_
 
 
 def test_stale_records_behind_what_is_always_written_are_wiped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring_module, "FILL_BYTES", 4096)
+    monkeypatch.setattr(volumes_module, "FILL_BYTES", 4096)
     test_the_records_of_an_earlier_journal_on_the_same_device_are_not_taken_for_ours()
 
 
@@ -274,3 +274,18 @@ def test_the_tail_is_read_as_a_whole_while_another_process_moves_it() -> None:
     ring.page[TAIL_SEQ] = 9
     with pytest.raises(IntegrityError):
         ring.journal.tail()
+
+
+def test_what_takes_the_place_of_records_that_were_cut_off_is_synced_too() -> None:
+    ring = Ring()
+    for _ in range(3):
+        ring.add(bytes(300))
+    ring.journal.sync()
+    off = ring.journal.find(2)
+    ring.journal.end_at(off, 1, E1)
+    ring.journal.sync()
+    ring.add(b"instead")
+    ring.journal.sync()
+    ring.disk.crash(lambda _index, _write: "drop")
+    ring.reopen(trusted=False)
+    assert ring.records()[1:] == [(2, b"instead")]

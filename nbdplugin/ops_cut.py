@@ -1,0 +1,86 @@
+"""Control operations on markers and consistency sets, used by the replicator.
+
+    marker.hold {n, groups, lease_s}              -> {token}  hold the groups' writes, for lease_s at most
+    marker.mark {n, token, name, by, of, image, suspend} -> {seqs: {group uuid: seq}}  one record in each; writes go on
+    marker.release {n}                            -> {}  writes go on
+    marker.list {groups?}                         -> see MarkerHost.listing
+    marker.forget {n}                             -> {groups}  delete its images here
+    marker.resume {groups, n?}                    -> {groups}  copies that stand at a marker (that one) follow again
+    set.put {name, rev, groups}                   -> {stored}
+    set.list {}                                   -> see SetHost.listing
+    set.decide {name, keep}                       -> {bound_ns, kept, groups}
+    clock.status {}                               -> {last_ns, wall_ns, ahead_ns, error}
+
+`groups` are names or uuids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nbdplugin import arguments
+from replicator.capture.service import GroupService
+from replicator.core.errors import BadInput
+from replicator.core.markers import Marker
+
+if TYPE_CHECKING:
+    from nbdplugin.target import Target
+    from replicator.control import Handler
+
+MAX_LEASE_S = 60.0
+
+
+def handlers(target: Target) -> dict[str, Handler]:
+    """The operations, by name."""
+    groups, cuts = target.groups, target.groups.cuts
+
+    def named(args: dict[str, Any]) -> list[GroupService]:
+        return [groups.get(name) for name in arguments.names(args, "groups")]
+
+    def hold(args: dict[str, Any]) -> dict[str, Any]:
+        lease_s = args["lease_s"]
+        if isinstance(lease_s, bool) or not isinstance(lease_s, int | float) or not 0 < lease_s <= MAX_LEASE_S:
+            raise BadInput(f"a lease must be more than 0 and at most {MAX_LEASE_S:g} seconds, not {lease_s!r}")
+        booked = cuts.markers.booked(named(args))
+        return {"token": cuts.markers.marking.hold(arguments.integer(args, "n"), booked, float(lease_s))}
+
+    def mark(args: dict[str, Any]) -> dict[str, Any]:
+        marker = Marker(
+            arguments.integer(args, "n"),
+            arguments.name(args),
+            arguments.text(args, "by"),
+            arguments.integer(args, "of"),
+            arguments.flag(args, "image", True),
+            arguments.flag(args, "suspend"),
+        )
+        return {"seqs": cuts.markers.marking.mark(marker, arguments.text(args, "token"))}
+
+    def release(args: dict[str, Any]) -> dict[str, Any]:
+        cuts.markers.marking.release(arguments.integer(args, "n"))
+        return {}
+
+    def listing(args: dict[str, Any]) -> list[dict[str, Any]]:
+        return cuts.markers.listing(named(args) if args.get("groups") else groups.services())
+
+    def clock(args: dict[str, Any]) -> dict[str, Any]:
+        wall_ns, last_ns = cuts.clock.wall_ns(), cuts.clock.last
+        return {"last_ns": last_ns, "wall_ns": wall_ns, "ahead_ns": max(0, last_ns - wall_ns), "error": cuts.clock.error}
+
+    def put(args: dict[str, Any]) -> dict[str, Any]:
+        members = args["groups"]
+        if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
+            raise BadInput("the argument 'groups' must be a list of uuids")
+        return {"stored": cuts.sets.put(arguments.name(args), arguments.integer(args, "rev"), members)}
+
+    return {
+        "marker.hold": hold,
+        "marker.mark": mark,
+        "marker.release": release,
+        "marker.list": listing,
+        "marker.forget": lambda args: {"groups": cuts.markers.forget(arguments.integer(args, "n"))},
+        "marker.resume": lambda args: {"groups": cuts.markers.resume(named(args), arguments.integer(args, "n", 0))},
+        "set.put": put,
+        "set.list": lambda args: cuts.sets.listing(),
+        "set.decide": lambda args: cuts.sets.decide(arguments.name(args), arguments.flag(args, "keep")),
+        "clock.status": clock,
+    }

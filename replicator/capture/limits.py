@@ -1,0 +1,114 @@
+"""How far a secondary may apply what it has received, and giving up what lies beyond for good.
+
+    limit_time_ns   of a consistency set: records with a later write time wait (capture/sets.py raises it)
+    limit_seq       of a suspension at a marker: records with a higher seq wait until it is lifted
+
+Write times are unique on the primary's node and a group's bound is only raised once everything up to it has arrived, so
+`<=` is right for both. Limits hold for a consistent copy that follows; a copy that is being made takes what comes.
+A takeover at a limit drops what lies beyond it: the journal is cut there, durably, so no later start applies it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from replicator.capture.state import OK, SECONDARY
+from replicator.core.errors import IntegrityError
+from replicator.core.records import BadRecord, Header, Kind
+from replicator.journal.page import APPLIED_OFF, APPLIED_SEQ, DURABLE_OFF, DURABLE_SEQ, HEAD_OFF, HEAD_SEQ, INCARNATION
+
+if TYPE_CHECKING:
+    from replicator.capture.engine import GroupEngine
+
+
+class Waiting(NamedTuple):
+    """The first record that a limit holds back."""
+
+    off: int
+    seq: int
+    time_ns: int
+
+
+def limited(engine: GroupEngine) -> bool:
+    """Whether records may be held back at all."""
+    if engine.state.role != SECONDARY:
+        return False
+    return bool(engine.limit_seq or (engine.limit_time_ns and engine.state.copy == OK))
+
+
+def may_apply(engine: GroupEngine, seq: int, time_ns: int) -> bool:
+    """Whether a record with this seq and write time may be applied now."""
+    if engine.limit_seq and seq > engine.limit_seq:
+        return False
+    return not engine.limit_time_ns or engine.state.copy != OK or time_ns <= engine.limit_time_ns
+
+
+def still_waits(engine: GroupEngine, off: int) -> bool:
+    """Whether the record at `off` is known to be held back; cheap, for a follower that is woken often."""
+    found = engine.waiting
+    return found is not None and found.off == off and not may_apply(engine, found.seq, found.time_ns)
+
+
+def permitted(engine: GroupEngine, at: int, records: list[tuple[Header, int]]) -> list[tuple[Header, int]]:
+    """Return those of `records` (from journal offset `at` on) that come before the first one that is held back."""
+    off = at
+    for number, (header, _) in enumerate(records):
+        if not may_apply(engine, header.seq, header.write_time):
+            engine.waiting = Waiting(off, header.seq, header.write_time)
+            return records[:number]
+        off += header.total_bytes
+    engine.waiting = None
+    return records
+
+
+class Pending(NamedTuple):
+    """What was received and not applied: its last seq (the applied one without any), last write time, new epochs."""
+
+    last_seq: int
+    last_time_ns: int
+    epochs: list[list[int]]
+
+
+def pending(engine: GroupEngine) -> Pending:
+    """Walk over the records between the applied position and the journal's end. Raises IntegrityError."""
+    u64 = engine.page.u64
+    off, head, seq = u64[APPLIED_OFF], u64[HEAD_OFF], u64[APPLIED_SEQ]
+    time_ns, epochs = 0, []
+    while off < head:
+        try:
+            header = engine.journal.header_at(off)
+        except BadRecord as exc:
+            raise IntegrityError(f"journal of group {engine.state.name} is damaged at offset {off}: {exc}") from exc
+        if header.kind == Kind.EPOCH:
+            epochs.append([header.epoch, header.seq - 1])
+        off, seq, time_ns = off + header.total_bytes, header.seq, header.write_time
+    return Pending(seq, time_ns, epochs)
+
+
+def lift(engine: GroupEngine) -> None:
+    """Let everything be applied. Durable first, by `on_lift`: that no limit holds the group any more."""
+    if engine.limit_time_ns or engine.limit_seq:
+        engine.on_lift()
+    engine.limit_seq = engine.limit_time_ns = 0
+
+
+def cut(engine: GroupEngine) -> int:
+    """Give up what was received and is not applied. Returns how many records. The caller holds apply_lock.
+
+    Durable: the journal ends at the applied position.
+    """
+    u64 = engine.page.u64
+    with engine.checkpoint_lock, engine.lock:
+        off, seq = u64[APPLIED_OFF], u64[APPLIED_SEQ]
+        dropped = max(0, u64[HEAD_SEQ] - seq)
+        if off != u64[HEAD_OFF]:
+            engine.journal.end_at(off, seq, engine.epoch)
+            if u64[DURABLE_OFF] > off:
+                u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
+            u64[INCARNATION] += 1
+        else:
+            u64[HEAD_SEQ] = seq
+        engine.waiting = None
+        engine.pending_epochs = []
+    engine.sync_journal()
+    return dropped

@@ -1,0 +1,152 @@
+"""Which instant of the window a user means: a seq, a time, or a marker.
+
+    seq      after the record of that seq; where a seq was given out in two histories, in the newer one
+    time     after the last record whose write time is not later
+    marker   after the marker's record
+
+Only consistent instants can be shown: not those while a resync was under way, when blocks were of different times.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, NamedTuple
+
+import msgpack
+
+from replicator.capture.preimages.frames import ATTACH, MARKER, Entry, Head, Instant
+from replicator.capture.preimages.window import Window
+from replicator.core.errors import BadInput, NotFound, Refused
+
+
+class Place(NamedTuple):
+    """An instant, and where in the ring that begins what has to be taken back for it."""
+
+    instant: Instant
+    begin: int
+    """Logical offset of a frame."""
+    skip_seq: int
+    """Entries of that first frame up to this seq are not taken back; -1 for none."""
+
+
+def at_seq(window: Window, seq: int) -> Place:
+    """Return the instant after record `seq`. Raises Refused when it cannot be shown."""
+    found, broken = _base_place(window, window.base.seq == seq), False
+    for head, entries in window.heads():
+        if not head.partial and head.first_seq <= seq <= head.last_seq:
+            broken = not head.consistent
+            found = None if broken else _in_frame(head, entries, seq)
+    return _or_refuse(window, found, broken, f"record {seq}")
+
+
+def at_time(window: Window, time_ns: int) -> Place:
+    """Return the instant after the last record written at `time_ns` or before. Raises Refused when it cannot be shown.
+
+    A time after the newest record means that record.
+    """
+    found, broken = _base_place(window, 0 < window.base.time_ns <= time_ns), False
+    for head, entries in window.heads():
+        if head.partial or head.flags & ATTACH or head.first_time > time_ns:
+            continue
+        broken = not head.consistent
+        seq = head.last_seq if head.last_time <= time_ns else _last_until(entries, time_ns)
+        found = None if broken else _in_frame(head, entries, seq)
+    return _or_refuse(window, found, broken, format_time(time_ns))
+
+
+def at_marker(window: Window, marker: str) -> Place:
+    """Return the instant of the newest marker with this name or number. Raises NotFound, Refused."""
+    found, broken, seen = None, False, False
+    for head, entries in window.heads():
+        if not head.flags & MARKER:
+            continue
+        for entry, payload in window.payloads(head, entries):
+            if marker in _names(payload):
+                seen, broken = True, not head.consistent
+                found = None if broken else _in_frame(head, entries, entry.seq)
+    if not seen:
+        raise NotFound(f"no marker {marker!r} is in the window ({window_text(window)})", "a time or seq may be")
+    return _or_refuse(window, found, broken, f"marker {marker}")
+
+
+def newest(window: Window) -> Place:
+    """Return the instant after the newest record. Raises Refused when it is not consistent."""
+    return at_seq(window, window.last.seq)
+
+
+def _base_place(window: Window, matches: bool) -> Place | None:
+    consistent = bool(window.spans) and window.spans[0].first == window.base
+    return Place(window.base, window.tail_off, -1) if matches and consistent else None
+
+
+def _in_frame(head: Head, entries: list[Entry], seq: int) -> Place:
+    if seq == head.last_seq:
+        return Place(head.last, head.end, -1)
+    time_ns = next(entry.write_time for entry in entries if entry.seq == seq)
+    return Place(Instant(seq, head.epoch, time_ns), head.off, seq)
+
+
+def _last_until(entries: list[Entry], time_ns: int) -> int:
+    return max(entry.seq for entry in entries if entry.write_time <= time_ns)
+
+
+def _names(payload: bytes) -> set[str]:
+    """What a marker may be called by."""
+    try:
+        told: Any = msgpack.unpackb(payload)
+    except Exception:  # msgpack raises errors of many classes
+        return set()
+    if not isinstance(told, dict):
+        return set()
+    return {str(told[key]) for key in ("id", "name", "number") if told.get(key) not in (None, "")}
+
+
+def _or_refuse(window: Window, found: Place | None, broken: bool, what: str) -> Place:
+    if found is not None:
+        return found
+    way_out = f"the window holds {window_text(window)}"
+    if broken:
+        raise Refused(f"at {what} the copy was being resynced, its blocks were of different times", way_out)
+    raise Refused(f"{what} is not in the window", way_out)
+
+
+def window_text(window: Window) -> str:
+    """Say from when to when instants can be shown."""
+    if not window.spans:
+        return "no consistent instant yet"
+    return "; ".join(f"{_text(span.first)} to {_text(span.last)}" for span in window.spans)
+
+
+def _text(instant: Instant) -> str:
+    return f"seq {instant.seq} ({format_time(instant.time_ns) if instant.time_ns else 'time not known'})"
+
+
+def format_time(time_ns: int) -> str:
+    """Return nanoseconds since 1970 as RFC 3339 in UTC, exact."""
+    seconds, rest = divmod(time_ns, 10**9)
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
+def target_of(args: dict[str, Any]) -> tuple[str, int | str]:
+    """Check what a request asks for: one of `seq`, `time_ns`, `marker`, or `newest`. Raises BadInput."""
+    given = [(key, args[key]) for key in ("seq", "time_ns", "marker", "newest") if args.get(key) is not None]
+    if len(given) != 1:
+        raise BadInput("an instant is one of: seq, time_ns, marker, newest")
+    key, value = given[0]
+    if key == "marker":
+        if not isinstance(value, str) or not value:
+            raise BadInput(f"a marker is named by text, not {value!r}")
+    elif isinstance(value, bool) != (key == "newest") or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise BadInput(f"{key} cannot be {value!r}")
+    return key, value
+
+
+def find(window: Window, key: str, value: int | str) -> Place:
+    """Return the instant that `target_of` checked. Raises as the functions above."""
+    if key == "seq":
+        return at_seq(window, int(value))
+    if key == "time_ns":
+        return at_time(window, int(value))
+    if key == "marker":
+        return at_marker(window, str(value))
+    return newest(window)

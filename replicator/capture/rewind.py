@@ -1,0 +1,63 @@
+"""Taking a secondary back to the image of a marker, so that it becomes primary there with the others of the marker.
+
+The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends there.
+What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the former primary
+comes back, the blocks it holds beyond that position are copied back to it: every block that was changed after the marker
+is marked in the bitmaps first.
+
+In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is done
+again from the start, which gives the same, for the snapshots stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from replicator.capture.engine import GroupEngine
+from replicator.capture.state import OK, RESYNC, SECONDARY
+from replicator.core.errors import Refused
+from replicator.journal.beacons import publish
+from replicator.journal.page import ARRIVED_GEN, INCARNATION
+
+
+def rewind(
+    engine: GroupEngine,
+    seq: int,
+    epoch: int,
+    changed: Mapping[int, Sequence[tuple[int, int]]],
+    restore: Callable[[], None],
+) -> None:
+    """Go back to position `seq` of `epoch`. Nothing is being received.
+
+    changed: volume index -> (offset, length) ranges in which volume and image differ. restore: gives the volumes their
+    images, durably. Raises Refused when this copy is not consistent; what `restore` raises leaves it inconsistent.
+    Durable on return: contents and position.
+    """
+    with engine.apply_lock:
+        state = engine.state
+        with engine.checkpoint_lock, engine.lock:
+            if state.role != SECONDARY:
+                raise Refused(f"group {state.name} is primary here", "only a secondary goes back to a marker")
+            again = state.rewind is not None and state.rewind["seq"] == seq
+            if state.copy != OK and not again:
+                raise Refused(f"the copy of group {state.name} is {state.copy}", "let the resync finish")
+            for index, ranges in changed.items():
+                for offset, length in ranges:
+                    volume_map = engine.bitmaps.maps[index]
+                    volume_map.mark(engine.bitmaps.live, offset, min(length, volume_map.size - offset))
+            engine.sync_pool()
+            engine.commit(copy=RESYNC, copy_id="", floor=0, rewind={"seq": seq, "epoch": epoch})
+        restore()
+        with engine.checkpoint_lock, engine.lock:
+            hist = [entry for entry in state.hist if entry[1] < seq and entry[0] <= epoch]
+            for slot in [slot for slot, start in state.bitmaps.items() if start > seq + 1]:
+                del state.bitmaps[slot]
+            if not state.bitmaps:
+                engine.bitmaps.open(seq + 1)
+            engine.bitmaps.refresh()
+            engine.sync_pool()
+            engine.journal.reset(seq, epoch)
+            engine.waiting, engine.pending_epochs = None, []
+            publish(engine.page.u64, ARRIVED_GEN, 0, 0)
+            engine.commit(copy=OK, floor=seq, hist=hist, rewind=None)
+            engine.page[INCARNATION] += 1

@@ -1,0 +1,207 @@
+"""farstripe marker: one named instant over groups of any number of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from replicator.cli import names
+from replicator.cli.access import Node, pass_node
+from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
+from replicator.cli.units import SecondsType
+
+
+class _Groups(click.ParamType):  # type: ignore[type-arg]  # a generic class only in new releases of click
+    """GROUP[@NODE],… as a list."""
+
+    name = "groups"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        words = value if isinstance(value, list) else [word.strip() for word in str(value).split(",")]
+        if not all(words):
+            self.fail(f"{value!r} names an empty group; write GROUP,GROUP@NODE", param, ctx)
+        return list(words)
+
+
+groups_option = click.option(
+    "--groups", required=True, type=_Groups(), metavar="GROUP[@NODE],...", shell_complete=names.groups,
+    help="The groups; @NODE names the node that is primary of a group, where that is not this one.",
+)  # fmt: skip
+
+
+def making_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what a marker is made with."""
+    for option in (
+        click.option("--after", default="", help="A command to run when writes go on again, also after a failure."),
+        click.option("--before", default="", help="A command to run before writes are held; if it fails, none are."),
+        click.option("--deadline", "deadline_s", type=SecondsType(0.05, 30), default="2", show_default=True,
+                     metavar="SECONDS", help="How long writes may be held, whatever happens."),
+        click.option("--no-image", is_flag=True, help="Only mark the sequences; copies keep no snapshots."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.group()
+def marker() -> None:
+    """Markers: the same instant in several groups, also of several nodes.
+
+    The writes of all groups are held for a moment, each group's sequence gets the marker, and writes go on. Every copy
+    keeps a snapshot of each volume as it was at the marker; those of one marker belong together.
+    """
+
+
+@marker.command()
+@click.argument("name")
+@groups_option
+@making_options
+@click.option("--suspend", is_flag=True, help="Copies apply nothing after the marker until 'marker resume'.")
+@json_option
+@pass_node
+def create(
+    here: Node, name: str, groups: list[str], deadline_s: float, no_image: bool, suspend: bool, before: str,
+    after: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Make the marker NAME.
+
+    When a node cannot be reached or does not answer in time, no marker is made and all writes go on.
+
+    \b
+      farstripe marker create monday --groups shop,books@beta --before 'fsfreeze -f /srv' --after 'fsfreeze -u /srv'
+    """
+    made = here.replicator(
+        "marker.create", name=name, groups=groups, deadline_s=deadline_s, image=not no_image, suspend=suspend,
+        before=before, after=after, wait_s=120,
+    )  # fmt: skip
+    emit(as_json, made, f"marker {name} made in {', '.join(groups)}; 'farstripe marker wait {name}' waits for the copies")
+
+
+@marker.command("list")
+@json_option
+@pass_node
+def list_(here: Node, as_json: bool) -> None:
+    """List the markers made by this node, and those that copies on this node hold."""
+    found = here.replicator("marker.list")
+    rows = [
+        (one["name"], ", ".join(group["group"] for group in one["groups"]), one["state"], one.get("why") or "-")
+        for one in found["markers"]
+    ]
+    made = {one["n"] for one in found["markers"]}
+    for book in found["here"]:
+        for entry in book["entries"]:
+            if entry["n"] not in made:
+                rows.append((entry["name"], book["group"], entry["state"], entry["why"] or "-"))
+    for name, what in sorted(found["schedules"].items()):
+        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", f"keeps {what['keep']}"))
+    table(as_json, found, ("marker", "groups", "state", "remark"), rows, "no markers")
+
+
+@marker.command()
+@click.argument("name")
+@json_option
+@pass_node
+def show(here: Node, name: str, as_json: bool) -> None:
+    """Show where the marker NAME has arrived."""
+    found = here.replicator("marker.show", name=name, wait_s=60)
+    rows = [
+        (one["node"], one["group"] or "-", one["role"], one["state"], "yes" if one.get("stands") else "no",
+         ", ".join((one.get("snapshots") or {}).values()) or one["why"] or "-")
+        for one in found["copies"]
+    ]  # fmt: skip
+    table(as_json, found, ("node", "group", "role", "state", "suspended", "image"), rows, "nobody knows of it")
+
+
+@marker.command()
+@click.argument("name")
+@click.option("--timeout", "timeout_s", type=SecondsType(0.1, 86400), default="60", show_default=True,
+              metavar="SECONDS", help="Give up after this time.")  # fmt: skip
+@json_option
+@pass_node
+def wait(here: Node, name: str, timeout_s: float, as_json: bool) -> None:
+    """Wait until every copy has the marker NAME."""
+    found = here.replicator("marker.wait", name=name, timeout_s=timeout_s, wait_s=timeout_s + 30)
+    emit(as_json, found, f"marker {name} is complete")
+
+
+@marker.command()
+@click.argument("name")
+@yes_option
+@json_option
+@pass_node
+def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
+    """Delete the marker NAME with its images on every node."""
+    confirm(f"Delete marker {name} and its images on every node?", yes, as_json)
+    done = here.replicator("marker.delete", name=name, wait_s=120)
+    later = f"; told when they can be reached: {', '.join(done['left'])}" if done["left"] else ""
+    emit(as_json, done, f"marker {name} deleted{later}")
+
+
+@marker.command()
+@click.argument("name", required=False)
+@click.option("--groups", type=_Groups(), metavar="GROUP,...", help="Instead of NAME: groups whose copies are here.")
+@json_option
+@pass_node
+def resume(here: Node, name: str | None, groups: list[str] | None, as_json: bool) -> None:
+    """Let copies that stand at the marker NAME follow again."""
+    if bool(name) == bool(groups):
+        raise click.UsageError("give the marker's NAME, or --groups")
+    args: dict[str, Any] = {"name": name} if name else {"groups": groups}
+    done = here.replicator("marker.resume", wait_s=60, **args)
+    emit(as_json, done, "the copies follow again")
+
+
+@marker.command()
+@click.argument("name")
+@click.option("--every", "interval_s", required=True, type=SecondsType(0.5, 86400 * 31), metavar="SECONDS",
+              help="The time between two markers.")  # fmt: skip
+@click.option("--keep", type=click.IntRange(1, 90), default=2, show_default=True, help="Complete images to keep.")
+@groups_option
+@making_options
+@json_option
+@pass_node
+def schedule(
+    here: Node, name: str, interval_s: float, keep: int, groups: list[str], deadline_s: float, no_image: bool,
+    before: str, after: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Make markers NAME-TIME again and again. This node makes them, and goes on after a restart.
+
+    An image is deleted when enough newer ones are complete in every place, never before.
+    """
+    here.replicator(
+        "marker.schedule", name=name, interval_s=interval_s, keep=keep, groups=groups, deadline_s=deadline_s,
+        image=not no_image, before=before, after=after,
+    )  # fmt: skip
+    emit(as_json, {"name": name}, f"markers {name}-… are made every {interval_s:g} s")
+
+
+@marker.command()
+@click.argument("name")
+@json_option
+@pass_node
+def unschedule(here: Node, name: str, as_json: bool) -> None:
+    """End the schedule NAME; the markers it made stay."""
+    here.replicator("marker.unschedule", name=name)
+    emit(as_json, {"name": name}, f"schedule {name} has ended")
+
+
+@marker.command()
+@click.argument("name", required=False)
+@groups_option
+@force_option("Also while a primary is alive. What was written after the marker is lost.")
+@yes_option
+@json_option
+@pass_node
+def takeover(here: Node, name: str | None, groups: list[str], force: bool, yes: bool, as_json: bool) -> None:
+    """Make this node primary of groups as they were at a marker: NAME, or the newest that every group's copy has.
+
+    Name all groups that belong together. Those that are here are taken; for those at @NODE it is seen to that they have
+    the marker too, and the same command with its NAME takes them there.
+    """
+    offers = here.replicator("marker.offers", groups=groups)["offers"]
+    newest = name or (offers[0]["name"] if offers else "the newest marker")
+    confirm(f"Take over {', '.join(groups)} as of {newest}? What was written after it is lost.", yes, as_json)
+    args = {"name": name} if name else {}
+    done = here.replicator("marker.takeover", groups=groups, force=force, wait_s=300, **args)
+    emit(as_json, done, f"this node is primary of {', '.join(done['groups'])} as of marker {done['marker']} now")

@@ -1,0 +1,65 @@
+"""How large frames are, and how long records gather before they are sent.
+
+Frames: with a backlog, large ones, for they cost the least a byte; without, whatever is there, at once. Shared
+between several connections the backlog is cut so that each gets a part, but not below SHARE_BYTES. Under a limit a
+frame takes no longer than LIMITED_FRAME_S of it, and of a pulled window it is a quarter at most, so that neither comes
+in bursts.
+
+Gathering: while no write waits for the peer, records gather for a while after each frame: waking two processes on each
+node for a record costs more than all that is done with it. For how long depends on the round trip: a quarter of it adds
+little to what the line adds anyway and makes frames that compress better, GATHER_MIN_S at least, GATHER_MAX_S at most. The
+first record after a pause goes at once, and so does everything while writes wait for the peer.
+"""
+
+from __future__ import annotations
+
+SHARE_BYTES = 64 << 10
+LEAST_BYTES = 4 << 10
+LIMITED_FRAME_S = 0.1
+GATHER_MIN_S = 0.002
+GATHER_MAX_S = 0.010
+GATHER_BYTES = 256 << 10
+"""So much is sent without gathering further."""
+_SMOOTH = 8
+
+
+def frame_bytes(most: int, backlog: int, connections: int, rate: int, window_bytes: int) -> int:
+    """Return how many bytes of the journal the next frame may hold; whole records, so it holds less, or one record.
+
+    most: upper end. backlog: bytes not sent. rate: bytes a second, 0 for no limit. window_bytes: of a pulled transfer,
+    0 when pushed.
+    """
+    size = min(most, backlog)
+    if connections > 1:
+        size = min(size, max(SHARE_BYTES, backlog // connections))
+    if rate:
+        size = min(size, max(LEAST_BYTES, int(rate * LIMITED_FRAME_S)))
+    if window_bytes:
+        size = min(size, max(LEAST_BYTES, window_bytes // 4))
+    return size
+
+
+def gather_s(round_trip_s: float) -> float:
+    """Return for how long records gather."""
+    return min(GATHER_MAX_S, max(GATHER_MIN_S, round_trip_s / 4))
+
+
+class RoundTrip:
+    """The round trip of a link, from frames that were sent while nothing else was under way; so without queues."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Smoothed; 0.0 before the first sample."""
+        self._seq = 0
+        self._at = 0.0
+
+    def sent(self, last_seq: int, acked_seq: int, first_seq: int, now: float) -> None:
+        """A frame with records first_seq..last_seq goes out; the peer has acknowledged `acked_seq`."""
+        if not self._seq and acked_seq == first_seq - 1:
+            self._seq, self._at = last_seq, now
+
+    def acked(self, received_seq: int, now: float) -> None:
+        """The peer has acknowledged `received_seq`."""
+        if self._seq and received_seq >= self._seq:
+            sample, self._seq = now - self._at, 0
+            self.seconds += (sample - self.seconds) / _SMOOTH if self.seconds else sample

@@ -1,0 +1,365 @@
+"""Making markers and following them through the tree of copies: the coordinator, on any node.
+
+Decisions are in core/markers.py; this sends its asks, each in a thread of its own, and feeds the answers. A node is asked
+through its replicator (this one directly), which asks its target. What copies make of a marker is asked down the tree:
+every node asks its target and the peers that get the group from it.
+"""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused, TimedOut
+from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick, retire
+from replicator.daemon.markerstore import DEAD, DELETED, MADE, MAKING, MarkerStore, Record
+from replicator.daemon.node import Node
+
+DEADLINE_S = 2.0
+HOOK_S = 30.0
+ASK_TREE_S = 10.0
+TIDY_S = 30.0
+"""How often what is owed to nodes that could not be reached is tried again."""
+
+
+class Markers:
+    """This node's markers: made here, and asked for by others."""
+
+    def __init__(self, node: Node, store: MarkerStore) -> None:
+        self._node, self.store = node, store
+        for record in store.all():
+            if record["state"] == MAKING:
+                store.change(record["name"], record["n"], state=DEAD, why="its coordinator stopped")
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        groups: list[str],
+        *,
+        deadline_s: float = DEADLINE_S,
+        image: bool = True,
+        suspend: bool = False,
+        before: str = "",
+        after: str = "",
+        schedule: str = "",
+    ) -> Record:
+        """Make marker `name` over groups (NAME or NAME@NODE). Durable on return: its record here, and nothing else.
+
+        before, after: commands run around the hold; when `before` fails nothing is held, `after` runs in any case.
+        Raises BadInput, NotFound, AlreadyExists, PeerError with nothing held; Refused when the attempt died.
+        """
+        if any(one["name"] == name and one["state"] != DEAD for one in self.store.all()):
+            raise AlreadyExists(f"there is a marker {name} already", "choose another name")
+        members = self._resolve(groups)
+        n = self.store.next_number(int(one["highest"]) for one in members)
+        listed = [{"group": one["name"], "uuid": one["uuid"], "node": one["node"], "seq": 0} for one in members]
+        record = self.store.begin(name, n, image=image, suspend=suspend, schedule=schedule, groups=listed, why="")
+        why = "an error"
+        try:
+            try:
+                run_hook(before, name)
+                seqs, why = self._attempt(record, deadline_s)
+            finally:
+                run_hook(after, name)
+        except FarstripeError as exc:
+            why = exc.message
+            raise
+        finally:
+            if why:
+                self.store.change(name, n, state=DEAD, why=why)
+        if why:
+            self._settle(self.store.find(name))
+            raise Refused(f"marker {name} was not made: {why}", "try again; writes go on")
+        for one in listed:
+            one["seq"] = seqs[one["uuid"]]
+        self.store.change(name, n, state=MADE, groups=listed)
+        self._node.events.add("marker.made", f"marker {name} was put into {', '.join(groups)}", marker=name)
+        return self.store.find(name)
+
+    def _resolve(self, groups: list[str]) -> list[dict[str, Any]]:
+        """Find each group where it is primary. Raises before anything is held."""
+        found: list[dict[str, Any]] = []
+        for word in groups:
+            name, _, where = word.partition("@")
+            if not where or where in (self._node.config.name, self._node.config.node_id):
+                one = self.locate(name)
+            else:
+                peer = self._node.peers.find(where)
+                one = self._node.call(peer, "marker.locate", 5.0, group=name)
+            if one["uuid"] in [other["uuid"] for other in found]:
+                raise BadInput(f"group {word} is named twice", "name it once")
+            found.append(one)
+        if not found:
+            raise BadInput("a marker needs at least one group", "name it")
+        return found
+
+    def locate(self, group: str) -> dict[str, Any]:
+        """Describe a group of this node for a marker. Raises NotFound, Refused when it is not primary here."""
+        status = self._node.target("group.status", 5.0, group=group)
+        if status.get("role") != "primary":
+            raise Refused(
+                f"group {status['name']} is not primary on {self._node.config.name}", "name its primary: GROUP@NODE"
+            )
+        (book,) = self._node.target("marker.list", 5.0, groups=[status["uuid"]])
+        highest = max((entry["n"] for entry in book["entries"]), default=0)
+        return {
+            "uuid": status["uuid"], "name": status["name"], "node": self._node.config.node_id, "highest": highest,
+        }  # fmt: skip
+
+    def _attempt(self, record: Record, deadline_s: float) -> tuple[dict[str, int], str]:
+        """Carry out one attempt. Returns ({group uuid: seq}, "" or why it died)."""
+        by_node: dict[str, list[str]] = {}
+        for one in record["groups"]:
+            by_node.setdefault(one["node"], []).append(one["uuid"])
+        answers: queue.SimpleQueue[tuple[Answer, dict[str, int]]] = queue.SimpleQueue()
+        began = time.monotonic()
+        attempt = Attempt(record["n"], by_node, began, deadline_s)
+        seqs: dict[str, int] = {}
+
+        def send(ask: Ask) -> None:
+            args: dict[str, Any] = {"n": record["n"]}
+            if ask.op == "hold":
+                args |= {"groups": by_node[ask.node], "lease_s": deadline_s}
+            elif ask.op == "mark":
+                args |= {
+                    "token": ask.token, "name": record["name"], "by": self._node.config.node_id,
+                    "of": len(record["groups"]), "image": record["image"], "suspend": record["suspend"],
+                }  # fmt: skip
+            try:
+                left_s = max(0.1, attempt.deadline - time.monotonic())
+                result = self._on(ask.node, f"marker.{ask.op}", left_s, args)
+                answer = Answer(ask.node, ask.op, True, token=str(result.get("token", "")))
+                answers.put((answer, dict(result.get("seqs") or {})))
+            except FarstripeError as exc:
+                answers.put((Answer(ask.node, ask.op, False, exc.message), {}))
+
+        effects = attempt.begin()
+        while True:
+            for effect in effects:
+                if isinstance(effect, Finished):
+                    return seqs, effect.why
+                threading.Thread(target=send, args=(effect,), name="marker", daemon=True).start()
+            event: Answer | Tick = Tick()
+            try:
+                event, more = answers.get(timeout=max(0.01, attempt.deadline - time.monotonic()))
+                seqs |= more
+            except queue.Empty:
+                pass
+            effects = attempt.handle(event, time.monotonic())
+
+    def _on(self, node_id: str, op: str, timeout_s: float, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a marker operation on a node's target, by its replicator when that is another node."""
+        if node_id == self._node.config.node_id:
+            result = self._node.target(op, timeout_s, **args)
+        else:
+            result = self._node.call(self._node.peers.find(node_id), op, timeout_s, **args)
+        return result if isinstance(result, dict) else {"result": result}
+
+    # -- following ------------------------------------------------------------------------------------------------
+
+    def where(self, op: str, n: int, groups: list[str], asked_by: str = "") -> list[dict[str, Any]]:
+        """Do `op` ("look", "forget", "resume") for marker `n` here and on every node that gets `groups` from here.
+
+        Returns one entry a node and group: {node, group, uuid, role, state, why}; state "unreachable" for a whole node.
+        """
+        here = self._own(op, n, groups)
+        for peer_id, uuids in self._below(groups, asked_by).items():
+            peer = self._node.peers.get(peer_id)
+            try:
+                if peer is None:
+                    raise NotFound(f"node {peer_id} is no peer any more")
+                here += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=n, groups=uuids)
+            except FarstripeError as exc:
+                name = peer.name if peer else peer_id
+                here.append({"node": name, "group": "", "role": "secondary", "state": "unreachable", "why": exc.message})
+        return here
+
+    def _own(self, op: str, n: int, groups: list[str]) -> list[dict[str, Any]]:
+        node = self._node
+        present = {one["uuid"] for one in node.target("group.list", 5.0) if "role" in one}
+        mine = [uuid for uuid in groups if uuid in present]
+        if not mine:
+            return []
+        if op == "forget":
+            node.target("marker.forget", 60.0, n=n)
+        elif op == "resume":
+            node.target("marker.resume", 10.0, groups=mine, n=n)
+        found = []
+        for book in node.target("marker.list", 5.0, groups=mine):
+            entry: dict[str, Any] = next((one for one in book["entries"] if one["n"] == n), {})
+            found.append({
+                "node": node.config.name, "group": book["group"], "uuid": book["uuid"], "role": book["role"],
+                "state": entry.get("state", "awaited"), "why": entry.get("why", ""),
+                "stands": bool(entry) and book["suspended"] == entry["seq"], "snapshots": entry.get("snapshots", {}),
+            })  # fmt: skip
+        return found
+
+    def _below(self, groups: list[str], asked_by: str) -> dict[str, list[str]]:
+        """Peers that have a pair of one of these groups with this node, but the one that asks."""
+        below: dict[str, list[str]] = {}
+        for pair in self._node.pairs.store.all():
+            if pair.group in groups and pair.peer != asked_by:
+                below.setdefault(pair.peer, []).append(pair.group)
+        return below
+
+    def copies(self, op: str, record: Record) -> list[dict[str, Any]]:
+        """`where` over all nodes at which a marker was made."""
+        by_node: dict[str, list[str]] = {}
+        for one in record["groups"]:
+            by_node.setdefault(one["node"], []).append(one["uuid"])
+        found: list[dict[str, Any]] = []
+        for node_id, uuids in by_node.items():
+            if node_id == self._node.config.node_id:
+                found += self.where(op, record["n"], uuids)
+                continue
+            try:
+                peer = self._node.peers.find(node_id)
+                found += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=record["n"], groups=uuids)
+            except FarstripeError as exc:
+                found.append(
+                    {"node": node_id, "group": "", "role": "primary", "state": "unreachable", "why": exc.message}
+                )
+        return found
+
+    def show(self, name: str) -> Record:
+        """A marker's record with `copies` and `complete`."""
+        record = self.store.find(name)
+        copies = self.copies("look", record)
+        return {**record, "copies": copies, "complete": record["state"] == MADE and is_complete(record, copies)}
+
+    def wait(self, name: str, timeout_s: float) -> Record:
+        """Return the marker once every copy of all its groups has it. Raises TimedOut, Refused when it never will."""
+        until = time.monotonic() + timeout_s
+        while True:
+            shown = self.show(name)
+            if shown["complete"]:
+                return shown
+            missed = [one for one in shown["copies"] if one["state"] == "missed"]
+            if missed or shown["state"] != MADE:
+                why = f"{missed[0]['node']}: {missed[0]['why']}" if missed else shown["why"]
+                raise Refused(f"marker {name} has no complete image: {why}", "make another one")
+            if time.monotonic() >= until:
+                slow = sorted({f"{one['node']} ({one['state']})" for one in shown["copies"] if not _has(one)})
+                raise TimedOut(f"marker {name} is not complete after {timeout_s:g} s: {', '.join(slow)}")
+            time.sleep(0.1)
+
+    def delete(self, name: str) -> Record:
+        """Delete a marker and its images everywhere. Nodes that cannot be reached now are told later."""
+        record = self.store.find(name)
+        self.store.change(name, record["n"], state=DELETED)
+        return {"name": name, "left": self._settle(self.store.find(name))}
+
+    def resume(self, name: str) -> list[dict[str, Any]]:
+        """Let the copies that stand at the marker follow again."""
+        return self.copies("resume", self.store.find(name))
+
+    def _settle(self, record: Record) -> list[str]:
+        """Do what is owed for a dead or deleted marker; returns the nodes that were not reached."""
+        if record["state"] == DEAD and not record["suspend"]:
+            self.store.drop(record["name"])  # nobody acts on half a marker
+            return []
+        copies = self.copies("forget" if record["state"] == DELETED else "resume", record)
+        left = sorted({str(one["node"]) for one in copies if one["state"] == "unreachable"})
+        if not left:
+            self.store.drop(record["name"])
+        return left
+
+    def tidy(self) -> None:
+        """Settle dead and deleted markers as far as nodes can be reached."""
+        for record in self.store.all():
+            if record["state"] in (DEAD, DELETED):
+                self._settle(record)
+
+    def retire(self, schedule: str, keep: int) -> None:
+        """Delete the images of a schedule's markers that newer complete ones have replaced."""
+        mine = [one for one in self.store.all() if one["schedule"] == schedule and one["state"] == MADE]
+        if len(mine) <= keep:
+            return
+        complete = {one["n"]: one["name"] for one in mine if self.show(one["name"])["complete"]}
+        gone = retire(complete, keep)
+        newest = max(gone, default=0)
+        for one in mine:
+            if one["n"] <= newest:
+                self.delete(one["name"])
+
+
+def _has(copy: Mapping[str, Any]) -> bool:
+    return copy["state"] in ("taken", "noted", "made")
+
+
+def is_complete(record: Record, copies: list[dict[str, Any]]) -> bool:
+    """Whether every group has the marker where it was made, and every copy of it has it, at least one each."""
+    groups = {one["uuid"] for one in record["groups"]}
+    copied = {one.get("uuid") for one in copies if one["role"] == "secondary"}
+    return all(_has(one) for one in copies) and groups <= copied
+
+
+def run_hook(command: str, marker: str, timeout_s: float = HOOK_S) -> None:
+    """Run a command of the operator's by the shell, with FARSTRIPE_MARKER set. Raises Refused when it fails."""
+    if not command:
+        return
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "FARSTRIPE_MARKER": marker},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as exc:
+        raise Refused(f"the hook {command!r} did not end within {timeout_s:g} s", "make it faster") from exc
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-300:]
+        raise Refused(f"the hook {command!r} ended with {done.returncode}: {said}", "mend it")
+
+
+class Scheduler:
+    """Makes markers at intervals, and tidies up. Resumed by a restart: the schedules are stored."""
+
+    def __init__(self, markers: Markers, note: Callable[[str, str], None]) -> None:
+        self._markers, self._note = markers, note
+        self._stop = threading.Event()
+        self._due: dict[str, float] = {}
+        self._failed: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._run, name="markers", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is under way."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        tidy_at = time.monotonic() + TIDY_S
+        while not self._stop.wait(0.2):
+            now = time.monotonic()
+            for name, what in self._markers.store.schedules().items():
+                if now >= self._due.get(name, 0.0):
+                    self._due[name] = max(now, self._due.get(name, now) + what["interval_s"])
+                    self._make(name, what)
+            if now >= tidy_at:
+                tidy_at = now + TIDY_S
+                try:
+                    self._markers.tidy()
+                except FarstripeError as exc:
+                    self._note("marker.untidy", f"markers cannot be tidied up: {exc.message}")
+
+    def _make(self, name: str, what: Record) -> None:
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f".{time.time_ns() // 10**6 % 1000:03}"
+        try:
+            self._markers.create(
+                f"{name}-{stamp}", what["groups"], deadline_s=what["deadline_s"], image=what["image"],
+                before=what["before"], after=what["after"], schedule=name,
+            )  # fmt: skip
+            self._markers.retire(name, what["keep"])
+            self._failed.pop(name, None)
+        except FarstripeError as exc:
+            if self._failed.get(name) != exc.message:  # one that fails each second would fill the log
+                self._failed[name] = exc.message
+                self._note("marker.failed", f"schedule {name}: {exc.message}")

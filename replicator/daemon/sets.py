@@ -1,0 +1,192 @@
+"""Consistency sets across nodes: made on the primary, handed on to every node that has copies, finished after a crash.
+
+A definition carries a revision that only rises; nodes hand on what they have to the peers of its groups, so it reaches
+the ends of a tree of copies, and a peer that was away gets it later. A takeover that was decided and not finished is
+finished here: the decision is the target's, durable, and each group is taken at the bound it names.
+
+    set.create {name, groups}          -> set
+    set.list {}                        -> [set], as SetHost.listing
+    set.delete {name}                  -> {}
+    set.takeover {name, force?, keep?} -> {bound_ns, kept, groups}
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from replicator.control import Handler
+from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused
+from replicator.daemon import ops_role
+from replicator.daemon.node import Node
+from replicator.daemon.peers import Peer
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHARE_S = 5.0
+Args = dict[str, Any]
+Note = Callable[[str, str], None]
+
+
+class Sets:
+    """This node's part of all sets."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._told: dict[tuple[str, str], int] = {}
+        """(set, peer) -> the revision it has."""
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="sets", daemon=True)
+
+    def start(self) -> None:
+        """Begin to share, and to finish what was decided."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+
+    def handlers(self) -> dict[str, Handler]:
+        """The operations, by name."""
+        return {
+            "set.create": self.create,
+            "set.list": lambda args: self._listed(),
+            "set.delete": self.delete,
+            "set.takeover": self.takeover,
+        }
+
+    def remote_handlers(self) -> dict[str, Any]:
+        """What peers may ask: to take over a definition of groups that they are paired with here."""
+
+        def share(peer: Peer, args: Args) -> dict[str, Any]:
+            paired = {pair.group for pair in self._node.pairs.store.all() if pair.peer == peer.node_id}
+            known = next((one for one in self._all() if one["name"] == args["name"]), None)
+            concerned = {str(uuid) for uuid in args["groups"]} | {g["uuid"] for g in (known or {"groups": []})["groups"]}
+            if not concerned & paired:
+                raise Refused(f"no group of set {args['name']} is paired with {peer.name} here")
+            stored = self._node.target(
+                "set.put", 10.0, name=str(args["name"]), rev=int(args["rev"]), groups=list(args["groups"])
+            )
+            self._wake.set()
+            return dict(stored)
+
+        return {"set.share": share}
+
+    # -- definitions --------------------------------------------------------------------------------------------------
+
+    def create(self, args: Args) -> dict[str, Any]:
+        """Make a set of groups that are all primary here. Durable: here; peers get it within seconds."""
+        name, groups = str(args["name"]), args["groups"]
+        if not _NAME.fullmatch(name):
+            raise BadInput(f"{name!r} cannot be a set's name", "use up to 64 letters, digits, '.', '_' and '-'")
+        if not isinstance(groups, list) or len(groups) < 2:
+            raise BadInput("a set needs two groups or more", "one group is consistent by itself")
+        known = {one["name"]: one for one in self._all()}
+        if known.get(name, {}).get("groups"):
+            raise AlreadyExists(f"there is a set {name} already", f"farstripe set delete {name}")
+        uuids = []
+        for word in groups:
+            if "@" in str(word):
+                raise Refused(
+                    f"{word} is written through another node, whose write times cannot be compared with this one's",
+                    "use markers: farstripe marker create",
+                )
+            status = self._node.target("group.status", 5.0, group=str(word))
+            if status["role"] != "primary":
+                raise Refused(f"group {word} is secondary here", "make the set on the node where it is primary")
+            uuids.append(status["uuid"])
+        if len(set(uuids)) != len(uuids):
+            raise BadInput("a group is named twice", "name it once")
+        rev = int(known.get(name, {}).get("rev", 0)) + 1
+        self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids)
+        self._node.events.add("set.created", f"set {name} of {', '.join(map(str, groups))}", set=name)
+        self._wake.set()
+        return next(one for one in self._all() if one["name"] == name)
+
+    def delete(self, args: Args) -> dict[str, Any]:
+        """Let the groups of a set go their own way, on every node. Durable here."""
+        one = self._find(str(args["name"]))
+        self._node.target("set.put", 10.0, name=one["name"], rev=one["rev"] + 1, groups=[])
+        self._node.events.add("set.deleted", f"set {one['name']} deleted", set=one["name"])
+        self._wake.set()
+        return {}
+
+    def _all(self) -> list[dict[str, Any]]:
+        return list(self._node.target("set.list", 5.0))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        return [one for one in self._all() if one["groups"]]
+
+    def _find(self, name: str) -> dict[str, Any]:
+        for one in self._listed():
+            if one["name"] == name:
+                return one
+        raise NotFound(f"no set {name!r} on this node", "farstripe set list shows them")
+
+    # -- takeover -----------------------------------------------------------------------------------------------------
+
+    def takeover(self, args: Args) -> dict[str, Any]:
+        """Make this node primary of every group of a set at one instant. May be repeated; goes on after a crash.
+
+        Every group is judged before anything is decided. Durable: the decision first, then each group.
+        """
+        one, force = self._find(str(args["name"])), bool(args.get("force"))
+        for group in one["groups"]:
+            if group["name"] is None or group["role"] == "primary":
+                continue
+            judged = ops_role.plan(self._node, {"group": group["uuid"], "force": force})
+            if not judged["allowed"]:
+                raise Refused(f"group {group['name']}: {judged['message']}", judged["way_out"])
+        keep = bool(args.get("keep")) or all(self._never_alone(group["uuid"]) for group in one["groups"])
+        decided: dict[str, Any] = self._node.target("set.decide", 60.0, name=one["name"], keep=keep)
+        self._node.events.add(
+            "set.takeover", f"set {one['name']} is taken over as of write time {decided['bound_ns']}", set=one["name"]
+        )
+        self._finish(one)
+        return decided
+
+    def _never_alone(self, uuid: str) -> bool:
+        """Whether no write of the group was ever answered that is not here, as long as it was in sync."""
+        policy = self._node.target("group.status", 5.0, group=uuid).get("policy") or {}
+        return policy.get("mode") == "sync" and policy.get("on_loss") == "stall"
+
+    def _finish(self, one: dict[str, Any]) -> None:
+        for group in one["groups"]:
+            status = self._node.target("group.status", 5.0, group=group["uuid"])
+            if status["role"] == "secondary":
+                ops_role.takeover(self._node, {"group": group["uuid"], "force": True, "at_limit": True})
+
+    # -- the thread -----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(SHARE_S)
+            self._wake.clear()
+            if self._stopping:
+                return
+            try:
+                for one in self._all():
+                    if one["standing"] == "decided":
+                        self._finish(one)
+                    self._share(one)
+            except FarstripeError:
+                continue  # the target is away, or a group cannot be taken just now: later
+
+    def _share(self, one: dict[str, Any]) -> None:
+        groups = [group["uuid"] for group in one["groups"]]
+        for pair in self._node.pairs.store.all():
+            key = one["name"], pair.peer
+            peer = self._node.peers.get(pair.peer)
+            if peer is None or self._told.get(key) == one["rev"] or (groups and pair.group not in groups):
+                continue
+            try:
+                self._node.call(peer, "set.share", 5.0, name=one["name"], rev=one["rev"], groups=groups)
+            except Refused:
+                pass  # it has none of these groups from us
+            except FarstripeError:
+                continue
+            self._told[key] = one["rev"]

@@ -1,0 +1,163 @@
+"""Journals of several files on real nodes: files join and leave under load, on both sides, with kills in the middle."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.interop.test_groups import EXISTS, NOT_FOUND, REFUSED, group, refused
+from tests.testing.fio import FioLoad
+from tests.testing.nodes import GROUP, Node, Pair, wait_until
+from tests.testing.stamped import check_nothing_lost
+from tests.testing.targetproc import MIB, TargetProcess
+
+
+def files(target: TargetProcess) -> list[tuple[str, int, str]]:
+    """(name, size, state) of the journal's files."""
+    found = target.call("group.status", group="g")["journal"]["files"]
+    return [(one["path"].rpartition("/")[2], one["size"], one["state"]) for one in found]
+
+
+def test_a_file_joins_a_journal_and_leaves_it_again(target: TargetProcess) -> None:
+    group(target)
+    handle = target.connect("v")
+    handle.pwrite(b"before", 0)
+    extra = target.base / "extra"
+    target.call("group.add_journal", group="g", path=str(extra), size=20 * MIB)
+    assert files(target) == [("journal", 32 * MIB - 8192, "in use"), ("extra", 20 * MIB - 8192, "in use")]
+    assert target.call("group.status", group="g")["journal"]["capacity"] == 52 * MIB - 2 * 8192
+    refused(target, EXISTS, "exists", "group.add_journal", group="g", path=str(extra), size=20 * MIB)
+    refused(target, NOT_FOUND, "nope", "group.remove_journal", group="g", path="/nope")
+    for i in range(24):
+        handle.pwrite(bytes([i]) * MIB, i * MIB)  # wraps into the new file
+    target.kill()
+    target.start()
+    handle = target.connect("v")
+    assert all(handle.pread(MIB, i * MIB) == bytes([i]) * MIB for i in range(24))
+    assert len(files(target)) == 2
+    target.call("group.disarm", group="g")  # nothing needs the journal: all of it is free
+    target.call("group.remove_journal", group="g", path=str(extra))
+    wait_until(lambda: not extra.exists(), "the file is released")
+    assert files(target) == [("journal", 32 * MIB - 8192, "in use")]
+    refused(target, REFUSED, "too small", "group.remove_journal", group="g", path="0")
+
+
+def test_a_full_journal_goes_on_when_a_file_is_added(target: TargetProcess) -> None:
+    group(target, on_full="fail")
+    handle = target.connect("v")
+    wrote = 0
+    with pytest.raises(Exception, match="pwrite"):
+        for wrote in range(60):  # noqa: B007
+            handle.pwrite(b"z" * MIB, wrote * MIB)
+    target.call("group.add_journal", group="g", path=str(target.base / "extra"), size=32 * MIB)
+    for i in range(20):
+        handle.pwrite(b"y" * MIB, i * MIB)
+    assert target.call("group.status", group="g")["mode"] == "journal"
+    target.kill()
+    target.start()
+    assert target.connect("v").pread(MIB, 19 * MIB) == b"y" * MIB
+
+
+def test_a_device_joins_and_is_given_back(target: TargetProcess, loop_device: str) -> None:
+    group(target)
+    target.call("group.add_journal", group="g", path=loop_device, size=1)
+    assert files(target)[1][1] == 32 * MIB - 8192
+    target.call("group.disarm", group="g")
+    target.call("group.remove_journal", group="g", path=loop_device)
+    wait_until(lambda: len(files(target)) == 1, "the device is released")
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with Node("A") as a, Node("B", replication_port=10811) as b:
+        yield Pair.create(a.init(), b.init(), {"data": 32 * MIB, "log": 16 * MIB}, ["--mode", "async"], journal="16M")
+
+
+def journal(node: Node) -> dict[str, Any]:
+    return dict(node.group()["journal"])
+
+
+def test_files_join_and_leave_on_both_sides_under_load_and_kills(pair: Pair) -> None:
+    fio = FioLoad("log", pair.volumes["log"], seed=5)
+    fio.aim(pair.primary.run_dir / "nbd.sock")
+    load = pair.load("data", seed=5)
+    fio.start(20)
+    load.wait_acked(200)
+    for number, node in enumerate((pair.primary, pair.secondary)):
+        path = node.dir / "more"
+        node.ask("target", "group.add_journal", group=GROUP, path=str(path), size=18 * MIB)
+        assert journal(node)["capacity"] == 34 * MIB - 2 * 8192
+        load.wait_acked(200 * (number + 2))
+    node = pair.secondary
+    node.kill("target")
+    load.wait_acked(800)
+    node.start()
+    pair.wait_streaming()
+    for node in (pair.primary, pair.secondary):
+        node.ask("target", "group.remove_journal", group=GROUP, path="0")
+    pair.primary.kill("target")
+    pair.primary.start()
+    pair.wait_streaming()
+    load.wait_acked(1500)
+    wait_until(
+        lambda: all(len(journal(node)["files"]) == 1 for node in (pair.primary, pair.secondary)),
+        lambda: [journal(node) for node in (pair.primary, pair.secondary)],
+    )
+    load.stop()
+    fio.finish()
+    pair.assert_images_equal()
+    image = pair.secondary.generations("data", pair.volumes["data"] // 4096)
+    check_nothing_lost(load.ledger, image)
+    for node in (pair.primary, pair.secondary):
+        node.kill()
+        node.start()
+        assert [one["index"] for one in journal(node)["files"]] == [1]
+    pair.assert_images_equal()
+
+
+def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair: Pair) -> None:
+    node = pair.primary
+    [one] = journal(node)["files"]
+    load = pair.load("data", seed=7)
+    load.wait_acked(100)
+    strace = subprocess.Popen(
+        ["strace", "-f", "-p", str(node.pid("target")), "-o", "/dev/null", "-P", one["path"],
+         "-e", "trace=fdatasync,pwritev,pwrite64", "-e", "inject=fdatasync:error=EIO"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: node.group()["mode"] == "bitmap", pair.situation)
+    finally:
+        strace.terminate()
+        strace.wait(30)
+    load.wait_acked(300)
+    assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
+    node.kill()
+    node.start()
+    load.wait_acked(500)
+    assert node.group()["mode"] == "bitmap"
+    node.ask("target", "group.replace_journal", group=GROUP, size=16 * MIB, timeout_s=60)
+    pair.wait_streaming()
+    load.wait_acked(700)
+    load.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_damaged_journal_of_the_secondary_is_repaired_by_retransmission(pair: Pair) -> None:
+    node = pair.secondary
+    load = pair.load("data", seed=8)
+    load.wait_acked(100)
+    [one] = journal(node)["files"]
+    node.kill()
+    with open(one["path"], "r+b") as damaged:
+        damaged.write(bytes(16 * MIB))
+    node.start()
+    wait_until(lambda: journal(node)["error"], pair.situation)
+    node.ask("target", "group.replace_journal", group=GROUP, size=16 * MIB, timeout_s=60)
+    pair.wait_streaming()
+    load.stop()
+    pair.assert_images_equal()
