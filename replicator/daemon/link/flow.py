@@ -187,7 +187,7 @@ class Flow:
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
-        if receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
+        if receiver.held_bytes and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
             raise Lost(f"record {receiver.expect} did not come for {GAP_S:g} s, later ones did")
         lazy = now >= self._next_lazy
         if lazy:

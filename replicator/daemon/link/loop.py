@@ -228,7 +228,7 @@ class PairLoop:
         if flow.blocked or bundle.waiting:
             flow.unblock(bundle)
         more = False
-        for lane in tuple(bundle.lanes):
+        for lane in bundle.lanes:
             if lane.waiting is not None or (lane.number and not flow.flows):
                 if lane.hung_up:
                     raise lane.lost(Lost("the peer closed the connection"))  # what it brought will be sent again
