@@ -30,14 +30,18 @@ from replicator.journal.page import (
 )
 
 BATCH_BYTES = (1 << 20) + 64
+RECORDED_BATCH_BYTES = 4 * BATCH_BYTES
+"""Of a group that retains what it overwrites: each batch costs a sync of the ring."""
 NEVER = (1 << 63) - 1
 """No SYNCED record has such a seq."""
 _WRITE, _TRIM = int(Kind.WRITE), int(Kind.TRIM)  # WRITE, ZERO and TRIM are what hosts do, and come first
 _MARKER = int(Kind.MARKER)
 
 
-def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
+def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
     """Apply the next records, at most about `limit_bytes` of them but at least one. Returns the bytes applied.
+
+    limit_bytes: 0 for what is best.
 
     On a primary it does nothing, except at start-up: there hosts change the pool, and redo would undo their writes.
     Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and
@@ -57,7 +61,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
             head = min(head, u64[DURABLE_OFF])  # one sync covers many batches
         else:
             engine.sync_journal()
-        want = min(limit_bytes, head - at)
+        best = BATCH_BYTES if engine.preimages is None else RECORDED_BATCH_BYTES
+        want = min(limit_bytes or best, head - at)
         view = _buffer(engine, want)
         engine.journal.read_into(view, at)
         try:

@@ -16,7 +16,7 @@ from tests.testing import cutworld
 from tests.testing.cutworld import Violation, run
 
 Patch = pytest.MonkeyPatch
-SEEDS = range(150)
+SEEDS = range(300)
 
 
 def two_groups_may_get_the_same_time(patch: Patch) -> None:
