@@ -18,8 +18,10 @@ from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
+from replicator.core.session import base as session_base
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
+from replicator.daemon.link.claims import Claims
 from replicator.journal import ring
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from tests.testing.sim.target import Target
@@ -459,3 +461,159 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = handshake._facts
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
+
+
+# -- trees --------------------------------------------------------------------------------------------------------------
+
+CHAIN = {"kind": "tree", "parents": (0, 1), "edge_modes": ("sync", "sync")}
+"""A node in the middle, and every write waits for both ends below."""
+
+
+@bug(
+    "relay-acknowledges-for-itself",
+    "a node in the middle calls received what the synchronous peer below it does not have",
+    **CHAIN,
+    faults=("kill-replicator", "slow"),
+    on_loss="stall",
+    loss_timeout_s=6.0,
+    write_gap_s=0.01,
+)
+def _() -> list[Patch]:
+    return [(receiver, "held_below", lambda u64, received, durable: (received, durable))]
+
+
+@bug(
+    "fed-by-two",
+    "a session takes records without having claimed the journal",
+    kind="tree",
+    parents=(0, 1, 2),
+    edge_modes=("async", "async", "async"),
+    faults=("force-takeover", "down", "cut"),
+    fault_gap_s=0.3,
+    seeds=100,
+)
+def _() -> list[Patch]:
+    return [(Claims, "take", lambda self, who, evict: True)]
+
+
+@bug(
+    "incomplete-relay-feeds",
+    "a node that is being copied to feeds the nodes below it with what it has so far",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("power", "down", "force-takeover"),
+    fault_gap_s=0.3,
+    blocks=(24,),
+)
+def _() -> list[Patch]:
+    right = handshake._facts
+
+    def careless(lead: Any, follow: Any, comparison: Any, relay: bool) -> Any:
+        facts = right(lead, follow, comparison, relay)
+        return facts._replace(primaries="relay") if facts.primaries == "relay-busy" else facts
+
+    return [(handshake, "_facts", careless), (roles, "attach", _without_dropping(roles.attach))]
+
+
+def _without_dropping(right: Any) -> Any:
+    def attach(e: engine.GroupEngine, *args: Any, **step: Any) -> Any:
+        kept = [edge for edge in e.state.edges if not edge.dropped]
+        result = right(e, *args, **step)
+        for edge in kept:
+            edge.dropped = False
+        return result
+
+    return attach
+
+
+@bug(
+    "copy-below-without-the-primary",
+    "a node in the middle lets a peer be copied to, and nobody asks the primary for the blocks",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=(),
+    blocks=(24,),
+)
+def _() -> list[Patch]:
+    def alone(self: session.Session, event: Any, now: float) -> Any:
+        result = event.result
+        self._copy = {
+            **self._copy, "t": "attach", "p": result["p"], "c": self.decision.c if self.decision else None,
+            "epoch": result["epoch"], "hist": result["hist"], "masks": result["masks"], "full": result["full"],
+            "synced_after": result["p"],
+        }  # fmt: skip
+        return State.OFFERED, [events.Send(self._copy)]
+
+    return [(session.Session, "_planned", alone)]
+
+
+@bug(
+    "copy-below-ends-early",
+    "a copy through a node in the middle is complete with the next SYNCED record, whatever it ends",
+    kind="tree",
+    parents=(0, 1, 0, 1),
+    edge_modes=("async",) * 4,
+    faults=("kill-node", "power"),
+    blocks=(24,),
+    write_gap_s=0.08,
+    duration_s=5.0,
+    seeds=100,
+)
+def _() -> list[Patch]:
+    right = roles.attach
+
+    def forget(e: engine.GroupEngine, *args: Any, **step: Any) -> Any:
+        return right(e, *args, **{**step, "synced_after": None})
+
+    return [(roles, "attach", forget)]
+
+
+@bug(
+    "copy-outlives-its-list",
+    "a new epoch does not end the copies that waited for blocks from the former primary's list",
+    kind="tree",
+    parents=(0, 1, 1),
+    edge_modes=("async",) * 3,
+    faults=("power", "force-takeover", "kill-node"),
+    fault_gap_s=0.3,
+    blocks=(24,),
+    lazy=8.0,
+    seeds=100,
+)
+def _() -> list[Patch]:
+    def forget(e: engine.GroupEngine, seq: int) -> None:
+        e.save()
+
+    return [(follower, "_void_copies", forget)]
+
+
+@bug(
+    "bitmap-dropped-before-the-whole-tree-has-it",
+    "a node says that all below it hold the newer bitmap as soon as it does itself",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("down", "cut", "power", "kill-node"),
+    rotate_blocks=1,
+    fault_gap_s=0.3,
+    seeds=100,
+)
+def _() -> list[Patch]:
+    return [(session_base, "tree_durable", lambda status: int(status.get("durable", 0)))]
+
+
+@bug(
+    "leave-covers-everything",
+    "the operator's leave to discard a node's writes counts for what it followed since",
+    kind="tree",
+    parents=(0, 0, 0),
+    edge_modes=("sync", "sync", "async"),
+    faults=("force-takeover", "takeover", "down", "resync"),
+    fault_gap_s=0.3,
+    seeds=300,
+)
+def _() -> list[Patch]:
+    right = handshake._named
+    return [(handshake, "_named", lambda a, b: right(*(side._replace(discard_epoch=0) for side in (a, b))))]
