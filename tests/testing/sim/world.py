@@ -432,7 +432,8 @@ class World:
         while self.clock.now < deadline:
             for node in self.nodes:
                 if node.target is not None and "the file is broken" in node.target.engine.failed:
-                    node.die("power")  # it went on with bitmaps when its journal failed; now it needs one, and a restart
+                    node.disk.heal("journal")  # its disk is repaired, and the node restarted, as `explain` says
+                    node.die("power")
                 self.start(node)
             self.clock.run_until(self.clock.now + 1.0)
             self._operator()
