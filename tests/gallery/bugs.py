@@ -18,7 +18,6 @@ from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
-from replicator.core.session import base as session_base
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
 from replicator.daemon.link.claims import Claims
@@ -550,70 +549,25 @@ def _() -> list[Patch]:
 
 
 @bug(
-    "copy-below-ends-early",
-    "a copy through a node in the middle is complete with the next SYNCED record, whatever it ends",
+    "forgets-who-feeds-it",
+    "a node that follows another one now does not store that",
     kind="tree",
-    parents=(0, 1, 0, 1),
-    edge_modes=("async",) * 4,
-    faults=("kill-node", "power"),
-    blocks=(24,),
-    write_gap_s=0.08,
-    duration_s=5.0,
-    seeds=100,
+    parents=(0, 0),
+    edge_modes=("async", "async"),
+    faults=("switchover",),
 )
 def _() -> list[Patch]:
-    right = roles.attach
-
-    def forget(e: engine.GroupEngine, *args: Any, **step: Any) -> Any:
-        return right(e, *args, **{**step, "synced_after": None})
-
-    return [(roles, "attach", forget)]
+    return [(edges, "follow", lambda e, peer: None)]
 
 
 @bug(
-    "copy-outlives-its-list",
-    "a new epoch does not end the copies that waited for blocks from the former primary's list",
-    kind="tree",
-    parents=(0, 1, 1),
-    edge_modes=("async",) * 3,
-    faults=("power", "force-takeover", "kill-node"),
-    fault_gap_s=0.3,
-    blocks=(24,),
-    lazy=8.0,
-    seeds=100,
-)
-def _() -> list[Patch]:
-    def forget(e: engine.GroupEngine, seq: int) -> None:
-        e.save()
-
-    return [(follower, "_void_copies", forget)]
-
-
-@bug(
-    "bitmap-dropped-before-the-whole-tree-has-it",
-    "a node says that all below it hold the newer bitmap as soon as it does itself",
+    "claim-never-let-go",
+    "a session keeps the claim on the journal when it does not receive any more",
     kind="tree",
     parents=(0, 1),
     edge_modes=("async", "async"),
-    faults=("down", "cut", "power", "kill-node"),
-    rotate_blocks=1,
-    fault_gap_s=0.3,
-    seeds=100,
+    faults=("force-takeover",),
+    fault_gap_s=0.4,
 )
 def _() -> list[Patch]:
-    return [(session_base, "tree_durable", lambda status: int(status.get("durable", 0)))]
-
-
-@bug(
-    "leave-covers-everything",
-    "the operator's leave to discard a node's writes counts for what it followed since",
-    kind="tree",
-    parents=(0, 0, 0),
-    edge_modes=("sync", "sync", "async"),
-    faults=("force-takeover", "takeover", "down", "resync"),
-    fault_gap_s=0.3,
-    seeds=300,
-)
-def _() -> list[Patch]:
-    right = handshake._named
-    return [(handshake, "_named", lambda a, b: right(*(side._replace(discard_epoch=0) for side in (a, b))))]
+    return [(Claims, "release", lambda self, who: None)]
