@@ -53,6 +53,12 @@ TERMS: dict[str, Term] = {
         "follows and can only be read).",
         ("farstripe pair create GROUP --peer NAME", "farstripe status"),
     ),
+    "tree": Term(
+        "All nodes of a group with several pairs. The primary is its top; every other node is fed by one peer, and may "
+        "feed others. Where that is so on both sides it is called a relay: it passes on what it receives, and a "
+        "synchronous one answers only for what the synchronous peers below it have as well.",
+        ("farstripe status GROUP", "farstripe pair list"),
+    ),
     "journal": Term(
         "A ring that holds every write of a group in order until the peer has it durably and it is in the pool. "
         "Its size divided by the write rate is how long the peer may be away before order is given up for a "

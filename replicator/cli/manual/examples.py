@@ -297,6 +297,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "pair": (
         Example(
+            "A second copy far away, and from there a third one.",
+            (
+                "alpha# farstripe pair create shop --peer gamma --mode async",
+                "alpha# farstripe pair wait shop gamma --progress",
+                "gamma# farstripe pair create shop --peer delta",
+                "alpha# farstripe status shop",
+            ),
+            "Records go once over the line to gamma, which passes them on to delta. The status has a line for each pair of "
+            "the node, and says what the loss of each node would mean.",
+        ),
+        Example(
             "Replicate a group, and know when the copy is complete.",
             ("farstripe pair create shop --peer beta --mode sync", "farstripe pair wait shop --state sync --progress"),
             "Hosts may write during the first copy. When the wait ends with 0, every write waits for beta; what "

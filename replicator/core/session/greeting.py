@@ -70,7 +70,7 @@ class Greeting(SessionBase):
         decision = self.decision
         assert decision is not None and self.mine is not None and self.theirs is not None
         theirs = {key: value for key, value in event.frame.items() if key != "t"}
-        if theirs != decision.verdict():
+        if theirs != decision.verdict() and decision.label != "version":
             raise ProtocolError(
                 f"the peer decided {theirs}, this node {decision.verdict()}", "run the same version on both"
             )

@@ -377,6 +377,8 @@ class World:
             state = up.target.engine.state
             if up.target.engine.failed or state.copy != OK or (state.role == SECONDARY and not state.upstream):
                 continue
+            if state.journal_error or down.target.engine.state.journal_error:
+                continue  # it gets a new journal first
             try:
                 up.target.service.arm(down.node_id, mode)
                 down.target.service.arm(up.node_id, mode, upstream=True)
@@ -431,6 +433,8 @@ class World:
         deadline = self.clock.now + LIVENESS_S
         while self.clock.now < deadline:
             for node in self.nodes:
+                if node.target is not None and "the file is broken" in node.target.engine.failed:
+                    node.die("power")  # it failed without a journal: it is restarted, as `explain` says, and gets one
                 self.start(node)
             self.clock.run_until(self.clock.now + 1.0)
             self._operator()
