@@ -368,6 +368,23 @@ def _() -> list[Patch]:
 
 
 @bug(
+    "journal-lost-goes-on-journaling",
+    "a journal whose sync has failed is synced again, and that counts",
+    mode="async",
+    faults=("eio",),
+    flushes=0.4,
+)
+def _() -> list[Patch]:
+    right = engine.GroupEngine.lose_journal
+
+    def forgiving(self: engine.GroupEngine, reason: str) -> Exception:
+        self.journal._broken = None  # the bug
+        return right(self, reason) if self.state.role != "primary" else engine.Parked()
+
+    return [(engine.GroupEngine, "lose_journal", forgiving)]
+
+
+@bug(
     "discard-without-consent",
     "a former primary's acknowledged writes are overwritten unasked",
     faults=("force-takeover", "kill-node"),

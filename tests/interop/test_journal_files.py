@@ -38,7 +38,7 @@ def test_a_file_joins_a_journal_and_leaves_it_again(target: TargetProcess) -> No
     handle = target.connect("v")
     assert all(handle.pread(MIB, i * MIB) == bytes([i]) * MIB for i in range(24))
     assert len(files(target)) == 2
-    target.call("group.disarm", group="g")  # nothing needs the journal: all of it is free
+    target.call("group.disarm", group="g", peer=PEER)  # nothing needs the journal: all of it is free
     target.call("group.remove_journal", group="g", path=str(extra))
     wait_until(lambda: not extra.exists(), "the file is released")
     assert files(target) == [("journal", 32 * MIB - 8192, "in use")]
@@ -65,7 +65,7 @@ def test_a_device_joins_and_is_given_back(target: TargetProcess, loop_device: st
     group(target)
     target.call("group.add_journal", group="g", path=loop_device, size=1)
     assert files(target)[1][1] == 32 * MIB - 8192
-    target.call("group.disarm", group="g")
+    target.call("group.disarm", group="g", peer=PEER)
     target.call("group.remove_journal", group="g", path=loop_device)
     wait_until(lambda: len(files(target)) == 1, "the device is released")
 
