@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.test_groups import EXISTS, NOT_FOUND, REFUSED, group, refused
+from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
 from tests.testing.nodes import GROUP, Node, Pair, wait_until
 from tests.testing.stamped import check_nothing_lost
