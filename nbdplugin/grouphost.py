@@ -31,7 +31,7 @@ from nbdplugin.groupevents import describe_event
 from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
-from nbdplugin.retention import open_recorder, remove_ring
+from nbdplugin.retention import open_recorder, remove_rings
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
@@ -416,7 +416,7 @@ class GroupHost:
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
-        remove_ring(directory)
+        remove_rings(directory)
         directory.rename(gone)
         sync_directory(self._dir)
         journalhost.remove_all(gone)

@@ -42,9 +42,9 @@ def handlers(target: Target) -> dict[str, Handler]:
     groups, told = target.groups, target.views.told
 
     def attach(service: GroupService, args: dict[str, Any]) -> object:
-        step = _known(args, "p", "c", "epoch", "hist", "masks", "copy_id", "full")
+        step = _step(args)
         target.views.keep_image(service, step["masks"], full=bool(step["full"]))
-        return service.attach(**step)
+        return service.attach(_peer(args), synced_after=_position(args, "synced_after"), **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None

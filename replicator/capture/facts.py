@@ -81,6 +81,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         },
         "policy": state.policy_of(edge),
         "held": engine.parked_for == "hold",
+        "parked": engine.parked_for,
         "journal_full": engine.parked_for == "full",
         "limit_seq": engine.limit_seq,
         "limit_time_ns": engine.limit_time_ns,

@@ -20,7 +20,7 @@ from typing import Any
 from replicator.capture import edges, journalloss
 from replicator.capture.copies import check_maps
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
-from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.follower import apply_through, checkpoint, settle
 from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
@@ -88,9 +88,9 @@ def disarm(engine: GroupEngine, peer: str) -> None:
     the edge is forgotten all the same.
     """
     with engine.apply_lock:
-        if engine.state.role == SECONDARY and engine.state.copy == OK:
-            lift(engine)
-            apply_all(engine)
+        last = all(edge.peer in ("", peer) for edge in engine.state.edges)
+        if last and engine.state.role == SECONDARY and engine.state.copy == OK:
+            apply_through(engine)
         with engine.checkpoint_lock, engine.lock:
             state = engine.state
             edge = state.edge_of(peer) or state.edge_of("")
@@ -169,7 +169,7 @@ def attach(
     with engine.apply_lock:
         lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
-            apply_all(engine)  # what c counts on must not be dropped with the journal
+            apply_through(engine)  # what c counts on must not be dropped with the journal
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
         step["synced_after"] = p if synced_after is None else synced_after
         return _attach(engine, edge, c if by_difference else None, masks, step)
@@ -288,10 +288,9 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
         journalloss.require_journal(engine)
         if at_limit and engine.state.copy == OK:
-            engine.limit_seq = 0  # the set's bound rules, not a suspension
-            apply_all(engine)
+            apply_through(engine, keep_bound=True)
             cut(engine)
-        lift(engine)
+        apply_through(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)

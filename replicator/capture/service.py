@@ -459,7 +459,7 @@ class GroupService:
 
     def journal(self) -> dict[str, Any]:
         """What status says of the journal, the age of its oldest record, and what was written hour by hour."""
-        u64, now_ns = self._u64, self.engine.clock_ns()
+        u64, now_ns = self._u64, self.engine.clock.wall_ns()
         oldest = None
         if u64[HEAD_OFF] > u64[TAIL_OFF]:
             with suppress(OSError, BadRecord):

@@ -125,8 +125,8 @@ def link_frames() -> list[bytes]:
     return [
         wire.HEAD.pack(len(run), wire.DATA, 0, 0, 7) + run,
         wire.HEAD.pack(20, wire.DATA, wire.FLAG_ZSTD, 0, 7) + bytes(20),
-        wire.triple(wire.ACK, 9, 8, 7),
-        wire.triple(wire.BEAT, 9, 1 << 20, 1 << 60),
+        wire.ack(9, 8, 7),
+        wire.beat(9, 1 << 20, 8, 1 << 60),
         wire.grant(1 << 20),
         wire.need(5, 1 << 20),
         wire.control({"t": "ping", "seq": 9, "role": "primary", "state": "source"}),

@@ -43,6 +43,9 @@ class Files:
     def wake_target(self) -> None:
         pass
 
+    def wake_edges(self) -> None:
+        pass
+
     def sync_journal(self) -> None:
         pass
 

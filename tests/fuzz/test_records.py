@@ -66,7 +66,7 @@ def plain_header(data: bytes, at: int) -> Header | None:
 
 def plain_parse(data: bytes, expect: int, min_epoch: int) -> Run | None:
     """What parse_run's docstring says, record by record; None for BadRecord."""
-    at = begin = count = 0
+    at = begin = count = last_time = 0
     durable, last_seq, last_epoch = False, expect - 1, min_epoch
     while at + 64 <= len(data):
         header = plain_header(data, at)
@@ -86,8 +86,9 @@ def plain_parse(data: bytes, expect: int, min_epoch: int) -> Run | None:
         if header.seq != last_seq + 1 or not known:
             return None
         durable = durable or header.kind == Kind.BARRIER or bool(header.flags & FLAG_FUA)
-        last_seq, last_epoch, count, at = header.seq, header.epoch, count + 1, end
-    return Run(begin, at, last_seq, last_epoch, count, durable)
+        last_seq, last_epoch, last_time = header.seq, header.epoch, header.write_time
+        count, at = count + 1, end
+    return Run(begin, at, last_seq, last_epoch, count, durable, last_time)
 
 
 def test_parse_run_takes_what_a_plain_decoder_takes_and_nothing_else() -> None:

@@ -309,6 +309,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "records beta is behind.",
         ),
         Example(
+            "A long line that others use too.",
+            (
+                "farstripe pair set shop --connections 4 --compress auto",
+                'farstripe pair set shop --schedule "mon-fri 08:00-18:00 20M; else unlimited"',
+                "farstripe pair show shop",
+            ),
+            "Four connections fill a line on which one would not; what shrinks is compressed. In office hours 20 MiB a "
+            "second are sent at most, by the clock of this node; what is written beyond that waits in the journal. The "
+            "last command says which limit holds now and what compression gained.",
+        ),
+        Example(
             "Keep the copy as it is during a risky upgrade.",
             ("farstripe pair split shop", "farstripe pair resync shop", "farstripe pair wait shop --timeout 600"),
             "After the split the copy does not change. If all went well the resync copies what changed; if not, beta "

@@ -228,7 +228,7 @@ class PairLoop:
         if flow.blocked or bundle.waiting:
             flow.unblock(bundle)
         more = False
-        for lane in tuple(bundle.lanes):
+        for lane in bundle.lanes:
             if lane.waiting is not None or (lane.number and not flow.flows):
                 if lane.hung_up:
                     raise lane.lost(Lost("the peer closed the connection"))  # what it brought will be sent again
@@ -414,6 +414,7 @@ class PairLoop:
         facts["unsent_bytes"] = None
         if flow.shipper is not None and flow.files is not None:
             facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
+        facts["behind_s"] = flow.behind_s(now)
         facts["peer_beat"] = None
         if flow.peer_beat is not None:
             head_seq, unsent_bytes = flow.peer_beat

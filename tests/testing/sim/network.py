@@ -54,6 +54,10 @@ class SimConnection:
         """Whether the window is closed."""
         return self.in_flight_bytes > WINDOW_BYTES
 
+    def fileno(self) -> int:
+        """There is nothing to poll."""
+        return -1
+
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send one frame. Raises Lost."""
         if not self.open:

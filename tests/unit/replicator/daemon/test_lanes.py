@@ -137,7 +137,7 @@ def test_only_records_may_come_over_further_connections(make: Callable[..., Lane
     pair = make(Transfer(connections=2)).connect()
     one, other = tls_pair(tmp_path)
     pair.loop_b.joined(Connection(other, "bundle"))
-    one.sendall(wire.triple(wire.BEAT, 1, 2, 3))
+    one.sendall(wire.beat(1, 2, 3, 4))
     assert "something else than records" in pair.sink.saw(LinkDown).reason
 
 
