@@ -10,6 +10,8 @@ import pytest
 
 from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
+from tests.testing.needs import needs
+from tests.testing.netns import NetNS
 from tests.testing.nodes import GROUP, Node, Pair, wait_until
 from tests.testing.stamped import check_nothing_lost
 from tests.testing.targetproc import MIB, TargetProcess
@@ -72,7 +74,7 @@ def test_a_device_joins_and_is_given_back(target: TargetProcess, loop_device: st
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    with Node("A") as a, Node("B", replication_port=10811) as b:
+    with NetNS() as net, Node("A", net) as a, Node("B", net, replication_port=10811) as b:
         yield Pair.create(a.init(), b.init(), {"data": 32 * MIB, "log": 16 * MIB}, ["--mode", "async"], journal="16M")
 
 
@@ -123,6 +125,7 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
     [one] = journal(node)["files"]
     load = pair.load("data", seed=7)
     load.wait_acked(100)
+    needs("strace")
     strace = subprocess.Popen(
         ["strace", "-f", "-p", str(node.pid("target")), "-o", "/dev/null", "-P", one["path"],
          "-e", "trace=fdatasync,pwritev,pwrite64", "-e", "inject=fdatasync:error=EIO"],
@@ -135,13 +138,16 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
         strace.wait(30)
     load.wait_acked(300)
     assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
+    assert "NO-JOURNAL" in node.farstripe("status")
     node.kill()
     node.start()
     load.wait_acked(500)
     assert node.group()["mode"] == "bitmap"
-    node.ask("target", "group.replace_journal", group=GROUP, size=16 * MIB, timeout_s=60)
+    node.farstripe("group", "journal", "replace", GROUP, "--size", "16M", "--yes")
     pair.wait_streaming()
     load.wait_acked(700)
+    assert "16.0 MiB" in node.farstripe("group", "journal", "show", GROUP)
+    assert node.json("plan", "journal", GROUP, "--outage", "4h", "--rate", "20M")["need"] == 4 * 3600 * 25 * MIB
     load.stop()
     pair.assert_images_equal()
     check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
