@@ -20,7 +20,7 @@ from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
-from replicator.journal import ring
+from replicator.journal import chain, ring
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from tests.testing.sim.target import Target
 
@@ -263,11 +263,11 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     def no_runs(*args: Any) -> Any:
-        raise ring.BadRecord("walk singly")
+        raise chain.BadRecord("walk singly")
 
     return [
-        (ring, "parse_run", no_runs),
-        (ring, "check_payload", lambda header, payload: None),
+        (chain, "parse_run", no_runs),
+        (chain, "check_payload", lambda header, payload: None),
         (follower, "iter_run", _iter_without_payload_crc),
     ]
 

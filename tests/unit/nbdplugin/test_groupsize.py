@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from nbdplugin.grouphost import MAX_GROUP_BYTES, MAX_VOLUMES, _check_extent, _no_journal
+from nbdplugin.grouphost import MAX_GROUP_BYTES, MAX_VOLUMES, _check_extent
+from nbdplugin.journalhost import _no_journal
 from replicator.capture.state import SLOT_BYTES, GroupState, StateFile
 from replicator.control import MAX_FRAME_BYTES
 from replicator.core.errors import BadInput
