@@ -68,7 +68,7 @@ def _check_device(groups: Path, path: str) -> None:
         raise BadInput(f"the journal {path} cannot be used: {exc.strerror}", "name a device nobody uses") from exc
     for journal in groups.glob("*/journal*"):
         if journal.is_symlink() and journal.exists() and journal.samefile(path):
-            raise BadInput(f"{path} is part of a group's journal already", "name a device nobody uses")
+            raise BadInput(f"{path} belongs to the journal of this or another group", "name a device nobody uses")
 
 
 def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from replicator.core.errors import FarstripeError
 from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
 from tests.testing.needs import needs
@@ -167,3 +173,30 @@ def test_a_damaged_journal_of_the_secondary_is_repaired_by_retransmission(pair: 
     pair.wait_streaming()
     load.stop()
     pair.assert_images_equal()
+
+
+def test_kills_in_the_middle_of_changes(pair: Pair) -> None:
+    rng = random.Random(11)
+    load = pair.load("data", seed=9)
+    load.wait_acked(100)
+    for round_ in range(6):
+        node = (pair.primary, pair.secondary)[round_ % 2]
+        path = node.dir / f"more{round_}"
+
+        def change(node: Node = node, path: Path = path) -> None:
+            with contextlib.suppress(FarstripeError):
+                node.ask("target", "group.add_journal", group=GROUP, path=str(path), size=16 * MIB)
+                node.ask("target", "group.remove_journal", group=GROUP, path="0")
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        time.sleep(rng.random() * 0.3)
+        node.kill("target")
+        thread.join(30)
+        node.start()
+        pair.wait_streaming()
+        load.wait_acked(50)
+        assert not journal(node)["error"]
+    load.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))

@@ -16,6 +16,7 @@ from replicator.core.handshake import Action
 from replicator.journal import volumes
 from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, HEAD_OFF, Doorbell
 from replicator.journal.ring import DATA_START
+from tests.testing.fakedisk import PowerCut
 from tests.testing.pairharness import Pair, Side, running_pair
 
 
@@ -256,3 +257,35 @@ def test_the_power_cut_shows_whether_the_pool_was_synced_first(pair: Pair, synce
     side.power_cut("drop")
     side.start()
     assert (side.image()[0][0] == 1) is synced
+
+
+def test_a_replacement_cut_at_any_write_leaves_a_group_that_goes_on() -> None:
+    cut, done = 0, False
+    while not done:
+        pair = running_pair()
+        side = pair.a
+        side.disk.fail_writes("journal")
+        with pytest.raises(JournalLost):
+            side.write(0, 1)
+        go_over(side)
+        side.write(0, 2)
+        side.engine.flush()
+        side.disk.heal("journal")
+        side.disk.cut_at(side.disk.operations + cut)
+        try:
+            renew(side)
+            done = True
+        except PowerCut:
+            pass
+        side.disk.cut_at(None)
+        side.power_cut()
+        side.start()
+        state = side.engine.state
+        assert state.mode == BITMAP and side.image()[0][0] == 2
+        assert not (done and state.journal_error)
+        if state.journal_error:
+            renew(side)
+        pair.sync_up()
+        assert pair.b.image() == side.image()
+        cut += 1
+    assert cut > 5
