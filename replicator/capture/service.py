@@ -165,8 +165,8 @@ class GroupService:
         try:
             seq = engine.write(volume, offset, buf, fua)
         except Parked as parked:
-            again = parked.made
-            seq = self._patiently(lambda: engine.make_durable(again) if again else engine.write(volume, offset, buf, fua))
+            made = parked.made
+            seq = self._patiently(lambda: engine.make_durable(made) if made else engine.write(volume, offset, buf, fua))
         except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.waits:

@@ -21,7 +21,7 @@ from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
 from replicator.daemon.link.claims import Claims
-from replicator.journal import ring
+from replicator.journal import chain, ring
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from tests.testing.sim.target import Target
 
@@ -264,11 +264,11 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     def no_runs(*args: Any) -> Any:
-        raise ring.BadRecord("walk singly")
+        raise chain.BadRecord("walk singly")
 
     return [
-        (ring, "parse_run", no_runs),
-        (ring, "check_payload", lambda header, payload: None),
+        (chain, "parse_run", no_runs),
+        (chain, "check_payload", lambda header, payload: None),
         (follower, "iter_run", _iter_without_payload_crc),
     ]
 
@@ -368,6 +368,23 @@ def _() -> list[Patch]:
             pass  # the bug
 
     return [(ring.Journal, "sync", swallow)]
+
+
+@bug(
+    "journal-lost-goes-on-journaling",
+    "a journal whose sync has failed is synced again, and that counts",
+    mode="async",
+    faults=("eio",),
+    flushes=0.4,
+)
+def _() -> list[Patch]:
+    right = engine.GroupEngine.lose_journal
+
+    def forgiving(self: engine.GroupEngine, reason: str) -> Exception:
+        self.journal._broken = None  # the bug
+        return right(self, reason) if self.state.role != "primary" else engine.Parked()
+
+    return [(engine.GroupEngine, "lose_journal", forgiving)]
 
 
 @bug(

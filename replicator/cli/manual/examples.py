@@ -256,8 +256,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "farstripe group journal add shop /dev/disk/by-id/nvme-spare-part1",
                 "farstripe group journal remove shop /dev/disk/by-id/nvme-spare-part1",
             ),
-            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any more; "
-            "`journal show` no longer lists it then.",
+            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any "
+            "more; `journal show` no longer lists it then.",
         ),
         Example(
             "The journal's disk has failed. Hosts went on, and differences were counted.",

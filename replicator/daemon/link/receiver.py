@@ -36,10 +36,8 @@ from replicator.journal.page import (
     EDGE_WANTS,
     EDGES,
     EPOCH,
-    HEAD_OFF,
     HEAD_SEQ,
     SYNC_ON,
-    TAIL_OFF,
     edge_slot,
 )
 
@@ -161,10 +159,12 @@ class Receiver:
     def room_for(self, body: memoryview, flags: int) -> bool:
         """Whether the journal can take the frame now. Raises ProtocolError or Stopped when it never can."""
         size = len(body) if not flags else _plain_bytes(body)
-        u64 = self._u64
+        try:
+            if self._journal.room_for(size):
+                return True
+        except OSError as exc:
+            raise Stopped("medium", f"the journal's files have changed: {exc.strerror or exc}") from exc
         capacity = self._journal.capacity
-        if u64[HEAD_OFF] + size - u64[TAIL_OFF] <= capacity:
-            return True
         if size > capacity:
             raise Stopped("medium", f"a run of {size} bytes can never fit into this node's journal of {capacity} bytes")
         return False
