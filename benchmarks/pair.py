@@ -7,10 +7,19 @@ from typing import Any
 
 from benchmarks.nodes import Node
 from benchmarks.workspace import BenchmarkError, Workspace, wait_for
-from replicator.journal.page import HEAD_SEQ, LINK, LINK_STREAMING, PEER_APPLIED_SEQ, PEER_RECEIVED_SEQ, Page
+from replicator.journal.page import (
+    EDGE_APPLIED_SEQ,
+    EDGE_LINK,
+    EDGE_RECEIVED_SEQ,
+    HEAD_SEQ,
+    LINK_STREAMING,
+    Page,
+    edge_slot,
+)
 
 GROUP, VOLUME = "group", "vol"
 JOURNAL_BYTES = 1 << 30
+APPLIED, RECEIVED, LINK = (edge_slot(0, what) for what in (EDGE_APPLIED_SEQ, EDGE_RECEIVED_SEQ, EDGE_LINK))
 
 
 class Pair:
@@ -57,7 +66,7 @@ class Pair:
 
     def backlog(self) -> int:
         """Records that B has not applied yet."""
-        return self.page[HEAD_SEQ] - self.page[PEER_APPLIED_SEQ]
+        return self.page[HEAD_SEQ] - self.page[APPLIED]
 
     def drain(self, timeout_s: float = 120) -> None:
         """Wait until B has applied everything, so that the next run does not inherit this one's backlog."""
@@ -68,9 +77,9 @@ class Pair:
         page = self.page
         end = time.monotonic() + timeout_s
         begin = 0.0
-        first = page[PEER_RECEIVED_SEQ]
-        while page[PEER_RECEIVED_SEQ] < page[HEAD_SEQ]:
-            if not begin and (page[LINK] == LINK_STREAMING or page[PEER_RECEIVED_SEQ] > first):
+        first = page[RECEIVED]
+        while page[RECEIVED] < page[HEAD_SEQ]:
+            if not begin and (page[LINK] == LINK_STREAMING or page[RECEIVED] > first):
                 begin = time.monotonic()
             if time.monotonic() > end:
                 raise BenchmarkError(f"node B has not received everything within {timeout_s:g} s")

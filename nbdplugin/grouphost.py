@@ -3,10 +3,11 @@
     STATE/groups/<uuid>/group.json   name and volumes, for a group whose state cannot be read
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
+    STATE/groups/<uuid>/rates        what its hosts wrote, hour by hour
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
     STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
     STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
-    RUN/<uuid>.page .t .r            counters and doorbells
+    RUN/<uuid>.page .t .r.<k>        counters and doorbells, one of the replicator for each edge
 
 A group is made under a name that begins with a dot and renamed when it is whole, so a crash leaves a group or none;
 what is left under a dot is removed at start. A group that cannot be opened does not keep the node from serving the
@@ -35,10 +36,11 @@ from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
-from replicator.journal.page import Doorbell, Page, boot_number
+from replicator.journal.page import EDGES, Doorbell, Page, boot_number
 from replicator.journal.volumes import JournalDirectory
 
 MAX_VOLUMES = 256
@@ -82,6 +84,9 @@ class GroupHost:
                 self._set_broken(entry.name, exc)
                 continue
             self._services[entry.name] = service
+            if why := service.engine.state.journal_error:
+                name = service.engine.state.name
+                self._events.add("group.journal-broken", f"group {name} has no journal: {why}", group=name)
             self.cuts.hold_at_start(service.engine)
             service.start(wait_for_peer=True)
         self.cuts.start()
@@ -175,13 +180,16 @@ class GroupHost:
         self._events.add("retention.failed", f"group {name} no longer keeps what it overwrites: {why}", group=name)
 
     def _service(self, engine: Any, uuid: str) -> GroupService:
-        own, peer = Doorbell(self._run / f"{uuid}.t"), Doorbell(self._run / f"{uuid}.r")
+        own = Doorbell(self._run / f"{uuid}.t")
+
+        def edge_bell(slot: int) -> Doorbell:
+            return Doorbell(self._run / f"{uuid}.r.{slot}")
 
         def note(what: str, **detail: Any) -> None:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, peer, note)
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -353,6 +361,17 @@ class GroupHost:
         service.look_after()
         return removed
 
+    def replace_journal(self, which: str, path: str | None, size: int) -> dict[str, Any]:
+        """Give a group a new journal in the place of a broken one; see journalhost.replace."""
+        with self._pools.changing:
+            service = self.get(which)
+            dropped = journalhost.replace(self._dir, service.engine, path, size)
+        service.look_after()
+        name = service.engine.state.name
+        text = f"group {name} has a new journal; {dropped} records that were received are sent again"
+        self._events.add("group.journal-replaced", text, group=name, dropped=dropped)
+        return {"dropped": dropped, **service.status()["journal"]}
+
     def delete(self, which: str, force: bool, undo: bool = False) -> None:
         """Forget a group; its volumes stay and are served without it. `undo`: those that adopting it made go too.
 
@@ -402,7 +421,7 @@ class GroupHost:
         sync_directory(self._dir)
         journalhost.remove_all(gone)
         shutil.rmtree(gone, ignore_errors=True)
-        for suffix in ("page", "t", "r"):
+        for suffix in ("page", "t", *(f"r.{slot}" for slot in range(EDGES))):
             (self._run / f"{uuid}.{suffix}").unlink(missing_ok=True)
 
 

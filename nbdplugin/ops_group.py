@@ -1,6 +1,23 @@
 """Control operations on consistency groups: group.*. Used by the command line and by the replicator.
 
-`group` names a group by name or uuid. What an operation means and makes durable, GroupService says.
+`group` names a group by name or uuid, `peer` one of its edges by the peer's node id. What an operation means and makes
+durable, GroupService says. The replicator may name its peer also where that makes no difference.
+
+    group.status {peer?, settle?}                        facts.py; with peer, what concerns one peer is said of that one
+    group.policy {peer?, <field>: value, ...}            mode with a peer: of that edge
+    group.arm {peer, mode?, upstream?}                   -> {epoch, pos, edge}; upstream: the peer feeds this secondary
+    group.disarm {peer}
+    group.link {peer, up}                                records flow to the peer, or no longer
+    group.follow {peer}                                  records of the peer come in: it feeds this node
+    group.sync_on {peer, on}                             -> {seq, sync_on}
+    group.bitmap {c}                                     -> {start, volumes}
+    group.begin_copy {peer, c, peer_bitmaps, copy_id}    -> {p, epoch, hist, masks, full, todo_blocks}
+    group.pin_copy {peer, c, peer_bitmaps, copy_id}      -> {p, epoch, hist, masks, full}; then:
+    group.extend_copy {copy_id, masks}                   -> {seq}; on the primary; masks None: every block
+    group.copy_until {peer, copy_id, seq}                -> {copying}; on the node that pinned, before the peer attaches
+    group.resume_copy {}
+    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?}
+    group.hold {deadline_s}, group.release {}, group.promote {force?}, group.demote {diverged?, upto?}
 """
 
 from __future__ import annotations
@@ -25,9 +42,9 @@ def handlers(target: Target) -> dict[str, Handler]:
     groups, told = target.groups, target.views.told
 
     def attach(service: GroupService, args: dict[str, Any]) -> object:
-        step = _known(args, "p", "c", "epoch", "hist", "masks", "copy_id", "full")
+        step = _step(args)
         target.views.keep_image(service, step["masks"], full=bool(step["full"]))
-        return service.attach(**step)
+        return service.attach(_peer(args), synced_after=_position(args, "synced_after"), **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -78,18 +95,32 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.remove_journal": lambda args: groups.remove_journal(
             arguments.text(args, "group"), arguments.text(args, "path")
         ),
-        "group.status": on(lambda g, a: told(g.status(settle=arguments.flag(a, "settle")))),
-        "group.policy": on(lambda g, a: g.set_policy(dict(a))),
-        "group.arm": on(lambda g, a: g.arm()),
-        "group.disarm": on(lambda g, a: g.disarm()),
-        "group.bitmap": on(lambda g, a: g.common_bitmap(_position(a, "c"))),
-        "group.begin_copy": on(
-            lambda g, a: g.begin_copy(_position(a, "c"), a["peer_bitmaps"], arguments.text(a, "copy_id"))
+        "group.replace_journal": lambda args: groups.replace_journal(
+            arguments.text(args, "group"),
+            arguments.path(args, "path") if args.get("path") else None,
+            _journal_bytes(args, "size"),
         ),
+        "group.journal": on(lambda g, a: g.journal()),
+        "group.status": on(lambda g, a: told(g.status(arguments.flag(a, "settle"), _peer(a, needed=False)))),
+        "group.policy": on(
+            lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))
+        ),
+        "group.arm": on(
+            lambda g, a: g.arm(_peer(a), arguments.text(a, "mode") if a.get("mode") else "", arguments.flag(a, "upstream"))
+        ),
+        "group.disarm": on(lambda g, a: g.disarm(_peer(a))),
+        "group.bitmap": on(lambda g, a: g.common_bitmap(_position(a, "c"))),
+        "group.begin_copy": on(lambda g, a: g.begin_copy(*_copy(a))),
+        "group.pin_copy": on(lambda g, a: g.pin_copy(*_copy(a))),
+        "group.copy_until": on(
+            lambda g, a: g.copy_until(_peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"))
+        ),
+        "group.extend_copy": on(lambda g, a: g.extend_copy(arguments.text(a, "copy_id"), a["masks"])),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),
         "group.attach": on(attach),
-        "group.link": on(lambda g, a: g.set_link(arguments.flag(a, "up"))),
-        "group.sync_on": on(lambda g, a: g.set_sync(arguments.flag(a, "on", True))),
+        "group.link": on(lambda g, a: g.set_link(_peer(a), arguments.flag(a, "up"))),
+        "group.follow": on(lambda g, a: g.follow(_peer(a))),
+        "group.sync_on": on(lambda g, a: g.set_sync(_peer(a), arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),
         "group.promote": on(promote),
@@ -111,6 +142,21 @@ def _seconds(args: dict[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600:
         raise BadInput(f"the argument {key!r} must be seconds, more than 0 and at most 3600, not {value!r}")
     return float(value)
+
+
+def _peer(args: dict[str, Any], *, needed: bool = True) -> str:
+    """The node id of the peer; "" when it may be left out and is."""
+    return arguments.text(args, "peer") if needed or args.get("peer") else ""
+
+
+def _copy(args: dict[str, Any]) -> tuple[str, int | None, Any, str]:
+    """The arguments of a copy's beginning."""
+    return _peer(args), _position(args, "c"), args["peer_bitmaps"], arguments.text(args, "copy_id")
+
+
+def _step(args: dict[str, Any]) -> dict[str, Any]:
+    """What every attach states."""
+    return _known(args, "p", "c", "epoch", "hist", "masks", "copy_id", "full")
 
 
 def _known(args: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +31,7 @@ from replicator.capture.preimages.instants import Place, format_time
 from replicator.capture.preimages.window import Window
 from replicator.capture.service import GroupService
 from replicator.capture.state import DIVERGED, OK, RESYNC, SECONDARY
-from replicator.core.errors import FarstripeError, Refused
+from replicator.core.errors import FarstripeError, Refused, TimedOut
 from replicator.eventlog import EventLog
 from replicator.journal.page import APPLIED_SEQ
 
@@ -39,9 +39,11 @@ BUILDING = "building"
 VIEW = "view"
 KEPT = "kept"
 TICK_S = 2.0
-WRITERS = 4
+WRITERS = 8
 """Threads that put bytes back: the first write to an area copies it and waits for a sync, which they share."""
 QUEUE = 64
+LOCK_S = 30.0
+LOCK_TRY_S = 0.05
 CHECK_BYTES = 64 << 20
 RESERVE_PART = 64
 """A view stops when less than this part of the pool is free."""
@@ -121,10 +123,30 @@ class Views:
         self, engine: GroupEngine, window: Window, chain: int, place: Place, names: dict[str, str]
     ) -> tuple[list[Any], int]:
         """Clone all volumes between two records. Returns the clones and where the ring ended then."""
-        with self._pools.changing, engine.apply_lock:
+        with self._between_records(engine):
             if _window(engine) is not window or window.chain != chain or place.begin < window.tail_off:
                 raise Refused("the instant has left the window", f"the window holds {instants.window_text(window)}")
             return self._pools.require().clone_all(names, {BUILDING: True}), window.end_off
+
+    @contextmanager
+    def _between_records(self, engine: GroupEngine) -> Iterator[None]:
+        """Let nothing be applied, and nothing else change the pool.
+
+        Taken as the follower takes them when it keeps an image of a marker; who has the one may be waiting for the
+        other, so both are given back before they are tried again.
+        """
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            with engine.apply_lock:
+                if self._pools.changing.acquire(timeout=LOCK_TRY_S):
+                    try:
+                        yield
+                    finally:
+                        self._pools.changing.release()
+                    return
+            if time.monotonic() > deadline:
+                raise TimedOut("another change of the pool does not end", "try again in a moment")
+            time.sleep(LOCK_TRY_S)
 
     def _put_back(self, window: Window, place: Place, end: int, clones: Sequence[Any]) -> int:
         done = looked = 0
@@ -293,7 +315,7 @@ def _told(engine: GroupEngine, place: Place, certain: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _pinned(window: Window, off: int) -> Any:
+def _pinned(window: Window, off: int) -> Iterator[None]:
     """Age alone frees nothing from `off` on meanwhile."""
     window.pins.append(off)
     try:

@@ -80,7 +80,7 @@ def read_frame(sock: Stream, limit_bytes: int = MAX_FRAME_BYTES) -> dict[str, An
         raise BadFrame("stream ended inside a frame")
     try:
         message = msgpack.unpackb(body, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as exc:
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:  # TypeError: a map whose keys are maps
         raise BadFrame("not msgpack") from exc
     if not isinstance(message, dict):
         raise BadFrame("not a map")

@@ -41,6 +41,11 @@ def blocks_of(size: int) -> int:
     return (size + BLOCK_BYTES - 1) >> BLOCK_SHIFT
 
 
+def union_packed(one: bytes, other: bytes) -> bytes:
+    """The union of two packed bitmaps of the same length."""
+    return (np.frombuffer(one, dtype=np.uint8) | np.frombuffer(other, dtype=np.uint8)).tobytes()
+
+
 class BlockMap:
     """The byte map of one volume."""
 

@@ -14,7 +14,14 @@ from replicator.capture.bitmaps import BLOCK_BYTES
 from replicator.capture.engine import GroupEngine, NoRoom
 from replicator.capture.state import JOURNAL, PRIMARY
 from replicator.core.records import Kind
-from replicator.journal.page import DURABLE_SEQ, HEAD_OFF, PEER_DURABLE_SEQ, TAIL_OFF
+from replicator.journal.page import (
+    DURABLE_SEQ,
+    EDGE_DURABLE_OFF,
+    EDGE_TREE_DURABLE,
+    HEAD_OFF,
+    TAIL_OFF,
+    edge_slot,
+)
 
 COPY_BLOCKS = 16  # 1 MiB a data record, less where the journal is small
 ZERO_BLOCKS = 1024  # 64 MiB a record for ranges that were never written
@@ -28,7 +35,16 @@ def may_copy(engine: GroupEngine) -> bool:
     state, u64 = engine.state, engine.page.u64
     if not state.copying or state.role != PRIMARY or state.mode != JOURNAL or engine.failed or engine.parked_for:
         return False
-    return u64[HEAD_OFF] - u64[TAIL_OFF] < engine.journal.capacity * PACE_FRACTION
+    return u64[HEAD_OFF] - _wanted_from(engine) < engine.journal.capacity * PACE_FRACTION
+
+
+def _wanted_from(engine: GroupEngine) -> int:
+    """Journal offset from which a peer that is there wants records. One that is away does not slow a copy to another:
+    for it the journal fills up, as it does by what hosts write."""
+    u64 = engine.page.u64
+    linked = [e for e in engine.state.edges if e.slot in engine.linked and not e.dropped]
+    offs = [u64[edge_slot(e.slot, EDGE_DURABLE_OFF)] for e in linked]
+    return max(u64[TAIL_OFF], min(offs, default=0))
 
 
 def copy_some(engine: GroupEngine, limit_bytes: int = 8 << 20) -> int:
@@ -98,13 +114,15 @@ def _finish(engine: GroupEngine) -> None:
             synced_seq = engine.append_control(Kind.SYNCED)
         except NoRoom:
             return
-        engine.commit(copying=False, synced_seq=synced_seq)
+        ended = {"copying": False, "synced_seq": synced_seq}
+        engine.commit({e.slot: ended for e in state.edges if e.copying}, extended={}, synced_seq=synced_seq)
 
 
 def rotate_bitmaps(engine: GroupEngine) -> None:
     """Open a new history bitmap in the sequence when the newest is well filled; drop the old ones once both sides can.
 
-    Rule of the drop (J2): every site holds the new bitmap durably, and no copy is incomplete anywhere.
+    Rule of the drop (J2): every site holds the new bitmap durably, and no copy is incomplete anywhere. Nodes below a peer
+    drop theirs when the record comes to them.
     """
     state = engine.state
     starts = list(state.bitmaps.values())
@@ -129,9 +147,11 @@ def rotate_bitmaps(engine: GroupEngine) -> None:
 
 def _drop_old(engine: GroupEngine, newest: int) -> None:
     u64, state = engine.page.u64, engine.state
-    if not engine.link_up:
-        return
-    if u64[PEER_DURABLE_SEQ] >= max(newest, state.synced_seq) and u64[DURABLE_SEQ] >= newest:
+    wanted = max(newest, state.synced_seq)
+    for edge in state.edges:
+        if edge.dropped or edge.slot not in engine.linked or u64[edge_slot(edge.slot, EDGE_TREE_DURABLE)] < wanted:
+            return
+    if u64[DURABLE_SEQ] >= newest:
         engine.append_control(Kind.BITMAP_CLEAR, offset=newest)
         engine.bitmaps.drop_older(newest)
         engine.save()

@@ -92,7 +92,7 @@ def publish_beacon(engine: GroupEngine) -> bool:
         if arrived.time_ns != u64[BEACON_TIME]:
             publish(u64, BEACON_GEN, *arrived)
         return False
-    if not engine.link_up or engine.state.mode != JOURNAL or engine.failed:
+    if not engine.linked or engine.state.mode != JOURNAL or engine.failed:
         return False
     with engine.lock:
         if engine.state.role != PRIMARY or engine.state.mode != JOURNAL:

@@ -30,24 +30,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from crc32c import crc32c
 
+from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO, Bitmaps
 from replicator.capture.clock import WriteClock
 from replicator.capture.facts import facts_of
 from replicator.capture.limits import Waiting
-from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, GroupState, StateFile
+from replicator.capture.retention import Marks
+from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Header, Kind, pack_header
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     DURABLE_OFF,
     DURABLE_SEQ,
+    EDGE_ASLEEP,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    REPLICATOR_ASLEEP,
     SYNC_ON,
     TAIL_OFF,
     Page,
+    edge_slot,
 )
 from replicator.journal.ring import Journal
 
@@ -88,6 +91,13 @@ class Volume(Protocol):
 
 class Parked(Exception):
     """The group is held, or its journal is full: try again when it has been opened."""
+
+    made = 0
+    """Seq of the change if it was made, and only could not be made durable."""
+
+
+class JournalLost(MediumError, Parked):
+    """The journal's medium has failed: try again when the group counts differences instead (journalloss.py)."""
 
 
 class NoRoom(Refused):
@@ -135,7 +145,11 @@ class GroupEngine:
         """Notified when parked writers should try again."""
         self.failed = ""
         self.apply_error = ""
-        self.parked_for = ""  # "" | "hold" | "full"
+        self.parked_for = ""  # "" | "hold" | "full" | "journal"
+        self.marks = Marks()
+        """Places in the journal, for retention."""
+        self.journal_lost = ""
+        """Why the journal takes nothing any more, until the group has gone over to counting differences."""
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
@@ -146,13 +160,18 @@ class GroupEngine:
         self._last_time = state.last_time_ns
         clock.note(state.last_time_ns)
         self._admit = _REFUSE
-        self.link_up = False
+        self.linked: set[int] = set()
+        """Slots of the edges over which records flow."""
+        self.waits: tuple[Edge, ...] = ()
+        """The edges whose peers a host write waits for."""
+        self._sleepers: tuple[tuple[int, int], ...] = ()
         self.unjournaled = 0
         """Times that journaling began while the pool held changes which no record tells of."""
         self.unjournaled_synced = 0
-        """Those of them whose changes are on stable storage by now; see _make_durable."""
-        self.announce: Callable[[], None] = _nobody
-        """Called when a host write is admitted and the replicator sleeps: it ships while the pool is written."""
+        """Those of them whose changes are on stable storage by now; see make_durable."""
+        self.announce: Callable[[int], None] = _nobody
+        """Called with an edge's slot when a record was added and the edge's replicator sleeps: it ships while the pool
+        is written."""
         self.last_host_seq = 0
         """No host write has a higher seq; a bound, not a count."""
         self.applied_time_ns = 0
@@ -169,7 +188,7 @@ class GroupEngine:
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""
-        self.on_lift: Callable[[], None] = _nobody
+        self.on_lift: Callable[[], None] = _no_limit
         self.on_marker: Callable[[Header, memoryview], None] = _no_marker
         """Called by the follower of a secondary when everything up to a marker is applied, and nothing after it."""
         self.refresh()
@@ -185,7 +204,9 @@ class GroupEngine:
             self._admit = _PARK
         else:
             self._admit = {UNTRACKED: _PLAIN, JOURNAL: _JOURNALING, BITMAP: _BITMAPPING}[state.mode]
-        self._u64[SYNC_ON] = int(state.sync_on)
+        self.waits = tuple(e for e in state.edges if e.sync_on) if state.role == PRIMARY else ()
+        self._sleepers = tuple((edge_slot(e.slot, EDGE_ASLEEP), e.slot) for e in state.edges)
+        self._u64[SYNC_ON] = sum(1 << e.slot for e in state.edges if e.sync_on)
 
     def _refusal(self) -> FarstripeError:
         name = self.state.name
@@ -205,6 +226,26 @@ class GroupEngine:
         with self.opened:
             self._seal(reason)
             self.opened.notify_all()
+
+    def lose_journal(self, reason: str) -> FarstripeError:
+        """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
+
+        Where the group may go on without its peer writers are parked until it has gone over to a bitmap (roles.overflow),
+        else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
+        could succeed without having written what this one dropped.
+        """
+        if self.failed:
+            return self._refusal()
+        if not journalloss.may_go_over(self):
+            self._seal(reason)
+            return self._refusal()
+        if not self.journal_lost:
+            self.journal_lost = reason
+            self._u64[INCARNATION] += 1
+            if self.parked_for != "hold":
+                self.parked_for = "journal"
+            self.commit(sealed=True)
+        return JournalLost(f"the journal of group {self.state.name} has failed: {reason}", "wait: the group goes on")
 
     def _seal(self, reason: str, *, write_down: bool = True) -> None:
         """`fail` for a caller that holds the group lock: parked writers find out when they look again.
@@ -234,12 +275,25 @@ class GroupEngine:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
 
-    def commit(self, **changes: Any) -> None:
+    def commit(self, edges: dict[int, dict[str, Any]] | None = None, **changes: Any) -> None:
         """Change fields of the state: first on stable storage, then for all to see. The caller holds the group lock.
 
+        edges: changes of edges, by slot.
         Durable: the state. Raises as `save` does; nothing is changed then.
         """
-        self._store(replace(self.state, **changes))
+        edges = edges or {}
+        self._store(replace(self.state, edges=self.state.with_edges(edges), **changes))
+        for edge in self.state.edges:
+            for name, value in edges.get(edge.slot, {}).items():
+                setattr(edge, name, value)
+        for name, value in changes.items():
+            setattr(self.state, name, value)
+        self.refresh()
+
+    def set_edges(self, edges: list[Edge], **changes: Any) -> None:
+        """Replace the list of edges; otherwise like `commit`."""
+        self._store(replace(self.state, edges=edges, **changes))
+        self.state.edges = edges
         for name, value in changes.items():
             setattr(self.state, name, value)
         self.refresh()
@@ -283,8 +337,9 @@ class GroupEngine:
             with self._ranges[(first + volume * 97) & 255]:
                 seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
-                    if self._u64[REPLICATOR_ASLEEP]:
-                        self.announce()
+                    for asleep, slot in self._sleepers:
+                        if self._u64[asleep]:
+                            self.announce(slot)
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
                     self._compensate(volume, offset, n, e)
@@ -295,8 +350,9 @@ class GroupEngine:
             with self._span(volume, offset, n):
                 seq = self._record(_WRITE, FLAG_FUA if fua else 0, volume, offset, n, buf, n, crc)
                 try:
-                    if self._u64[REPLICATOR_ASLEEP]:
-                        self.announce()
+                    for asleep, slot in self._sleepers:
+                        if self._u64[asleep]:
+                            self.announce(slot)
                     self.volumes[volume].pwrite(buf, offset)
                 except BaseException as e:
                     self._compensate(volume, offset, n, e)
@@ -304,7 +360,7 @@ class GroupEngine:
                 finally:
                     self._inflight.discard(seq)
         if fua:
-            self._make_durable()
+            self.make_durable(seq)
         return seq
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> int:
@@ -314,8 +370,7 @@ class GroupEngine:
         with self._span(volume, offset, length):
             seq = self._record(kind, flags, volume, offset, length, None, 0, 0)
             try:
-                if self._u64[REPLICATOR_ASLEEP]:
-                    self.announce()
+                self.wake_replicator()
                 self.volumes[volume].zero(offset, length, punch)
             except BaseException as e:
                 self._compensate(volume, offset, length, e)
@@ -323,8 +378,14 @@ class GroupEngine:
             finally:
                 self._inflight.discard(seq)
         if fua:
-            self._make_durable()
+            self.make_durable(seq)
         return seq
+
+    def wake_replicator(self) -> None:
+        """Ring every edge whose replicator sleeps."""
+        for asleep, slot in self._sleepers:
+            if self._u64[asleep]:
+                self.announce(slot)
 
     def flush(self) -> int:
         """Make every write answered before the call durable here.
@@ -336,20 +397,28 @@ class GroupEngine:
         with self.lock:
             if self.failed:
                 raise self._refusal()
-            if self.state.sync_on and self.state.role == PRIMARY:
+            if self.waits:
                 if self._admit == _PARK:
                     raise Parked  # the barrier would lie behind the position that the hold has promised
                 barrier = self.append_control(Kind.BARRIER)
-        self._make_durable()
+        self.make_durable()
         return barrier
 
-    def _make_durable(self) -> None:
-        """Durable: every change that was in the pool before the call."""
+    def make_durable(self, made: int = 0) -> int:
+        """Make every change that was in the pool before the call durable; returns `made`, the seq of one of them.
+
+        Raises Parked with that number (try again with it later) and MediumError.
+        """
         if self.state.mode == JOURNAL:
-            self.sync_journal()
+            try:
+                self.sync_journal()
+            except JournalLost as lost:
+                lost.made = made
+                raise
             if self.unjournaled == self.unjournaled_synced:
-                return
+                return made
         self.sync_pool()
+        return made
 
     def sync_journal(self) -> None:
         """Durable: every record published before the call. A failure seals the group."""
@@ -360,8 +429,9 @@ class GroupEngine:
         try:
             self.journal.sync()
         except OSError as e:
-            self.fail(f"its journal cannot be synced: {e}")
-            raise self._refusal() from e
+            with self.opened:
+                self.opened.notify_all()
+                raise self.lose_journal(f"its journal cannot be synced: {e}") from e
         with self.lock:
             if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
@@ -401,7 +471,10 @@ class GroupEngine:
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = state.hist[-1][0]
             header = pack_header(kind, flags, epoch, seq, now, volume, payload_len, offset, length, crc)
-            self.journal.append(header, payload, seq, epoch)
+            try:
+                self.journal.append(header, payload, seq, epoch)
+            except OSError as e:
+                raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
@@ -440,7 +513,12 @@ class GroupEngine:
         crc = crc32c(payload) if payload is not None else 0
         epoch = self.state.hist[-1][0]
         header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
-        self.journal.append(header, payload, seq, epoch)
+        if self.journal_lost:
+            raise self.lose_journal(self.journal_lost)
+        try:
+            self.journal.append(header, payload, seq, epoch)
+        except OSError as e:
+            raise self.lose_journal(f"its journal cannot be written: {e}") from e
         return seq
 
     def append_control(self, kind: int, *, offset: int = 0, payload: bytes | None = None) -> int:
@@ -501,6 +579,8 @@ class GroupEngine:
         with self.lock:
             if self.state.role != PRIMARY or self.state.mode != JOURNAL or self.failed:
                 return False
+            if self.journal_lost:
+                raise self.lose_journal(self.journal_lost)
             if self.parked_for and not of_host_write:
                 return False
             if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self._room_bytes:
@@ -511,9 +591,11 @@ class GroupEngine:
             self._last_time = self.clock.next()
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = self.state.hist[-1][0]
-            self.journal.append(
-                pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc), data, seq, epoch
-            )
+            header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
+            try:
+                self.journal.append(header, data, seq, epoch)
+            except OSError as e:
+                raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._maps[volume].clear_covered(TODO, offset, length)
             return True
 
@@ -530,6 +612,8 @@ class GroupEngine:
                 if not self.append_copy(volume, at, len(data), data if any(data) else None, of_host_write=True):
                     self.fail(f"a write failed ({error}) and the journal has no room to say so")
                     return
+        except JournalLost:
+            return  # the bits say it, once the group has gone over to them
         except Exception as e:
             self.fail(f"a write failed ({error}) and its range cannot be read back: {e}")
 
@@ -566,13 +650,17 @@ class GroupEngine:
         """Say whether any of a former snapshot has not returned yet."""
         return not before.isdisjoint(self._inflight)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, edge: Edge | None = None) -> dict[str, Any]:
         """All facts about the group, see facts.py."""
-        return facts_of(self)
+        return facts_of(self, edge)
 
 
-def _nobody() -> None:
+def _nobody(_slot: int) -> None:
     """Nobody needs to be woken."""
+
+
+def _no_limit() -> None:
+    """No set holds the group."""
 
 
 def _no_marker(header: Header, payload: memoryview) -> None:

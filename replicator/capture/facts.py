@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture.state import JOURNAL, PRIMARY
+from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
     DURABLE_SEQ,
+    EDGE_APPLIED_SEQ,
+    EDGE_DURABLE_OFF,
+    EDGE_DURABLE_SEQ,
+    EDGE_LINK,
+    EDGE_RECEIVED_SEQ,
+    EDGE_TREE_DURABLE,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    PEER_APPLIED_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
     TAIL_OFF,
     TAIL_SEQ,
+    edge_slot,
 )
 from replicator.journal.relayout import files_facts
 
@@ -25,10 +28,15 @@ if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
 
 
-def facts_of(engine: GroupEngine) -> dict[str, Any]:
-    """Return all facts about a group; positions are seqs, sizes bytes. Read without stopping anything."""
+def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
+    """Return all facts about a group; positions are seqs, sizes bytes. Read without stopping anything.
+
+    edge: what concerns one peer is said of this edge; None: of the only one, or of all together.
+    """
     state, u64 = engine.state, engine.page.u64
-    todo = engine.bitmaps.todo_blocks() if state.copying else 0
+    if edge is None and len(state.edges) == 1:
+        edge = state.edges[0]
+    todo = engine.bitmaps.todo_blocks() if state.copying and state.role == PRIMARY else 0
     capacity = engine.journal.capacity
     return {
         "uuid": state.uuid,
@@ -46,35 +54,34 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
         "journal": {
             "capacity": capacity,
             "used": u64[HEAD_OFF] - u64[TAIL_OFF],
-            "first_seq": u64[TAIL_SEQ] if state.mode == JOURNAL else u64[HEAD_SEQ] + 1,
+            "first_seq": u64[TAIL_SEQ] if _streams(engine, edge) else u64[HEAD_SEQ] + 1,
             "head_seq": u64[HEAD_SEQ],
             "head_off": u64[HEAD_OFF],
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
-            "peer_durable_off": u64[PEER_DURABLE_OFF],
+            "error": state.journal_error or engine.journal_lost,
+            "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
             "files": files_facts(engine.journal),
         },
         "bitmaps": {
             start: sum(m.count(1 << slot) for m in engine.bitmaps.maps) for slot, start in sorted(state.bitmaps.items())
         },
-        "copying": state.copying,
-        "synced_seq": state.synced_seq,
+        **_of_edge(engine, edge),
         "todo_blocks": todo,
         "todo_bytes": todo << 16,
-        "copy_id": state.copy_id,
-        "unclean": state.unclean,
+        "upstream": state.upstream,
+        "edges": [_edge(engine, e) for e in state.edges],
         "last_write": min(engine.last_host_seq, u64[HEAD_SEQ]),
         "last_write_time_ns": engine._last_time,
         "applied_time_ns": engine.applied_time_ns,
         "peer": {
-            "received": u64[PEER_RECEIVED_SEQ],
-            "durable": u64[PEER_DURABLE_SEQ],
-            "applied": u64[PEER_APPLIED_SEQ],
+            "received": _peer(engine, edge, EDGE_RECEIVED_SEQ),
+            "durable": _peer(engine, edge, EDGE_DURABLE_SEQ),
+            "applied": _peer(engine, edge, EDGE_APPLIED_SEQ),
         },
-        "degraded": state.degraded,
-        "sync_on": state.sync_on,
-        "policy": dict(vars(state.policy)),
+        "policy": state.policy_of(edge),
         "held": engine.parked_for == "hold",
+        "parked": engine.parked_for,
         "journal_full": engine.parked_for == "full",
         "limit_seq": engine.limit_seq,
         "limit_time_ns": engine.limit_time_ns,
@@ -82,8 +89,61 @@ def facts_of(engine: GroupEngine) -> dict[str, Any]:
         "host_time_ns": engine.clock.host_ns,
         "failed": engine.failed,
         "apply_error": engine.apply_error,
-        "link_up": engine.link_up,
+        "link_up": bool(engine.linked) if edge is None else edge.slot in engine.linked,
         "incarnation": u64[INCARNATION],
         "volumes": [dict(v) for v in state.volumes],
         "size": sum(v["size"] for v in state.volumes),
+    }
+
+
+def _streams(engine: GroupEngine, edge: Edge | None) -> bool:
+    """Whether the journal is kept for the peer."""
+    return engine.state.mode == JOURNAL and not (edge is not None and edge.dropped)
+
+
+def _peer(engine: GroupEngine, edge: Edge | None, what: int) -> int:
+    """What a peer has said of itself; without an edge the least that any peer has which this node feeds."""
+    u64 = engine.page.u64
+    edges = engine.state.downstream if edge is None else [edge]
+    return min((u64[edge_slot(e.slot, what)] for e in edges), default=0)
+
+
+def _of_edge(engine: GroupEngine, edge: Edge | None) -> dict[str, Any]:
+    """What concerns one peer; for several the worst of each."""
+    state = engine.state
+    found = {
+        "edge": None,
+        "sync_on": state.sync_on,
+        "degraded": state.degraded,
+        "copying": state.copying,
+        "copy_id": state.copy_id,
+        "synced_seq": state.synced_seq,
+        "unclean": state.unclean,
+    }
+    if edge is None:
+        return found
+    found["edge"] = edge.slot
+    found["sync_on"], found["degraded"] = edge.sync_on, edge.degraded
+    if state.role == SECONDARY and edge.peer == state.upstream:
+        return found | {"copying": False}
+    copy = {"copying": edge.copying, "copy_id": edge.copy_id, "synced_seq": edge.synced_seq}
+    return found | copy | ({"unclean": edge.unclean} if state.role == PRIMARY else {})
+
+
+def _edge(engine: GroupEngine, edge: Edge) -> dict[str, Any]:
+    """One edge, for status."""
+    state, u64 = engine.state, engine.page.u64
+    counters = {
+        "received": EDGE_RECEIVED_SEQ,
+        "durable": EDGE_DURABLE_SEQ,
+        "applied": EDGE_APPLIED_SEQ,
+        "durable_off": EDGE_DURABLE_OFF,
+        "tree_durable": EDGE_TREE_DURABLE,
+        "link": EDGE_LINK,
+    }
+    return {
+        **vars(edge),
+        "upstream": bool(edge.peer) and edge.peer == state.upstream,
+        "linked": edge.slot in engine.linked,
+        **{name: u64[edge_slot(edge.slot, what)] for name, what in counters.items()},
     }

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
-from replicator.capture.limits import limited, pending, permitted, still_waits
+from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
@@ -25,13 +26,16 @@ from replicator.journal.page import (
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
+    INCARNATION,
 )
 
 BATCH_BYTES = (1 << 20) + 64
 RECORDED_BATCH_BYTES = 4 * BATCH_BYTES
 """Of a group that retains what it overwrites: each batch costs a sync of the ring."""
-_WRITE, _TRIM, _MARKER = int(Kind.WRITE), int(Kind.TRIM), int(Kind.MARKER)  # WRITE, ZERO, TRIM: what hosts do
+NEVER = (1 << 63) - 1
+"""No SYNCED record has such a seq."""
+_WRITE, _TRIM = int(Kind.WRITE), int(Kind.TRIM)  # WRITE, ZERO and TRIM are what hosts do, and come first
+_MARKER = int(Kind.MARKER)
 
 
 def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
@@ -190,6 +194,21 @@ def apply_all(engine: GroupEngine) -> None:
         pass
 
 
+def apply_through(engine: GroupEngine, *, keep_bound: bool = False) -> None:
+    """Apply everything that has been received, also beyond markers at which copies are to stand.
+
+    keep_bound: but nothing beyond the bound of the group's set. Otherwise the set is no cut any more, durably, first.
+    """
+    if not keep_bound:
+        lift(engine)
+    while True:
+        if engine.limit_seq:
+            engine.on_lift()
+            engine.limit_seq = 0
+        if not apply_some(engine):
+            return
+
+
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
     kind = header.kind
     if kind in (Kind.WRITE, Kind.COPY):
@@ -236,7 +255,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
                 state.hist.append([header.epoch, header.seq - 1])
                 del state.hist[:-HIST_ENTRIES]
                 engine.note_epoch(header.epoch)
-                engine.save()
+                _void_copies(engine, header.seq)
     elif header.kind == Kind.BITMAP_OPEN:
         with engine.lock:
             engine.bitmaps.open(header.seq)
@@ -246,10 +265,9 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
             engine.bitmaps.drop_older(header.offset)
             engine.save()
     elif header.kind == Kind.SYNCED:
-        if completes_copy(state, header):
+        if state.role == SECONDARY:
             with engine.lock:
-                engine.sync_pool()
-                engine.commit(copy=OK, floor=header.seq, copy_id="")
+                _end_copies(engine, header.seq)
     elif header.kind != Kind.BARRIER:
         raise IntegrityError(
             f"record {header.seq} of group {state.name} has kind {header.kind}, which is not known here",
@@ -257,10 +275,37 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
         )
 
 
+def _end_copies(engine: GroupEngine, seq: int) -> None:
+    """SYNCED record `seq` ends the copy to this node, and those it lets through, that were registered before it."""
+    state = engine.state
+    ended = [e for e in state.edges if e.copying and seq > e.synced_after]
+    changes = {e.slot: {"copying": False, "synced_seq": seq} for e in ended}
+    if state.copy == RESYNC and seq > state.copy_from_seq:
+        engine.sync_pool()
+        engine.commit(changes, copy=OK, floor=seq, copy_id="", synced_seq=seq)
+    else:
+        engine.commit(changes, synced_seq=seq)
+
+
+def _void_copies(engine: GroupEngine, seq: int) -> None:
+    """With EPOCH record `seq` the primary's copy list is gone: a copy that needs it is begun anew by the handshake."""
+    state = engine.state
+    fed = state.role == SECONDARY
+    void = [e for e in state.edges if fed and e.copying and seq > e.synced_after]
+    changes = {e.slot: {"copying": False, "copy_id": ""} for e in void}
+    own = fed and state.copy == RESYNC and state.copy_id != "" and seq > state.copy_from_seq
+    if own:
+        engine.commit(changes, copy_id="", copy_from_seq=NEVER)
+    else:
+        engine.commit(changes)
+    if own or void:
+        engine.page[INCARNATION] += 1  # the links are made anew, and compare
+
+
 def checkpoint(engine: GroupEngine) -> bool:
     """Sync pool and bitmaps, then move redo point and tail of the journal up. Returns False when there was no gain.
 
-    On a primary the tail stays behind what the peer does not hold durably yet. For callers that know that no host write
+    The tail stays behind what a peer does not hold durably that this node feeds. For callers that know that no host write
     is under way; others use `begin_checkpoint`, wait, and `finish_checkpoint`.
     """
     begun = begin_checkpoint(engine, whole=True)
@@ -289,18 +334,20 @@ def begin_checkpoint(engine: GroupEngine, *, whole: bool = False) -> Begun | Non
             return Begun(u64[APPLIED_OFF], u64[APPLIED_SEQ], set(), engine.unjournaled)
         if state.mode != JOURNAL:
             return None
-        off, seq = (None if whole else _peer_holds(engine)) or (u64[HEAD_OFF], u64[HEAD_SEQ])
+        off, seq = (None if whole else _peers_hold(engine)) or (u64[HEAD_OFF], u64[HEAD_SEQ])
         return Begun(off, seq, engine.in_flight(), engine.unjournaled)
 
 
-def _peer_holds(engine: GroupEngine) -> tuple[int, int] | None:
-    """How far the peer of a primary holds the journal durably, as (offset, seq); None when that frees nothing.
+def _peers_hold(engine: GroupEngine) -> tuple[int, int] | None:
+    """How far the peers of a primary hold the journal durably, as (offset, seq); None when that frees nothing.
 
     A checkpoint there leaves no record behind that anybody needs, so none of them has to reach our disk for it: a copy
     of the whole volume would otherwise be written to it once more.
     """
     u64 = engine.page.u64
-    off = u64[PEER_DURABLE_OFF]
+    off = kept_from(engine)
+    if off is None:
+        return u64[HEAD_OFF], u64[HEAD_SEQ]
     if not engine.journal.super.redo_off < off <= u64[HEAD_OFF]:
         return None
     if off == u64[HEAD_OFF]:
@@ -324,10 +371,8 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
             return False  # the journal was emptied meanwhile: these offsets belong to the past
         if redo_off == sup.redo_off:
             redo_seq = sup.redo_seq - 1
-        if engine.state.role == SECONDARY:
-            tail_off = redo_off
-        else:
-            tail_off = min(redo_off, max(u64[PEER_DURABLE_OFF], sup.tail_off))
+        kept = kept_from(engine)
+        tail_off = redo_off if kept is None else min(redo_off, max(kept, sup.tail_off))
         if tail_off < redo_off:
             engine.sync_journal()  # the chain that is kept must reach the redo point
         engine.sync_pool()
@@ -348,8 +393,8 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         try:
             engine.journal.set_tail(tail_off, tail_seq, redo_off, redo_seq + 1)
         except OSError as e:
-            engine.fail(f"its journal cannot be written: {e}")
-            raise
+            with engine.lock:
+                raise engine.lose_journal(f"its journal's superblock cannot be written: {e}") from e
         with engine.opened:
             if u64[DURABLE_OFF] < tail_off:  # what is not kept lies in the synced pool
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = tail_seq - 1, tail_off

@@ -39,9 +39,13 @@ class _Hold:
 class Marking:
     """The markers under way on this node. Thread-safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """clock: seconds, for leases."""
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        later: Callable[[float, Callable[[], None]], None] | None = None,
+    ) -> None:
+        """clock: seconds, for leases. later: calls a function after so many seconds."""
+        self._clock, self._later = clock, later or _later
         self._lock = threading.Lock()
         self._holds: dict[int, _Hold] = {}
 
@@ -67,9 +71,7 @@ class Marking:
             except BaseException:
                 self._end(hold)
                 raise
-        timer = threading.Timer(lease_s, self.release, (n, hold.token))
-        timer.daemon = True
-        timer.start()
+        self._later(lease_s, lambda: self.release(n, hold.token))
         return hold.token
 
     def mark(self, marker: Marker, token: str) -> dict[str, int]:
@@ -114,7 +116,7 @@ class Marking:
             except NoRoom:
                 raise Refused(f"the journal of group {state.name} is full", "try again when it has drained") from None
             time_ns, epoch = engine.clock.last, engine.epoch
-        service.engine.announce()
+        service.engine.wake_replicator()
         book.add(Entry(marker.n, marker.name, seq, epoch, time_ns, MADE))
         return seq
 
@@ -122,6 +124,12 @@ class Marking:
         del self._holds[hold.n]
         for service, _ in hold.groups:
             roles.unpark(service.engine, PARKED)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
 
 def _park(service: GroupService) -> None:
@@ -152,5 +160,5 @@ def state_host_time(service: GroupService, time_ns: int) -> dict[str, int]:
         seq = 0
         if engine.state.mode == JOURNAL and not engine.parked_for and not engine.failed:
             seq = engine.append_control(Kind.MARKER, payload=host_time_payload(time_ns))
-    engine.announce()
+    engine.wake_replicator()
     return {"seq": seq, "last_time_ns": engine.clock.last}

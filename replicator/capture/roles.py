@@ -1,12 +1,13 @@
 """Changes of role and mode. Each is on stable storage before anything acts on it, and whole after a crash at any point.
 
-    arm        untracked -> journal     a pair exists from now on
-    disarm     any -> untracked         the pair is gone
-    overflow   journal -> bitmap        the journal is full and the policy says to go on
-    begin_copy source of a copy: fix the copy list and the position from which records follow
+    arm        untracked -> journal     a pair exists from now on; further ones are added
+    disarm     any -> untracked         the last pair is gone
+    overflow   journal -> bitmap        the journal is full, nobody is left to keep it for, and the policy says to go on
     attach     target of a copy: give up the old position, inconsistent until SYNCED
     promote    secondary -> primary     opens an epoch
     demote     primary -> secondary     host writes are refused from then on
+
+What concerns one peer only is in edges.py, the source's side of a copy in copies.py.
 
 Two locks are taken in one order: apply_lock, checkpoint_lock, then the group lock.
 Source: seed 000 section 9.3 (ATTACH, LOSS of the top, RETURN), DESIGN 6, 7 and 11.
@@ -16,9 +17,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from replicator.capture.bitmaps import TODO
+from replicator.capture import edges, journalloss
+from replicator.capture.copies import check_maps
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
-from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.follower import apply_through, checkpoint, settle
 from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
@@ -30,6 +32,7 @@ from replicator.capture.state import (
     RESYNC,
     SECONDARY,
     UNTRACKED,
+    Edge,
 )
 from replicator.core.errors import BadInput, InternalError, Refused
 from replicator.core.records import HEADER_BYTES
@@ -42,147 +45,108 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    PEER_APPLIED_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
+    clear_edge,
 )
 
 
-def arm(engine: GroupEngine) -> dict[str, Any]:
-    """Start journaling and tracking on a primary. Does nothing when it is on already.
+def arm(engine: GroupEngine, peer: str, mode: str = "", upstream: bool = False) -> dict[str, Any]:
+    """Add the edge with node `peer`; the first one of a primary starts journaling and tracking. Nothing happens when it
+    is there already.
 
-    Durable: the mode, and the record of the first epoch: without it, power loss would make the copy a stranger.
+    mode: async | sync, "" for what the group's policy says. upstream: the peer feeds this secondary.
+    Durable: the edge, the mode, and the record of the first epoch: without it, power loss would make the copy a stranger.
+    Returns {epoch, pos, edge}. Raises Refused, BadInput.
     """
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
-        if state.role != PRIMARY:
-            raise Refused(f"group {state.name} is secondary here", "create the pair on the primary")
-        if state.mode == UNTRACKED:
+        if state.role == PRIMARY and state.mode == UNTRACKED:
+            journalloss.require_journal(engine)
+            edges.check_mode(mode or state.policy.mode)
             engine.journal.reset(engine.pos, state.epoch_counter << 24)  # whatever it held is older than that
             engine.unjournaled += 1
             state.mode = JOURNAL
             state.bitmaps.clear()
             engine.bitmaps.open(engine.pos + 1)
-            _forget_peer(engine)
+            state.edges.clear()
+            edges.add(engine, peer, mode, dropped=False)
             engine.open_epoch()
             _new_incarnation(engine)
+        else:
+            edges.attach_peer(engine, peer, mode, upstream)
         engine.refresh()
-        result = {"epoch": engine.epoch, "pos": engine.pos}
+        added = state.edge_of(peer)
+        result = {"epoch": engine.epoch, "pos": engine.pos, "edge": None if added is None else added.slot}
     engine.sync_journal()
     return result
 
 
-def disarm(engine: GroupEngine) -> None:
-    """Forget the pair: this side keeps its contents and serves them read-write. Durable: the mode.
+def disarm(engine: GroupEngine, peer: str) -> None:
+    """Forget the edge with node `peer`. With the last one this side keeps its contents and serves them read-write.
 
-    Raises Refused when the copy here is not consistent.
+    Durable: all of that. Nothing happens when there is no such edge.
+    Raises Refused for the edge that feeds a node with others below it, and when the copy here is not consistent; then
+    the edge is forgotten all the same.
     """
-    if engine.state.role == SECONDARY:
-        lift(engine)
-        apply_all(engine)
-    with engine.apply_lock, engine.checkpoint_lock, engine.lock:
-        state = engine.state
-        if state.role == SECONDARY and state.copy != OK:
-            raise Refused(
-                f"the copy of group {state.name} is {state.copy}: its volumes are not consistent",
-                "delete the group with its volumes, or finish the resync first",
-            )
-        engine.sync_pool()
-        if engine.preimages is not None:
-            engine.preimages.end()
-        state.hist.clear()
-        state.bitmaps.clear()
-        engine.bitmaps.refresh()
-        engine.commit(
-            role=PRIMARY,
-            mode=UNTRACKED,
-            copy=OK,
-            copying=False,
-            copy_id="",
-            sync_on=False,
-            degraded=False,
-            unclean=False,
-            new_epoch_wanted=False,
-        )
-        engine.sync_pool()  # for a FUA write that still looked at the journal
-        for m in engine.bitmaps.maps:
-            m.clear_all(0xFF)
-        engine.journal.reset(0, 0)
-        _new_incarnation(engine)
-        engine.refresh()
-        engine.opened.notify_all()
+    with engine.apply_lock:
+        last = all(edge.peer in ("", peer) for edge in engine.state.edges)
+        if last and engine.state.role == SECONDARY and engine.state.copy == OK:
+            apply_through(engine)
+        with engine.checkpoint_lock, engine.lock:
+            state = engine.state
+            edge = state.edge_of(peer) or state.edge_of("")
+            if edge is None:
+                return
+            others = [e for e in state.edges if e is not edge]
+            if others and peer == state.upstream:
+                raise Refused(
+                    f"group {state.name} feeds {len(others)} more here: without this pair they would get nothing",
+                    "delete their pairs first, or make this node primary",
+                )
+            if others or (state.role == SECONDARY and state.copy != OK):
+                edges.remove(engine, edge)
+            if state.role == SECONDARY and state.copy != OK and not others:
+                raise Refused(
+                    f"the copy of group {state.name} is {state.copy}: its volumes are not consistent",
+                    "delete the group with its volumes, or finish the resync first",
+                )
+            if not others:
+                _untrack(engine, edge)
 
 
-def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
-    """Return the newest bitmap that reaches back to common position c: {"start", "volumes": {index: packed bits}}.
-
-    Both are None when there is none (then every block may differ).
-    """
-    with engine.lock:
-        bit = None if c is None else engine.bitmaps.newest_for(c)
-        if bit is None:
-            return {"start": None, "volumes": None}
-        start = next(v for s, v in engine.state.bitmaps.items() if 1 << s == bit)
-        return {"start": start, "volumes": {i: m.packed(bit) for i, m in enumerate(engine.bitmaps.maps)}}
-
-
-def begin_copy(
-    engine: GroupEngine, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str
-) -> dict[str, Any]:
-    """Fix the copy list: the union of both sides' bitmaps that reach back to c, or every block.
-
-    c: common position, None when there is none. peer_bitmaps: packed, by volume; None when the peer has none.
-    Returns {p, epoch, hist, masks, full, todo_blocks}: records after seq p belong to the stream.
-    Durable: the list, and that this group journals again.
-    """
-    with engine.checkpoint_lock, engine.lock:
-        state = engine.state
-        if state.role != PRIMARY:
-            raise Refused(f"group {state.name} is secondary here", "resync runs from the primary")
-        own = None if c is None else engine.bitmaps.newest_for(c)
-        full = own is None or peer_bitmaps is None
-        if not full:
-            _check_maps(engine, peer_bitmaps)
-        if state.copy_id:
-            engine.commit(copy_id="")  # the list of a former copy is given up before it is overwritten
-        for index, m in enumerate(engine.bitmaps.maps):
-            m.clear_all(TODO)
-            if own is None or peer_bitmaps is None:
-                m.set_all(TODO)
-            else:
-                m.copy_bits(own, TODO)
-                m.merge_packed(TODO, peer_bitmaps[index])
-        engine.bitmaps.sync()
-        if state.mode != JOURNAL:
-            engine.journal.reset(engine.pos, engine.epoch)
-            engine.unjournaled += 1
-        if not state.hist or state.new_epoch_wanted:
-            engine.open_epoch()
-        _forget_peer(engine)
-        engine.page[PEER_DURABLE_OFF] = engine.page[HEAD_OFF]
-        engine.commit(
-            mode=JOURNAL,
-            copying=True,
-            copy_id=copy_id,
-            unclean=False,
-            sync_on=False,
-            degraded=state.degraded or state.sync_on,
-        )
-        _new_incarnation(engine)
-        engine.opened.notify_all()
-        return {
-            "p": engine.pos,
-            "epoch": engine.epoch,
-            "hist": [list(h) for h in state.hist],
-            "masks": {} if full else {i: m.packed(TODO) for i, m in enumerate(engine.bitmaps.maps)},
-            "full": full,
-            "todo_blocks": engine.bitmaps.todo_blocks(),
-        }
+def _untrack(engine: GroupEngine, last: Edge) -> None:
+    """Stop tracking: there is no pair any more. The caller holds all locks."""
+    state = engine.state
+    engine.sync_pool()
+    if engine.preimages is not None:
+        engine.preimages.end()
+    state.hist.clear()
+    state.bitmaps.clear()
+    engine.bitmaps.refresh()
+    engine.set_edges(
+        [],
+        role=PRIMARY,
+        mode=UNTRACKED,
+        copy=OK,
+        upstream="",
+        extended={},
+        copy_id="",
+        unclean=False,
+        new_epoch_wanted=False,
+    )
+    last.sync_on = False
+    engine.linked.clear()
+    engine.sync_pool()  # for a FUA write that still looked at the journal
+    for m in engine.bitmaps.maps:
+        m.clear_all(0xFF)
+    journalloss.empty_journal(engine, 0, 0)
+    _new_incarnation(engine)
+    engine.refresh()
+    engine.opened.notify_all()
 
 
 def attach(
     engine: GroupEngine,
+    edge: Edge,
     p: int,
     c: int | None,
     epoch: int,
@@ -190,39 +154,42 @@ def attach(
     masks: dict[int, bytes],
     copy_id: str,
     full: bool,
+    synced_after: int | None = None,
 ) -> dict[str, Any]:
-    """Become the target of a copy: what was received and not applied is dropped, the next record is p + 1.
+    """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next record
+    is p + 1.
 
-    Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position.
+    synced_after: only a SYNCED record later than this completes the copy; p when None.
+    Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
+    the journal was given up for the peers that this node feeds.
     """
+    if synced_after is not None and synced_after < p:
+        raise BadInput(f"a copy that begins at {p} cannot end at {synced_after}")
     by_difference = not full and c is not None
     with engine.apply_lock:
         lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
-            apply_all(engine)  # what c counts on must not be dropped with the journal
-        return _attach(engine, p, c if by_difference else None, epoch, hist, masks, copy_id)
+            apply_through(engine)  # what c counts on must not be dropped with the journal
+        step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
+        step["synced_after"] = p if synced_after is None else synced_after
+        return _attach(engine, edge, c if by_difference else None, masks, step)
 
 
 def _attach(
-    engine: GroupEngine,
-    p: int,
-    c: int | None,
-    epoch: int,
-    hist: list[list[int]],
-    masks: dict[int, bytes],
-    copy_id: str,
+    engine: GroupEngine, edge: Edge, c: int | None, masks: dict[int, bytes], step: dict[str, Any]
 ) -> dict[str, Any]:
-    """c: None for a copy of every block. The caller holds apply_lock."""
+    """c: None for a copy of every block; step: see GroupState.attaching. The caller holds apply_lock."""
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
+        journalloss.require_journal(engine)
         if c is None:
             state.bitmaps.clear()
         else:
-            _check_maps(engine, masks)
+            check_maps(engine, masks)
         if not state.bitmaps:
-            engine.bitmaps.open(p + 1)
+            engine.bitmaps.open(step["p"] + 1)
         engine.bitmaps.refresh()
         if c is not None:
             for index, m in enumerate(engine.bitmaps.maps):
@@ -234,10 +201,13 @@ def _attach(
         state.floor = c or 0
         state.mode = JOURNAL
         state.copy_id = ""
-        state.attaching = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
-        engine.save()
+        state.attaching = step
+        below = [e for e in state.edges if e is not edge]
+        fed = {e.slot: e.without_peer() for e in below} | {edge.slot: edges.fed_by()}
+        engine.commit(fed, upstream=edge.peer)
+        edges.note_dropped(engine, below)
         finish_attach(engine)
-        return {"p": p}
+        return {"p": step["p"]}
 
 
 def finish_attach(engine: GroupEngine) -> None:
@@ -252,36 +222,12 @@ def finish_attach(engine: GroupEngine) -> None:
     state.hist = [list(h) for h in step["hist"]]
     engine.note_epoch(step["epoch"])
     state.copy_id = step["copy_id"]
-    state.copy_from_seq = step["p"]
+    state.copy_from_seq = step.get("synced_after", step["p"])  # a step of an older version has none
     state.unclean = False
     state.attaching = None
     publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     engine.save()
     _new_incarnation(engine)
-
-
-def set_sync(engine: GroupEngine, on: bool) -> dict[str, Any]:
-    """From now on each write waits for the peer (or no longer: then a synchronous group is degraded).
-
-    Durable: the switch. Returns {seq}: the position then.
-    """
-    with engine.lock:
-        state = engine.state
-        wanted = on and state.policy.mode == "sync" and state.role == PRIMARY and state.mode == JOURNAL
-        degraded = not wanted and (state.degraded or (state.sync_on and state.policy.mode == "sync"))
-        if (state.sync_on, state.degraded) != (wanted, degraded):
-            engine.commit(sync_on=wanted, degraded=degraded)
-        return {"seq": engine.pos, "sync_on": state.sync_on}
-
-
-def degrade(engine: GroupEngine) -> bool:
-    """Go on without the peer; False when it was so already. Durable: that the group is degraded, before any write is
-    answered unreplicated."""
-    with engine.lock:
-        if not engine.state.sync_on:
-            return False
-        engine.commit(sync_on=False, degraded=True)
-        return True
 
 
 def park(engine: GroupEngine, why: str) -> set[int]:
@@ -317,14 +263,14 @@ def overflow(engine: GroupEngine) -> bool:
             return False
         engine.sync_pool()
         engine.commit(
+            {e.slot: e.without_peer() for e in state.edges},
             mode=BITMAP,
-            copying=False,
-            copy_id="",
+            extended={},
             seq_limit=engine.pos + SEQ_RESERVE,
-            sync_on=False,
-            degraded=state.degraded or state.sync_on,
+            journal_error=engine.journal_lost,
+            sealed=False,
         )
-        engine.journal.reset(engine.pos, engine.epoch)
+        journalloss.empty_journal(engine, engine.pos, engine.epoch)
         _new_incarnation(engine)
         return True
 
@@ -332,7 +278,7 @@ def overflow(engine: GroupEngine) -> bool:
 def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool = False) -> dict[str, Any]:
     """Make a secondary primary, after applying everything it has received. Returns {epoch, base}.
 
-    at_limit: what a limit holds back is given up instead (limits.py).
+    at_limit: what the bound of its set holds back is given up instead (limits.py).
 
     accept_diverged: also a former primary whose writes the group has given up; its image is whole, its history another.
     Raises Refused when the copy is not consistent. Durable on return: the role and the new epoch.
@@ -340,10 +286,11 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        journalloss.require_journal(engine)
         if at_limit and engine.state.copy == OK:
-            apply_all(engine)
+            apply_through(engine, keep_bound=True)
             cut(engine)
-        lift(engine)
+        apply_through(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -364,10 +311,13 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
             if engine.preimages is not None:
                 engine.preimages.end()
             state.role, state.mode, state.copy = PRIMARY, JOURNAL, OK
-            state.sync_on = state.copying = False
-            state.copy_id = ""
-            state.degraded = state.policy.mode == "sync"
-            _forget_peer(engine)
+            for edge in state.edges:
+                if edge.peer == state.upstream:
+                    clear_edge(engine.page, edge.slot)
+                edge.sync_on = edge.copying = False  # a copy under way had its blocks on the list of the former primary
+                edge.copy_id = ""
+                edge.degraded, edge.unclean = edge.mode == "sync", state.unclean
+            state.upstream = state.copy_id = ""
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             try:
                 engine.open_epoch()
@@ -399,17 +349,19 @@ def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None)
             if upto is not None and engine.pos > upto:
                 raise Refused(f"group {state.name} has gone on to {engine.pos} since {upto} was agreed on", "try again")
             engine.sync_pool()
-            if state.mode != JOURNAL:
-                engine.journal.reset(engine.pos, engine.epoch)
+            lost = state.mode != JOURNAL
+            if lost:
+                journalloss.empty_journal(engine, engine.pos, engine.epoch)
             page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
+            idle = {"sync_on": False, "degraded": False, "copying": False, "copy_id": "", "unclean": False}
             engine.commit(
+                {e.slot: idle | {"dropped": e.dropped or lost} for e in state.edges},
                 role=SECONDARY,
                 mode=JOURNAL,
                 copy=DIVERGED if diverged else OK,
                 floor=engine.pos,
-                sync_on=False,
-                degraded=False,
-                copying=False,
+                upstream="",
+                extended={},
                 copy_id="",
             )
             _new_incarnation(engine)
@@ -417,23 +369,6 @@ def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None)
         engine.refresh()
         engine.opened.notify_all()
         return {"seq": engine.pos, "epoch": engine.epoch}
-
-
-def _check_maps(engine: GroupEngine, packed: dict[int, bytes] | None) -> None:
-    """Raise BadInput unless there is a packed bitmap of the right size for every volume. Nothing is changed."""
-    for index, m in enumerate(engine.bitmaps.maps):
-        have = len((packed or {}).get(index, b""))
-        if have != (m.blocks + 7) // 8:
-            raise BadInput(
-                f"the peer's bitmap of volume {index} has {have} bytes for {m.blocks} blocks",
-                "compare the volumes' sizes",
-            )
-
-
-def _forget_peer(engine: GroupEngine) -> None:
-    """Drop what a former peer position said; the replicator states it anew."""
-    page = engine.page
-    page[PEER_RECEIVED_SEQ] = page[PEER_DURABLE_SEQ] = page[PEER_APPLIED_SEQ] = page[PEER_DURABLE_OFF] = 0
 
 
 def _new_incarnation(engine: GroupEngine) -> None:

@@ -14,27 +14,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from replicator.capture import copier, follower, limits, recovery, ringchange, roles
+from replicator.capture import copier, copies, edges, follower, limits, recovery, retention, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
-from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
+from replicator.capture.relayloss import RelayWatch
+from replicator.capture.retention import Threshold, Trend
+from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.capture.waiters import Waiters
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
+from replicator.core.records import BadRecord
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
+    EDGE_DURABLE_SEQ,
+    EDGE_RECEIVED_SEQ,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
-    REPLICATOR_ASLEEP,
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
+    edge_slot,
 )
 
 T = TypeVar("T")
@@ -43,6 +48,8 @@ Events = Callable[..., None]
 KEEPER_S = 0.25
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.5
+COPY_FULL_FRACTION = 0.9
+"""A copy that finds no room in a journal filled so far waits for a peer that is away."""
 LARGEST_WRITE_BYTES = 4 << 20
 """A larger write becomes several records: the host was promised no atomicity, and the journal has room sooner."""
 DRAIN_S = 30.0
@@ -55,12 +62,21 @@ GATHER_S = 0.02
 class GroupService:
     """One group of this node, served."""
 
-    def __init__(self, engine: GroupEngine, own_bell: Doorbell, peer_bell: Doorbell, events: Events) -> None:
-        """own_bell wakes the target, peer_bell the replicator. events(name, **detail) records what happened."""
+    def __init__(
+        self,
+        engine: GroupEngine,
+        own_bell: Doorbell,
+        edge_bell: Callable[[int], Doorbell],
+        events: Events,
+        rates: WriteRates | None = None,
+    ) -> None:
+        """own_bell wakes the target; edge_bell opens the doorbell that wakes the replicator of an edge, by its slot.
+        events(name, **detail) records what happened. rates: what hosts have written so far, by the hour."""
         self.engine = engine
         self._own_bell = own_bell
-        self._bell = peer_bell
-        engine.announce = peer_bell.ring
+        self._edge_bell = edge_bell
+        self._bells: dict[int, Doorbell] = {}
+        engine.announce = self._ring_edge
         self._events = events
         self._u64 = engine.page.u64
         self._waiters = Waiters(engine.page, own_bell)
@@ -73,9 +89,25 @@ class GroupService:
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
+        self._trend = Trend()
+        self._threshold = Threshold()
+        self.rates = rates or WriteRates(None)
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
+        self._relay_watch = RelayWatch(engine)
+        self._full_since: float | None = None
+        """When the copier, or the node that feeds this one, first found no room in the journal."""
+
+    def _ring_edge(self, slot: int) -> None:
+        bell = self._bells.get(slot)
+        if bell is None:
+            bell = self._bells.setdefault(slot, self._edge_bell(slot))
+        bell.ring()
+
+    def _ring_all(self) -> None:
+        for edge in self.engine.state.edges:
+            self._ring_edge(edge.slot)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -113,6 +145,7 @@ class GroupService:
         for thread in self._threads:
             thread.join(timeout=DRAIN_S)
         self._drain(roles.park(self.engine, "hold"))
+        self.rates.save()
         recovery.close_engine(self.engine)
 
     # -- host requests --------------------------------------------------------------------------------------------
@@ -128,24 +161,27 @@ class GroupService:
             return
         try:
             seq = engine.write(volume, offset, buf, fua)
-        except (Parked, NoRoom):
+        except Parked as parked:
+            again = parked.made
+            seq = self._patiently(lambda: engine.make_durable(again) if again else engine.write(volume, offset, buf, fua))
+        except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
-        if seq > 0 and engine.state.sync_on:
-            self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
+        if seq > 0 and engine.waits:
+            self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> None:
         """Write zeroes or discard; as `write`."""
         engine = self.engine
         seq = self._patiently(lambda: engine.zero(volume, offset, length, punch, fua, trim))
-        if seq > 0 and engine.state.sync_on:
-            self._wait_peer(seq, fua or engine.state.policy.ack == "durable")
+        if seq > 0 and engine.waits:
+            self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
 
     def flush(self) -> None:
-        """Make every answered write durable, here and, in a synchronous group, on the peer."""
+        """Make every answered write durable, here and on the peers of synchronous edges."""
         barrier = self._patiently(self.engine.flush)
         if barrier:
-            self._bell.ring()
-            self._wait_peer(barrier, True)
+            self._ring_all()
+            self._wait_peers(barrier, True)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Run `action`, waiting while the group is held or its journal is full."""
@@ -153,42 +189,91 @@ class GroupService:
         while True:
             try:
                 return action()
-            except Parked:
+            except Parked as parked:
+                if made := parked.made:  # only what makes it durable is left to do
+                    action = lambda: self.engine.make_durable(made)  # noqa: B023, E731
                 self._refuse_when_closing()
+                if self.engine.journal_lost:
+                    self._go_over()
                 with self.engine.opened:
                     if self.engine.parked_for:
                         self.engine.opened.wait(0.1)
             except NoRoom:
                 self._refuse_when_closing()
-                self._make_room(began)
+                with suppress(Parked):
+                    self._make_room(began)
 
     def _make_room(self, began: float) -> None:
-        engine, u64 = self.engine, self._u64
-        before = u64[TAIL_OFF]
-        if min(u64[HEAD_OFF], u64[PEER_DURABLE_OFF]) > before:
-            self.checkpoint(tail_off=before)
-        if u64[TAIL_OFF] != before:
+        engine = self.engine
+        before = self._u64[TAIL_OFF]
+        if self._checkpoint_frees(before):
             return
-        policy = engine.state.policy
-        waited = time.monotonic() - began
-        alone = may_go_alone(engine.state.sync_on, policy.on_loss)
-        verdict = on_full(policy.on_full, engine.link_up, waited, policy.full_timeout_s, alone=alone)
-        if verdict is Verdict.WAIT:
-            self._bell.ring()
+        verdicts = [(e, self._verdict(e, began)) for e in edges.holders(engine)]
+        if any(verdict is Verdict.FAIL for _, verdict in verdicts):
+            raise self._no_room(next(e for e, verdict in verdicts if verdict is Verdict.FAIL))
+        give_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
+        if not give_up:
+            self._ring_all()
             with engine.opened:
                 engine.opened.wait(0.05)
-        elif verdict is Verdict.OVERFLOW:
+        elif any(not e.dropped and e not in give_up for e in engine.state.downstream):
+            self._drop(give_up)
+            self.checkpoint(tail_off=before)
+        else:
             self.overflow()
-        elif not alone:
-            raise MediumError(
-                f"the journal of group {engine.state.name} is full, and on_loss=stall lets nothing exist here only",
+
+    def _checkpoint_frees(self, tail_off: int) -> bool:
+        """Try to move the tail by a checkpoint. Returns whether it has left `tail_off`."""
+        kept = edges.kept_from(self.engine)
+        if kept is None or min(self._u64[HEAD_OFF], kept) > tail_off:
+            self.checkpoint(tail_off=tail_off)
+        return self._u64[TAIL_OFF] != tail_off
+
+    def _verdict(self, edge: Edge, began: float, on_full_policy: str = "") -> Verdict:
+        """What the policy says of an edge that keeps the journal full since `began`."""
+        policy = self.engine.state.policy
+        alone = may_go_alone(edge.sync_on, policy.on_loss)
+        linked = edge.slot in self.engine.linked
+        waited = time.monotonic() - began
+        return on_full(on_full_policy or policy.on_full, linked, waited, policy.full_timeout_s, alone=alone)
+
+    def _no_room(self, edge: Edge) -> MediumError:
+        state = self.engine.state
+        if not may_go_alone(edge.sync_on, state.policy.on_loss):
+            return MediumError(
+                f"the journal of group {state.name} is full, and on_loss=stall lets nothing exist here only",
                 "reconnect the peer, or choose on_loss=degrade to go on alone",
             )
-        else:
-            raise MediumError(
-                f"the journal of group {engine.state.name} is full and its policy is on_full={policy.on_full}",
-                "reconnect the peer, or choose on_full=bitmap",
-            )
+        return MediumError(
+            f"the journal of group {state.name} is full and its policy is on_full={state.policy.on_full}",
+            "reconnect the peer, or choose on_full=bitmap",
+        )
+
+    def _drop(self, given_up: list[Edge]) -> None:
+        """Keep the journal no longer for some peers, while others stay."""
+        edges.drop(self.engine, given_up)
+        for edge in given_up:
+            self._events("edge-dropped", group=self.engine.state.name, peer=edge.peer, pos=self.engine.pos)
+        self._waiters.wake_all()
+        self._ring_all()
+
+    def _relieve(self) -> None:
+        """The journal is full for somebody else than hosts: the copier, or the node that feeds this one. Peers that are
+        away, and those that were too slow for too long, are dropped if others are left to go on for."""
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        before = self._u64[TAIL_OFF]
+        if self._checkpoint_frees(before):
+            self._full_since = None
+            return
+        state = self.engine.state
+        policy = "bitmap" if state.role == SECONDARY else ""  # hosts here are those of the node above
+        given_up = [e for e in edges.holders(self.engine) if self._verdict(e, self._full_since, policy) is Verdict.OVERFLOW]
+        rest = state.role == SECONDARY or any(not e.dropped and e not in given_up for e in state.downstream)
+        if given_up and rest:
+            self._drop(given_up)
+            self.checkpoint(tail_off=before)
 
     def overflow(self) -> None:
         """Give up the journal, with writers parked meanwhile. Durable before any writer goes on."""
@@ -205,22 +290,45 @@ class GroupService:
             finally:
                 roles.unpark(engine, "full")
             self._waiters.wake_all()
-            self._bell.ring()
+            self._ring_all()
 
-    def _wait_peer(self, seq: int, durable: bool) -> None:
-        """Wait for the peer to hold `seq`, as long as the policy allows."""
-        engine = self.engine
+    def _go_over(self) -> None:
+        """The journal's medium has failed: count differences from now on. Durable before any writer goes on."""
+        with self._overflowing:
+            engine = self.engine
+            reason = engine.journal_lost
+            if not reason or engine.failed or engine.state.mode != JOURNAL:
+                return
+            try:
+                done = False
+                while not done:
+                    self._drain(roles.park(engine, "journal"))
+                    done = roles.overflow(engine)
+                self._events("journal-lost", group=engine.state.name, pos=engine.pos, reason=reason)
+            finally:
+                roles.unpark(engine, "journal")
+            self._waiters.wake_all()
+
+    def _wait_peers(self, seq: int, durable: bool) -> None:
+        """Wait for the peer of every synchronous edge to hold `seq`, as long as the policy allows."""
         began = time.monotonic()
+        for edge in self.engine.waits:
+            self._wait_peer(edge, seq, durable, began)
+
+    def _wait_peer(self, edge: Edge, seq: int, durable: bool, began: float) -> None:
+        engine = self.engine
 
         def give_up() -> bool:
-            if not engine.state.sync_on:
+            if not edge.sync_on:
                 return True
             self._refuse_when_closing()
             policy = engine.state.policy
             verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
             if verdict is Verdict.DEGRADE:
-                if roles.degrade(engine):
-                    self._events("degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s)
+                if edges.degrade(engine, edge):
+                    self._events(
+                        "degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s, peer=edge.peer
+                    )
                 self._waiters.wake_all()
                 return True
             if verdict is Verdict.FAIL or engine.failed:
@@ -230,7 +338,8 @@ class GroupService:
                 )
             return False
 
-        if not self._waiters.wait(seq, PEER_DURABLE_SEQ if durable else PEER_RECEIVED_SEQ, give_up):
+        what = EDGE_DURABLE_SEQ if durable else EDGE_RECEIVED_SEQ
+        if not self._waiters.wait(seq, edge_slot(edge.slot, what), give_up):
             self._check_still_primary(seq)
 
     def _check_still_primary(self, seq: int) -> None:
@@ -250,6 +359,10 @@ class GroupService:
                 continue
             try:
                 busy = follower.apply_some(engine)
+                if self._is_waited_for():
+                    self._relieve()
+                else:
+                    self._full_since = None
                 if engine.apply_error:
                     engine.apply_error = ""
                     self._events("apply-resumed", group=engine.state.name)
@@ -260,8 +373,7 @@ class GroupService:
                 self._stop.wait(RETRY_APPLY_S)
                 continue
             if busy:
-                if page[REPLICATOR_ASLEEP]:
-                    self._bell.ring()
+                engine.wake_replicator()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 if busy < GATHER_BYTES and engine.state.copy == OK:
@@ -272,6 +384,12 @@ class GroupService:
             if waits or page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody knew that we sleep
                 self._own_bell.wait(0.05)
             page[TARGET_ASLEEP] = 0
+
+    def _is_waited_for(self) -> bool:
+        """Whether a run waits for room in the journal of this secondary, though all before it is applied."""
+        u64 = self._u64
+        wanted = max((u64[edge_slot(e.slot, EDGE_WANTS)] for e in self.engine.state.edges), default=0)
+        return wanted > 0 and u64[APPLIED_OFF] == u64[HEAD_OFF]
 
     def _copy(self) -> None:
         engine = self.engine
@@ -284,15 +402,18 @@ class GroupService:
                     self._events("copy-stopped", group=engine.state.name, reason=str(e))
                     self._stop.wait(RETRY_APPLY_S)
             if done:
-                if self._u64[REPLICATOR_ASLEEP]:
-                    self._bell.ring()
+                self._full_since = None
+                engine.wake_replicator()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 continue
-            freeable = self._u64[PEER_DURABLE_OFF] - self._u64[TAIL_OFF]
-            if engine.state.copying and freeable > engine.journal.capacity // 16:
+            if copier.may_copy(engine) and self._journal_used() > COPY_FULL_FRACTION:
+                self._relieve()
+            freeable = (edges.kept_from(engine) or 0) - self._u64[TAIL_OFF]
+            copies_run = engine.state.copying and engine.state.role == PRIMARY
+            if copies_run and freeable > engine.journal.capacity // 16:
                 self._kick_keeper.set()  # the peer has made room that a checkpoint frees
-            self._kick_copier.wait(0.005 if engine.state.copying else 0.5)
+            self._kick_copier.wait(0.005 if copies_run else 0.5)
             self._kick_copier.clear()
 
     def _keep(self) -> None:
@@ -306,14 +427,44 @@ class GroupService:
             try:
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
+                if engine.journal_lost:
+                    self._go_over()
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
+                for peer in self._relay_watch.look(now):
+                    self._events("degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s)
                 self._note_head(now)
+                self._watch_room(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
+            except Parked:
+                continue  # its journal failed just now
             except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
+
+    def _watch_room(self, now: float) -> None:
+        """Note how the journal fills, and tell once when it has passed the threshold, or fallen below it again."""
+        engine, u64 = self.engine, self._u64
+        retention.note_marks(engine)
+        self._trend.note(now, u64[HEAD_OFF], u64[TAIL_OFF])
+        self.rates.note(u64[HEAD_OFF])
+        percent = retention.used_percent(engine)
+        crossed = self._threshold.crossed(percent, engine.state.policy.warn_percent)
+        if crossed:
+            free = engine.journal.capacity - (u64[HEAD_OFF] - u64[TAIL_OFF])
+            what = "journal-filling" if crossed == "above" else "journal-relieved"
+            name, full_in_s = engine.state.name, self._trend.full_in_s(free)
+            self._events(what, group=name, percent=round(percent), full_in_s=full_in_s)
+
+    def journal(self) -> dict[str, Any]:
+        """What status says of the journal, the age of its oldest record, and what was written hour by hour."""
+        u64, now_ns = self._u64, self.engine.clock.wall_ns()
+        oldest = None
+        if u64[HEAD_OFF] > u64[TAIL_OFF]:
+            with suppress(OSError, BadRecord):
+                oldest = max(0, now_ns - self.engine.journal.header_at(u64[TAIL_OFF]).write_time) / 1e9
+        return {**self.status()["journal"], "oldest_age_s": oldest, "history": self.rates.history()}
 
     def _journal_used(self) -> float:
         u64 = self._u64
@@ -351,23 +502,24 @@ class GroupService:
 
     # -- control --------------------------------------------------------------------------------------------------
 
-    def status(self, settle: bool = False) -> dict[str, Any]:
-        """All facts about the group. With `settle` a secondary first applies everything it has received, so that
+    def status(self, settle: bool = False, peer: str = "") -> dict[str, Any]:
+        """All facts about the group; with `peer`, what concerns one peer is said of that one. With `settle` a secondary first applies everything it has received, so that
         history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
             follower.settle(self.engine)
-        status = self.engine.status()
-        status["behind"] = self._behind()
+        edge = edges.edge_of(self.engine, peer) if peer else None
+        status = self.engine.status(edge)
+        status["behind"] = self._behind(status["peer"]["received"])
+        status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 
     def _note_head(self, now: float) -> None:
         with self._backlog_lock:
             self._backlog.note(self._u64[HEAD_SEQ], self._u64[HEAD_OFF], now)
 
-    def _behind(self) -> dict[str, Any] | None:
-        """What the peer of a primary lacks, as backlog.Behind; None when it is not known."""
+    def _behind(self, received: int) -> dict[str, Any] | None:
+        """What a peer of a primary lacks that has received `received`, as backlog.Behind; None when it is not known."""
         engine, u64 = self.engine, self._u64
-        received = u64[PEER_RECEIVED_SEQ]
         if engine.state.role != PRIMARY or engine.state.mode != JOURNAL or not received:
             return None
         now = time.monotonic()
@@ -375,20 +527,24 @@ class GroupService:
             found = self._backlog.behind(received, u64[HEAD_SEQ], u64[HEAD_OFF], now)
         return None if found is None else found._asdict()
 
-    def set_link(self, up: bool) -> None:
+    def set_link(self, peer: str, up: bool) -> None:
         """The replicator says whether records flow to the peer."""
-        self.engine.link_up = up
+        edges.set_link(self.engine, edges.edge_of(self.engine, peer), up)
         if up:
             self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
             self.release("the peer was reached")
         self._waiters.wake_all()
+
+    def follow(self, peer: str) -> None:
+        """See edges.follow."""
+        edges.follow(self.engine, peer)
 
     def hold(self, deadline_s: float) -> dict[str, Any]:
         """Park new host writes for at most `deadline_s` seconds and wait for those under way. Returns {seq}."""
         pending = roles.park(self.engine, "hold")
         self._hold_until = time.monotonic() + deadline_s
         self._drain(pending)
-        self._bell.ring()
+        self._ring_all()
         return {"seq": self.engine.pos}
 
     def release(self, why: str = "") -> None:
@@ -398,45 +554,58 @@ class GroupService:
             roles.unpark(self.engine, "hold")
             self._events("hold-released", group=self.engine.state.name, reason=why)
 
-    def set_sync(self, on: bool) -> dict[str, Any]:
-        """See roles.set_sync."""
-        return roles.set_sync(self.engine, on)
+    def set_sync(self, peer: str, on: bool) -> dict[str, Any]:
+        """See edges.set_sync."""
+        return edges.set_sync(self.engine, edges.edge_of(self.engine, peer), on)
 
-    def set_policy(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change the policy. Durable: the new one."""
-        engine = self.engine
-        with engine.lock:
-            state = engine.state
-            policy = state.policy.changed(changes)
-            stays = policy.mode == "sync"
-            engine.commit(policy=policy, sync_on=state.sync_on and stays, degraded=state.degraded and stays)
+    def set_policy(self, changes: dict[str, Any], peer: str = "") -> dict[str, Any]:
+        """See edges.set_policy."""
+        policy = edges.set_policy(self.engine, changes, peer)
         self._waiters.wake_all()
-        return dict(vars(engine.state.policy))
+        return policy
 
-    def arm(self) -> dict[str, Any]:
+    def arm(self, peer: str, mode: str = "", upstream: bool = False) -> dict[str, Any]:
         """See roles.arm."""
-        return roles.arm(self.engine)
+        return roles.arm(self.engine, peer, mode, upstream)
 
-    def disarm(self) -> None:
+    def disarm(self, peer: str) -> None:
         """See roles.disarm."""
-        roles.disarm(self.engine)
-        self._waiters.wake_all()
+        try:
+            roles.disarm(self.engine, peer)
+        finally:
+            self._waiters.wake_all()
 
     def common_bitmap(self, c: int | None) -> dict[str, Any]:
-        """See roles.common_bitmap."""
-        return roles.common_bitmap(self.engine, c)
+        """See copies.common_bitmap."""
+        return copies.common_bitmap(self.engine, c)
 
-    def begin_copy(self, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str) -> dict[str, Any]:
-        """See roles.begin_copy. The copier starts with resume_copy, when the peer is attached."""
-        return roles.begin_copy(self.engine, c, peer_bitmaps, copy_id)
+    def begin_copy(
+        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str
+    ) -> dict[str, Any]:
+        """See copies.begin_copy. The copier starts with resume_copy, when the peer is attached."""
+        return copies.begin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
+
+    def pin_copy(self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str) -> dict[str, Any]:
+        """See copies.pin_copy."""
+        return copies.pin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
+
+    def copy_until(self, peer: str, copy_id: str, seq: int) -> dict[str, Any]:
+        """See copies.copy_until."""
+        return copies.copy_until(self.engine, edges.edge_of(self.engine, peer), copy_id, seq)
+
+    def extend_copy(self, copy_id: str, masks: dict[int, bytes] | None) -> dict[str, Any]:
+        """See copies.extend_copy."""
+        result = copies.extend_copy(self.engine, copy_id, masks)
+        self.resume_copy()
+        return result
 
     def resume_copy(self) -> None:
         """Let the copier look for work now."""
         self._kick_copier.set()
 
-    def attach(self, **step: Any) -> dict[str, Any]:
+    def attach(self, peer: str, **step: Any) -> dict[str, Any]:
         """See roles.attach."""
-        return roles.attach(self.engine, **step)
+        return roles.attach(self.engine, edges.edge_of(self.engine, peer), **step)
 
     def promote(self, force: bool = False, at_limit: bool = False) -> dict[str, Any]:
         """See roles.promote. The replicator has stopped appending to the journal. `force` accepts a former primary that

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import msgpack
@@ -53,12 +53,15 @@ class Policy:
     on_full: str = "bitmap"  # stall | bitmap | fail: the journal is full
     full_timeout_s: float = 10.0
     startup_wait_s: float = 3.0
+    retain: str = "durable"  # durable | applied: a record is kept until every peer has it so
+    warn_percent: float = 80.0  # an event when so much of the journal is used; 0 for none
 
     _CHOICES: ClassVar = {
         "mode": ("async", "sync"),
         "ack": ("receive", "durable"),
         "on_loss": ("stall", "degrade"),
         "on_full": ("stall", "bitmap", "fail"),
+        "retain": ("durable", "applied"),
     }
 
     def changed(self, changes: dict[str, Any]) -> Policy:
@@ -70,6 +73,8 @@ class Policy:
             choices = self._CHOICES.get(key)
             if choices is not None and value not in choices:
                 raise BadInput(f"{key} cannot be {value!r}", f"choose one of {', '.join(choices)}")
+            if key == "warn_percent" and not (_is_duration(value) and value <= 100):
+                raise BadInput(f"{key} cannot be {value!r}", "give a percentage from 0 (none) to 100")
             if choices is None and not _is_duration(value):
                 raise BadInput(f"{key} cannot be {value!r}", "give seconds, 0 for no limit")
             values[key] = value
@@ -78,6 +83,29 @@ class Policy:
 
 def _is_duration(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+@dataclass
+class Edge:
+    """The group's pair with one peer, as this node sees it. Of the edge towards the node that feeds this one only slot,
+    peer and mode count."""
+
+    slot: int  # 0..15, its place in the page; stays as long as the edge does
+    peer: str  # node id; "" in a state of a version that knew one peer only: the first that asks takes it over
+    mode: str = "async"  # async | sync
+    sync_on: bool = False  # the peer had caught up: writes wait for it
+    degraded: bool = False  # a synchronous edge without which the group goes on
+    copying: bool = False  # a copy to the peer is under way
+    copy_id: str = ""  # names the last copy whose blocks are known; "" once that is no longer so
+    synced_after: int = 0  # only a SYNCED record with a higher seq ends that copy
+    synced_seq: int = 0  # seq of the SYNCED record that ended it
+    dropped: bool = False  # the journal is not kept for the peer: it comes back by a copy
+    unclean: bool = False  # power was lost here as primary, and the peer has not been copied to since
+
+    def without_peer(self) -> dict[str, Any]:
+        """The changes that let the group go on without the peer until it has been copied to again."""
+        degraded = self.degraded or self.sync_on
+        return {"dropped": True, "copying": False, "copy_id": "", "sync_on": False, "degraded": degraded}
 
 
 @dataclass
@@ -97,21 +125,55 @@ class GroupState:
     bitmaps: dict[int, int] = field(default_factory=dict)  # slot -> start seq
     link_gen: int = 0
     policy: Policy = field(default_factory=Policy)
-    degraded: bool = False  # a synchronous group that goes on without its peer
-    sync_on: bool = False  # the peer had caught up: writes wait for it
-    copying: bool = False  # on the source: blocks of the copy list are still to be copied
-    copy_id: str = ""  # names the copy under way; "" on a source that no longer knows what is left to copy
-    copy_from_seq: int = 0  # on the copy: position at which the copy under way began
-    synced_seq: int = 0  # on the source: seq of the last SYNCED record
+    edges: list[Edge] = field(default_factory=list)
+    upstream: str = ""  # on a secondary: node id of the peer that feeds it, "" while that is not known
+    synced_seq: int = 0  # seq of the last SYNCED record made or applied here
+    extended: dict[str, int] = field(default_factory=dict)  # copies below other nodes whose blocks are on our copy list
+    copy_id: str = ""  # on the copy: names the copy under way, "" when it cannot be completed
+    copy_from_seq: int = 0  # on the copy: only a SYNCED record with a higher seq completes it
     unclean: bool = False  # power was lost as primary: blocks may hold writes whose records are gone
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
     rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch}; inconsistent until done
     last_time_ns: int = 0  # no record before the last save has a later write time
+    journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
     clean: bool = True  # stopped in order
     boot: int = 0  # boot in which it last ran
+
+    @property
+    def downstream(self) -> list[Edge]:
+        """The edges whose peers this node feeds, or may have to feed."""
+        return [e for e in self.edges if not e.peer or e.peer != self.upstream]
+
+    @property
+    def sync_on(self) -> bool:
+        """Writes wait for at least one peer."""
+        return any(e.sync_on for e in self.edges)
+
+    @property
+    def degraded(self) -> bool:
+        """The group goes on without a peer that it should wait for."""
+        return any(e.degraded for e in self.edges)
+
+    @property
+    def copying(self) -> bool:
+        """A copy is under way that this node or one above it feeds."""
+        return bool(self.extended) or any(e.copying for e in self.edges)
+
+    def edge_of(self, peer: str) -> Edge | None:
+        """The edge with node `peer`, None when there is none."""
+        return next((e for e in self.edges if e.peer == peer), None)
+
+    def policy_of(self, edge: Edge | None) -> dict[str, Any]:
+        """The group's policy, with the mode of `edge` if one is given."""
+        policy = dict(vars(self.policy))
+        return policy if edge is None else policy | {"mode": edge.mode}
+
+    def with_edges(self, changes: dict[int, dict[str, Any]]) -> list[Edge]:
+        """Copies of the edges, with `changes` by slot."""
+        return [replace(e, **changes.get(e.slot, {})) for e in self.edges]
 
 
 class StateFile:
@@ -162,11 +224,32 @@ class StateFile:
         self._generation = best[0]
         self._loaded = best[2]
         values = msgpack.unpackb(best[1], strict_map_key=False)
-        known = {f.name for f in fields(GroupState)}
-        if unknown := set(values) - known:
+        if "edges" not in values:
+            values = _of_one_peer(values)
+        unknown = set(values) - {f.name for f in fields(GroupState)}
+        for edge in values["edges"]:
+            unknown |= set(edge) - {f.name for f in fields(Edge)}
+        if unknown:
             raise IntegrityError(
                 f"the group's state was written by a newer farstripe ({', '.join(sorted(unknown))})",
                 "upgrade this node",
             )
         values["policy"] = Policy(**values["policy"])
+        values["edges"] = [Edge(**e) for e in values["edges"]]
         return GroupState(**values)
+
+
+_ONE_PEER = ("sync_on", "degraded", "copying")
+
+
+def _of_one_peer(values: dict[str, Any]) -> dict[str, Any]:
+    """Read a state of a version whose groups had one peer, which it did not name."""
+    old = {name: values.pop(name) for name in _ONE_PEER if name in values}
+    edges = []
+    if values["mode"] != UNTRACKED:
+        edge = Edge(0, "", mode=values["policy"]["mode"], synced_seq=values.get("synced_seq", 0), **old)
+        if values["role"] == PRIMARY:
+            edge.copy_id, values["copy_id"] = values.get("copy_id", ""), ""
+            edge.dropped, edge.unclean = values["mode"] == BITMAP, values.get("unclean", False)
+        edges.append(asdict(edge))
+    return {**values, "edges": edges}

@@ -14,6 +14,7 @@ from replicator.core.errors import BadInput
 
 @click.command()
 @click.argument("group", shell_complete=names.pairs)
+@click.argument("peer", required=False, shell_complete=names.peers)
 @click.option("--seconds", type=SecondsType(0), metavar="SECONDS", help="Writes of so many seconds.")
 @click.option("--bytes", "size", type=SizeType(), metavar="SIZE", help="So much of the journal.")
 @click.option("--writes", type=click.IntRange(0), metavar="N", help="So many writes.")
@@ -21,9 +22,17 @@ from replicator.core.errors import BadInput
 @json_option
 @pass_node
 def budget(
-    here: Node, group: str, seconds: float | None, size: int | None, writes: int | None, off: bool, as_json: bool
+    here: Node,
+    group: str,
+    peer: str | None,
+    seconds: float | None,
+    size: int | None,
+    writes: int | None,
+    off: bool,
+    as_json: bool,
 ) -> None:
-    """Show or set how much may be lost with the primary of GROUP (its RPO) before it is a warning.
+    """Show or set how much may be lost with the primary of GROUP (its RPO), where PEER has the copy, before it is a
+    warning.
 
     With options the budget is what they say and nothing else. When more would be lost, or nobody has known for half a
     minute how much, the event rpo.exceeded is noted, `farstripe status` says so, and the metric
@@ -35,7 +44,7 @@ def budget(
     if off and given:
         raise BadInput("--off goes with no limit", "give limits, or --off")
     change: dict[str, float | int | None] | None = {} if off else wanted if given else None
-    found = here.replicator("pair.budget", group=group, budget=change)
+    found = here.replicator("pair.budget", group=group, peer=peer, budget=change)
     emit(as_json, found, f"group {found['group']}, copy on {found['peer']}: would be lost: {lost_text(found['rpo'])}; "
          f"budget: {budget_text(found['budget'])}")  # fmt: skip
 

@@ -13,7 +13,7 @@ import click
 from replicator.cli import asof, explain_pool, names, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option
-from replicator.cli.status import lost_text
+from replicator.cli.status import loss_lines, lost_text
 from replicator.cli.terms import TERMS
 from replicator.core import decisions, takeover
 from replicator.core import status as states
@@ -86,7 +86,15 @@ def _words() -> str:
 
 
 def _group_text(one: dict[str, Any]) -> str:
-    lines = [f"group {one['name']}: {one['word']} ({one['role'] or 'role unknown'})"]
+    edges = one["edges"]
+    if len(edges) < 2:
+        return _edge_text(one, "")
+    told = [_edge_text(edge, f", pair with {edge['peer']['name']}") for edge in edges]
+    return "\n".join([*told, *loss_lines(one["losses"])])
+
+
+def _edge_text(one: dict[str, Any], which: str) -> str:
+    lines = [f"group {one['name']}{which}: {one['word']} ({one['role'] or 'role unknown'})"]
     lines += [f"  why:      {one['why']}", f"  means:    {one['means']}", f"  do next:  {one['then']}"]
     lines += [f"            {command}" for command in one["commands"]]
     lines += [f"  {line}" for line in asof.retained_lines(one)]

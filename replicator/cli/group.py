@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import asof, names, policy
+from replicator.cli import asof, journal, names, policy
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -73,15 +73,20 @@ def list_(here: Node, as_json: bool) -> None:
 
 @group.command("policy")
 @click.argument("name", shell_complete=names.groups)
+@click.argument("peer", required=False, shell_complete=names.peers)
 @policy.policy_options
 @json_option
 @pass_node
-def policy_(here: Node, name: str, as_json: bool, **options: Any) -> None:
-    """Show how the group NAME treats its peer, or change what is given."""
+def policy_(here: Node, name: str, peer: str | None, as_json: bool, **options: Any) -> None:
+    """Show how the group NAME treats its peers, or change what is given.
+
+    With PEER, --mode is that of the pair with it; without, of all pairs. Everything else is the group's.
+    """
     changes = policy.given(options)
+    which = {"peer": here.replicator("pair.show", group=name, peer=peer)["peer"]} if peer else {}
     if changes:
-        here.target("group.policy", group=name, **changes)
-    found = here.target("group.status", group=name).get("policy") or {}
+        here.target("group.policy", group=name, **which, **changes)
+    found = here.target("group.status", group=name, **which).get("policy") or {}
     rows = [(key, found.get(key)) for key in policy.KEYS]
     table(as_json, found, ("policy", "value"), rows, "")
 
@@ -100,3 +105,4 @@ def delete(here: Node, name: str, force: bool, yes: bool, as_json: bool) -> None
 
 
 group.add_command(asof.retention)
+group.add_command(journal.journal)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import budget, names, policy, progress, status
+from replicator.cli import budget, names, policy, progress, status, transfer
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_size
@@ -21,9 +21,17 @@ SETTLE_S = 1.0
 DEFAULT_WAIT_S = 3600.0
 
 
+PEER_ARGUMENT = click.argument("peer", required=False, shell_complete=names.peers)
+"""Which pair of the group; left out while it has one."""
+
+
 @click.group()
 def pair() -> None:
-    """A group here (primary) and its copy on a peer (secondary), kept alike over the network."""
+    """A group here and its copy on a peer, kept alike over the network.
+
+    A group may have several pairs, one with each peer: copies of the primary, and copies of copies. Together they form a
+    tree. Where a group has several pairs here, commands want PEER as well.
+    """
 
 
 pair.add_command(budget.budget)
@@ -39,8 +47,7 @@ pair.add_command(budget.budget)
     help="The node that gets the copy: a name of `farstripe peer list`.",
 )
 @policy.policy_options
-@click.option("--compress", type=click.IntRange(0, 19), default=0, show_default=True, metavar="LEVEL",
-              help="zstd level for the wire; 0: off, 1: fast.")  # fmt: skip
+@transfer.transfer_options
 @click.option(
     "--journal", "journal_bytes", type=SizeType(4096), help="Journal size on the peer; as here when left out."
 )
@@ -53,27 +60,45 @@ def create(
     here: Node,
     group: str,
     peer: str,
-    compress: int,
     journal_bytes: int | None,
     overwrite: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Pair GROUP with a peer: this node is primary, the peer gets the copy.
+    """Pair GROUP with a peer, which gets a copy of what this node has.
 
-    Volumes of the same names and sizes are made on the peer. The first copy runs while hosts go on writing; wait for it
+    This node is the primary, or a secondary whose own copy is complete: then the peer is fed from here, and the primary
+    sends everything once (a cascade). A peer that holds the group already is refused. --mode is that of this pair, all
+    else is the group's. Volumes of the same names and sizes are made on the peer. The first copy runs while hosts go on writing; wait for it
     with `farstripe pair wait GROUP --progress`.
     """
     extra: dict[str, Any] = {"journal_bytes": journal_bytes} if journal_bytes else {}
     made = here.replicator(
-        "pair.create", group=group, peer=peer, compress=compress, overwrite=overwrite, wait_s=330,
-        **policy.given(options), **extra,
+        "pair.create", group=group, peer=peer, overwrite=overwrite, wait_s=330,
+        **policy.given(options), **transfer.given(options), **extra,
     )  # fmt: skip
     emit(
         as_json,
         made,
         f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} --progress",
     )
+
+
+@pair.command("set")
+@click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
+@transfer.transfer_options
+@json_option
+@pass_node
+def set_(here: Node, group: str, peer: str | None, as_json: bool, **options: Any) -> None:
+    """Change how the pair of GROUP (with PEER) moves its records; on the node that feeds the other.
+
+    --limit, --schedule and --compress take effect at once. For the others the link starts over, which takes a moment
+    and copies nothing again. The peer keeps the settings too, for when the roles change. `farstripe pair show` says what
+    is in force.
+    """
+    found = here.replicator("pair.set", **_pair(group, peer), **transfer.given(options))
+    emit(as_json, found, f"group {group}: set; see: farstripe pair show {group}")
 
 
 @pair.command("list")
@@ -88,50 +113,58 @@ def list_(here: Node, as_json: bool) -> None:
             one["role"],
             one["word"],
             one["peer_name"],
+            "fed by it" if one["feeds_us"] else "feeds it",
             one["connected"],
             one["lag"],
             policy.text(one["policy"]),
         )
         for one in found
     ]
-    columns = ("group", "role", "state", "peer", "connected", "records behind", "mode")
+    columns = ("group", "role", "state", "peer", "this node", "connected", "records behind", "mode")
     table(as_json, found, columns, rows, "no pairs; make one: farstripe pair create")
 
 
 @pair.command()
 @click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
 @json_option
 @pass_node
-def show(here: Node, group: str, as_json: bool) -> None:
-    """Show everything about the pair of GROUP: positions, histories, what the two sides agreed on."""
-    found = here.replicator("pair.show", group=group)
+def show(here: Node, group: str, peer: str | None, as_json: bool) -> None:
+    """Show everything about the pair of GROUP (with PEER): positions, histories, what the two sides agreed on."""
+    found = here.replicator("pair.show", **_pair(group, peer))
     if as_json:
         emit(True, found)
         return
     known, facts = found.get("status") or {}, found.get("facts") or {}
     decision = facts.get("decision") or {}
     seen = rpo.rpo(known, found) if known else None
-    primary, peer = found["role"] == "primary", found["peer_name"]
+    feeds, peer = not found["feeds_us"], found["peer_name"]
     rows = [
         ("state", f"{found['word']}: {found['why']}"),
         ("role here", found["role"]),
         ("copy here", found["state"]),
         ("mode", policy.text(found["policy"])),
         ("tracking", found["mode"]),
-        ("peer", f"{peer} ({found['peer']})"),
+        ("peer", f"{peer} ({found['peer']}), which {'is fed by this node' if feeds else 'feeds this node'}"),
         ("connected", found["connected"] or f"no: {facts.get('link_reason', 'the reason is unknown')}"),
         ("would be lost", status.lost_text(seen)),
         ("position here", known.get("pos")),
         ("durable here", known.get("durable")),
         ("applied here", known.get("applied")),
-        *((f"{peer} {what}", _acked(facts, what)) for what in ("received", "durable", "applied") if primary),
+        *((f"{peer} {what}", _acked(facts, what)) for what in ("received", "durable", "applied") if feeds),
         ("history here", _history(known.get("hist"))),
         ("last handshake", f"{decision['label']}: {decision['cause']}" if decision else None),
         ("left to copy", format_size(found["todo_bytes"]) if found["todo_bytes"] is not None else None),
-        ("compression", f"zstd {found['compress']}" if found["compress"] else "off"),
+        *transfer.rows(found, feeds),
     ]
     click.echo(f"pair of group {found['name']}")
     table(False, None, ("", ""), rows, "")
+    click.echo("\n".join(status.loss_lines(found.get("losses") or [])))
+
+
+def _pair(group: str, peer: str | None) -> dict[str, str]:
+    """The arguments that name a pair."""
+    return {"group": group, "peer": peer} if peer else {"group": group}
 
 
 def _acked(facts: dict[str, Any], what: str) -> int | None:
@@ -151,14 +184,15 @@ def _history(hist: list[list[int]] | None) -> str | None:
 
 @pair.command()
 @click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
 @json_option
 @pass_node
-def split(here: Node, group: str, as_json: bool) -> None:
-    """Split the pair of GROUP: the copy stays as it is, the primary goes on and tracks what changes.
+def split(here: Node, group: str, peer: str | None, as_json: bool) -> None:
+    """Split the pair of GROUP (with PEER): the copy stays as it is, the primary goes on and tracks what changes.
 
     Take it back with `farstripe pair resync`, which then copies the difference only.
     """
-    here.replicator("pair.split", group=group, wait_s=120)
+    here.replicator("pair.split", **_pair(group, peer), wait_s=120)
     emit(
         as_json, {"group": group, "split": True}, f"group {group} is split; follow again: farstripe pair resync {group}"
     )
@@ -166,12 +200,13 @@ def split(here: Node, group: str, as_json: bool) -> None:
 
 @pair.command()
 @click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
 @click.option("--discard", metavar="NODE", help="Give up the writes that only NODE has; its copy becomes the other's.")
 @yes_option
 @json_option
 @pass_node
-def resync(here: Node, group: str, discard: str | None, yes: bool, as_json: bool) -> None:
-    """Bring the copy of GROUP up again, by difference: after a split, a refusal, or to try at once.
+def resync(here: Node, group: str, peer: str | None, discard: str | None, yes: bool, as_json: bool) -> None:
+    """Bring the copy of GROUP (with PEER) up again, by difference: after a split, a refusal, or to try at once.
 
     When a former primary holds writes that its successor never got, or both sides were written to (split brain),
     nothing happens until you name the side whose own writes are given up with --discard. The leave lapses after ten
@@ -179,7 +214,7 @@ def resync(here: Node, group: str, discard: str | None, yes: bool, as_json: bool
     """
     if discard:
         confirm(f"Give up all writes of group {group} that only node {discard} has?", yes, as_json)
-    here.replicator("pair.resync", group=group, wait_s=120, **({"discard": discard} if discard else {}))
+    here.replicator("pair.resync", **_pair(group, peer), wait_s=120, **({"discard": discard} if discard else {}))
     emit(
         as_json,
         {"group": group, "discard": discard},
@@ -189,21 +224,24 @@ def resync(here: Node, group: str, discard: str | None, yes: bool, as_json: bool
 
 @pair.command()
 @click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
 @click.option("--local-only", is_flag=True, help="Do not ask the peer; for a peer that is gone for good.")
 @yes_option
 @json_option
 @pass_node
-def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -> None:
-    """End the pair of GROUP on both nodes. Volumes and what is in them stay on both."""
-    confirm(f"End the pair of group {group}? A new pair begins with a full copy.", yes, as_json)
+def delete(here: Node, group: str, peer: str | None, local_only: bool, yes: bool, as_json: bool) -> None:
+    """End the pair of GROUP (with PEER) on both nodes; other pairs of it stay. Volumes and what is in them stay on both."""
+    with_peer = f" with {peer}" if peer else ""
+    confirm(f"End the pair of group {group}{with_peer}? A new pair begins with a full copy.", yes, as_json)
     extra = {"local_only": True} if local_only else {}
-    done = here.replicator("pair.delete", group=group, wait_s=120, **extra)
+    done = here.replicator("pair.delete", **_pair(group, peer), wait_s=120, **extra)
     note = f"; note: {done['peer_note']}" if done.get("peer_note") else ""
-    emit(as_json, {"group": group, "deleted": True, **done}, f"group {group} is not paired any more{note}")
+    emit(as_json, {"group": group, "deleted": True, **done}, f"group {group} is not paired{with_peer} any more{note}")
 
 
 @pair.command()
 @click.argument("group", shell_complete=names.pairs)
+@PEER_ARGUMENT
 @click.option(
     "--state",
     default="ok",
@@ -217,23 +255,26 @@ def delete(here: Node, group: str, local_only: bool, yes: bool, as_json: bool) -
 @click.option("--progress", "show_progress", is_flag=True, help="Show how the copy goes.")
 @json_option
 @pass_node
-def wait(here: Node, group: str, state: str, timeout_s: float, show_progress: bool, as_json: bool) -> None:
-    """Wait until the pair of GROUP is in a state.
+def wait(
+    here: Node, group: str, peer: str | None, state: str, timeout_s: float, show_progress: bool, as_json: bool
+) -> None:
+    """Wait until the pair of GROUP (with PEER) is in a state.
 
     Exit code 11 when it is not in time; 4, at once and with what to do, in a state that only an operator can end.
     """
     latest: dict[str, Any] = {}
     patience = _Patience(state)
-    first = here.replicator("pair.show", group=group)
+    which = _pair(group, peer)
+    first = here.replicator("pair.show", **which)
     total = first.get("todo_bytes") or None
 
     def look() -> progress.Look:
         nonlocal latest
         try:
-            latest = here.replicator("pair.wait", group=group, state=state, timeout_s=SLICE_S)
+            latest = here.replicator("pair.wait", **which, state=state, timeout_s=SLICE_S)
             return progress.Look(True, 0, total, latest["word"])
         except TimedOut:
-            latest = here.replicator("pair.show", group=group)
+            latest = here.replicator("pair.show", **which)
             patience.check(latest)
             left = latest.get("todo_bytes") if latest["word"] in ("COPY", "RECOVERING") else None
             return progress.Look(False, left, None, latest["word"])

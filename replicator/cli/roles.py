@@ -16,16 +16,22 @@ GOES_ON = " It goes on: what it answers until it hears of the takeover is lost t
 
 @click.command()
 @click.argument("group", shell_complete=names.pairs)
+@click.argument("peer", required=False, shell_complete=names.peers)
 @click.option("--deadline", "deadline_s", type=SecondsType(0.1, 3600), metavar="SECONDS",
               help="How long writers may be held; then everything stays as it was; 10 when left out.")  # fmt: skip
 @json_option
 @pass_node
-def switchover(here: Node, group: str, deadline_s: float | None, as_json: bool) -> None:
-    """Exchange the roles of GROUP as planned: hold, drain, hand over. Nothing is lost. Works on either node.
+def switchover(here: Node, group: str, peer: str | None, deadline_s: float | None, as_json: bool) -> None:
+    """Exchange the roles of GROUP as planned: hold, drain, hand over. Nothing is lost.
+
+    On the primary PEER becomes it, and may be left out while the group has one pair here. On a node that the primary
+    feeds, that node does. The former primary's other copies stay with it, one step further down.
 
     Move the writers first (unmount, detach): a host that still writes to the old primary gets errors afterwards.
     """
-    extra = {"deadline_s": deadline_s} if deadline_s else {}
+    extra: dict[str, Any] = {"deadline_s": deadline_s} if deadline_s else {}
+    if peer:
+        extra["peer"] = peer
     done = here.replicator("switchover", group=group, wait_s=180, **extra)
     emit(
         as_json,
@@ -48,7 +54,7 @@ def switchover(here: Node, group: str, deadline_s: float | None, as_json: bool) 
 def takeover(here: Node, group: str, plan_only: bool, force: bool, yes: bool, as_json: bool) -> None:
     """Make this node primary of GROUP because the other side is gone.
 
-    Says first what is lost. While the primary answers it is refused without --force; use switchover then. --yes answers
+    Says first what is lost, and what becomes of the group's other nodes. While the primary answers it is refused without --force; use switchover then. --yes answers
     the question and does not force anything.
     """
     plan = here.replicator("takeover.plan", group=group, force=force)
@@ -64,7 +70,8 @@ def takeover(here: Node, group: str, plan_only: bool, force: bool, yes: bool, as
 
 def _plan_text(plan: dict[str, Any]) -> str:
     if plan["allowed"]:
-        return f"takeover: possible ({plan['label']}). {lost_text(plan['lost'])}"
+        others = "".join(f"\n  {one['peer']}: {one['means']}" for one in plan.get("others") or ())
+        return f"takeover: possible ({plan['label']}). {lost_text(plan['lost'])}{others}"
     way_out = f"\nway out: {plan['way_out']}" if plan["way_out"] else ""
     return f"takeover: refused ({plan['label']}): {plan['message']}{way_out}"
 

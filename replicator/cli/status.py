@@ -22,7 +22,8 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
     """Show GROUP, or all groups and pairs: role, state, how far behind, journal use.
 
     "would be lost" is what this node knows that the peer does not have (RPO), in writes, bytes and seconds: with a link
-    as of now, without one as of the last contact. What cannot be known is unknown. `farstripe explain GROUP` says why a
+    as of now, without one as of the last contact. What cannot be known is unknown. A group with several pairs has a line
+    for each, and it is said what the loss of each node would mean and what then still protects. `farstripe explain GROUP` says why a
     state is what it is, and what to do.
     """
     found: dict[str, Any] = {"groups": [view.one_group(here, group)]} if group else view.collect(here)
@@ -41,14 +42,24 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
         if not node["target"]:
             none = "its groups are unknown while the target does not answer: farstripe node status"
     groups = found["groups"]
-    table(False, None, COLUMNS, [_row(one) for one in groups], none)
-    for one in groups:
+    pairs = [edge for one in groups for edge in one["edges"] or [one]]
+    table(False, None, COLUMNS, [_row(one) for one in pairs], none)
+    for one in pairs:
         if one["level"] in ("bad", "warn"):
-            click.echo(f"\n{one['name']}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")
+            peer = f" ({one['peer']['name']})" if one["peer"] else ""
+            click.echo(f"\n{one['name']}{peer}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")
             for command in one["commands"]:
                 click.echo(f"    {command}")
+    for one in groups:
         for line in asof.retained_lines(one):
             click.echo(f"{one['name']}: {line}")
+        if one["losses"] and (group or len(one["edges"]) > 1):
+            click.echo("\n" + "\n".join([f"{one['name']}:", *loss_lines(one["losses"])]))
+
+
+def loss_lines(losses: list[dict[str, Any]]) -> list[str]:
+    """Say for each node what its loss would mean."""
+    return [f"  if {loss['node']} is lost: {loss['means']}" for loss in losses]
 
 
 def _row(one: dict[str, Any]) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from replicator.cli.access import Node
 from replicator.core.errors import DaemonNotRunning, FarstripeError, NotFound, TimedOut
 from replicator.core.rpo import rpo
-from replicator.core.status import describe
+from replicator.core.status import describe, edge_status
 
 Facts = dict[str, Any]
 
@@ -31,7 +31,9 @@ def collect(here: Node) -> Facts:
     groups = _ask(here, "target", "group.list", silent)
     if len(silent) == 2:
         raise silent["target"]
-    by_pair: dict[str, Facts] = {one["group"]: one for one in (pairs or {}).get("pairs", ())}
+    by_pair: dict[str, list[Facts]] = {}
+    for one in (pairs or {}).get("pairs", ()):
+        by_pair.setdefault(one["group"], []).append(one)
     by_group: dict[str, Facts] = {one["uuid"]: one for one in groups or ()}
     node = {
         "name": config.get("name"),
@@ -41,7 +43,7 @@ def collect(here: Node) -> Facts:
         "hangs": [process for process, exc in silent.items() if isinstance(exc, TimedOut)],
     }
     found = [
-        group_view(by_group.get(uuid), by_pair.get(uuid), replicator=pairs is not None)
+        whole_view(by_group.get(uuid), by_pair.get(uuid, []), replicator=pairs is not None)
         for uuid in dict.fromkeys([*by_group, *by_pair])
     ]
     return {"node": node, "groups": sorted(found, key=lambda one: str(one["name"]))}
@@ -70,6 +72,18 @@ def _ask(here: Node, process: str, op: str, silent: dict[str, FarstripeError]) -
             f"it is stopped, or waits for a disk; its log is {here.run / process}.log",
         )
     return None
+
+
+_WORST_FIRST = ("bad", "warn", "busy", "ok")
+
+
+def whole_view(status: Facts | None, pairs: list[Facts], replicator: bool) -> Facts:
+    """Return what is known of one group: as group_view for its worst pair, with `edges`, one such entry for each pair,
+    and `losses`: what the loss of this node, and of each peer, means."""
+    edges = [group_view(edge_status(status, pair["peer"]), pair, replicator) for pair in pairs]
+    worst = min(edges, key=lambda one: _WORST_FIRST.index(one["level"])) if edges else group_view(status, None, replicator)
+    losses = next((pair["losses"] for pair in pairs if pair.get("losses")), [])
+    return {**worst, "edges": edges, "losses": losses}
 
 
 def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Facts:

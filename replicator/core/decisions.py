@@ -45,11 +45,15 @@ class Facts(NamedTuple):
 DOMAIN: dict[str, tuple[str, ...]] = {
     "compat": ("ok", "version", "group", "volumes"),  # what does not fit, the first of these
     "split": ("no", "yes"),  # either side's operator wants the pair split
-    "primaries": ("one", "both", "none"),
+    # relay: neither, but lead is fed by a third node, and follow by lead or nobody, or lead knows a newer history;
+    # relay-busy: such a lead, whose own copy is not complete; relay-behind: such a lead, and follow is ahead of it in
+    # the same history; rivals: neither, and both are fed by third nodes whose histories parted; given-up: lead is
+    # primary, follow is fed by a third node of another history, and the operator named lead for discarding
+    "primaries": ("one", "both", "none", "relay", "relay-busy", "relay-behind", "rivals", "given-up"),
     "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
     "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
-    # records of follow that lead's history lacks: none that hosts wrote; received from lead, which lost them itself;
-    # or written by hosts on follow (or on a third node) and acknowledged
+    # records of follow that lead's history lacks: none that hosts wrote; received from lead (through a relay: from the
+    # primary above it), which lost them itself; or written by hosts on follow or elsewhere, and acknowledged
     "tail": ("empty", "received", "acknowledged"),
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
     "follow": (
@@ -61,7 +65,7 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or
     # lead began a copy that follow never adopted)
     "image": ("exact", "unclean"),
-    "sync": ("no", "yes"),  # the group is synchronous on either side: hosts were told that their writes are on both
+    "sync": ("no", "yes"),  # synchronous on either side: hosts were told that their writes are on both
     "own": ("no", "yes"),  # hosts wrote to lead after the histories parted
 }
 
@@ -84,6 +88,9 @@ _GO = {"compat": "ok", "split": "no"}
 _ONE = {**_GO, "primaries": "one"}
 _BOTH = {**_GO, "primaries": "both"}
 _NONE = {**_GO, "primaries": "none"}
+_RELAY = {**_GO, "primaries": "relay"}
+_SOURCE = {**_GO, "primaries": "one|relay"}
+"""There is a source: the primary, or a secondary that is fed by another node and complete."""
 
 TABLE: tuple[Row, ...] = (
     # What cannot be a pair at all.
@@ -117,9 +124,35 @@ TABLE: tuple[Row, ...] = (
         "no-primary",
         Action.WAIT,
         "",
-        "neither side is primary: both restarted as secondaries, or a switchover was left half way",
+        "neither side is primary: both restarted as secondaries, a switchover was left half way, or neither is fed by "
+        "a node that the other could follow",
         **_NONE,
         handover="no",
+    ),
+    # No primary here, but one above.
+    _row(
+        "source-incomplete",
+        Action.WAIT,
+        "",
+        "the node that feeds this one is being copied to itself; follow keeps its consistent image until that is done",
+        **_GO,
+        primaries="relay-busy",
+    ),
+    _row(
+        "source-behind",
+        Action.WAIT,
+        "",
+        "the node that feeds this one lacks records that follow holds (it lost power, or lags); it gets them again first",
+        **_GO,
+        primaries="relay-behind",
+    ),
+    _row(
+        "source-outdated",
+        Action.WAIT,
+        "",
+        "follow carries a newer history than the node that feeds it, which has yet to hear of it",
+        **_RELAY,
+        relation="outdated",
     ),
     # Two primaries.
     _row(
@@ -181,7 +214,7 @@ TABLE: tuple[Row, ...] = (
         "",
         "both sides hold data and no common history: one was made anew, or belongs to another pair",
         **_GO,
-        primaries="one|both",
+        primaries="one|both|relay",
         relation="unrelated",
         consent="no",
     ),
@@ -212,14 +245,31 @@ TABLE: tuple[Row, ...] = (
         relation="outdated",
         consent="yes",
     ),
-    # One primary: nothing of follow stands against it.
-    _row("full-fresh", Action.COPY, "follow", "follow is new and holds nothing", **_ONE, relation="fresh"),
+    # Two trees that meet.
+    _row(
+        "two-trees",
+        Action.REFUSE,
+        "",
+        "both nodes are fed by others, and those have parted: hosts wrote to two primaries above them",
+        **_GO,
+        primaries="rivals",
+    ),
+    _row(
+        "primary-given-up",
+        Action.STEP_DOWN,
+        "lead",
+        "two histories met below this primary, and the operator named it as the one to give up",
+        **_GO,
+        primaries="given-up",
+    ),
+    # A source, and nothing of follow stands against it.
+    _row("full-fresh", Action.COPY, "follow", "follow is new and holds nothing", **_SOURCE, relation="fresh"),
     _row(
         "stream",
         Action.STREAM,
         "follow",
         "the link was away, and the journal kept what was written meanwhile",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="ok",
         journal="covers",
@@ -230,7 +280,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "follow was away longer than the journal reaches back; bitmaps know the blocks",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="ok",
         journal="lost",
@@ -241,7 +291,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "a power loss left blocks on disk whose records are gone, or a copy was begun that follow never took up",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="ok",
         image="unclean",
@@ -251,7 +301,7 @@ TABLE: tuple[Row, ...] = (
         Action.RESUME,
         "follow",
         "the link was cut during a copy; the source still knows what is left to copy",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="resumable",
         journal="covers",
@@ -262,7 +312,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "a copy was under way and the journal no longer reaches back to where it stopped",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="resumable",
         journal="lost",
@@ -273,7 +323,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "a copy was under way when a side lost power",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="resumable",
         image="unclean",
@@ -283,17 +333,17 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "a copy was under way and its source was restarted or is another node now",
-        **_ONE,
+        **_SOURCE,
         relation="same|behind",
         follow="resync",
     ),
-    # One primary, and follow holds what the primary's history lacks.
+    # A source, and follow holds what the source's history lacks.
     _row(
         "diff-source-lost-power",
         Action.COPY,
         "follow",
         "the primary's power failed before records it had sent were durable there; follow gives them up",
-        **_ONE,
+        **_SOURCE,
         relation="parted|forked",
         tail="received",
         sync="no",
@@ -303,7 +353,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "the primary's power failed while it copied to follow, whose copy was not complete",
-        **_ONE,
+        **_SOURCE,
         relation="parted|forked",
         tail="received",
         sync="yes",
@@ -336,11 +386,23 @@ TABLE: tuple[Row, ...] = (
         consent="no",
     ),
     _row(
+        "relay-lost-tail",
+        Action.REFUSE,
+        "",
+        "the primary and the node that feeds follow lost promised writes that follow holds; nobody has said they may go",
+        **_RELAY,
+        relation="parted|forked",
+        tail="received",
+        sync="yes",
+        follow="ok",
+        consent="no",
+    ),
+    _row(
         "lost-tail-discard",
         Action.COPY,
         "follow",
         "the primary lost writes that the secondary holds, and the operator gave them up",
-        **_ONE,
+        **_SOURCE,
         relation="parted|forked",
         tail="received",
         sync="yes",
@@ -352,7 +414,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "follow parted from the primary's history without any host write in its tail",
-        **_ONE,
+        **_SOURCE,
         relation="parted|forked",
         tail="empty",
     ),
@@ -361,7 +423,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "a former primary holds acknowledged writes its successor never got, and the operator gave them up",
-        **_ONE,
+        **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
         consent="yes",
@@ -371,7 +433,7 @@ TABLE: tuple[Row, ...] = (
         Action.REFUSE,
         "",
         "a former primary holds acknowledged writes its successor never got; nobody has said they may go",
-        **_ONE,
+        **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
         consent="no",
@@ -399,7 +461,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "no common history, and the operator named the side to overwrite",
-        **_ONE,
+        **_SOURCE,
         relation="unrelated",
         consent="yes",
     ),

@@ -15,6 +15,9 @@ The shell's duties, beside carrying out effects:
     arrives while no StartReceiving is in force is dropped.
   * Report acks with Acked, at most once per poll round (the newest is enough).
   * Answer each AskTarget with exactly one Reply of the same token, also when the target cannot be reached.
+  * A node may have several sessions for one group, one an edge. At most one of them may append to the group's journal, or
+    have it emptied (`session.claims`). The shell knows which: it grants ClaimJournal, and lets go of the claim as soon as
+    `session.claims` is False. group.promote is asked only when no other session claims.
 
 Control frames are msgpack maps with the key "t":
 
@@ -22,14 +25,18 @@ Control frames are msgpack maps with the key "t":
     hello      both           see hello.py
     verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
-    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full (as group.begin_copy returned them), copy_id
+    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full (as group.begin_copy or group.pin_copy
+                              returned them), copy_id, synced_after (the SYNCED that ends the copy has a higher seq)
     attached   copy target    copy_id
     copied     copy target    seq (applied and durable position that includes SYNCED)
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)
     taken      new primary    epoch, base
     split      either         reason
-    resync     either         discard ("" or node id) : connect again with what the operator wants
-    ping       both           seq (own position), role, state (of the session)
+    resync     either         discard ("" or node id), epoch (newest of that node): connect again with what the operator
+                              wants
+    ping       both           seq (own position), role, state (of the session), tree_durable (up to here the journal is
+                              durable on this node and on all below it), feeds (node ids of the other nodes that
+                              the sender feeds)
     pong       both           the same
 """
 
@@ -133,8 +140,9 @@ class CloseLink:
 
 @dataclass(frozen=True, slots=True)
 class AskTarget:
-    """Call `op` on the target's control socket ("group" is added to `args` by the shell). Answered by Reply(token); for
-    token 0 nobody waits, but calls are made in the order they were asked.
+    """Call `op` on the target's control socket ("group" and "peer" are added to `args` by the shell). Answered by Reply(token); for
+    token 0 nobody waits, but calls are made in the order they were asked. An `op` that begins with "pair." goes to the
+    replicator of the node that feeds this one, which passes it on until a primary carries it out.
 
     Durable: what the target's op promises; the session continues only after the Reply, so a frame that follows it in
     a later effect list is sent after the promise holds.
@@ -166,6 +174,13 @@ class StartReceiving:
 
     expect_seq: int
     min_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimJournal:
+    """From here on only this session may append to the group's journal on this node. Granted when no other session had
+    it since this link's group.status was asked; else the shell takes it away from the other one and closes this link,
+    because what our HELLO said may have moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +223,7 @@ Effect = (
     | StartShipping
     | StopShipping
     | StartReceiving
+    | ClaimJournal
     | StopReceiving
     | Persist
     | Answer

@@ -10,7 +10,9 @@ on as a pair. A side that must give up the primary role does that first and dura
 with the facts that hold afterwards.
 
 lead and follow: with one primary, lead is the primary. With two, lead is the one the operator did not name for
-discarding, else the one with the newer history. With none, the table does not use them.
+discarding, else the one with the newer history. With none, lead is the relay where there is one: a secondary that is
+fed by a third node, and follow is fed by lead or by nobody; where both are fed by third nodes, the one with the newer
+history, or the one that the operator did not name. Without a relay the table does not use them.
 
 Sources: seed 000 sections 8 and 9 (H0-06, H0-13, H0-20, H0-21, H0-29), DRBD's sync rules, TigerBeetle's recovery table.
 The table itself is in decisions.py; docs/HANDSHAKE.md is generated from it.
@@ -56,9 +58,11 @@ class Decision(NamedTuple):
 
 def decide(one: Hello, other: Hello) -> Decision:
     """Return the decision for two HELLOs. The order of the arguments does not matter."""
-    lead, follow = _order(*sorted((one, other), key=lambda hello: hello.node))
+    first, second = sorted((one, other), key=lambda hello: hello.node)
+    relay = _relay(first, second)
+    lead, follow = relay or _order(first, second)
     comparison = compare(lead.hist, lead.pos, follow.hist, follow.pos)
-    facts = _facts(lead, follow, comparison)
+    facts = _facts(lead, follow, comparison, relay is not None)
     row = look_up(facts)
     c = common_position(lead.hist, lead.floor, follow.hist, follow.floor)
     acts = {"lead": lead.node, "follow": follow.node, "": ""}[row.acts]
@@ -81,11 +85,42 @@ def decide(one: Hello, other: Hello) -> Decision:
     )
 
 
+def _relay(a: Hello, b: Hello) -> tuple[Hello, Hello] | None:
+    """Return (lead, follow) of two secondaries of which one is a source for the other, None when neither is."""
+    if "primary" in (a.role, b.role):
+        return None
+    fed = [x.upstream not in ("", y.node) for x, y in ((a, b), (b, a))]
+    if fed == [True, True]:
+        for lead, follow in ((a, b), (b, a)):
+            if a.hist != b.hist and compare(lead.hist, lead.pos, follow.hist, follow.pos).relation in _NEWER:
+                return lead, follow
+            if _rivals(a, b) and _named(a, b) == {follow.node}:
+                return lead, follow
+        return None
+    return (a, b) if fed[0] else (b, a) if fed[1] else None
+
+
+def _rivals(a: Hello, b: Hello) -> bool:
+    """Two secondaries in trees of their own, whose histories parted."""
+    fed = a.upstream not in ("", b.node) and b.upstream not in ("", a.node) and "primary" not in (a.role, b.role)
+    return fed and compare(a.hist, a.pos, b.hist, b.pos).relation in (Relation.FORKED, Relation.UNRELATED)
+
+
+def _given_up(lead: Hello, follow: Hello, comparison: Comparison) -> bool:
+    """The operator named a primary that meets a node of another tree."""
+    apart = comparison.relation in (Relation.PARTED, Relation.FORKED) and follow.state == "ok"
+    return apart and follow.upstream not in ("", lead.node) and _named(lead, follow) == {lead.node}
+
+
+_NEWER = (Relation.BEHIND, Relation.PARTED)
+"""Relations of a follow side to a lead that has opened epochs which follow lacks, and not the other way round."""
+
+
 def _order(a: Hello, b: Hello) -> tuple[Hello, Hello]:
     """Return (lead, follow) of two HELLOs sorted by node id."""
     if (a.role == "primary") != (b.role == "primary"):
         return (a, b) if a.role == "primary" else (b, a)
-    discard = {a.discard, b.discard} & {a.node, b.node}
+    discard = _named(a, b)
     if len(discard) == 1:
         return (b, a) if a.node in discard else (a, b)
     relation = compare(a.hist, a.pos, b.hist, b.pos).relation
@@ -96,14 +131,32 @@ def _order(a: Hello, b: Hello) -> tuple[Hello, Hello]:
     return a, b
 
 
+def _named(a: Hello, b: Hello) -> set[str]:
+    """The nodes whose own writes the operator has given up. A node that has followed another history since then holds
+    writes of somebody else, and the leave does not cover those."""
+    newest = {side.node: side.hist[-1][0] if side.hist else 0 for side in (a, b)}
+    return {
+        side.discard
+        for side in (a, b)
+        if side.discard in newest and side.discard_epoch in (0, newest[side.discard])
+    }
+
+
 def _weight(hello: Hello) -> tuple[bool, int]:
     """Which of two forked histories leads: one that hosts wrote to, then the newer one."""
     return (hello.last_write > hello.hist[-1][1], hello.hist[-1][0]) if hello.hist else (False, 0)
 
 
-def _facts(lead: Hello, follow: Hello, comparison: Comparison) -> Facts:
+def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> Facts:
     primaries = {2: "both", 1: "one", 0: "none"}[(lead.role == "primary") + (follow.role == "primary")]
-    named = {lead.discard, follow.discard} & {lead.node, follow.node}
+    if relay:
+        behind = lead.hist == follow.hist and follow.pos > lead.pos
+        primaries = "relay-busy" if lead.state != "ok" else "relay-behind" if behind else "relay"
+    elif primaries == "none" and _rivals(lead, follow):
+        primaries = "rivals"
+    elif primaries == "one" and _given_up(lead, follow, comparison):
+        primaries = "given-up"
+    named = _named(lead, follow)
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
     copy = "ok" if follow.state != "resync" else "resumable" if resumable else "resync"
     return Facts(
@@ -153,7 +206,8 @@ def _tail(lead: Hello, follow: Hello, comparison: Comparison) -> str:
     if not comparison.y_tail or follow.last_write <= comparison.shared_upto:
         return "empty"
     tags = {tag_of(epoch) for epoch in epochs_of_tail(follow.hist, follow.pos, comparison.shared_upto)}
-    return "received" if tags == {lead.tag} else "acknowledged"
+    source = lead.tag if lead.role == "primary" or not lead.hist else tag_of(lead.hist[-1][0])
+    return "received" if tags == {source} else "acknowledged"
 
 
 def _journal_covers(lead: Hello, follow: Hello) -> bool:

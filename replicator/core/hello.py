@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from replicator.core.epochs import check_hist, node_tag
 from replicator.core.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
+"""2: `upstream`, so that a secondary can be a source of others; `discard_epoch`."""
 NOT_YET = (1 << 64) - 1
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
@@ -41,10 +42,12 @@ class Hello(NamedTuple):
         str  # at a copy's source: the last copy whose list of blocks it still knows; at its target: the one under way
     )
     synced: int  # at a copy's source: seq of the SYNCED record of that copy, NOT_YET while blocks are left
-    sync: bool  # the group's policy is synchronous
+    sync: bool  # writes are to wait for this peer (its edge, or the group, is synchronous)
     split: bool  # the operator wants the pair split
     discard: str  # node whose writes the operator allows to be thrown away, or ""
+    discard_epoch: int  # that node's newest epoch when he did: the leave is for no later one. 0: it was not known
     handover: str  # node this side has handed the primary role to, or ""
+    upstream: str  # of a secondary: node that feeds it, "" for none
 
     @property
     def tag(self) -> int:
@@ -53,7 +56,8 @@ class Hello(NamedTuple):
 
 
 def from_status(
-    node: str, status: dict[str, Any], *, split: bool, discard: str = "", handover: str = "", version: int = VERSION
+    node: str, status: dict[str, Any], *, split: bool, discard: str = "", discard_epoch: int = 0, handover: str = "",
+    version: int = VERSION,
 ) -> Hello:
     """Build our Hello from the target's group.status and what the operator wants."""
     journal = status["journal"]
@@ -74,13 +78,20 @@ def from_status(
         journal=(int(journal["first_seq"]), int(journal["head_seq"])) if streams else None,
         starts=tuple(sorted(int(s) for s in status["bitmaps"])),
         unclean=bool(status.get("unclean", False)),
-        sync=(status.get("policy") or {}).get("mode") == "sync",
+        sync=wants_sync(status),
         copy_id=str(status.get("copy_id") or ""),
         synced=NOT_YET if status.get("copying") else int(status.get("synced_seq", 0)),
         split=split,
         discard=discard,
+        discard_epoch=discard_epoch,
         handover=handover,
+        upstream=str(status.get("upstream") or "") if status["role"] == "secondary" else "",
     )
+
+
+def wants_sync(status: dict[str, Any]) -> bool:
+    """Say whether writes are to wait for the peer that this group.status was asked about."""
+    return bool((status.get("policy") or {}).get("mode") == "sync")
 
 
 def to_frame(hello: Hello) -> dict[str, Any]:
@@ -123,7 +134,9 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             synced=_u64(frame["synced"]),
             split=bool(frame["split"]),
             discard=str(frame["discard"])[:32],
+            discard_epoch=_u64(frame["discard_epoch"]),
             handover=str(frame["handover"])[:32],
+            upstream=str(frame["upstream"])[:32],
         )
         check_hist(hello.hist)
         if hello.hist and hello.pos < hello.hist[-1][1]:
@@ -132,7 +145,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
         raise ProtocolError(
             f"the peer's hello is malformed: field {exc} is missing", "run the same version on both nodes"
         ) from exc
-    except (TypeError, ValueError, IndexError) as exc:
+    except (TypeError, ValueError, IndexError, OverflowError) as exc:  # the last for numbers that are infinite
         raise ProtocolError(f"the peer's hello is malformed: {exc}") from exc
     return hello
 
@@ -140,7 +153,8 @@ def from_frame(frame: dict[str, Any]) -> Hello:
 def _only_version(version: int, frame: dict[str, Any]) -> Hello:
     node, group = _hex(frame["node"]), _hex(frame["group"])
     return Hello(
-        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", ""
+        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", 0,
+        "", "",
     )
 
 

@@ -56,11 +56,13 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
             "seconds": 0.0 if nothing else pair.get("lag_s"),
             "bound": "unknown" if writes is None else "exact",
         }
-    elif status.get("role") == "primary":
+    elif not pair.get("feeds_us", status.get("role") != "primary"):
         result |= _unlinked_primary(status, facts)
     elif facts.get("peer_pos"):
         writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
-        result |= {"writes": writes, "seconds": facts.get("contact_age_s"), "bound": "at least"}
+        behind_s = facts.get("behind_s")
+        seconds = facts.get("contact_age_s") if behind_s is None else round(behind_s, 3)
+        result |= {"writes": writes, "seconds": seconds, "bound": "at least"}
     return result
 
 

@@ -105,7 +105,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "SPLIT-BRAIN",
         "bad",
-        _refused("split-brain", "dual-primary", "lost-tail-conflict"),
+        _refused("split-brain", "dual-primary", "lost-tail-conflict", "two-trees"),
         "{cause}",
         "both sides hold acknowledged writes the other lacks; nothing is merged or overwritten by itself",
         "look at both, decide which side's {lost} records are given up, then resync with that node's name",
@@ -115,7 +115,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "SUPERSEDED",
         "bad",
-        _refused("former-primary"),
+        _refused("former-primary", "relay-lost-tail"),
         "{cause}",
         "{follow} holds {lost} records its successor never received; they are kept until you say they may go",
         "save what you need from it, then give them up",
@@ -189,9 +189,21 @@ TABLE: tuple[Word, ...] = (
         operator=True,
     ),
     Word(
+        "WAITING",
+        "warn",
+        lambda s, f: f.get("session") == "waiting" and _label(f).startswith("source-"),
+        "{cause}",
+        "nothing is shipped on this edge; the copy stays at its last consistent instant",
+        "wait; the pair looks again by itself. When it lasts, see how {peer} stands with the node that feeds it",
+        ("farstripe explain {group}  (on {peer})",),
+    ),
+    Word(
         "COPY",
         "busy",
-        _in("collecting", "planning", "offered", "mapping", "awaiting", "adopting", "copy-source", "copy-target"),
+        _in(
+            "collecting", "planning", "extending", "offered", "mapping", "awaiting", "adopting", "copy-source",
+            "copy-target",
+        ),
         "blocks are being copied: {cause}",
         "the copy is not consistent until it is complete ({todo} bytes left); hosts are served meanwhile",
         "wait",
@@ -298,11 +310,34 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
     }
 
 
+def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | None:
+    """What group.status says when asked about one peer, from an answer about the whole group.
+
+    How far the peer is behind in bytes and seconds is not in that, except where the group has one peer only.
+    """
+    if status is None:
+        return None
+    edges = status.get("edges") or []
+    edge = next((one for one in edges if one["peer"] == peer), None)
+    if edge is None or len(edges) == 1:
+        return status
+    of_edge = {key: edge[key] for key in ("sync_on", "degraded", "copying", "copy_id", "synced_seq")}
+    positions = {key: edge[key] for key in ("received", "durable", "applied")}
+    policy = {**status["policy"], "mode": edge["mode"]}
+    return {**status, **of_edge, "edge": edge["slot"], "link_up": edge["linked"], "peer": positions, "policy": policy,
+            "behind": None}  # fmt: skip
+
+
+def feeds(status: Facts, facts: Facts) -> bool:
+    """Whether this node is the one of the two that feeds the other: a primary always, a secondary where it ships."""
+    return status.get("role") == "primary" or facts.get("session") in ("source", "sync-source", "copy-source")
+
+
 def lag_records(status: Facts, facts: Facts) -> int | None:
     """How many records the copy is behind as this node knows it, None when it does not."""
     if not facts.get("linked"):
         return None
-    if status.get("role") == "primary":
+    if feeds(status, facts):
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
 

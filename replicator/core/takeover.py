@@ -34,6 +34,10 @@ def _primary_answers(status: dict[str, Any], facts: dict[str, Any]) -> bool:
     return bool(facts.get("linked")) and facts.get("peer_role") == "primary"
 
 
+def _fed_elsewhere(facts: dict[str, Any]) -> bool:
+    return facts.get("peer_upstream") not in (None, "", facts.get("node"))
+
+
 TABLE: tuple[Row, ...] = (
     Row(
         "already-primary",
@@ -76,6 +80,13 @@ TABLE: tuple[Row, ...] = (
         True,
         "the primary is alive and answers: its hosts are cut off from this pair, and {lost}",
         "use 'farstripe switchover', or --force if the primary must be abandoned",
+    ),
+    Row(
+        "source-alive",
+        lambda s, f: bool(f.get("linked")) and f.get("peer_role") == "secondary" and _fed_elsewhere(f),
+        True,
+        "the node that feeds this one is alive and fed by another: a takeover here parts this node from that tree, and {lost}",
+        "take over on the node next to the lost primary, or use --force",
     ),
     Row("clean", lambda s, f: True, False, "{lost}", ""),
 )

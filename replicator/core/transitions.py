@@ -25,6 +25,7 @@ class State(enum.Enum):
     PROMOTING = "promoting"  # our target becomes primary (takeover, or the end of a switchover)
     COLLECTING = "collecting"  # copy source: waiting for the peer's bitmaps
     PLANNING = "planning"  # copy source: our target joins both sides' bitmaps into the list of blocks to copy
+    EXTENDING = "extending"  # copy source in the middle of a tree: the primary adds these blocks to its copy list
     OFFERED = "offered"  # copy source: ATTACH is sent, waiting for the peer to have it durably
     MAPPING = "mapping"  # copy target: reading our bitmaps
     AWAITING = "awaiting"  # copy target: bitmaps are sent, waiting for ATTACH
@@ -74,7 +75,7 @@ class Input(enum.Enum):
 S, I = State, Input  # noqa: E741  # the table reads better with one letter
 
 LINKED = (
-    S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.PLANNING, S.OFFERED, S.MAPPING, S.AWAITING, S.ADOPTING, S.COPY_SOURCE,
+    S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.PLANNING, S.EXTENDING, S.OFFERED, S.MAPPING, S.AWAITING, S.ADOPTING, S.COPY_SOURCE,
     S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET, S.WAITING, S.REFUSED,
 )  # fmt: skip
 """States with a link and nothing irrevocable in progress: the link may go, or the operator may change his mind."""
@@ -85,10 +86,16 @@ SHIPPING = frozenset({S.COPY_SOURCE, S.SOURCE, S.SYNC_SOURCE, S.HOLDING, S.DRAIN
 RECEIVING = frozenset({S.COPY_TARGET, S.TARGET})
 """States in which StartReceiving is in force."""
 
+COMPLETE = frozenset({S.SOURCE, S.SYNC_SOURCE})
+"""States in which the peer holds a complete copy of ours."""
+
+CLAIMING = RECEIVING | {S.MAPPING, S.AWAITING, S.ADOPTING, S.PROMOTING}
+"""States in which no other session of this node may append to the group's journal."""
+
 GREETING = (S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.OFFERED, S.AWAITING)
 """Waiting for the peer, or for a quick answer of our target."""
-ASKED = (S.PLANNING, S.MAPPING, S.ADOPTING)
-"""Waiting for a target that may take long."""
+ASKED = (S.PLANNING, S.EXTENDING, S.MAPPING, S.ADOPTING)
+"""Waiting for a target, or for the nodes above, which may take long."""
 FLOWING = (S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET)
 """Records flow."""
 SWITCHING = (S.HOLDING, S.DRAINING, S.YIELDING, S.HANDED)
@@ -133,11 +140,12 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     ),
     **_rows((S.STEPPING_DOWN,), I.REPLY, "stepped_down", S.DOWN),
     **_rows((S.STEPPING_DOWN,), I.FAILED, "busy_failed", S.DOWN),
-    **_rows((S.ASKING, S.PLANNING, S.MAPPING, S.ADOPTING), I.FAILED, "target_failed", S.DOWN),
+    **_rows((S.ASKING, S.PLANNING, S.EXTENDING, S.MAPPING, S.ADOPTING), I.FAILED, "target_failed", S.DOWN),
     # A copy by difference.
     **_rows((S.MAPPING,), I.REPLY, "send_bitmaps", S.AWAITING),
     **_rows((S.COLLECTING,), I.BITMAP, "collect_bitmap", S.PLANNING, stays=True),
-    **_rows((S.PLANNING,), I.REPLY, "offer", S.OFFERED),
+    **_rows((S.PLANNING,), I.REPLY, "planned", S.OFFERED, S.EXTENDING),
+    **_rows((S.EXTENDING,), I.REPLY, "extended", S.OFFERED, stays=True),
     **_rows((S.AWAITING,), I.ATTACH, "adopt", S.ADOPTING),
     **_rows((S.ADOPTING,), I.REPLY, "adopted", S.COPY_TARGET),
     **_rows((S.OFFERED,), I.ATTACHED, "start_copy", S.COPY_SOURCE),
@@ -155,7 +163,7 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     **_rows(FLOWING, I.DATA_STOPPED, "data_stopped", S.DOWN, S.STOPPED),
     **_rows((S.HOLDING, S.DRAINING), I.DATA_STOPPED, "switchover_link_lost", S.DOWN),
     # Switchover.
-    **_rows((S.SOURCE, S.SYNC_SOURCE), I.CMD_SWITCHOVER, "switchover", S.HOLDING),
+    **_rows((S.SOURCE, S.SYNC_SOURCE), I.CMD_SWITCHOVER, "switchover", S.HOLDING, stays=True),
     **_rows(tuple(s for s in S if s not in (S.SOURCE, S.SYNC_SOURCE)), I.CMD_SWITCHOVER, "switchover_refused"),
     **_rows((S.HOLDING,), I.REPLY, "drain", S.DRAINING, S.YIELDING),
     **_rows((S.HOLDING,), I.FAILED, "hold_failed", S.SOURCE),

@@ -174,7 +174,7 @@ class Markers:
             try:
                 if peer is None:
                     raise NotFound(f"node {peer_id} is no peer any more")
-                here += self._node.call(peer, "marker.where", ASK_TREE_S, op=op, n=n, groups=uuids)
+                here += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=n, groups=uuids)
             except FarstripeError as exc:
                 name = peer.name if peer else peer_id
                 here.append({"node": name, "group": "", "role": "secondary", "state": "unreachable", "why": exc.message})
@@ -220,7 +220,7 @@ class Markers:
                 continue
             try:
                 peer = self._node.peers.find(node_id)
-                found += self._node.call(peer, "marker.where", ASK_TREE_S, op=op, n=record["n"], groups=uuids)
+                found += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=record["n"], groups=uuids)
             except FarstripeError as exc:
                 found.append(
                     {"node": node_id, "group": "", "role": "primary", "state": "unreachable", "why": exc.message}

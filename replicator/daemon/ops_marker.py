@@ -85,7 +85,7 @@ def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
         return lambda peer, args: node.target(op, 60.0, **args)
 
     def where(peer: Peer, args: Args) -> Any:
-        op = str(args["op"])
+        op = str(args["do"])
         if op not in ("look", "forget", "resume"):
             raise BadInput(f"{op!r} is nothing to do with a marker")
         return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], peer.node_id)

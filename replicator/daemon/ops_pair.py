@@ -1,17 +1,19 @@
 """Control operations on pairs.
 
-    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, compress?, overwrite?,
-                 journal_bytes?}                 -> pair; this node is the primary, the peer gets the copy
+    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, overwrite?, journal_bytes?,
+                 connections?, transfer?, window?, compress?, limit?, schedule?}                 -> pair; this node has the data (as primary, or as a complete copy of
+                                                 which the peer gets another one), the peer gets the copy
     pair.list {}                                 -> [pair]
-    pair.show {group}                            -> pair
-    pair.split {group}                           -> {}  the copy stays as it is
-    pair.resync {group, discard?: node}          -> {}  follow again; discard: give up what this node alone has
-    pair.delete {group}                          -> {peer_note}  both sides keep their volumes
-    pair.wait {group, state, timeout_s?}         -> pair  see WAITS
-    status {}                                    -> {node, pairs, peers}
-    explain {group}                              -> {word, level, why, means, then, commands, pair}
+    pair.show {group, peer?}                     -> pair
+    pair.split {group, peer?}                    -> {}  the copy stays as it is
+    pair.resync {group, peer?, discard?: node}   -> {}  follow again; discard: give up what this node alone has
+    pair.delete {group, peer?}                   -> {peer_note}  both sides keep their volumes
+    pair.wait {group, peer?, state, timeout_s?}  -> pair  see WAITS
+    status {}                                    -> {node, pairs, peers, losses}
+    explain {group, peer?}                       -> {word, level, why, means, then, commands, pair}
 
-`group` is a name or uuid. A pair is described in pairview.py.
+`group` is a name or uuid, `peer` a name or id; it may be left out while the group has one pair here. A pair is described
+in pairview.py.
 """
 
 from __future__ import annotations
@@ -33,13 +35,14 @@ from replicator.core.errors import (
     to_map,
 )
 from replicator.core.status import TABLE
+from replicator.core.transfer import Transfer
 from replicator.daemon import pairview
 from replicator.daemon.node import Node
+from replicator.daemon.ops_transfer import settings_from
 from replicator.daemon.pairstore import PairConfig
 from replicator.daemon.peers import Peer
 
 POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
-MAX_COMPRESS = 19
 DEFAULT_WAIT_S = 3600.0
 POLL_S = 0.1
 """What no event of a pair tells, such as the end of a lag, is looked for this often."""
@@ -65,7 +68,7 @@ def handlers(node: Node) -> dict[str, Handler]:
     """The operations, by name."""
 
     def show(args: dict[str, Any]) -> View:
-        return pairview.view(node, node.pairs.store.find(str(args["group"])))
+        return pairview.view(node, chosen(node, args))
 
     def listing(args: dict[str, Any]) -> list[View]:
         return [pairview.view(node, pair) for pair in node.pairs.store.all()]
@@ -80,7 +83,7 @@ def handlers(node: Node) -> dict[str, Handler]:
         return _command(node, args, "resync", discard=discard)
 
     def wait(args: dict[str, Any]) -> View:
-        pair = node.pairs.store.find(str(args["group"]))
+        pair = chosen(node, args)
         state, timeout_s = str(args.get("state") or "ok"), number(args, "timeout_s", DEFAULT_WAIT_S)
         if state.lower() not in WAITS and state.upper() not in WORDS:
             known = ", ".join([*WAITS, *WORDS])
@@ -97,7 +100,7 @@ def handlers(node: Node) -> dict[str, Handler]:
                     f"group {pair.name} is {view['word']}, not {state}, after {timeout_s:g} s: {view['why']}",
                     f"'farstripe explain {pair.name}' tells more",
                 )
-            if node.pairs.store.get(pair.group) is None:
+            if node.pairs.store.get(*pair.key) is None:
                 raise NotFound(f"the pair of group {pair.name} was deleted meanwhile")
             node.pairs.await_change(seen, POLL_S)
 
@@ -119,8 +122,13 @@ def handlers(node: Node) -> dict[str, Handler]:
 
 
 def _command(node: Node, args: dict[str, Any], op: str, **more: Any) -> dict[str, Any]:
-    pair = node.pairs.store.find(str(args["group"]))
+    pair = chosen(node, args)
     return node.pairs.loop(pair).command(op, COMMAND_S, **more)
+
+
+def chosen(node: Node, args: dict[str, Any]) -> PairConfig:
+    """The pair that `group` and `peer` of a request name. Raises NotFound, BadInput when the peer has to be named."""
+    return node.pairs.find(str(args["group"]), str(args.get("peer") or ""))
 
 
 def _peer_or_self(node: Node, name: str) -> str:
@@ -134,15 +142,18 @@ def create(node: Node, args: dict[str, Any]) -> View:
     """
     status = node.target("group.status", group=str(args["group"]))
     peer = node.peers.find(str(args["peer"]))
-    _check_new(node, status)
+    _check_new(node, status, peer, args)
     policy = {key: args[key] for key in POLICY_KEYS if args.get(key) is not None}
-    pair = PairConfig(status["uuid"], status["name"], peer.node_id, compress=_compress(args.get("compress")))
+    mode = str(policy.pop("mode", None) or status["policy"]["mode"])
+    if all(known.group != status["uuid"] for known in node.pairs.store.all()):
+        policy["mode"] = mode  # what holds for the group until its pairs differ
+    pair = PairConfig(status["uuid"], status["name"], peer.node_id, **settings_from(args, Transfer()).to_map())
     before = dict(status.get("policy") or {})
     wanted = node.target("group.policy", group=pair.group, **policy)
     try:
-        _adopt_at_peer(node, peer, status, dict(wanted), args)
+        _adopt_at_peer(node, peer, status, {**wanted, "mode": mode}, args)
         try:
-            node.target("group.arm", group=pair.group)
+            node.target("group.arm", group=pair.group, peer=peer.node_id, mode=mode)
             node.pairs.store.put(pair)
         except BaseException:
             node.call(peer, "pair.forget", group=pair.group, undo=True)
@@ -155,25 +166,29 @@ def create(node: Node, args: dict[str, Any]) -> View:
     return pairview.view(node, pair)
 
 
-def _check_new(node: Node, status: dict[str, Any]) -> None:
-    known = node.pairs.store.get(status["uuid"])
-    if known is not None:
+def _check_new(node: Node, status: dict[str, Any], peer: Peer, args: dict[str, Any]) -> None:
+    name = status["name"]
+    if node.pairs.store.get(status["uuid"], peer.node_id) is not None:
         raise AlreadyExists(
-            f"group {status['name']} is paired with {node.pairs.name_of(known.peer)} already",
-            f"'farstripe pair delete {status['name']}' ends that pair",
+            f"group {name} is paired with {peer.name} already", f"'farstripe pair delete {name} {peer.name}' ends that pair"
         )
-    if status["role"] != "primary":
-        raise Refused(f"group {status['name']} is secondary here", "create the pair on the node that holds the data")
+    if status["role"] == "primary":
+        return
+    if status["state"] != "ok" or not status.get("upstream"):
+        raise Refused(
+            f"group {name} is secondary here and {_incomplete(status)}",
+            "create the pair on the primary, or when the copy here is complete: farstripe pair wait",
+        )
+    foreign = [key for key in POLICY_KEYS if key != "mode" and args.get(key) is not None]
+    if foreign:
+        raise Refused(
+            f"group {name} is secondary here: {', '.join(foreign)} can be set on the primary only",
+            f"leave it out here; on the primary: farstripe group policy {name}",
+        )
 
 
-def _compress(value: Any) -> int:
-    if value is None or value is False:
-        return 0
-    if value is True:
-        return 1
-    if not isinstance(value, int) or not 0 <= value <= MAX_COMPRESS:
-        raise BadInput(f"compress must be a zstd level from 0 (off) to {MAX_COMPRESS}, not {value!r}")
-    return value
+def _incomplete(status: dict[str, Any]) -> str:
+    return "no node feeds it" if status["state"] == "ok" else f"its copy is {status['state']}"
 
 
 def _adopt_at_peer(
@@ -192,7 +207,7 @@ def _adopt_at_peer(
             volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
             journal_bytes=journal_bytes,
             policy=policy,
-            compress=_compress(args.get("compress")),
+            transfer=settings_from(args, Transfer()).to_map(),
             overwrite=bool(args.get("overwrite")),
         )
     except (PeerError, TimedOut):
@@ -206,7 +221,7 @@ def delete(node: Node, args: dict[str, Any]) -> dict[str, Any]:
 
     A peer that cannot be reached keeps its half, and the note says so; it deletes it by the same command.
     """
-    pair = node.pairs.store.find(str(args["group"]))
+    pair = chosen(node, args)
     note = ""
     peer = node.peers.get(pair.peer)
     if args.get("local_only"):
@@ -224,14 +239,15 @@ def delete(node: Node, args: dict[str, Any]) -> dict[str, Any]:
 
 def forget(node: Node, pair: PairConfig) -> str:
     """End this node's half of a pair. Returns a note about what the target would not do. Durable."""
-    node.pairs.stop_one(pair.group)
+    node.pairs.stop_one(pair.key)
     note = ""
     try:
-        node.target("group.disarm", group=pair.group)
+        node.target("group.disarm", group=pair.group, peer=pair.peer)
     except NotFound:
         pass  # the group is gone; so goes the pair
     except FarstripeError as exc:
         note = f"the group stays as it is on {node.config.name}: {exc.message}"
-    node.pairs.store.delete(pair.group)
-    node.events.add("pair.deleted", f"group {pair.name} is not paired any more" + (f"; {note}" if note else ""))
+    node.pairs.store.delete(pair.key)
+    peer = node.pairs.name_of(pair.peer)
+    node.events.add("pair.deleted", f"group {pair.name} is not paired with {peer} any more" + (f"; {note}" if note else ""))
     return note

@@ -1,11 +1,12 @@
 """Operations peers may ask of this node's replicator, over mutual TLS.
 
     peer.hello {}                          -> {node_id, name}
-    pair.adopt {group, name, volumes, journal_bytes, policy, compress, overwrite} -> {}  become the secondary of a pair
+    pair.adopt {group, name, volumes, journal_bytes, policy, transfer, overwrite} -> {}  become the secondary of a pair
     pair.forget {group, undo?}             -> {note}  the pair is over; undo: it never was
-    pair.peek {group}                      -> {target, role, state, pos, last_write_time_ns, unsent_bytes}
+    pair.peek {group}                      -> {target, role, state, upstream, pos, last_write_time_ns, unsent_bytes}
     pair.knock {group}                     -> {}  the caller has started and wants the data path
     pair.switchover {group, deadline_s?}   -> {primary}
+    pair.extend_copy {group, copy_id, masks, hops} -> {seq}  see tree.py
 
 A peer may only touch groups it is paired with, and adopt what is nobody's.
 """
@@ -17,7 +18,8 @@ from typing import Any
 
 from replicator.control import Args
 from replicator.core.errors import AlreadyExists, FarstripeError, NotFound, Refused
-from replicator.daemon import ops_role
+from replicator.core.transfer import from_map
+from replicator.daemon import ops_role, tree
 from replicator.daemon.node import Node
 from replicator.daemon.ops_pair import forget
 from replicator.daemon.pairstore import PairConfig
@@ -39,14 +41,20 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
         pair = _pair_with(node, peer, str(args["group"]))
         if not args.get("undo"):
             return {"note": forget(node, pair)}
-        node.pairs.stop_one(pair.group)
-        node.pairs.store.delete(pair.group)
+        node.pairs.stop_one(pair.key)
+        node.pairs.store.delete(pair.key)
         node.target("group.delete", group=pair.group, force=True, undo=True)
         return {"note": ""}
 
     def switchover(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
-        _pair_with(node, peer, str(args["group"]))
-        return ops_role.switchover(node, args)
+        return ops_role.switch_to(node, _pair_with(node, peer, str(args["group"])), args)
+
+    def extend_copy(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
+        pair = _pair_with(node, peer, str(args["group"]))
+        status = node.target("group.status", group=pair.group)
+        if status.get("upstream") == peer.node_id:
+            raise Refused(f"{peer.name} feeds this node, and not the other way round", "it asks again by itself")
+        return tree.extend_copy(node.run_dir, node.contexts, node.peers, pair.group, args)
 
     def knock(peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
         node.pairs.loop(_pair_with(node, peer, str(args["group"]))).knock()
@@ -59,6 +67,7 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
         "pair.peek": lambda peer, args: peek(node, _pair_with(node, peer, str(args["group"]))),
         "pair.knock": knock,
         "pair.switchover": switchover,
+        "pair.extend_copy": extend_copy,
     }
 
 
@@ -71,8 +80,8 @@ def run(node: Node, peer: Peer, op: str, args: dict[str, Any]) -> Any:
 
 
 def _pair_with(node: Node, peer: Peer, group: str) -> PairConfig:
-    pair = node.pairs.store.find(group)
-    if pair.peer != peer.node_id:
+    pair = node.pairs.store.get(group, peer.node_id)
+    if pair is None:
         raise NotFound(f"group {group} has no pair with {peer.name} on {node.config.name}")
     return pair
 
@@ -83,10 +92,13 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
     Raises AlreadyExists, Refused, BadInput with nothing changed.
     """
     group, name = str(args["group"]), str(args["name"])
-    known = node.pairs.store.get(group)
-    if known is not None and known.peer != peer.node_id:
+    known = node.pairs.store.get(group, peer.node_id)
+    others = [pair for pair in node.pairs.store.all() if pair.group == group and pair.peer != peer.node_id]
+    if others:
+        names = ", ".join(node.pairs.name_of(pair.peer) for pair in others)
         raise AlreadyExists(
-            f"group {name} is paired with {node.pairs.name_of(known.peer)} on {node.config.name} already"
+            f"{node.config.name} holds group {name} already, paired with {names}: this pair would make a cycle",
+            "a group's pairs form a tree: end the other pair first, or pair with another node",
         )
     present = {status["uuid"]: status for status in node.target("group.list")}
     if group in present and known is None:
@@ -108,8 +120,10 @@ def adopt(node: Node, peer: Peer, args: dict[str, Any]) -> dict[str, Any]:
         journal_bytes=int(args["journal_bytes"]),
     )
     try:
-        node.target("group.policy", group=group, **dict(args["policy"]))
-        pair = PairConfig(group, name, peer.node_id, compress=int(args.get("compress") or 0))
+        policy = dict(args["policy"])
+        node.target("group.policy", group=group, **policy)
+        node.target("group.arm", group=group, peer=peer.node_id, mode=policy.get("mode", "async"), upstream=True)
+        pair = PairConfig(group, name, peer.node_id, **from_map(args.get("transfer") or {}).to_map())
         node.pairs.store.put(pair)
     except BaseException:
         if made:
@@ -140,6 +154,7 @@ def peek(node: Node, pair: PairConfig) -> dict[str, Any]:
         "target": not status.get("failed"),
         "role": status.get("role"),
         "state": status.get("state"),
+        "upstream": status.get("upstream"),
         "pos": status.get("pos"),
         "last_write_time_ns": status.get("last_write_time_ns"),
         "unsent_bytes": facts.get("unsent_bytes"),

@@ -1,8 +1,13 @@
 """Control operations that move the primary role.
 
-    switchover {group, deadline_s?}          -> {primary}  planned: nothing is lost; may be asked on either node
-    takeover {group, force?}                 -> {epoch, base, label, message, lost}  forced: this node becomes primary
-    takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer}  what it would do
+    switchover {group, peer?, deadline_s?}   -> {primary}  planned: nothing is lost. On the primary `peer` becomes it; on
+                                             a node that the primary feeds, that node does
+    takeover {group, force?}                 -> {epoch, base, label, message, lost, others}  forced: this node becomes
+                                             primary
+    takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer, others}  what it would do
+
+A takeover is judged by the node that feeds this one. `others` says what becomes of the other nodes that are known here:
+[{peer, means}].
 
 `lost` is {records, bytes, seconds, certain, alive}: what the primary had and this node lacks, None where nobody knows;
 `certain` when the peer's target itself told us just now; `alive` when it goes on: this is what it had then.
@@ -15,6 +20,7 @@ from typing import Any
 from replicator.control import Handler, number
 from replicator.core.errors import FarstripeError, NotFound, Refused
 from replicator.core.takeover import Plan, plan_takeover
+from replicator.daemon import pairview
 from replicator.daemon.node import Node
 from replicator.daemon.pairstore import PairConfig
 
@@ -34,30 +40,58 @@ def handlers(node: Node) -> dict[str, Handler]:
 
 
 def switchover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
-    """Exchange the roles. On the secondary, the primary is asked to."""
-    pair = node.pairs.store.find(str(args["group"]))
-    more = {"deadline_s": deadline_s} if (deadline_s := number(args, "deadline_s", 0.0)) else {}
+    """Exchange the roles with a peer. On a secondary, the primary is asked to."""
+    group = str(args["group"])
+    status = node.target("group.status", group=node.pairs.store.of_group(group)[0].group)
+    if status.get("role") != "secondary":
+        return switch_to(node, node.pairs.find(group, str(args.get("peer") or "")), args)
+    pair = feeding(node, group, status)
+    peer = node.peers.get(pair.peer)
+    if peer is None:
+        raise NotFound(f"node {pair.peer} is no peer any more", "join it again")
+    result: dict[str, Any] = node.call(peer, "pair.switchover", SWITCHOVER_S, group=pair.group, **_deadline(args))
+    return _named(node, result)
+
+
+def switch_to(node: Node, pair: PairConfig, args: dict[str, Any]) -> dict[str, Any]:
+    """Give the primary role to the peer of `pair`. Raises Refused where this node does not have it."""
     status = node.target("group.status", group=pair.group)
-    if status.get("role") == "secondary":
-        peer = node.peers.get(pair.peer)
-        if peer is None:
-            raise NotFound(f"node {pair.peer} is no peer any more", "join it again")
-        result: dict[str, Any] = node.call(peer, "pair.switchover", SWITCHOVER_S, group=pair.group, **more)
-    else:
-        result = node.pairs.loop(pair).command("switchover", SWITCHOVER_S, **more)
+    if status.get("role") != "primary":
+        raise Refused(
+            f"{node.config.name} is not primary of group {pair.name} and cannot hand the role over",
+            "switch over on the primary, to a node that it feeds; repeat it node by node to go further down",
+        )
+    return _named(node, node.pairs.loop(pair).command("switchover", SWITCHOVER_S, **_deadline(args)))
+
+
+def _named(node: Node, result: dict[str, Any]) -> dict[str, Any]:
     return result | {"primary_name": node.pairs.name_of(str(result.get("primary", "")))}
+
+
+def _deadline(args: dict[str, Any]) -> dict[str, Any]:
+    return {"deadline_s": deadline_s} if (deadline_s := number(args, "deadline_s", 0.0)) else {}
+
+
+def feeding(node: Node, group: str, status: dict[str, Any]) -> PairConfig:
+    """The pair with the node that feeds this one; on a primary, or one that nobody feeds, the first."""
+    pairs = node.pairs.store.of_group(group)
+    return next((pair for pair in pairs if pair.peer == status.get("upstream")), pairs[0])
 
 
 class _Judged:
     """A plan, with what it was made of."""
 
-    def __init__(self, node: Node, pair: PairConfig, force: bool) -> None:
-        self.status: dict[str, Any] = node.target("group.status", group=pair.group)
+    def __init__(self, node: Node, group: str, force: bool) -> None:
+        uuid = node.pairs.store.of_group(group)[0].group
+        self.status: dict[str, Any] = node.target("group.status", group=uuid)
+        self.pair = pair = feeding(node, group, self.status)
         self.peek = peek_at_peer(node, pair)
         facts = node.pairs.facts(pair)
         self.lost = lost(self.status, facts, self.peek)
         facts["linked"] = self.peek["reachable"] and self.peek["target"]
         facts["peer_role"] = self.peek.get("role") or facts.get("peer_role")
+        facts["peer_upstream"] = self.peek.get("upstream") or facts.get("peer_upstream")
+        self.others = pairview.after_takeover(node, pair, facts)
         if self.peek.get("pos") is not None:
             facts["peer_pos"] = self.peek["pos"]
         self.plan: Plan = plan_takeover(self.status, facts, force=force)
@@ -65,9 +99,8 @@ class _Judged:
 
 def plan(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     """Say what a takeover would do now, by the code that does it. Changes nothing."""
-    pair = node.pairs.store.find(str(args["group"]))
-    judged = _Judged(node, pair, bool(args.get("force")))
-    return judged.plan._asdict() | {"lost": judged.lost, "peer": judged.peek}
+    judged = _Judged(node, str(args["group"]), bool(args.get("force")))
+    return judged.plan._asdict() | {"lost": judged.lost, "peer": judged.peek, "others": judged.others}
 
 
 def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
@@ -75,15 +108,15 @@ def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
 
     Raises Refused while the primary lives and `force` is not given, or when the copy here cannot be used.
     """
-    pair = node.pairs.store.find(str(args["group"]))
-    judged = _Judged(node, pair, bool(args.get("force")))
+    judged = _Judged(node, str(args["group"]), bool(args.get("force")))
     if not judged.plan.allowed:
         raise Refused(judged.plan.message, judged.plan.way_out)
     where = {key: args[key] for key in ("marker", "at_limit") if args.get(key)}
     # The peer was asked just now, which is newer than what the session heard: a primary whose target is dead, or that
     # is cut off, is no reason to refuse.
-    result = node.pairs.loop(pair).command("takeover", TAKEOVER_S, force=True, status=judged.status, **where)
-    return result | {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost}
+    result = node.pairs.loop(judged.pair).command("takeover", TAKEOVER_S, force=True, status=judged.status, **where)
+    told = {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost, "others": judged.others}
+    return result | told
 
 
 def peek_at_peer(node: Node, pair: PairConfig) -> dict[str, Any]:

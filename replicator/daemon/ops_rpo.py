@@ -18,13 +18,13 @@ def handlers(node: Node, metrics: Metrics) -> dict[str, Handler]:
 
     def budget(args: dict[str, Any]) -> dict[str, Any]:
         """Set (budget: a map), take away (budget: {}) or only show (no budget) a pair's budget. Durable: the budget."""
-        pair = node.pairs.store.find(str(args["group"]))
+        pair = node.pairs.find(str(args["group"]), str(args.get("peer") or ""))
         if args.get("budget") is not None:
             wanted = {unit: limit for unit, limit in args["budget"].items() if limit is not None}
             budget_from(wanted)
-            node.pairs.store.change(pair.group, {"budget": wanted})
-            node.rpo_verdicts.pop((pair.group, pair.peer), None)
-            pair = node.pairs.store.find(pair.group)
+            node.pairs.store.change(pair.key, {"budget": wanted})
+            node.rpo_verdicts.pop(pair.key, None)
+            pair = node.pairs.find(*pair.key)
         view = pairview.view(node, pair)
         limits = budget_from(pair.budget)
         shown = {unit: getattr(limits, unit) for unit in Budget._fields}

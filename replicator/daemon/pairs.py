@@ -1,4 +1,8 @@
-"""The running pairs: one PairLoop each, made from its stored configuration, made again should its thread fail."""
+"""The running pairs: one PairLoop each, made from its stored configuration, made again should its thread fail.
+
+The pairs of one group, one with each peer, share the claim on its journal, and tell each other when this node's part in
+the tree has changed: what one waits for may be what another has just got.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from replicator.core.errors import AuthError, FarstripeError, NotFound, Refused
+from replicator.core.errors import AuthError, BadInput, FarstripeError, IntegrityError, NotFound, Refused
 from replicator.core.session import Session
 from replicator.core.status import NO_PAIR, STRANGER
-from replicator.daemon import rpc
+from replicator.daemon import rpc, tree
 from replicator.daemon.link.asker import Asker
+from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.flow import Flow
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.loop import PairLoop, Surroundings
-from replicator.daemon.pairstore import PairConfig, PairStore
+from replicator.daemon.pairstore import Key, PairConfig, PairStore
 from replicator.daemon.peers import Peer, PeerStore
 from replicator.daemon.tls import Contexts
 from replicator.daemon.tlsstream import TlsStream
@@ -30,6 +35,10 @@ RESTART_S = 5.0
 KNOCK_PAUSES_S = (0.0, 0.5, 1.0)
 INQUIRE_EVERY_S = 10.0
 """How often the side that waits to be called asks, while it waits, whether the peer still has the pair."""
+PART_TAKEN = ("target",)
+"""States of a session that begin with news for the group's other pairs: this node is fed, and complete."""
+PART_LEFT = ("promoting", "stepping-down")
+"""States that end with such news: this node has another role."""
 Note = Callable[[PairConfig, str, dict[str, Any]], None]
 
 
@@ -63,9 +72,10 @@ class Pairs:
         self.changes = 0
         """Rises with every event of a pair."""
         self._changed = threading.Condition()
-        self._running: dict[str, _Running] = {}
-        self._turned_away: dict[str, tuple[str, str]] = {}
-        """Group -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
+        self._running: dict[Key, _Running] = {}
+        self._claims: dict[str, Claims] = {}
+        self._turned_away: dict[Key, tuple[str, str]] = {}
+        """Pair -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
         self._lock = threading.RLock()
         self._stopped = False
 
@@ -78,14 +88,14 @@ class Pairs:
         """Stop every pair; connections end in order."""
         with self._lock:
             self._stopped = True
-            groups = list(self._running)
-        for group in groups:
-            self.stop_one(group)
+            keys = list(self._running)
+        for key in keys:
+            self.stop_one(key)
 
     def start_one(self, pair: PairConfig) -> None:
         """Start the thread of a stored pair, unless it runs."""
         with self._lock:
-            if self._stopped or pair.group in self._running:
+            if self._stopped or pair.key in self._running:
                 return
             session = Session(
                 self._node_id,
@@ -95,42 +105,93 @@ class Pairs:
                 split=pair.split,
                 handover=pair.handover,
             )
-            flow = Flow(lambda: GroupFiles(self._state_dir, self._run_dir, pair.group))
+            flow = Flow(lambda: self._files(pair, session))
             loop: PairLoop
-            asker = Asker(self._run_dir / "target.sock", pair.group, lambda reply: loop.reply(reply))
+            claims = self._claims.setdefault(pair.group, Claims())
+            asker = Asker(
+                self._run_dir / "target.sock",
+                pair.group,
+                pair.peer,
+                lambda reply: loop.reply(reply),
+                lambda op, args: tree.extend_copy(self._run_dir, self._contexts, self._peers, pair.group, args),
+                lambda timeout_s: claims.take_alone(loop, loop.evict, timeout_s),
+            )
             around = Surroundings(
                 name=pair.name,
                 ask=asker.ask,
                 dial=lambda: self._dial(pair, loop),
                 open_more=lambda bundle, count: self._open_more(pair, loop, bundle, count),
-                persist=lambda changes: self.store.change(pair.group, changes),
+                persist=lambda changes: self.store.change(pair.key, changes),
                 event=lambda name, detail: self._happened(pair, name, detail),
-                transfer=lambda: (self.store.get(pair.group) or pair).settings,
+                transfer=lambda: (self.store.get(*pair.key) or pair).settings,
                 failed=lambda: self._failed(pair, loop),
+                claims=claims,
+                acked=lambda: self._nudge(claims, loop),
             )
             loop = PairLoop(session, flow, around)
-            self._running[pair.group] = running = _Running(loop, asker)
+            self._running[pair.key] = running = _Running(loop, asker)
             loop.start()
         if not session.dials:
             threading.Thread(target=self._knock, args=(pair, running.ended), name="knock", daemon=True).start()
 
-    def stop_one(self, group: str) -> None:
+    @staticmethod
+    def _nudge(claims: Claims, loop: PairLoop) -> None:
+        holder = claims.holder
+        if isinstance(holder, PairLoop) and holder is not loop:
+            holder.nudge()
+
+    def _files(self, pair: PairConfig, session: Session) -> GroupFiles:
+        """Open the group's files for the place in the page that the target has given the pair."""
+        slot = session.status.get("edge")
+        if slot is None:
+            raise IntegrityError(f"the target knows no pair of group {pair.name} with this peer", "delete the pair")
+        return GroupFiles(self._state_dir, self._run_dir, pair.group, slot=int(slot))
+
+    def stop_one(self, key: Key) -> None:
         """End the thread of a pair; its configuration stays."""
         with self._lock:
-            running = self._running.pop(group, None)
+            running = self._running.pop(key, None)
         if running is not None:
             running.ended.set()
             running.loop.stop()
             running.asker.stop()
-        self._turned_away.pop(group, None)
+        self._turned_away.pop(key, None)
 
     def loop(self, pair: PairConfig) -> PairLoop:
         """The running loop of a pair. Raises Refused while it is being restarted."""
         with self._lock:
-            running = self._running.get(pair.group)
+            running = self._running.get(pair.key)
         if running is None:
             raise Refused(f"the pair of group {pair.name} is not running just now", "try again in a few seconds")
         return running.loop
+
+    def find(self, group: str, peer: str = "") -> PairConfig:
+        """The pair of a group (name or uuid) with a peer (name or id), which may be left out when there is one.
+
+        Raises NotFound, and BadInput that names the peers when one has to be named.
+        """
+        pairs = self.store.of_group(group)
+        names = ", ".join(sorted(self.name_of(pair.peer) for pair in pairs))
+        if peer:
+            found = [pair for pair in pairs if peer in (pair.peer, self.name_of(pair.peer))]
+            if not found:
+                raise NotFound(f"group {pairs[0].name} has no pair with {peer!r}", f"it has pairs with {names}")
+            return found[0]
+        if len(pairs) > 1:
+            raise BadInput(f"group {pairs[0].name} has {len(pairs)} pairs: name the peer", f"one of {names}")
+        return pairs[0]
+
+    def siblings(self, pair: PairConfig) -> list[PairLoop]:
+        """The running loops of the group's other pairs."""
+        with self._lock:
+            return [r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer]
+
+    def retune(self, pair: PairConfig) -> None:
+        """Make the pair take up its changed transfer settings, if it runs."""
+        with self._lock:
+            running = self._running.get(pair.key)
+        if running is not None:
+            running.loop.retune()
 
     def facts(self, pair: PairConfig) -> dict[str, Any]:
         """The session's facts with names and `turned_away` added; empty when the pair does not run."""
@@ -138,7 +199,7 @@ class Pairs:
             facts = self.loop(pair).facts()
         except FarstripeError:
             return {}
-        kind, reason = self._turned_away.get(pair.group, ("", ""))
+        kind, reason = self._turned_away.get(pair.key, ("", ""))
         facts["turned_away"] = "" if facts.get("linked") else kind
         if facts["turned_away"]:
             facts["link_reason"] = reason
@@ -148,6 +209,9 @@ class Pairs:
 
     def _happened(self, pair: PairConfig, name: str, detail: dict[str, Any]) -> None:
         self._note(pair, name, detail)
+        if name == "pair-state" and (detail.get("is") in PART_TAKEN or detail.get("was") in PART_LEFT):
+            for sibling in self.siblings(pair):
+                sibling.look_again()
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
@@ -177,7 +241,7 @@ class Pairs:
                 log.exception("dialling for pair %s failed", pair.name)
                 loop.not_connected(f"{type(exc).__name__}: {exc}")
             else:
-                self._turned_away.pop(pair.group, None)
+                self._turned_away.pop(pair.key, None)
                 loop.connected(Connection(stream, bundle))
 
         threading.Thread(target=dial, name="dial", daemon=True).start()
@@ -201,11 +265,11 @@ class Pairs:
         reason = exc.message
         if isinstance(exc, NotFound):  # the peer may know the group by its uuid only
             reason = f"{self.name_of(pair.peer)} has no pair of group {pair.name} with this node"
-            self._turned_away[pair.group] = (NO_PAIR, reason)
+            self._turned_away[pair.key] = (NO_PAIR, reason)
         elif isinstance(exc, AuthError):
-            self._turned_away[pair.group] = (STRANGER, reason)
+            self._turned_away[pair.key] = (STRANGER, reason)
         else:
-            self._turned_away.pop(pair.group, None)
+            self._turned_away.pop(pair.key, None)
         return reason
 
     def _knock(self, pair: PairConfig, ended: threading.Event) -> None:
@@ -228,7 +292,7 @@ class Pairs:
         except FarstripeError as exc:
             self._heard(pair, exc)  # unless it sent us away, it calls when it comes
             return False
-        self._turned_away.pop(pair.group, None)
+        self._turned_away.pop(pair.key, None)
         return True
 
     def _peer(self, pair: PairConfig) -> Peer:
@@ -244,8 +308,8 @@ class Pairs:
 
         Raises NotFound, Refused.
         """
-        pair = self.store.get(group)
-        if pair is None or pair.peer != peer.node_id:
+        pair = self.store.get(group, peer.node_id)
+        if pair is None:
             raise NotFound(
                 f"group {group} has no pair with {peer.name} here", "create the pair again, or delete it there"
             )
@@ -258,7 +322,7 @@ class Pairs:
             if more:
                 loop.joined(conn)
                 return
-            self._turned_away.pop(group, None)
+            self._turned_away.pop(pair.key, None)
             loop.connected(conn)
 
         return take
@@ -268,17 +332,17 @@ class Pairs:
     def _failed(self, pair: PairConfig, loop: PairLoop) -> None:
         """The loop's thread has ended by a defect or a full disk: begin anew from what is stored, after a while."""
         with self._lock:
-            running = self._running.get(pair.group)
+            running = self._running.get(pair.key)
             if running is None or running.loop is not loop:
                 return
-            del self._running[pair.group]
+            del self._running[pair.key]
         running.ended.set()
         running.asker.stop()
-        timer = threading.Timer(RESTART_S, self._restart, (pair.group,))
+        timer = threading.Timer(RESTART_S, self._restart, (pair.key,))
         timer.daemon = True
         timer.start()
 
-    def _restart(self, group: str) -> None:
-        pair = self.store.get(group)
+    def _restart(self, key: Key) -> None:
+        pair = self.store.get(*key)
         if pair is not None:
             self.start_one(pair)

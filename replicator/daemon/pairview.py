@@ -3,6 +3,8 @@
 group, name, peer (node id), peer_name
 word, level, why, means, then, commands      replicator.core.status
 role, state, mode, connected, split, session
+feeds_us      the peer feeds this node, else this node feeds it (or would)
+losses        what the loss of this node, and of each of its peers, would mean: replicator.core.protection
 lag           records the peer has not received (None: not known)
 lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
@@ -10,7 +12,8 @@ lag_s         seconds since the newest write that is certainly on the secondary,
 todo_bytes    left of a copy
 rpo           what would be lost with the primary (core/rpo.py), as known here
 budget        {limits, exceeded, since_s, reasons}, None for a pair without one
-compress, policy, facts (of the session), status (of the target; None when it does not answer)
+transfer      settings and measures of how records are moved: see `transfer`
+policy, facts (of the session), status (of the target; None when it does not answer)
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from replicator.core import rpo
+from replicator.core import protection, rpo
 from replicator.core import status as words
 from replicator.core.errors import FarstripeError
+from replicator.core.protection import EdgeFacts
 from replicator.daemon.node import Node
 from replicator.daemon.pairstore import PairConfig
 
@@ -32,10 +36,13 @@ STATUS_TARGET_S = 2.0
 def view(node: Node, pair: PairConfig) -> dict[str, Any]:
     """Return the description of `pair`."""
     try:
-        status = node.target("group.status", TARGET_S, group=pair.group)
+        status = node.target("group.status", TARGET_S, group=pair.group, peer=pair.peer)
     except FarstripeError:
         status = None
-    return _described(node, pair, status)
+    found = _described(node, pair, status)
+    others = [one for one in node.pairs.store.of_group(pair.group) if one.peer != pair.peer]
+    edges = [found, *(_described(node, one, words.edge_status(status, one.peer)) for one in others)]
+    return found | {"losses": losses(node, edges)}
 
 
 def view_all(node: Node) -> list[dict[str, Any]]:
@@ -46,7 +53,62 @@ def view_all(node: Node) -> list[dict[str, Any]]:
         found = {one["uuid"]: one for one in listed if "role" in one}  # a broken group has no status
     except FarstripeError:
         found = {}
-    return [_described(node, pair, found.get(pair.group)) for pair in pairs]
+    views = [_described(node, pair, words.edge_status(found.get(pair.group), pair.peer)) for pair in pairs]
+    by_group: dict[str, list[dict[str, Any]]] = {}
+    for one in views:
+        by_group.setdefault(one["group"], []).append(one)
+    means = {group: losses(node, edges) for group, edges in by_group.items()}
+    return [one | {"losses": means[one["group"]]} for one in views]
+
+
+def losses(node: Node, edges: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the loss of this node and of each peer means, from the descriptions of all edges of one group."""
+    status = next((one["status"] for one in edges if one["status"]), None)
+    if status is None:
+        return []
+    facts = [
+        EdgeFacts(
+            peer=one["peer_name"],
+            feeds=one["feeds_us"],
+            linked=one["connected"],
+            complete=_complete(one, status),
+            in_sync=_in_sync(one),
+            lag=_known_lag(one, status),
+            others=tuple(node.pairs.name_of(peer) for peer in (one["facts"].get("peer_feeds") or ())),
+        )
+        for one in edges
+    ]
+    found = protection.losses(node.config.name, str(status["role"]), str(status["state"]), facts)
+    return [loss._asdict() for loss in found]
+
+
+def _complete(one: dict[str, Any], status: dict[str, Any]) -> bool:
+    """The copy at the fed end of the edge is consistent, as far as this node knows."""
+    if one["feeds_us"]:
+        return bool(status["state"] == "ok")
+    return bool(one["status"] and not one["status"].get("copying") and one["facts"].get("was_complete"))
+
+
+def _in_sync(one: dict[str, Any]) -> bool:
+    if one["feeds_us"]:
+        return one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR"
+    return one["word"] == "SYNC"
+
+
+def _known_lag(one: dict[str, Any], status: dict[str, Any]) -> int | None:
+    if one["lag"] is not None or one["feeds_us"]:
+        return one["lag"]
+    received = int(((one["status"] or {}).get("peer") or {}).get("received") or 0)
+    return max(0, int(status["pos"]) - received) if received else None
+
+
+def after_takeover(node: Node, pair: PairConfig, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What becomes of the other nodes known here when this one takes over from the peer of `pair`: [{peer, means}]."""
+    below = [one.peer for one in node.pairs.store.of_group(pair.group) if one.peer != pair.peer]
+    found = [{"peer": node.pairs.name_of(peer), "means": "it goes on with this node"} for peer in below]
+    name = node.pairs.name_of(pair.peer)
+    waits = f"it waits for {name}, keeps its image, and gets nothing until {name} is back"
+    return found + [{"peer": node.pairs.name_of(peer), "means": waits} for peer in facts.get("peer_feeds") or ()]
 
 
 def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> dict[str, Any]:
@@ -59,6 +121,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "peer_name": node.pairs.name_of(pair.peer),
         **words.describe(status, facts),
         "role": known.get("role"),
+        "feeds_us": known.get("role") == "secondary" and known.get("upstream") in ("", None, pair.peer),
         "state": known.get("state"),
         "mode": known.get("mode"),
         "session": facts.get("session"),
@@ -69,7 +132,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "lag_bytes": _lag_bytes(known, facts),
         "lag_s": _lag_s(known, facts),
         "todo_bytes": known.get("todo_bytes"),
-        "compress": pair.compress,
+        "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
         "facts": facts,
         "status": status,
@@ -92,10 +155,23 @@ def _budget(node: Node, pair: PairConfig) -> dict[str, Any] | None:
     }
 
 
+def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a pair's transfer: the settings by name, and what was measured.
+
+    connections_open, rate (bytes a second in force; None where this side does not ship), starved (waits for credit),
+    round_trip_s, held_bytes (came before their turn), and of all that was shipped since the process began plain_bytes,
+    wire_bytes, ratio (None before anything was), skipped_bytes, cpu_s.
+    """
+    found = dict(facts.get("transfer") or {})
+    found["connections_open"] = found.pop("connections", 0)
+    plain, wire = found.get("plain_bytes") or 0, found.get("wire_bytes") or 0
+    return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
+
+
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
-    if status.get("role") == "primary":
+    if words.feeds(status, facts):
         return max(0, int(status["pos"]) - int((facts.get("acked") or {}).get("applied", 0)))
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
 
@@ -109,13 +185,14 @@ def _lag_bytes(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
 
 
 def _lag_s(status: dict[str, Any], facts: dict[str, Any]) -> float | None:
-    """On a primary: what is missing there was written in the last so many seconds. On a secondary: the age of what is
-    applied here, 0 while nothing is missing."""
+    """On a primary: what is missing there was written in the last so many seconds. On a secondary: what
+    is missing here was written in the last so many seconds, by the primary's clock; 0 while nothing is missing."""
     if status.get("behind"):
         return round(float(status["behind"]["seconds"]), 3)
     if status.get("role") != "secondary" or facts.get("session") not in ("target", "copy-target"):
         return None
-    if not _lag_applied(status, facts):
-        return 0.0
-    applied_ns = status.get("applied_time_ns") or 0
-    return max(0.0, round(time.time() - applied_ns / 1e9, 3)) if applied_ns else None
+    return 0.0 if not _lag_applied(status, facts) else _rounded(facts.get("behind_s"))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

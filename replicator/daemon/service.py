@@ -22,6 +22,7 @@ from replicator.daemon import (
     ops_remote,
     ops_role,
     ops_rpo,
+    ops_transfer,
     pairview,
 )
 from replicator.daemon.durablefile import write_bytes
@@ -32,7 +33,7 @@ from replicator.daemon.markerstore import MarkerStore
 from replicator.daemon.metrics import Metrics
 from replicator.daemon.node import Node
 from replicator.daemon.pairs import Pairs
-from replicator.daemon.pairstore import PairConfig, PairStore
+from replicator.daemon.pairstore import Key, PairConfig, PairStore
 from replicator.daemon.peers import PeerStore
 from replicator.daemon.rpowatch import RpoWatch
 from replicator.daemon.sets import Sets
@@ -63,7 +64,7 @@ class Replicator:
         peers.on_change = contexts.refresh
         events = EventLog(state_dir / "replicator-events.jsonl")
         self.stop_wanted = threading.Event()
-        self._last_down: dict[str, Any] = {}
+        self._last_down: dict[Key, Any] = {}
         pairs = Pairs(
             state_dir, run_dir, config.node_id, config.name, PairStore(state_dir / "pairs"), peers, contexts, self._note
         )
@@ -141,6 +142,7 @@ class Replicator:
             **ops_rpo.handlers(node, self._metrics),
             **ops_marker.handlers(node, self.markers),
             **self._sets.handlers(),
+            **ops_transfer.handlers(node),
         }
 
     def _info(self) -> dict[str, Any]:
@@ -153,7 +155,7 @@ class Replicator:
             "replication": {"address": node.config.address, "port": node.config.port},
             "fingerprint": node.identity.fingerprint.hex(),
             "peers": [peer.name for peer in node.peers.all()],
-            "pairs": [pair.name for pair in node.pairs.store.all()],
+            "pairs": sorted({pair.name for pair in node.pairs.store.all()}),
         }
 
     def _request_stop(self) -> dict[str, Any]:
@@ -170,10 +172,10 @@ class Replicator:
         if name in eventtext.QUIET:
             log.debug("pair %s: %s %s", pair.name, name, detail)
             return
-        if name == "link-down" and self._last_down.get(pair.group) == detail.get("reason"):
+        if name == "link-down" and self._last_down.get(pair.key) == detail.get("reason"):
             return  # a peer that is away would fill the log
         if name in ("link-up", "link-down"):
-            self._last_down[pair.group] = detail.get("reason")
+            self._last_down[pair.key] = detail.get("reason")
         peer = self.node.pairs.name_of(pair.peer)
         kind, text = eventtext.describe(name, {"peer": peer, **detail})
         log.info("pair %s: %s", pair.name, text)

@@ -13,15 +13,25 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     DURABLE_OFF/_SEQ    target                        journal is on stable storage up to here
     APPLIED_OFF/_SEQ    target                        the pool holds everything up to here
     TAIL_OFF/_SEQ       target                        first record kept; space before it may be overwritten
-    PEER_RECEIVED_SEQ…  replicator                    what the peer has said of itself
-    PEER_DURABLE_OFF    replicator                    OUR journal offset the peer holds durably
-    LINK                replicator                    0 down, 1 up, 2 streaming
-    SYNC_ON             target                        writes wait for the peer
+    SYNC_ON             target                        bit k: writes wait for the peer of edge k
+    TARGET_ASLEEP       target                        its doorbell must be rung
     LAYOUT_GEN          target                        rises when the journal is made of other files (ring.py)
-    *_ASLEEP            the sleeper                   its doorbell must be rung
     BEACON_GEN/_SEQ/_TIME    target           every record with a write time up to TIME has a seq up to SEQ (beacons.py)
     ARRIVED_GEN/_SEQ/_TIME   replicator       the same, of what a secondary has received; 0 when it does not know
     BEACON_PACE_MS      target                        how often the replicator tells the peers of the beacon
+    DROPS + k           target                        rises when the journal is no longer kept for edge k
+
+Each edge (the group's pair with one peer) has a block of EDGE_SLOTS slots; `edge_slot` finds them. The replicator writes
+them; the target clears a block when what it said belongs to the past (a new edge, a new copy):
+
+    EDGE_RECEIVED_SEQ   what the peer has said of itself: received, on stable storage, in its pool
+    EDGE_DURABLE_SEQ
+    EDGE_APPLIED_SEQ
+    EDGE_DURABLE_OFF    OUR journal offset up to which the peer holds the records durably
+    EDGE_LINK           0 down, 1 up, 2 streaming
+    EDGE_ASLEEP         the edge's doorbell must be rung
+    EDGE_TREE_DURABLE   the peer and every node below it hold the records durably up to this seq
+    EDGE_WANTS          bytes of a run from this peer that waits for room in our journal, 0 when none does
 """
 
 from __future__ import annotations
@@ -45,15 +55,8 @@ APPLIED_OFF: Final = 8
 APPLIED_SEQ: Final = 9
 TAIL_OFF: Final = 10
 TAIL_SEQ: Final = 11
-PEER_RECEIVED_SEQ: Final = 12
-PEER_DURABLE_SEQ: Final = 13
-PEER_APPLIED_SEQ: Final = 14
-PEER_DURABLE_OFF: Final = 15
-LINK: Final = 16
 SYNC_ON: Final = 17
 TARGET_ASLEEP: Final = 18
-REPLICATOR_ASLEEP: Final = 19
-REPLICATOR_BEAT_MS: Final = 20
 BEACON_GEN: Final = 22
 BEACON_SEQ: Final = 23
 BEACON_TIME: Final = 24
@@ -62,12 +65,31 @@ ARRIVED_SEQ: Final = 26
 ARRIVED_TIME: Final = 27
 BEACON_PACE_MS: Final = 28
 LAYOUT_GEN: Final = 29
-SLOTS: Final = 32
+DROPS: Final = 32
+
+EDGES: Final = 16
+"""So many edges a group can have on a node."""
+EDGE_BASE: Final = 64
+EDGE_SLOTS: Final = 8
+EDGE_RECEIVED_SEQ: Final = 0
+EDGE_DURABLE_SEQ: Final = 1
+EDGE_APPLIED_SEQ: Final = 2
+EDGE_DURABLE_OFF: Final = 3
+EDGE_LINK: Final = 4
+EDGE_ASLEEP: Final = 5
+EDGE_TREE_DURABLE: Final = 6
+EDGE_WANTS: Final = 7
+SLOTS: Final = EDGE_BASE + EDGES * EDGE_SLOTS
 
 PAGE_MAGIC: Final = 0x3147_4150_5253_46
 LINK_DOWN: Final = 0
 LINK_UP: Final = 1
 LINK_STREAMING: Final = 2
+
+
+def edge_slot(edge: int, what: int) -> int:
+    """The slot of counter `what` (EDGE_*) of edge `edge` (0..15)."""
+    return EDGE_BASE + EDGE_SLOTS * edge + what
 
 
 class Page:
@@ -111,6 +133,12 @@ class Page:
         self.u64[BOOT] = boot
         self.u64[INCARNATION] = incarnation + 1
         self.u64[MAGIC] = PAGE_MAGIC
+
+
+def clear_edge(page: Page, edge: int) -> None:
+    """Forget what was said of the peer of an edge."""
+    for what in (EDGE_RECEIVED_SEQ, EDGE_DURABLE_SEQ, EDGE_APPLIED_SEQ, EDGE_DURABLE_OFF, EDGE_TREE_DURABLE):
+        page.u64[edge_slot(edge, what)] = 0
 
 
 def boot_number() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from replicator.core.records import HEADER_BYTES, Kind, unpack_header
 from replicator.journal.files import PlainFile
-from replicator.journal.page import HEAD_OFF, PEER_DURABLE_OFF, SLOTS, TAIL_OFF, Page
+from replicator.journal.page import EDGE_DURABLE_OFF, HEAD_OFF, SLOTS, TAIL_OFF, Page, edge_slot
 from replicator.journal.ring import Journal
 
 HOST_KINDS = {Kind.WRITE, Kind.ZERO, Kind.TRIM}
@@ -37,7 +37,8 @@ def measure(state: Path, run: Path, uuid: str, survivor_pos: int, survivor_time_
     file = PlainFile(state / "groups" / uuid / "journal")
     try:
         journal = Journal.open(file, page)
-        at, writes, size, reached_ns, last_ns = max(page[PEER_DURABLE_OFF], page[TAIL_OFF]), 0, 0, survivor_time_ns, 0
+        at = max(page[edge_slot(0, EDGE_DURABLE_OFF)], page[TAIL_OFF])
+        writes, size, reached_ns, last_ns = 0, 0, survivor_time_ns, 0
         while at < page[HEAD_OFF]:
             header = unpack_header(journal.read(at, HEADER_BYTES))
             if header.seq <= survivor_pos:

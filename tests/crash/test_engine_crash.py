@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from replicator.capture import copier, follower, roles
+from replicator.capture import copier, edges, follower, roles
 from replicator.capture.bitmaps import BLOCK_BYTES
 from replicator.capture.state import DIVERGED, OK, PRIMARY, SECONDARY, StateFile
 from replicator.core.epochs import common_position
@@ -243,7 +243,9 @@ class Aftermath:
             heir = self.b if self.b.engine.state.copy == OK else self.a
             roles.promote(heir.engine, accept_diverged=True)
         if all(side.engine.state.mode == "none" for side in (self.a, self.b) if side.engine.state.role == PRIMARY):
-            roles.arm(self.a.engine)
+            roles.arm(self.a.engine, self.b.node_id)
+        if self.b.engine.state.role == SECONDARY and not self.b.engine.state.edges:
+            roles.arm(self.b.engine, self.a.node_id, upstream=True)
         self.pair.copies = self.rng.getrandbits(32)
         decision = self.pair.meet()
         if decision.action is Action.REFUSE and self.before.discard:
@@ -291,7 +293,8 @@ def first_copy(x: Explorer) -> None:
     pair = x.pair
     x.write(0, 1)
     x.write(128 << 10, 2, 64 << 10)
-    roles.arm(pair.a.engine)
+    roles.arm(pair.b.engine, pair.a.node_id, upstream=True)
+    roles.arm(pair.a.engine, pair.b.node_id)
     x.write(4096, 3)
     x.flush()
     pair.meet()
@@ -308,7 +311,7 @@ def first_copy(x: Explorer) -> None:
 def stream(x: Explorer) -> None:
     """Writes of all kinds, shipping in pieces, checkpoints, bitmap rotation, cleared intents, the ring wrapping."""
     pair = x.pair
-    pair.a.engine.link_up = True
+    edges.set_link(pair.a.engine, pair.a.edge(pair.b), True)
     for turn in range(3):
         x.write(0, turn + 1)
         x.write(60 << 10, turn + 20, 8192)

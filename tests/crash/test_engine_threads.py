@@ -42,8 +42,8 @@ class Stress:
 
     @staticmethod
     def _serve(folder: Path, side: Side) -> GroupService:
-        bells = [Doorbell(folder / f"{side.name}.{end}") for end in "tr"]
-        return GroupService(side.engine, *bells, lambda what, **detail: None)
+        own = Doorbell(folder / f"{side.name}.t")
+        return GroupService(side.engine, own, lambda k: Doorbell(folder / f"{side.name}.r.{k}"), lambda what, **detail: None)
 
     def run(self) -> None:
         """Let everything loose for SECONDS."""
@@ -93,15 +93,15 @@ class Stress:
         pair, engine = self.pair, self.pair.a.engine
         while not self.stop.is_set():
             if engine.state.mode != JOURNAL:
-                self.a.set_link(False)
+                self.a.set_link("b" * 32, False)
                 pair.meet()
-                self.a.set_link(True)
+                self.a.set_link("b" * 32, True)
                 self.a.resume_copy()
             if not self._ship(rng.choice((1, 5, 50, None))):
                 time.sleep(0.0005)
             dice = rng.random()
             if dice < 0.01:
-                self.a.set_sync(True)
+                self.a.set_sync("b" * 32, True)
             elif dice < 0.013:
                 self.a.overflow()
             elif dice < 0.016:

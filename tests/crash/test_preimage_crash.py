@@ -19,9 +19,7 @@ from unittest.mock import patch
 import pytest
 
 from replicator.capture import copier, follower, roles
-from replicator.capture.preimages import recorder, window
-from replicator.capture.preimages.recorder import PreImages
-from replicator.capture.preimages.window import Window
+from replicator.capture.preimages import recorder
 from replicator.capture.state import OK
 from replicator.journal.page import APPLIED_SEQ
 from tests.testing.fakedisk import Fate, PowerCut
@@ -29,7 +27,6 @@ from tests.testing.pairharness import Pair, Saved
 from tests.testing.retaining import (
     FRAME_DATA_BYTES,
     PIECE_BYTES,
-    RING_BYTES,
     Histories,
     RetainingSide,
     check_views,

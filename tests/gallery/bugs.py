@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from replicator.capture import copier, engine, follower, recovery, roles
+from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
+from replicator.capture.state import Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
@@ -36,6 +37,8 @@ class Bug:
     focus: dict[str, Any] = field(default_factory=dict)
     seeds: int = 60
     """It must be found within so many seeds."""
+    kind: str = "pair"
+    """Of the world in which it shows: "pair" or "tree"."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -56,12 +59,12 @@ BUGS: list[Bug] = []
 
 
 def bug(
-    name: str, wrong: str, seeds: int = 60, **focus: Any
+    name: str, wrong: str, seeds: int = 60, kind: str = "pair", **focus: Any
 ) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
     """Add a bug to the gallery."""
 
     def add(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
-        BUGS.append(Bug(name, wrong, patches, focus, seeds))
+        BUGS.append(Bug(name, wrong, patches, focus, seeds, kind))
         return patches
 
     return add
@@ -160,13 +163,13 @@ def _() -> list[Patch]:
     first_writes=0,
 )
 def _() -> list[Patch]:
-    right = roles.begin_copy
+    right = copies.begin_copy
 
-    def own(e: engine.GroupEngine, c: int | None, peer_bitmaps: Any, copy_id: str) -> Any:
+    def own(e: engine.GroupEngine, edge: Edge, c: int | None, peer_bitmaps: Any, copy_id: str) -> Any:
         nothing = None if peer_bitmaps is None else {i: bytes(len(b)) for i, b in peer_bitmaps.items()}
-        return right(e, c, nothing, copy_id)
+        return right(e, edge, c, nothing, copy_id)
 
-    return [(roles, "begin_copy", own)]
+    return [(copies, "begin_copy", own)]
 
 
 @bug(
@@ -212,6 +215,8 @@ def _() -> list[Patch]:
     def forget(e: engine.GroupEngine, power_lost: bool) -> None:
         right(e, power_lost)
         e.state.unclean = False
+        for edge in e.state.edges:
+            edge.unclean = False
 
     return [(recovery, "_recover_primary", forget)]
 
@@ -243,11 +248,11 @@ def _one_run_then_done(right: Any) -> Any:
     faults=("down", "kill-node"),
 )
 def _() -> list[Patch]:
-    def in_memory(e: engine.GroupEngine) -> None:
-        e.state.sync_on, e.state.degraded = False, True
+    def in_memory(e: engine.GroupEngine, edge: Edge) -> None:
+        edge.sync_on, edge.degraded = False, True
         e.refresh()
 
-    return [(roles, "degrade", in_memory)]
+    return [(edges, "degrade", in_memory)]
 
 
 @bug(
@@ -315,8 +320,8 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = roles.attach
 
-    def forget(e: engine.GroupEngine, **step: Any) -> Any:
-        result = right(e, **step)
+    def forget(e: engine.GroupEngine, edge: Edge, **step: Any) -> Any:
+        result = right(e, edge, **step)
         e.state.floor = step["p"]
         e.save()
         return result
@@ -407,7 +412,7 @@ def _() -> list[Patch]:
     def trusting(self: shipper.Shipper, now: float) -> int:
         sent = right(self, now)
         if sent:
-            self._u64[shipper.PEER_RECEIVED_SEQ] = self.seq - 1
+            self._u64[self._received] = self.seq - 1
         return sent
 
     return [(shipper.Shipper, "pump", trusting)]

@@ -18,6 +18,7 @@ from tests.testing.stamped import BLOCK, StampedLoad, check_nothing_lost, read_g
 from tests.testing.targetproc import MIB, TargetProcess
 
 KIB = 1 << 10
+PEER = "bb" * 16
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_counts_of_busy_and_quiet_volumes_are_about_right(target: TargetProcess)
 def test_a_group_of_volumes_is_seen_and_nothing_is_while_statistics_are_off(target: TargetProcess) -> None:
     target.call("group.create", name="g", volumes=["v"], journal_bytes=32 * MIB)
     target.call("group.policy", group="g", startup_wait_s=0)
-    target.call("group.arm", group="g")
+    target.call("group.arm", group="g", peer=PEER)
     handle, data = target.connect("v"), os.urandom(4 * KIB)
     load(handle, 2.2, lambda: handle.pwrite(data, 3 * MIB))
     assert areas(target)[3]["requests"]["random_write"] > 0

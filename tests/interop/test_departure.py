@@ -9,6 +9,7 @@ import pytest
 
 from tests.testing.targetproc import MIB, TargetProcess
 
+PEER = "bb" * 16
 WRITES = 32
 TRIES = 6
 
@@ -18,7 +19,7 @@ def held(target: TargetProcess) -> TargetProcess:
     """A target whose group "g" (volume "v") journals, so that a hold parks its writers."""
     target.call("group.create", name="g", volumes=["v"], journal_bytes=32 * MIB)
     target.call("group.policy", group="g", startup_wait_s=0)
-    target.call("group.arm", group="g")
+    target.call("group.arm", group="g", peer=PEER)
     return target
 
 

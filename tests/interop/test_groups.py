@@ -17,6 +17,7 @@ from tests.testing.targetproc import MIB, TargetProcess
 
 BAD_INPUT, REFUSED, NOT_FOUND, EXISTS, MEDIUM = 3, 4, 5, 6, 9
 UUID = "00112233445566778899aabbccddeeff"
+PEER = "bb" * 16
 
 
 def refused(target: TargetProcess, code: int, word: str, op: str, **args: Any) -> FarstripeError:
@@ -33,7 +34,7 @@ def group(target: TargetProcess, armed: bool = True, **policy: Any) -> dict[str,
     target.call("group.create", name="g", volumes=["v"], journal_bytes=32 * MIB)
     target.call("group.policy", group="g", startup_wait_s=0, **policy)
     if armed:
-        target.call("group.arm", group="g")
+        target.call("group.arm", group="g", peer=PEER)
     return dict(target.call("group.status", group="g"))
 
 
@@ -69,7 +70,7 @@ def test_groups_that_cannot_be_are_refused_and_change_nothing(target: TargetProc
     refused(target, BAD_INPUT, "unknown policy", "group.policy", group="g", colour="red")
     refused(target, NOT_FOUND, "nope", "group.status", group="nope")
     refused(target, BAD_INPUT, "deadline_s", "group.hold", group="g", deadline_s=-1)
-    refused(target, BAD_INPUT, "copy_id", "group.begin_copy", group="g", c=None, peer_bitmaps=None)
+    refused(target, BAD_INPUT, "copy_id", "group.begin_copy", group="g", peer=PEER, c=None, peer_bitmaps=None)
 
 
 def test_a_volume_of_a_group_is_not_deleted_or_resized(target: TargetProcess) -> None:
@@ -85,7 +86,7 @@ def test_every_write_after_arming_under_load_is_in_the_journal(target: TargetPro
         load.wait_acked(100)
         group(target, armed=False)
         load.wait_acked(100)
-        before = target.call("group.arm", group="g")["pos"]
+        before = target.call("group.arm", group="g", peer=PEER)["pos"]
         acked_before = load.ledger.acked_count
         load.wait_acked(300)
     finally:
@@ -243,7 +244,7 @@ def test_a_paired_group_is_not_deleted_and_an_unpaired_one_leaves_its_volumes(ta
     uuid = group(target)["uuid"]
     target.connect("v").pwrite(b"kept", 0)
     refused(target, REFUSED, "paired", "group.delete", group="g")
-    target.call("group.disarm", group="g")
+    target.call("group.disarm", group="g", peer=PEER)
     target.call("group.delete", group="g")
     assert target.call("group.list") == []
     assert not list(target.run.glob(f"{uuid}*")) and not list((target.state / "groups").iterdir())
@@ -256,7 +257,7 @@ def test_the_journal_may_lie_elsewhere_and_goes_with_the_group(target: TargetPro
     elsewhere = target.base / "fast-journal"
     target.call("group.create", name="g", volumes=["v"], journal_bytes=32 * MIB, journal_path=str(elsewhere))
     assert elsewhere.stat().st_size == 32 * MIB
-    target.call("group.arm", group="g")
+    target.call("group.arm", group="g", peer=PEER)
     target.connect("v").pwrite(b"there", 0)
     target.call("volume.create", name="w", size=4 * MIB)
     refused(
@@ -267,7 +268,7 @@ def test_the_journal_may_lie_elsewhere_and_goes_with_the_group(target: TargetPro
     target.kill()
     target.start()
     assert target.connect("v").pread(5, 0) == b"there"
-    target.call("group.disarm", group="g")
+    target.call("group.disarm", group="g", peer=PEER)
     target.call("group.delete", group="g")
     assert not elsewhere.exists()
 
@@ -316,7 +317,7 @@ def test_a_group_whose_state_is_destroyed_blocks_its_volumes_and_no_others(targe
 
 def test_a_stop_with_a_write_that_waits_for_its_peer_ends_and_forgets_nothing(target: TargetProcess) -> None:
     group(target, mode="sync", on_loss="stall", loss_timeout_s=0)
-    target.call("group.sync_on", group="g")
+    target.call("group.sync_on", group="g", peer=PEER)
     handle = target.connect("v")
     failures: list[nbd.Error] = []
 

@@ -8,6 +8,9 @@
         proxy.rate_bytes_s = 100_000                # throttle
         proxy.truncate_after(5000)                  # pass so many bytes more, then cut
         proxy.corrupt(every_bytes=100_000)          # flip a bit now and then
+        proxy.tamper("drop")                        # once: lose a chunk, or double, swap, flip or cut one, or repeat old
+        proxy.half_open()                           # the listener sees a reset, the dialler sees nothing
+        proxy.only = 1                              # connection faults hit this one of the standing ones alone
         proxy.record = True ... proxy.replay(n)     # say to the listener again what connection n said
 
 Each connection has two pumps, one thread each. Faults apply to connections that stand and to new ones. Nothing is read
@@ -35,6 +38,10 @@ class _Connection:
     client: socket.socket
     server: socket.socket
     said: bytearray = field(default_factory=bytearray)  # bytes of the dialling side, when recording
+    held: bytes = b""  # a chunk that its successor overtakes
+    before: bytes = b""  # the first chunk that was passed on
+    pumps: int = 2  # that still run
+    deaf: bool = False  # what the dialling side says disappears, and nobody tells it
 
     def reset(self) -> None:
         """End both halves with a TCP reset, as a cable cut followed by a reboot would."""
@@ -57,6 +64,8 @@ class FaultProxy:
         self.delay_s = 0.0
         self.rate_bytes_s = 0
         self.record = False
+        self.only: int | None = None
+        self._tampering = ""
         self.bytes_passed = {"up": 0, "down": 0}
         self.connections: list[_Connection] = []
         self.accepted = 0
@@ -76,11 +85,31 @@ class FaultProxy:
     # -- faults -----------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Reset every connection that stands."""
-        with self._lock:
-            standing, self.connections = self.connections, []
-        for connection in standing:
+        """Reset every connection that stands, or the one that `only` names."""
+        for connection in self._take():
             connection.reset()
+
+    def half_open(self) -> None:
+        """End connections towards the listener; the dialling side is not told, and what it says goes nowhere."""
+        for connection in self._take(keep=True):
+            connection.deaf = True
+            with contextlib.suppress(OSError):
+                connection.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                connection.server.shutdown(socket.SHUT_RDWR)
+
+    def _take(self, keep: bool = False) -> list[_Connection]:
+        with self._lock:
+            standing = self.connections
+            hit = standing if self.only is None else standing[self.only : self.only + 1]
+            self.connections = standing if keep else [one for one in standing if one not in hit]
+        return hit
+
+    def tamper(self, how: str) -> None:
+        """Do something to one of the next chunks: "drop" it, "double" it, "swap" it with the one after it, "flip" a bit
+        in its middle, pass "half" of it and cut, or pass on the "old" first bytes of its connection once more.
+        """
+        assert how in ("drop", "double", "swap", "flip", "half", "old")
+        self._tampering = how
 
     def stall(self, *ways: str) -> None:
         """Pass nothing on, in the given directions ("up", "down"; both when none is given), until `resume`."""
@@ -105,7 +134,13 @@ class FaultProxy:
         """End every fault; connections that were cut stay cut."""
         self.refuse, self.delay_s, self.rate_bytes_s = False, 0.0, 0
         self._cut_at, self._corrupt_every = None, 0
+        self.only, self._tampering = None, ""
         self.resume()
+        with self._lock:
+            deaf = [one for one in self.connections if one.deaf]
+            self.connections = [one for one in self.connections if not one.deaf]
+        for connection in deaf:
+            connection.reset()
 
     def replay(self, number: int, timeout_s: float = 5.0) -> bytes:
         """Connect to the target and say again what the dialling side of connection `number` said (0: the first).
@@ -165,11 +200,49 @@ class FaultProxy:
                 if not self._pass_on(connection, way, sink, chunk):
                     return
             with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_WR)
+                if not connection.deaf:
+                    sink.shutdown(socket.SHUT_WR)
         except OSError:
-            connection.reset()
+            if not connection.deaf:
+                connection.reset()
+        finally:
+            self._ended(connection)
+
+    def _ended(self, connection: _Connection) -> None:
+        """One of the two pumps has; after both, nothing of the connection is left."""
+        with self._lock:
+            connection.pumps -= 1
+            if connection.pumps or connection.deaf:
+                return
+            self.connections = [one for one in self.connections if one is not connection]
+        for sock in (connection.client, connection.server):
+            sock.close()
+
+    def _tampered(self, connection: _Connection, chunk: bytes) -> tuple[bytes, bool]:
+        """The chunk as it is passed on, and whether the connection ends then."""
+        if connection.held:
+            chunk, connection.held = chunk + connection.held, b""
+        elif self._tampering and len(chunk) > 64 and connection.before:
+            how, self._tampering = self._tampering, ""
+            middle = len(chunk) // 2
+            if how == "swap":
+                connection.held, chunk = chunk, b""
+            elif how == "flip":
+                chunk = chunk[:middle] + bytes((chunk[middle] ^ 1,)) + chunk[middle + 1 :]
+            else:
+                kinds = {"drop": b"", "double": chunk * 2, "half": chunk[:middle], "old": chunk + connection.before}
+                return kinds[how], how == "half"
+        connection.before = connection.before or chunk
+        return chunk, False
 
     def _pass_on(self, connection: _Connection, way: str, sink: socket.socket, chunk: bytes) -> bool:
+        if connection.deaf:
+            return True
+        chunk, ends = self._tampered(connection, chunk)
+        if ends:
+            sink.sendall(chunk)
+            connection.reset()
+            return False
         passed = sum(self.bytes_passed.values())
         if self._corrupt_every and passed + len(chunk) > self._next_flip:
             self._next_flip = passed + self._corrupt_every

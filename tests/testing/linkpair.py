@@ -30,15 +30,13 @@ from replicator.daemon.tlsstream import TlsStream
 from replicator.journal.files import PlainFile
 from replicator.journal.page import (
     HEAD_SEQ,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
-    REPLICATOR_ASLEEP,
     TARGET_ASLEEP,
     Doorbell,
     Page,
     boot_number,
 )
 from replicator.journal.ring import DATA_START, Journal
+from tests.testing.pairharness import PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, REPLICATOR_ASLEEP
 
 GROUP = "ab" * 16
 EPOCH = 1 << 24 | 7
@@ -57,7 +55,7 @@ class Side:
         file = PlainFile(path, create_bytes=capacity + DATA_START)
         self.journal = Journal.create(file, self.page, bytes.fromhex(GROUP), capacity)
         self.bell = Doorbell(self.run / f"{GROUP}.t")
-        self.replicator_bell = Doorbell(self.run / f"{GROUP}.r")
+        self.replicator_bell = Doorbell(self.run / f"{GROUP}.r.0")
 
     def open_files(self) -> GroupFiles:
         return GroupFiles(self.state, self.run, GROUP)
@@ -100,6 +98,7 @@ class Scripted:
         self.status: dict[str, Any] = {}
         self.dials = True
         self.link = 0
+        self.claims = False
         self.times_caught_up = 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:

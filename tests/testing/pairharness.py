@@ -12,11 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from replicator.capture import copier, follower, recovery, roles
+from replicator.capture import copier, copies, edges, follower, recovery, roles
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
-from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, GroupState, Policy
+from replicator.capture.state import (
+    FRESH,
+    OK,
+    PRIMARY,
+    SECONDARY,
+    STATE_FILE_BYTES,
+    Edge,
+    GroupState,
+    Policy,
+)
 from replicator.core import handshake, hello
 from replicator.core.epochs import node_tag
 from replicator.core.handshake import Action, Decision
@@ -24,13 +33,17 @@ from replicator.core.records import unpack_header
 from replicator.core.runs import parse_run
 from replicator.journal.page import (
     DURABLE_SEQ,
+    EDGE_APPLIED_SEQ,
+    EDGE_ASLEEP,
+    EDGE_DURABLE_OFF,
+    EDGE_DURABLE_SEQ,
+    EDGE_RECEIVED_SEQ,
+    EDGE_TREE_DURABLE,
     EPOCH,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
     SLOTS,
     Page,
+    edge_slot,
 )
 from tests.testing.fakedisk import FakeDisk, Fate, Unsynced
 from tests.testing.sim.storage import SimMap, SimPool
@@ -39,6 +52,14 @@ from tests.testing.sim.truth import Change, Image, Truth
 GROUP = "5e" * 16
 SIZES = (256 << 10, 192 << 10)
 JOURNAL_BYTES = (1 << 20) + 8192
+
+PEER_RECEIVED_SEQ = edge_slot(0, EDGE_RECEIVED_SEQ)
+"""Counters of a group's first edge, which is all a pair has."""
+PEER_DURABLE_SEQ = edge_slot(0, EDGE_DURABLE_SEQ)
+PEER_APPLIED_SEQ = edge_slot(0, EDGE_APPLIED_SEQ)
+PEER_DURABLE_OFF = edge_slot(0, EDGE_DURABLE_OFF)
+PEER_TREE_DURABLE = edge_slot(0, EDGE_TREE_DURABLE)
+REPLICATOR_ASLEEP = edge_slot(0, EDGE_ASLEEP)
 
 
 @dataclass
@@ -70,6 +91,8 @@ class Side:
         self.page_bytes = bytearray(SLOTS * 8)
         self.boot = 1
         self.now_ns = 1_700_000_000 * 10**9
+        self.uuid, self.group_name, self.volume_prefix = GROUP, "g", "v"
+        self.make_clock: Callable[[], WriteClock] = lambda: WriteClock(self._clock)
         self._engine: GroupEngine | None = None
         self.on_record: Callable[[Any, bytes | None], None] | None = None
         """Called with (header, payload) of each record this side adds, once it is published."""
@@ -85,6 +108,10 @@ class Side:
         """The shared page."""
         return self.engine.page
 
+    def edge(self, peer: Side) -> Edge:
+        """The edge with another side."""
+        return edges.edge_of(self.engine, peer.node_id)
+
     def parts(self) -> recovery.Parts:
         """Open the files for a new process."""
         volumes = self.pool.open()
@@ -96,7 +123,7 @@ class Side:
             maps=self.maps,
             volumes=volumes,
             pool_sync=lambda: self.pool.sync_with(files),
-            clock=WriteClock(self._clock),
+            clock=self.make_clock(),
             boot=self.boot,
         )
 
@@ -106,8 +133,11 @@ class Side:
 
     def create(self, role: str, policy: Policy | None = None) -> GroupEngine:
         """Make the group in empty files."""
-        volumes = [{"index": i, "name": f"v{i}", "uuid": f"{i:032x}", "size": s} for i, s in enumerate(self.sizes)]
-        state = GroupState(GROUP, "g", node_tag(self.node_id), volumes, role, policy=policy or Policy())
+        volumes = [
+            {"index": i, "name": f"{self.volume_prefix}{i}", "uuid": f"{i:032x}", "size": s}
+            for i, s in enumerate(self.sizes)
+        ]
+        state = GroupState(self.uuid, self.group_name, node_tag(self.node_id), volumes, role, policy=policy or Policy())
         state.copy = OK if role == PRIMARY else FRESH
         return self._live(recovery.create_engine(self.parts(), state, self.journal_bytes))
 
@@ -214,12 +244,13 @@ class Pair:
 
     def acknowledge(self, source: Side, sink: Side) -> None:
         """Tell the source what the sink holds."""
-        page, journal = source.page, source.engine.journal
-        page[PEER_RECEIVED_SEQ] = sink.page[HEAD_SEQ]
+        page, journal, slot = source.page, source.engine.journal, source.edge(sink).slot
+        page[edge_slot(slot, EDGE_RECEIVED_SEQ)] = sink.page[HEAD_SEQ]
         durable = min(sink.page[DURABLE_SEQ], sink.page[HEAD_SEQ])
-        if durable >= page[PEER_DURABLE_SEQ] and source.engine.state.mode == "journal":
-            page[PEER_DURABLE_OFF] = max(page[PEER_DURABLE_OFF], journal.find(durable + 1))
-            page[PEER_DURABLE_SEQ] = durable
+        if durable >= page[edge_slot(slot, EDGE_DURABLE_SEQ)] and source.engine.state.mode == "journal":
+            off = edge_slot(slot, EDGE_DURABLE_OFF)
+            page[off] = max(page[off], journal.find(durable + 1))
+            page[edge_slot(slot, EDGE_DURABLE_SEQ)] = page[edge_slot(slot, EDGE_TREE_DURABLE)] = durable
 
     def flow(self, source: Side, sink: Side) -> None:
         """Ship, apply and acknowledge until the sink has everything, a copy under way included."""
@@ -240,7 +271,8 @@ class Pair:
         """The side's HELLO, as its replicator would state it."""
         if side.engine.state.role == SECONDARY:
             follower.settle(side.engine)
-        return hello.from_status(side.node_id, side.engine.status(), split=False, discard=discard)
+        peer = self.b if side is self.a else self.a
+        return hello.from_status(side.node_id, side.engine.status(side.engine.state.edge_of(peer.node_id)), split=False, discard=discard)
 
     def meet(self, discard: str = "") -> Decision:
         """Shake hands and do what the table says, until records flow or the pair waits. Returns the last decision."""
@@ -256,17 +288,20 @@ class Pair:
             else:
                 if decision.action is Action.COPY:
                     self._copy(decision)
+                elif decision.action in (Action.STREAM, Action.RESUME):
+                    lead, follow = (self.a, self.b) if decision.lead == self.a.node_id else (self.b, self.a)
+                    edges.follow(follow.engine, lead.node_id)
                 return decision
         raise AssertionError("the handshake does not end")
 
     def _copy(self, decision: Decision) -> None:
         lead, follow = (self.a, self.b) if decision.lead == self.a.node_id else (self.b, self.a)
         c = None if decision.full else decision.c
-        bitmaps = roles.common_bitmap(follow.engine, c)["volumes"]
+        bitmaps = copies.common_bitmap(follow.engine, c)["volumes"]
         self.copies += 1
-        offer = roles.begin_copy(lead.engine, c, bitmaps, f"copy{self.copies}")
+        offer = copies.begin_copy(lead.engine, lead.edge(follow), c, bitmaps, f"copy{self.copies}")
         roles.attach(
-            follow.engine, offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"], f"copy{self.copies}",
+            follow.engine, follow.edge(lead), offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"], f"copy{self.copies}",
             offer["full"],
         )  # fmt: skip
 
@@ -275,7 +310,7 @@ class Pair:
         decision = self.meet(discard)
         assert decision.action in (Action.STREAM, Action.RESUME, Action.COPY), decision
         lead, follow = (self.a, self.b) if decision.lead == self.a.node_id else (self.b, self.a)
-        lead.engine.link_up = True
+        edges.set_link(lead.engine, lead.edge(follow), True)
         self.flow(lead, follow)
         assert follow.engine.state.copy == OK, follow.engine.status()
         assert lead.image() == follow.image(), f"images differ after {decision.label}"
@@ -287,7 +322,8 @@ def running_pair(**shape: Any) -> Pair:
     pair = Pair(Side("a", **shape), Side("b", **shape))
     pair.a.create(PRIMARY)
     pair.b.create(SECONDARY)
-    roles.arm(pair.a.engine)
+    roles.arm(pair.a.engine, pair.b.node_id)
+    roles.arm(pair.b.engine, pair.a.node_id, upstream=True)
     decision = pair.sync_up()
     assert decision.label == "full-fresh"
     return pair

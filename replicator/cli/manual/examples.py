@@ -260,9 +260,32 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "fill before the hour is over begins later. --off gives the space back.",
         ),
         Example(
+            "The peer is away for longer than was planned: give the journal more room, and take it back later.",
+            (
+                "farstripe group journal show shop",
+                "farstripe group journal add shop /dev/disk/by-id/nvme-spare-part1",
+                "farstripe group journal remove shop /dev/disk/by-id/nvme-spare-part1",
+            ),
+            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any more; "
+            "`journal show` no longer lists it then.",
+        ),
+        Example(
+            "The journal's disk has failed. Hosts went on, and differences were counted.",
+            ("farstripe group journal replace shop /dev/disk/by-id/nvme-other-part1", "farstripe pair wait shop"),
+            "The pair comes together again by difference.",
+        ),
+        Example(
             "Take the group apart.",
             ("farstripe pair delete shop", "farstripe group delete shop"),
             "The volumes and what is in them stay, on both nodes.",
+        ),
+    ),
+    "plan": (
+        Example(
+            "How large must the journal be for the peer to be away for four hours?",
+            ("farstripe plan journal shop --outage 4h", "farstripe plan journal shop --outage 4h --rate 20M --json"),
+            "The first goes by what hosts wrote in the busiest four hours of the last week, the second by 20 MiB a "
+            "second. Both say what to add on which node.",
         ),
     ),
     "peer": (
@@ -294,6 +317,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             ("farstripe pair create shop --peer beta --mode async --compress 3 --journal 16G", "farstripe pair list"),
             "Hosts wait for the line only when the journal is full, as --on-full says. The list shows how many "
             "records beta is behind.",
+        ),
+        Example(
+            "A long line that others use too.",
+            (
+                "farstripe pair set shop --connections 4 --compress auto",
+                'farstripe pair set shop --schedule "mon-fri 08:00-18:00 20M; else unlimited"',
+                "farstripe pair show shop",
+            ),
+            "Four connections fill a line on which one would not; what shrinks is compressed. In office hours 20 MiB a "
+            "second are sent at most, by the clock of this node; what is written beyond that waits in the journal. The "
+            "last command says which limit holds now and what compression gained.",
         ),
         Example(
             "Keep the copy as it is during a risky upgrade.",

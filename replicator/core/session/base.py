@@ -21,7 +21,7 @@ from replicator.core.events import (
 )
 from replicator.core.handshake import Decision
 from replicator.core.hello import Hello
-from replicator.core.transitions import RECEIVING, SHIPPING, State
+from replicator.core.transitions import CLAIMING, RECEIVING, SHIPPING, State
 
 PING_S = 1.0
 """A PING goes out this often. The peer answers, so a silent link is known within DEAD_S on both sides."""
@@ -37,6 +37,8 @@ IDLE_POLL_S = 2.0
 """The same once nothing is expected to change soon."""
 RETRY_REFUSED_S = 20.0
 """A refused or waiting pair compares its facts again this often: the way out may have been taken on the other side."""
+RETRY_SOON_S = 5.0
+"""The same for one that waits for what another node has to do first, if nothing tells that it was done."""
 SWITCHOVER_S = 10.0
 """Default deadline for draining in a switchover; writers are parked for no longer."""
 HANDED_S = 5.0
@@ -90,7 +92,11 @@ class SessionBase:
         self.last_contact = 0.0
         self.link_reason = "not connected yet"
         self.acked: tuple[int, int, int] = (0, 0, 0)
+        self.was_complete = False
+        """When last heard of, the peer had a complete copy of what this node feeds it."""
         self.discard = ""
+        self.discard_epoch = 0
+        """That node's newest epoch when the operator named it, 0 when it was not known."""
         self._discard_until = 0.0
         self._ask_peer_resync = False
         self._rng = rng
@@ -108,6 +114,11 @@ class SessionBase:
         self._sync_seq = 0
         self._command: tuple[int, float] | None = None
         self._takeover_id: int | None = None
+
+    @property
+    def claims(self) -> bool:
+        """No other session of this node may append to the group's journal now."""
+        return self.state in CLAIMING
 
     @property
     def ships(self) -> bool:
@@ -172,7 +183,13 @@ class SessionBase:
 
     def _report(self) -> dict[str, Any]:
         """What the peer shows about us."""
-        return {"state": self.state.value, "seq": int(self.status.get("pos", 0)), "role": self.status.get("role", "")}
+        return {
+            "state": self.state.value,
+            "seq": int(self.status.get("pos", 0)),
+            "role": self.status.get("role", ""),
+            "tree_durable": tree_durable(self.status),
+            "feeds": [edge["peer"] for edge in _below(self.status) if edge["peer"] != self.peer],
+        }
 
     def _poll_if_due(self, now: float, pace_s: float) -> list[Effect]:
         if self._awaited or now < self._next_poll:
@@ -182,3 +199,17 @@ class SessionBase:
 
     def _nothing(self, event: Event, now: float) -> Step:
         return self.state, []
+
+
+def tree_durable(status: dict[str, Any]) -> int:
+    """Return the seq up to which this node and all below it hold the journal durably, by this node's group.status.
+
+    The primary drops a history bitmap only when the whole tree holds its successor. 0 while an edge below is not linked.
+    """
+    linked = [int(edge["tree_durable"]) if edge["linked"] else 0 for edge in _below(status)]
+    return min([int(status.get("durable", 0)), *linked])
+
+
+def _below(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The edges over which this node feeds others."""
+    return [edge for edge in status.get("edges") or () if not edge["upstream"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import Acked, DataStopped, Effect, FrameIn, Log, Reply, Send, StartShipping
+from replicator.core.hello import wants_sync
 from replicator.core.session.base import POLL_S, SYNC_LAG_RECORDS, Step
 from replicator.core.session.greeting import Greeting
 from replicator.core.transitions import State
@@ -27,7 +28,7 @@ class Flowing(Greeting):
         assert self.mine is not None and self.decision is not None
         index, bits = event.frame.get("volume"), event.frame.get("bits")
         sizes = dict(self.mine.volumes)
-        if index not in sizes or not (bits is None or isinstance(bits, bytes)):
+        if not isinstance(index, int) or index not in sizes or not (bits is None or isinstance(bits, bytes)):
             raise ProtocolError(f"a bitmap of volume {index!r} that the group does not have")
         bitmaps = {**self._bitmaps, index: bits}
         if not event.frame.get("last"):
@@ -39,7 +40,7 @@ class Flowing(Greeting):
         unknown = self.decision.full or any(b is None for b in bitmaps.values())
         copy_id = f"{self._rng.getrandbits(64):016x}"
         ask = self._ask(
-            "group.begin_copy",
+            "group.pin_copy" if self._relays else "group.begin_copy",
             c=None if self.decision.full else self.decision.c,
             peer_bitmaps=None if unknown else bitmaps,
             copy_id=copy_id,
@@ -47,7 +48,13 @@ class Flowing(Greeting):
         self._copy = {"copy_id": copy_id}
         return State.PLANNING, [ask]
 
-    def _offer(self, event: Reply, now: float) -> Step:
+    @property
+    def _relays(self) -> bool:
+        """We are the source of this peer without being primary."""
+        return self.mine is not None and self.mine.role != "primary"
+
+    def _planned(self, event: Reply, now: float) -> Step:
+        """Our target has the list. Of a relay it is the primary that appends the copies, so it has to know it too."""
         assert self.decision is not None
         result = event.result
         self._copy = {
@@ -59,8 +66,19 @@ class Flowing(Greeting):
             "hist": [list(entry) for entry in result["hist"]],
             "masks": result["masks"],
             "full": bool(result["full"]),
+            "synced_after": int(result["p"]),
         }
-        return State.OFFERED, [Send(self._copy)]
+        if not self._relays:
+            return State.OFFERED, [Send(self._copy)]
+        masks = None if result["full"] else result["masks"]
+        return State.EXTENDING, [self._ask("pair.extend_copy", copy_id=self._copy["copy_id"], masks=masks)]
+
+    def _extended(self, event: Reply, now: float) -> Step:
+        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after seq."""
+        if "seq" not in event.result:
+            return State.OFFERED, [Send(self._copy)]
+        seq = self._copy["synced_after"] = max(int(event.result["seq"]), self._copy["p"])
+        return State.EXTENDING, [self._ask("group.copy_until", copy_id=self._copy["copy_id"], seq=seq)]
 
     def _adopt(self, event: FrameIn, now: float) -> Step:
         assert self.decision is not None
@@ -70,11 +88,12 @@ class Flowing(Greeting):
                 "c": self.decision.c,
                 "epoch": int(event.frame["epoch"]),
                 "hist": [[int(e), int(b)] for e, b in event.frame["hist"]],
-                "masks": {int(volume): bytes(bits) for volume, bits in event.frame["masks"].items()},
+                "masks": {int(volume): _bits(bits) for volume, bits in event.frame["masks"].items()},
                 "copy_id": str(event.frame["copy_id"]),
                 "full": bool(event.frame["full"]),
+                "synced_after": int(event.frame["synced_after"]),
             }
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
             raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc
         self._copy = copy
         return State.ADOPTING, [self._ask("group.attach", **copy)]
@@ -128,12 +147,12 @@ class Flowing(Greeting):
                 return State.SYNC_SOURCE, [Log("in-sync", {"seq": self.acked[0]})]
             return self.state, []
         self.status = event.result
-        wants_sync = event.result.get("policy", {}).get("mode") == "sync"
+        wants = wants_sync(event.result)
         if self.state is State.SYNC_SOURCE:
-            if wants_sync and event.result.get("sync_on"):
+            if wants and event.result.get("sync_on"):
                 return self.state, []
             return State.SOURCE, [Log("out-of-sync", {"degraded": bool(event.result.get("degraded"))})]
-        if self.state is State.SOURCE and wants_sync and not self._sync_seq:
+        if self.state is State.SOURCE and wants and not self._sync_seq:
             lag = int(event.result.get("pos", 0)) - self.acked[0]
             if lag <= SYNC_LAG_RECORDS:
                 return self.state, [self._ask("group.sync_on", on=True)]
@@ -152,3 +171,10 @@ class Flowing(Greeting):
         if event.cause == "medium":
             return State.STOPPED, [*effects, Log("stopped", {"reason": event.message})]
         return state, effects
+
+
+def _bits(value: object) -> bytes:
+    """A mask; of a number bytes() would make as many zeroes, however many."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"a mask of type {type(value).__name__}")
+    return value

@@ -9,6 +9,7 @@ from replicator.core import handshake, hello
 from replicator.core.errors import ProtocolError, Refused, to_map
 from replicator.core.events import (
     Answer,
+    ClaimJournal,
     CloseLink,
     Effect,
     FrameIn,
@@ -40,7 +41,8 @@ class Greeting(SessionBase):
             self.discard = ""
         successor = self.handover if event.result.get("role") != "primary" else ""
         self.mine = hello.from_status(
-            self.node, event.result, split=self.split_wanted, discard=self.discard, handover=successor
+            self.node, event.result, split=self.split_wanted, discard=self.discard,
+            discard_epoch=self.discard_epoch, handover=successor,
         )
         effects: list[Effect] = [Send(hello.to_frame(self.mine))]
         if self.theirs is None:
@@ -80,14 +82,15 @@ class Greeting(SessionBase):
 
     def _settle_handover(self, decision: Decision) -> list[Effect]:
         """A switchover is over as soon as anybody is primary; its command is answered by who that is."""
-        if decision.facts.primaries == "none":
+        primaries = decision.facts.primaries
+        if primaries == "none":
             return []
         effects: list[Effect] = []
         if self.handover:
             self.handover = ""
             effects.append(Persist({"handover": ""}))
-        if self._command is not None and decision.facts.primaries == "one":
-            if decision.lead == self.peer:
+        if self._command is not None and primaries not in ("both", "rivals", "given-up"):
+            if decision.lead == self.peer and primaries == "one":
                 effects.append(Answer(self._command[0], {"primary": self.peer}))
                 self._command = None
             else:
@@ -102,7 +105,7 @@ class Greeting(SessionBase):
         if decision.label == "split-wanted" and self.status.get("sync_on"):
             effects.append(self._tell("group.sync_on", on=False))
         if self._ask_peer_resync and not self.split_wanted and decision.label == "split-wanted":
-            effects.append(Send({"t": "resync", "discard": self.discard}))
+            effects.append(Send({"t": "resync", "discard": self.discard, "epoch": self.discard_epoch}))
         self._ask_peer_resync = False
         return State.WAITING, effects
 
@@ -133,13 +136,18 @@ class Greeting(SessionBase):
         self.discard, self._ask_peer_resync = "", False
         resuming = decision.action is Action.RESUME
         self._next_poll = now
+        effects: list[Effect]
         if decision.lead == self.node:
-            effects: list[Effect] = [self._tell("group.link", up=True), StartShipping(decision.from_seq)]
+            effects = [self._tell("group.link", up=True), StartShipping(decision.from_seq)]
             if resuming:
                 effects.insert(1, self._tell("group.resume_copy"))
             return State.COPY_SOURCE if resuming else State.SOURCE, effects
         assert self.mine is not None
-        return State.COPY_TARGET if resuming else State.TARGET, [self._receive(decision.from_seq, self.mine.hist)]
+        effects = [ClaimJournal()]
+        if self.mine.upstream != self.peer or self.mine.state == "diverged":
+            effects.append(self._tell("group.follow"))
+        effects.append(self._receive(decision.from_seq, self.mine.hist))
+        return State.COPY_TARGET if resuming else State.TARGET, effects
 
     def _receive(self, expect_seq: int, hist: Any) -> StartReceiving:
         return StartReceiving(expect_seq, int(hist[-1][0]) if hist else 0)
@@ -148,7 +156,7 @@ class Greeting(SessionBase):
         self._bitmaps = {}
         if decision.lead == self.node:
             return State.COLLECTING, [Log("copy-planned", {"label": decision.label, "full": decision.full})]
-        return State.MAPPING, [self._ask("group.bitmap", c=None if decision.full else decision.c)]
+        return State.MAPPING, [ClaimJournal(), self._ask("group.bitmap", c=None if decision.full else decision.c)]
 
     def _stepped_down(self, event: Reply, now: float) -> Step:
         label = self.decision.label if self.decision else ""

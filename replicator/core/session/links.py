@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from replicator.core.errors import ProtocolError
 from replicator.core.events import CloseLink, Dial, Effect, FrameIn, LinkDown, LinkUp, Log, Send, Tick
-from replicator.core.session.base import HANDSHAKE_S, IDLE_POLL_S, PING_S, POLL_S, RETRY_REFUSED_S, SessionBase, Step
+from replicator.core.session.base import (
+    HANDSHAKE_S,
+    IDLE_POLL_S,
+    PING_S,
+    POLL_S,
+    RETRY_REFUSED_S,
+    RETRY_SOON_S,
+    SessionBase,
+    Step,
+)
 from replicator.core.transitions import State
+
+SOON = ("source-incomplete", "source-behind", "source-outdated")
+"""Outcomes of a handshake that end by what another node does."""
 
 
 class Links(SessionBase):
@@ -54,7 +69,8 @@ class Links(SessionBase):
         return self._linked_chores(event, now) or (self.state, self._ping_if_due(now))
 
     def _watch_idle(self, event: Tick, now: float) -> Step:
-        if now - self._since >= RETRY_REFUSED_S:
+        label = self.decision.label if self.decision else ""
+        if now - self._since >= (RETRY_SOON_S if label in SOON else RETRY_REFUSED_S):
             return self._go_down(now, "comparing again", close=True, soon=True)
         return self._watch_link_only(event, now)
 
@@ -66,9 +82,21 @@ class Links(SessionBase):
         return self.state, [*self._ping_if_due(now), *self._poll_if_due(now, pace)]
 
     def _ping(self, event: FrameIn, now: float) -> Step:
-        self.peer_report = {key: value for key, value in event.frame.items() if key != "t"}
+        self.peer_report = _report_in(event.frame)
         return self.state, [Send({"t": "pong", **self._report()})]
 
     def _pong(self, event: FrameIn, now: float) -> Step:
-        self.peer_report = {key: value for key, value in event.frame.items() if key != "t"}
+        self.peer_report = _report_in(event.frame)
         return self.state, []
+
+
+_REPORTED = {"seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list}
+
+
+def _report_in(frame: dict[str, Any]) -> dict[str, Any]:
+    """Return what a PING or PONG reports. Raises ProtocolError for what would be no number, text or list later."""
+    report = {key: value for key, value in frame.items() if key != "t"}
+    for key, kind in _REPORTED.items():
+        if key in report and (not isinstance(report[key], kind) or isinstance(report[key], bool)):
+            raise ProtocolError(f"the peer reports {report[key]!r} as its {key}")
+    return report

@@ -23,7 +23,7 @@ from replicator.core.session.base import HURRIED_POLL_S, NotExpected, Step
 from replicator.core.session.flowing import Flowing
 from replicator.core.session.operating import Operating
 from replicator.core.session.switching import Switching
-from replicator.core.transitions import RECEIVING, SHIPPING, TRANSITIONS, Input, State
+from replicator.core.transitions import COMPLETE, RECEIVING, SHIPPING, TRANSITIONS, Input, State
 
 
 class Session(Switching, Flowing, Operating):
@@ -52,6 +52,8 @@ class Session(Switching, Flowing, Operating):
         assert after in allowed, f"{name} led from {before} to {after}"
         if after is not before:
             self.state = after
+            if after in COMPLETE or after is State.COPY_SOURCE:
+                self.was_complete = after in COMPLETE
             self._since = now
             effects.append(Log("pair-state", {"was": before.value, "is": after.value, "by": what.value}))
         return effects
@@ -61,6 +63,13 @@ class Session(Switching, Flowing, Operating):
         if self.state is State.DOWN and self._retry_at is not None:
             self._backoff.reset()
             self._retry_at = now
+
+    def look_again(self, now: float) -> list[Effect]:
+        """Something about this node changed that a waiting pair may have waited for: compare again. Else no effect."""
+        if self.state is not State.WAITING:
+            return []
+        self.state, effects = self._go_down(now, "comparing again", close=True, soon=True)
+        return effects
 
     def caught_up(self, now: float) -> None:
         """Everything received is applied: a copy may be complete, so its target is asked now. No effect elsewhere."""

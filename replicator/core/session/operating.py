@@ -18,7 +18,7 @@ class Operating(SessionBase):
         self.split_wanted = True
         self._ask_peer_resync = False
         effects: list[Effect] = [Persist({"split": True})]
-        if self.status.get("role") == "primary":
+        if self.status.get("role") == "primary" or self.status.get("upstream") not in (None, "", self.peer):
             effects.append(self._tell("group.sync_on", on=False))
         if self.link:
             effects.append(Send({"t": "split", "reason": "operator"}))
@@ -40,14 +40,23 @@ class Operating(SessionBase):
         self.split_wanted = False
         self._ask_peer_resync = True
         self.discard, self._discard_until = discard, now + CONSENT_S
+        self.discard_epoch = self._newest_epoch(discard)
         self._backoff.reset()
         effects: list[Effect] = [Persist({"split": False})]
         if self.link:
             effects.append(
-                Send({"t": "resync", "discard": discard})
+                Send({"t": "resync", "discard": discard, "epoch": self.discard_epoch})
             )  # this wish replaces an older one on the other side
         _, more = self._go_down(now, "resync asked by the operator", close=True, soon=True)
         return State.DOWN, [*effects, *more, Log("resync", {"discard": discard}), Answer(event.id)]
+
+    def _newest_epoch(self, node: str) -> int:
+        """The newest epoch of one of the two nodes as far as this session knows, 0 when it does not."""
+        if node == self.node:
+            hist = self.status.get("hist") or ()
+        else:
+            hist = self.theirs.hist if self.theirs is not None and node else ()
+        return int(hist[-1][0]) if hist else 0
 
     def _takeover(self, event: Command, now: float) -> Step:
         """`args`: force (bool), status (this node's group.status, asked by the shell just now), and where to begin as
@@ -73,6 +82,8 @@ class Operating(SessionBase):
         self.split_wanted = False
         discard = event.frame.get("discard")
         self.discard = discard if discard in (self.node, self.peer) else ""
+        epoch = event.frame.get("epoch")
+        self.discard_epoch = epoch if isinstance(epoch, int) and 0 <= epoch < 1 << 64 else 0
         self._discard_until = now + CONSENT_S
         _, more = self._go_down(now, "resync asked by the peer's operator", close=True, soon=True)
         return State.DOWN, [Persist({"split": False}), *more]
@@ -94,7 +105,10 @@ class Operating(SessionBase):
                 "lost_records": self.decision.lost_records,
             },
             "peer_role": self.peer_report.get("role") or (self.theirs.role if self.theirs else ""),
+            "peer_upstream": self.theirs.upstream if self.theirs else "",
             "peer_state": self.peer_report.get("state", ""),
+            "peer_feeds": list(self.peer_report.get("feeds") or ()),
+            "was_complete": self.was_complete,
             "peer_pos": max(int(self.peer_report.get("seq") or 0), self.theirs.pos if self.theirs else 0),
             "acked": {"received": self.acked[0], "durable": self.acked[1], "applied": self.acked[2]},
             "discard": self.discard,

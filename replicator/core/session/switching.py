@@ -28,6 +28,8 @@ class Switching(Links):
     """Hold, drain, demote durably, hand over; or leave everything as it was."""
 
     def _switchover(self, event: Command, now: float) -> Step:
+        if self.status.get("role") == "secondary":
+            return self._switchover_refused(event, now)
         deadline_s = float(event.args.get("deadline_s", SWITCHOVER_S))
         self._command = (event.id, now + deadline_s)
         return State.HOLDING, [
@@ -36,8 +38,8 @@ class Switching(Links):
         ]
 
     def _switchover_refused(self, event: Command, now: float) -> Step:
-        if self.state in (State.TARGET, State.COPY_TARGET):
-            error = Refused("this node is the secondary", "run the switchover on the primary node")
+        if self.state in (State.TARGET, State.COPY_TARGET) or self.status.get("role") == "secondary":
+            error = Refused("this node is a secondary", "run the switchover on the primary node")
         elif self.state is State.COPY_SOURCE:
             error = Refused("the copy on the peer is not complete", "wait for it with 'farstripe pair wait'")
         else:

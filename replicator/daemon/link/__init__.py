@@ -7,5 +7,6 @@ shipper.py      journal -> frames
 receiver.py     frames -> journal, and what to acknowledge
 asker.py        a thread for questions to the target, which may take long
 flow.py         carries out the session's effects on the data path
+claims.py       which pair of a group may append to its journal here
 loop.py         the thread: poll, read, write, tick
 """

@@ -24,11 +24,12 @@ Frame = tuple[int, int, memoryview]
 class Lane:
     """One connection of a link."""
 
-    __slots__ = ("buf", "conn", "hung_up", "number", "readable", "waiting")
+    __slots__ = ("buf", "conn", "fd", "hung_up", "number", "readable", "waiting")
 
     def __init__(self, number: int, conn: Connection) -> None:
         self.number = number
         self.conn = conn
+        self.fd = conn.fileno()
         self.readable = True
         """Whether it may have bytes for us."""
         self.hung_up = False
@@ -64,7 +65,7 @@ class Bundle:
 
     def lane(self, fd: int) -> Lane:
         """The lane with this descriptor."""
-        return next(lane for lane in self.lanes if lane.conn.fileno() == fd)
+        return next(lane for lane in self.lanes if lane.fd == fd)
 
     def to_open(self, now: float, wanted: int) -> int:
         """Return how many connections to try to add now, so that there are `wanted`; those asked for lately count."""
@@ -86,6 +87,8 @@ class Bundle:
     def free(self) -> Lane | None:
         """Return a lane with nothing unsent, the one after that used last if possible; None when all are busy."""
         lanes, last = self.lanes, self._last
+        if len(lanes) == 1:
+            return None if self.first.unsent else lanes[0]
         for step in range(1, len(lanes) + 1):
             lane = lanes[(last + step) % len(lanes)]
             if not lane.conn.unsent:
@@ -96,7 +99,10 @@ class Bundle:
     @property
     def busy(self) -> bool:
         """Whether every lane has something unsent, so that its socket wakes us."""
-        return all(lane.conn.unsent for lane in self.lanes)
+        for lane in self.lanes:
+            if not lane.conn.unsent:
+                return False
+        return True
 
     def flush(self) -> None:
         """Send what the sockets take. Raises Lost."""
@@ -112,7 +118,10 @@ class Bundle:
     @property
     def waiting(self) -> bool:
         """Whether a run that cannot be taken yet keeps one of the lanes from being read."""
-        return any(lane.waiting is not None for lane in self.lanes)
+        for lane in self.lanes:  # no generators here and below: this runs several times for each record
+            if lane.waiting is not None:
+                return True
+        return False
 
     @property
     def bytes_in(self) -> int:
@@ -126,14 +135,12 @@ class Bundle:
 
     def wanted(self, flows: bool) -> tuple[tuple[int, int], ...]:
         """What to poll for: (descriptor, events). Records on further lanes are left there until they `flow`."""
-        return tuple(
-            (
-                lane.conn.fileno(),
-                (select.POLLIN if lane.waiting is None and (flows or not lane.number) else 0)
-                | (select.POLLOUT if lane.conn.wants_write else 0),
-            )
-            for lane in self.lanes
-        )
+        found = []
+        for lane in self.lanes:
+            conn = lane.conn
+            events = select.POLLIN if lane.waiting is None and (flows or not lane.number) else 0
+            found.append((lane.fd, events | select.POLLOUT if conn.wants_write else events))
+        return tuple(found)
 
     def close(self, *, gently: bool) -> None:
         """End all connections. `gently`: the first one delivers what was sent, and the others end after it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from replicator.core.batching import GATHER_BYTES, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
+from replicator.core.rpo import RemoteClock
 from replicator.core.transfer import Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Frame, Lane
@@ -21,15 +22,18 @@ from replicator.daemon.link.packing import Gain
 from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    ARRIVED_TIME,
     BEACON_PACE_MS,
+    DROPS,
+    EDGE_ASLEEP,
+    EDGE_LINK,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
-    LINK,
     LINK_DOWN,
     LINK_STREAMING,
-    REPLICATOR_ASLEEP,
-    REPLICATOR_BEAT_MS,
     SYNC_ON,
+    edge_slot,
 )
 
 BEAT_S = 1.0
@@ -63,9 +67,11 @@ class Flow:
         self._gathers = False
         self._other_bytes = 0  # of frames that are no DATA
         self.peer_beat: tuple[int, int] | None = None
+        self._remote = RemoteClock()
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
+        self._drops = 0
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
@@ -78,7 +84,7 @@ class Flow:
     def receive(self, bundle: Bundle, expect_seq: int, min_epoch: int) -> None:
         """Begin to receive; by which settings the peer says later, see `tune`. Raises Stopped."""
         files = self._begin(bundle, Transfer())
-        files.u64[REPLICATOR_ASLEEP] = 0  # the follower's progress is looked at lazily, it need not ring
+        self._say(EDGE_ASLEEP, 0)  # the follower's progress is looked at lazily, it need not ring
         self.receiver = Receiver(files, expect_seq, min_epoch)
         self._next_lazy = 0.0
 
@@ -90,7 +96,8 @@ class Flow:
             raise Stopped("peer", f"the group's files cannot be opened: {exc}") from exc
         self._bundle = bundle
         self._take_up(settings)
-        files.u64[LINK] = LINK_STREAMING
+        self._say(EDGE_LINK, LINK_STREAMING)
+        self._drops = files.u64[DROPS + files.slot]
         return files
 
     def _take_up(self, settings: Transfer) -> None:
@@ -114,12 +121,23 @@ class Flow:
         """Whether records flow, in either direction."""
         return self.files is not None
 
+    def _say(self, what: int, value: int) -> None:
+        """Store a counter of our edge in the page, while files are open."""
+        if self.files is not None:
+            self.files.u64[edge_slot(self.files.slot, what)] = value
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether host writes wait for our peer."""
+        return self.files is not None and bool(self.files.u64[SYNC_ON] >> self.files.slot & 1)
+
     def end(self) -> None:
         """Stop whatever flows. What was appended stays."""
         self.shipper = self.receiver = self._bundle = None
         if self.files is not None:
-            self.files.u64[LINK] = LINK_DOWN
-            self.files.u64[REPLICATOR_ASLEEP] = 0
+            self._say(EDGE_LINK, LINK_DOWN)
+            self._say(EDGE_ASLEEP, 0)
+            self._say(EDGE_WANTS, 0)
             self.files.close()
             self.files = None
 
@@ -137,7 +155,6 @@ class Flow:
             raise Stopped("journal", "the target was restarted, or the group's journal was started over")
         bundle = self._bundle
         assert bundle is not None
-        files.u64[REPLICATOR_BEAT_MS] = int(now * 1000)
         if self.shipper is not None:
             self._ship_some(self.shipper, files, bundle, now)
             return False
@@ -145,11 +162,13 @@ class Flow:
 
     def _ship_some(self, shipper: Shipper, files: GroupFiles, bundle: Bundle, now: float) -> None:
         u64 = files.u64
+        if u64[DROPS + files.slot] != self._drops:
+            raise Stopped("journal", "the journal is no longer kept for the peer")
         if now >= self._next_rate:
             self._next_rate = now + RATE_S
             here = time.localtime()
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
-        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not u64[SYNC_ON]
+        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
         if self._gathers:
             return
         before = shipper.seq
@@ -160,7 +179,7 @@ class Flow:
             self.records += shipped
         else:
             return
-        if shipper.seq != before and not u64[SYNC_ON]:
+        if shipper.seq != before and not self.waited_for:
             self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
         shipper.shrink()
         if now >= self._next_beat and not bundle.first.unsent:
@@ -168,7 +187,7 @@ class Flow:
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
-        if receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
+        if receiver.held_bytes and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
             raise Lost(f"record {receiver.expect} did not come for {GAP_S:g} s, later ones did")
         lazy = now >= self._next_lazy
         if lazy:
@@ -211,6 +230,8 @@ class Flow:
             self.peer_beat = head_seq, unsent_bytes
             if self.receiver is not None:
                 self.receiver.note_beacon(*beacon)
+                if beacon[1]:
+                    self._remote.heard(*beacon, self.receiver.expect - 1, now)
             return None
         return self._acked(wire.TRIPLE.unpack(body), now)
 
@@ -225,6 +246,17 @@ class Flow:
         lane.waiting = frame if taken is None else None
         self.records += taken or 0
         return taken is not None
+
+    def behind_s(self, now: float) -> float | None:
+        """Seconds of the primary's time that have not come here, by its beacons; None when none came yet."""
+        if self.receiver is not None and self.files is not None:
+            self._remote.holds(self.receiver.expect - 1, self.files.u64[ARRIVED_TIME])
+        return self._remote.behind_s(now)
+
+    def heard_of_tree(self, durable: object) -> None:
+        """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""
+        if self.shipper is not None and isinstance(durable, int) and durable >= 0:
+            self.shipper.heard_of_tree(durable)
 
     def _acked(self, triple: tuple[int, int, int], now: float) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files
@@ -277,17 +309,17 @@ class Flow:
             return True
         if bundle.busy or self._gathers or shipper.starved or shipper.bucket.wait_s(now):
             return True  # a socket wakes us, or the clock, or a grant
-        files.u64[REPLICATOR_ASLEEP] = 1
+        self._say(EDGE_ASLEEP, 1)
         files.fence()
         if shipper.behind:
-            files.u64[REPLICATOR_ASLEEP] = 0
+            self._say(EDGE_ASLEEP, 0)
             return False
         return True
 
     def awake(self) -> None:
         """Take that back."""
-        if self.shipper is not None and self.files is not None:
-            self.files.u64[REPLICATOR_ASLEEP] = 0
+        if self.shipper is not None:
+            self._say(EDGE_ASLEEP, 0)
 
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""

@@ -7,11 +7,21 @@ with an old one; the incarnation in the page says when to stop. The replicator n
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from replicator.core.errors import IntegrityError
 from replicator.journal.files import PlainFile
-from replicator.journal.page import INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number
+from replicator.journal.page import (
+    EDGE_ASLEEP,
+    EDGES,
+    INCARNATION,
+    TARGET_ASLEEP,
+    Doorbell,
+    Page,
+    boot_number,
+    edge_slot,
+)
 from replicator.journal.ring import Journal
 from replicator.journal.volumes import JournalDirectory
 
@@ -19,8 +29,10 @@ from replicator.journal.volumes import JournalDirectory
 class GroupFiles:
     """One group's shared files."""
 
-    def __init__(self, state_dir: Path, run_dir: Path, uuid: str, journal_path: str | None = None) -> None:
-        """Open them. Raises OSError, or IntegrityError when there is no journal or page of this boot."""
+    def __init__(
+        self, state_dir: Path, run_dir: Path, uuid: str, journal_path: str | None = None, slot: int = 0
+    ) -> None:
+        """Open them for the edge in `slot`. Raises OSError, or IntegrityError when there is no journal or page of this boot."""
         page_path = run_dir / f"{uuid}.page"
         if not page_path.exists():
             raise IntegrityError(f"the target has made no page {page_path}", "start the target")
@@ -28,11 +40,14 @@ class GroupFiles:
         if not self.page.valid(boot_number()):
             raise IntegrityError(f"{page_path} is of another boot", "start the target")
         self.u64 = self.page.u64
+        self.slot = slot
+        self._bell_path: Callable[[int], Path] = lambda edge: run_dir / f"{uuid}.r.{edge}"
         self.incarnation = self.u64[INCARNATION]
         where = PlainFile(journal_path) if journal_path else JournalDirectory(state_dir / "groups" / uuid)
         self.journal = Journal.open(where, self.page)
-        self.own_bell = Doorbell(run_dir / f"{uuid}.r")
+        self.own_bell = Doorbell(self._bell_path(slot))
         self._target_bell = Doorbell(run_dir / f"{uuid}.t")
+        self._edge_bells: dict[int, Doorbell] = {}
         self._fence = threading.Lock()
 
     @property
@@ -52,6 +67,16 @@ class GroupFiles:
         if self.u64[TARGET_ASLEEP]:
             self._target_bell.ring()
 
+    def wake_edges(self) -> None:
+        """Ring every edge of the group that sleeps: we have appended what it may ship."""
+        u64 = self.u64
+        for slot in range(EDGES):
+            if u64[edge_slot(slot, EDGE_ASLEEP)]:
+                bell = self._edge_bells.get(slot)
+                if bell is None:
+                    bell = self._edge_bells[slot] = Doorbell(self._bell_path(slot))
+                bell.ring()
+
     def fence(self) -> None:
         """Order the stores before against the loads after, between two processes: taking a lock is a full barrier."""
         with self._fence:
@@ -64,5 +89,6 @@ class GroupFiles:
     def close(self) -> None:
         """Release all of it."""
         self.journal.close()
-        self.own_bell.close()
+        for bell in (self.own_bell, *self._edge_bells.values()):
+            bell.close()
         self._target_bell.close()

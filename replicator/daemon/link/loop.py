@@ -16,7 +16,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from replicator.core.errors import BadInput, FarstripeError, ProtocolError, Refused, to_map
@@ -24,6 +24,7 @@ from replicator.core.events import (
     Acked,
     Answer,
     AskTarget,
+    ClaimJournal,
     CloseLink,
     Command,
     DataStopped,
@@ -47,9 +48,10 @@ from replicator.core.session import NotExpected, Session
 from replicator.core.transfer import Transfer, from_map
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Lane
+from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Connection, Lost
 from replicator.daemon.link.flow import FRAMES_A_ROUND, Flow
-from replicator.daemon.link.mailbox import Incoming, Item, Knock, Mailbox, Query, Retune
+from replicator.daemon.link.mailbox import Evicted, Incoming, Item, Knock, LookAgain, Mailbox, Query, Retune
 from replicator.daemon.link.shipper import Stopped
 from replicator.journal.page import Doorbell
 
@@ -77,6 +79,10 @@ class Surroundings:
     """The settings of this node."""
     failed: Callable[[], None]
     """The thread ends because of an error nobody expected."""
+    claims: Claims = field(default_factory=Claims)
+    """Which session of the group may append to its journal."""
+    acked: Callable[[], None] = lambda: None
+    """The peer has acknowledged: whoever receives the group's records may have to pass it on."""
 
 
 class PairLoop:
@@ -129,6 +135,18 @@ class PairLoop:
         """Call the peer at once: it has asked for it."""
         self._box.put(Knock())
 
+    def look_again(self) -> None:
+        """Another pair of the group has changed this node's part in it: a pair that waits may find more now."""
+        self._box.put(LookAgain())
+
+    def nudge(self) -> None:
+        """A peer below has acknowledged: what is told to the one above may grow."""
+        self._box.wake()
+
+    def evict(self) -> None:
+        """Let go of the group's journal soon: another pair's peer is to feed it."""
+        self._box.put(Evicted())
+
     def not_connected(self, reason: str) -> None:
         """Report that dialling failed."""
         self._box.put(LinkDown(0, reason))
@@ -157,6 +175,7 @@ class PairLoop:
             self._around.event("internal-error", {"message": "the pair's thread failed; see the replicator's log"})
         self._flow.end()
         self._drop_link(gently=True)
+        self._around.claims.release(self)
         self._box.close(why)
         if not self._stopping:
             self._around.failed()
@@ -209,7 +228,7 @@ class PairLoop:
         if flow.blocked or bundle.waiting:
             flow.unblock(bundle)
         more = False
-        for lane in tuple(bundle.lanes):
+        for lane in bundle.lanes:
             if lane.waiting is not None or (lane.number and not flow.flows):
                 if lane.hung_up:
                     raise lane.lost(Lost("the peer closed the connection"))  # what it brought will be sent again
@@ -260,11 +279,15 @@ class PairLoop:
             self._last_rx = now
         if newest_ack is not None:
             self._feed(Acked(link, *newest_ack), now)
+            if flow.waited_for:
+                self._around.acked()
         return more and self._bundle is bundle
 
     def _control(self, link: int, frame: dict[str, Any], now: float) -> None:
         """Policy and transfer frames are between the shells; everything else is the session's."""
         kind = frame.get("t")
+        if kind in ("ping", "pong"):
+            self._flow.heard_of_tree(frame.get("tree_durable"))
         if kind == "transfer":
             self._take_transfer(frame)
         elif kind != "policy":
@@ -364,6 +387,11 @@ class PairLoop:
             self._session.hurry(now)
         elif isinstance(item, Retune):
             self._retune(now)
+        elif isinstance(item, LookAgain):
+            self._obey(self._session.look_again(now), now)
+        elif isinstance(item, Evicted):
+            if self._around.claims.holder is self and self._bundle is not None:
+                self._lost(self._link, "another peer feeds this group now", now)
         elif isinstance(item, Query):
             item.future.set_result(self._facts(now))
         else:
@@ -386,6 +414,7 @@ class PairLoop:
         facts["unsent_bytes"] = None
         if flow.shipper is not None and flow.files is not None:
             facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
+        facts["behind_s"] = flow.behind_s(now)
         facts["peer_beat"] = None
         if flow.peer_beat is not None:
             head_seq, unsent_bytes = flow.peer_beat
@@ -401,8 +430,14 @@ class PairLoop:
                 raise
             self._not_expected(event, exc)
             return
+        self._obey(effects, now)
+
+    def _obey(self, effects: list[Effect], now: float) -> None:
         for effect in effects:
             self._carry_out(effect, now)
+        claims = self._around.claims
+        if claims.holder is self and not self._session.claims:
+            claims.release(self)
 
     def _not_expected(self, event: Event, exc: ProtocolError) -> None:
         if isinstance(event, Command):
@@ -449,7 +484,12 @@ class PairLoop:
             if bundle is not None:
                 bundle.send(wire.control(effect.frame))
         elif isinstance(effect, AskTarget):
+            if effect.op == "group.status" and effect.args.get("settle"):
+                around.claims.look(self)  # what the answer says of the journal holds while nobody else appends to it
             around.ask(effect)
+        elif isinstance(effect, ClaimJournal):
+            if bundle is not None and not around.claims.take(self, self.evict):
+                raise Lost("another peer fed this group meanwhile")
         elif isinstance(effect, Log):
             around.event(effect.name, effect.detail)
         elif isinstance(effect, StartShipping):

@@ -1,6 +1,6 @@
 """How other threads talk to a pair's thread: a box they put things in, an eventfd that wakes it, futures for answers.
 
-Events of the session go through as they are; Incoming, Knock, Retune and Query are between threads only.
+Events of the session go through as they are; the other items are between threads only.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ class Retune:
     """The pair's transfer settings were changed."""
 
 
+class LookAgain:
+    """What a waiting pair waits for may have come: compare again."""
+
+
+class Evicted:
+    """Another pair of the group claims its journal."""
+
+
 @dataclass
 class Query:
     """A question about the session, answered in its thread."""
@@ -42,7 +50,7 @@ class Query:
     future: Future[dict[str, Any]] = field(default_factory=Future)
 
 
-Item = Event | Incoming | Knock | Retune | Query
+Item = Event | Incoming | Knock | LookAgain | Evicted | Retune | Query
 
 
 class Mailbox:

@@ -1,7 +1,7 @@
 """Compression of runs for the wire: zstd where it gains, and what it gained.
 
 With AUTO a sample of each run, SAMPLE_PIECES pieces spread over it, is compressed first; a run whose sample does not
-shrink by an eighth goes out as it is. That costs about a hundredth of what compressing random data in vain would.
+shrink by an eighth goes out as it is: for random data a twentieth of the time that compressing it in vain takes.
 A run that does not shrink is sent as it is in any case, so the peer never gets more bytes than the journal holds.
 """
 

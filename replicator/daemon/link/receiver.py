@@ -31,10 +31,16 @@ from replicator.journal.page import (
     ARRIVED_GEN,
     ARRIVED_TIME,
     DURABLE_SEQ,
+    EDGE_DURABLE_SEQ,
+    EDGE_RECEIVED_SEQ,
+    EDGE_WANTS,
+    EDGES,
     EPOCH,
     HEAD_OFF,
     HEAD_SEQ,
+    SYNC_ON,
     TAIL_OFF,
+    edge_slot,
 )
 
 ACK_LAZY_S = 0.01
@@ -70,14 +76,14 @@ class Receiver:
         """Sync the journal before each acknowledgement."""
         self._must_sync = False
         self._synced = 0
+        self._beacon = 0, 0
         self._unrung_bytes = 0
         self._told = (0, 0, 0)
         self._unzstd = zstandard.ZstdDecompressor(max_window_size=128 << 20)
         self._early: Reassembly[tuple[int, bytes]] = Reassembly(HELD_BYTES)
         self.grants: Grants | None = None
         """What the sender may send, once it has said that it is to be pulled."""
-        self.waits_for_room = False
-        """A run whose turn it is waits because the journal is full."""
+        self._wanted = 0
         self._gap: tuple[int, int] = (0, 0)
         self._gap_since = 0.0
 
@@ -107,8 +113,7 @@ class Receiver:
                 return None
             self._early.hold(first_seq, len(body), (flags, bytes(body)))
             return 0
-        self.waits_for_room = not self.room_for(body, flags)
-        if self.waits_for_room:
+        if not self._finds_room(body, flags):
             return None
         taken = self.take(body, flags)
         self._done(len(body))
@@ -120,13 +125,24 @@ class Receiver:
         while (run := self._early.ready(self.expect)) is not None:
             flags, body = run
             view = memoryview(body)
-            self.waits_for_room = not self.room_for(view, flags)
-            if self.waits_for_room:
+            if not self._finds_room(view, flags):
                 break
             taken += self.take(view, flags)
             self._early.release()
             self._done(len(body))
         return taken
+
+    def _finds_room(self, body: memoryview, flags: int) -> bool:
+        """As `room_for`, and lets the target know what waits."""
+        wanted = 0 if self.room_for(body, flags) else len(body)
+        if wanted != self._wanted:
+            self._wanted = self._u64[edge_slot(self._files.slot, EDGE_WANTS)] = wanted
+        return not wanted
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether a run whose turn it is waits because the journal is full."""
+        return self._wanted > 0
 
     def _done(self, size: int) -> None:
         if self.grants is not None:
@@ -180,6 +196,10 @@ class Receiver:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
         publish(self._u64, ARRIVED_GEN, run.last_seq, run.last_time_ns)
+        if self._beacon[0]:
+            beacon, self._beacon = self._beacon, (0, 0)
+            self.note_beacon(*beacon)
+        self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
         self._unrung_bytes += run.end - run.begin
@@ -189,7 +209,9 @@ class Receiver:
 
     def note_beacon(self, seq: int, time_ns: int) -> None:
         """The peer says that every record up to `time_ns` has a seq up to `seq`: true here once they have come."""
-        if 0 < seq < self.expect and time_ns > self._u64[ARRIVED_TIME]:
+        if seq >= self.expect:
+            self._beacon = seq, time_ns  # it overtook them on another connection
+        elif seq and time_ns > self._u64[ARRIVED_TIME]:
             publish(self._u64, ARRIVED_GEN, seq, time_ns)
 
     def ring(self) -> None:
@@ -219,6 +241,8 @@ class Receiver:
         u64 = self._u64
         received = self.expect - 1
         durable = min(received, max(self._synced, u64[DURABLE_SEQ]))
+        if u64[SYNC_ON]:
+            received, durable = held_below(u64, received, durable)
         now = (received, durable, min(received, u64[APPLIED_SEQ]))
         if now == self._told:
             return False
@@ -245,6 +269,20 @@ class Receiver:
     def ring_pending(self) -> bool:
         """Whether the follower has not been told of everything."""
         return self._unrung_bytes > 0
+
+
+def held_below(u64: memoryview, received: int, durable: int) -> tuple[int, int]:
+    """Limit what this node calls received and durable to what the peers below it hold that writes wait for.
+
+    The page says which those are; their sessions store there what they acknowledged. So whoever waits above for this
+    node waits for all of them.
+    """
+    waits = u64[SYNC_ON]
+    for edge in range(EDGES):
+        if waits >> edge & 1:
+            received = min(received, u64[edge_slot(edge, EDGE_RECEIVED_SEQ)])
+            durable = min(durable, u64[edge_slot(edge, EDGE_DURABLE_SEQ)])
+    return received, min(received, durable)
 
 
 def _plain_bytes(body: memoryview) -> int:

@@ -33,13 +33,15 @@ from replicator.daemon.link.packing import Gain, Packer
 from replicator.journal.beacons import NOTHING, look
 from replicator.journal.page import (
     BEACON_GEN,
+    EDGE_APPLIED_SEQ,
+    EDGE_DURABLE_OFF,
+    EDGE_DURABLE_SEQ,
+    EDGE_RECEIVED_SEQ,
+    EDGE_TREE_DURABLE,
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_APPLIED_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
     TAIL_OFF,
+    edge_slot,
 )
 
 RUN_BYTES = (1 << 20) + HEADER_BYTES  # what a copy of 1 MiB takes
@@ -79,11 +81,15 @@ class Shipper:
         self._to_prove = PROVE_BYTES
         self._starved_until = 0  # credit that the next frame needs
         self._marks: deque[tuple[int, int]] = deque()  # (last seq, end offset) of frames not yet durable at the peer
-        u64 = self._u64
-        u64[PEER_RECEIVED_SEQ] = from_seq - 1
-        u64[PEER_DURABLE_SEQ] = min(u64[PEER_DURABLE_SEQ], from_seq - 1)
-        u64[PEER_APPLIED_SEQ] = min(u64[PEER_APPLIED_SEQ], from_seq - 1)
-        u64[PEER_DURABLE_OFF] = min(u64[PEER_DURABLE_OFF], self.off)
+        u64, edge = self._u64, files.slot
+        self._received, self._durable = edge_slot(edge, EDGE_RECEIVED_SEQ), edge_slot(edge, EDGE_DURABLE_SEQ)
+        self._applied, self._durable_off = edge_slot(edge, EDGE_APPLIED_SEQ), edge_slot(edge, EDGE_DURABLE_OFF)
+        self._tree_durable = edge_slot(edge, EDGE_TREE_DURABLE)
+        u64[self._received] = from_seq - 1
+        u64[self._durable] = min(u64[self._durable], from_seq - 1)
+        u64[self._applied] = min(u64[self._applied], from_seq - 1)
+        u64[self._durable_off] = min(u64[self._durable_off], self.off)
+        u64[self._tree_durable] = min(u64[self._tree_durable], from_seq - 1)
         self._marks.append((from_seq - 1, self.off))
 
     def tune(self, settings: Transfer) -> None:
@@ -144,7 +150,7 @@ class Shipper:
         end = run.end
         first_seq, self.seq, self.off, self.epoch = self.seq, run.last_seq + 1, self.off + end, run.last_epoch
         self._to_prove -= end
-        self.round_trip.sent(run.last_seq, self._u64[PEER_RECEIVED_SEQ], first_seq, now)
+        self.round_trip.sent(run.last_seq, self._u64[self._received], first_seq, now)
         marks = self._marks
         marks.append((run.last_seq, self.off))
         if len(marks) > _MARKS:
@@ -210,15 +216,20 @@ class Shipper:
         """
         u64, marks = self._u64, self._marks
         self.round_trip.acked(received, now)
-        u64[PEER_RECEIVED_SEQ] = received
-        u64[PEER_APPLIED_SEQ] = applied
-        if durable > u64[PEER_DURABLE_SEQ]:
+        u64[self._received] = received
+        u64[self._applied] = applied
+        if durable > u64[self._durable]:
             end = 0
             while marks and marks[0][0] <= durable:
                 end = marks.popleft()[1]
             if end:
-                u64[PEER_DURABLE_OFF] = end
-            u64[PEER_DURABLE_SEQ] = durable
+                u64[self._durable_off] = end
+            u64[self._durable] = durable
+
+    def heard_of_tree(self, durable: int) -> None:
+        """The peer and all nodes below it hold the records durably up to this seq, as the peer says."""
+        u64 = self._u64
+        u64[self._tree_durable] = min(durable, u64[self._durable])
 
     def beat(self) -> bytes:
         """Return the BEAT frame that states how far behind the peer is, seen from here.
@@ -251,7 +262,7 @@ def locate(files: GroupFiles, seq: int) -> int:
     if not at <= seq <= head_seq:
         raise Stopped("journal", f"record {seq} is not in the journal, which holds {at} to {head_seq}")
     try:
-        hint = u64[PEER_DURABLE_OFF]
+        hint = u64[edge_slot(files.slot, EDGE_DURABLE_OFF)]
         if off < hint < head_off:
             found = files.journal.header_at(hint).seq
             if at <= found <= seq:

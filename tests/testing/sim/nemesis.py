@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from tests.testing.sim.node import Node, is_primary
+from tests.testing.sim.replicator import Edge
 
 if TYPE_CHECKING:
     from tests.testing.sim.world import World
@@ -64,19 +65,27 @@ class Nemesis:
         for one in self._world.nodes:
             self._strike(one, "power", rng)
 
+    def _wire(self, rng: random.Random) -> frozenset[str] | None:
+        """One wire of several, None for all."""
+        edges = self._world.edges
+        if len(edges) < 2 or rng.random() < 0.2:
+            return None
+        return frozenset(node.name for node in rng.choice(edges))
+
     def _do_cut(self, node: Node, rng: random.Random) -> None:
-        w = self._world
-        w.network.break_all("reset by the network")
+        self._world.network.break_all("reset by the network", self._wire(rng))
 
     def _do_silence(self, node: Node, rng: random.Random) -> None:
-        w = self._world
-        w.network.silence_all()
+        self._world.network.silence_all(self._wire(rng))
 
     def _do_down(self, node: Node, rng: random.Random) -> None:
-        w = self._world
-        w.network.down = True
+        w, wire = self._world, self._wire(rng)
+        if wire is None:
+            w.network.down = True
+        else:
+            w.network.cut.add(wire)
         if rng.random() < 0.5:
-            w.network.break_all("no route")
+            w.network.break_all("no route", wire)
         w.clock.after(rng.expovariate(0.5), w.heal)
 
     def _do_slow(self, node: Node, rng: random.Random) -> None:
@@ -98,35 +107,43 @@ class Nemesis:
         w.clock.after(0.5, w.start, node)
 
     def _do_takeover(self, node: Node, rng: random.Random) -> None:
-        w = self._world
-        w.command(node, "takeover", force=False)
+        self._world.take_over(node, force=False)
 
     def _do_force_takeover(self, node: Node, rng: random.Random) -> None:
         w = self._world
         if rng.random() < 0.5:
-            w.other(node).die("node")
-            w.clock.after(1.0 + rng.expovariate(0.5), w.start, w.other(node))
-        w.command(node, "takeover", force=True)
+            others = [one for one in w.nodes if one is not node]
+            victim = next((one for one in others if is_primary(one)), others[0])
+            victim.die("node")
+            w.clock.after(1.0 + rng.expovariate(0.5), w.start, victim)
+        w.take_over(node, force=True)
 
     def _do_switchover(self, node: Node, rng: random.Random) -> None:
         w = self._world
-        for one in w.nodes:
-            if is_primary(one):
-                w.command(one, "switchover", deadline_s=3.0)
+        for one in w.primaries:
+            if edge := self._edge(one, rng):
+                w.command(edge, "switchover", deadline_s=3.0)
+
+    def _edge(self, node: Node, rng: random.Random) -> Edge | None:
+        """An edge of a node whose replicator runs."""
+        edges = list(node.replicator.edges.values()) if node.replicator is not None else []
+        return rng.choice(edges) if edges else None
 
     def _do_split(self, node: Node, rng: random.Random) -> None:
-        w = self._world
-        w.command(node, "split")
+        if edge := self._edge(node, rng):
+            self._world.command(edge, "split")
 
     def _do_resync(self, node: Node, rng: random.Random) -> None:
-        w = self._world
-        w.command(node, "resync", discard=rng.choice(("", "", w.a.node_id, w.b.node_id)))
+        if edge := self._edge(node, rng):
+            self._world.command(edge, "resync", discard=rng.choice(("", "", node.node_id, edge.peer.node_id)))
 
     def _do_policy(self, node: Node, rng: random.Random) -> None:
         w = self._world
         changes = rng.choice(({"mode": "sync"}, {"mode": "async"}, {"on_loss": "stall"}, {"on_loss": "degrade"}))
         target = node.target
         if target is not None and not target.engine.failed:
-            node.run("target", lambda: target.service.set_policy(changes))
+            peers = [edge.peer for edge in target.engine.state.edges if edge.peer]
+            peer = rng.choice(["", *peers]) if len(peers) > 1 else ""
+            node.run("target", lambda: target.service.set_policy(changes, peer))
             if changes.get("mode") == "async":
                 w.truth.promises.clear()

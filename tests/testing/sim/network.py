@@ -1,8 +1,8 @@
-"""The wire between two nodes: connections of whole frames, in order within a connection, nothing promised across them.
+"""The wires between nodes: connections of whole frames, in order within a connection, nothing promised across them.
 
 Faults: a connection breaks and both ends hear of it; or it goes silent and nobody does until heartbeats fail; frames
 of a broken connection arrive late, with the number of their old link; a data frame that was delivered before is
-delivered again on the next connection; everything becomes slow; the sender's window closes.
+delivered again on the next connection; everything becomes slow; the sender's window closes; one wire of several is down.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WINDOW_BYTES = 192 << 10
 class End(Protocol):
     """What a replicator offers to the wire."""
 
-    place: str  # the same for every process of a node
+    place: str  # the same for this end of a wire in every life of its process: "node<peer"
 
     def linked(self, conn: SimConnection) -> None:
         """A connection stands."""
@@ -54,6 +54,10 @@ class SimConnection:
         """Whether the window is closed."""
         return self.in_flight_bytes > WINDOW_BYTES
 
+    def fileno(self) -> int:
+        """There is nothing to poll."""
+        return -1
+
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send one frame. Raises Lost."""
         if not self.open:
@@ -72,6 +76,8 @@ class Network:
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self._clock, self._rng = clock, rng
         self.down = False
+        self.cut: set[frozenset[str]] = set()
+        """Wires that are down, by the names of their nodes."""
         self.delay_s = 0.002
         self.replay = 0.0  # probability that a delivered data frame comes again on a later connection
         self.late = 0.0  # probability that a frame in flight when its connection breaks still arrives
@@ -84,8 +90,9 @@ class Network:
 
         def arrive() -> None:
             other = find_other()
-            if self.down or other is None:
-                failed("no route" if self.down else "connection refused")
+            down = self.no_way(caller)
+            if down or other is None:
+                failed("no route" if down else "connection refused")
                 return
             self._number += 1
             one, two = SimConnection(self, caller, self._number), SimConnection(self, other, self._number)
@@ -97,6 +104,14 @@ class Network:
 
         self._clock.after(self._latency() * 2, arrive)
 
+    def cut_off(self, one: str, other: str) -> bool:
+        """Whether nothing goes between two nodes now."""
+        return self.down or frozenset((one, other)) in self.cut
+
+    def no_way(self, end: End) -> bool:
+        """Whether nothing goes over the wire of this end now."""
+        return self.cut_off(*end.place.split("<"))
+
     def _latency(self) -> float:
         return self.delay_s * (0.5 + self._rng.random())
 
@@ -104,7 +119,7 @@ class Network:
         """Deliver a frame to the other end after a while, in order."""
         receiver = sender.peer
         assert receiver is not None
-        if sender.silent or self.down:
+        if sender.silent or self.no_way(sender.owner):
             sender.silent = True
             return
         if data[4] == wire.DATA and self._again:
@@ -140,7 +155,7 @@ class Network:
         conn.open = False
         peer = conn.peer
         assert peer is not None
-        if not peer.open or conn.silent or self.down:
+        if not peer.open or conn.silent or self.no_way(conn.owner):
             return
         at = max(self._latency(), conn.last_arrival - self._clock.now + 1e-6)
         self._clock.after(at, self._hear, peer, "closed by the peer")
@@ -150,19 +165,20 @@ class Network:
             conn.open = False
             conn.owner.unlinked(conn, reason)
 
-    def break_all(self, reason: str) -> None:
-        """Reset every connection; both ends hear soon."""
+    def break_all(self, reason: str, only: frozenset[str] | None = None) -> None:
+        """Reset every connection, or that between two nodes only; both ends hear soon."""
         for pair in self._pairs:
             for conn in pair:
-                if conn.open:
+                if conn.open and only in (None, frozenset(conn.owner.place.split("<"))):
                     conn.silent = True
                     self._clock.after(self._latency(), self._hear, conn, reason)
 
-    def silence_all(self) -> None:
-        """Every connection goes quiet without anybody being told."""
+    def silence_all(self, only: frozenset[str] | None = None) -> None:
+        """Every connection, or that between two nodes only, goes quiet without anybody being told."""
         for pair in self._pairs:
             for conn in pair:
-                conn.silent = True
+                if only in (None, frozenset(conn.owner.place.split("<"))):
+                    conn.silent = True
 
     def drop_owner(self, owner: End) -> None:
         """The process at one end died: its kernel resets the connections."""

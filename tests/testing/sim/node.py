@@ -29,7 +29,7 @@ from replicator.capture.state import (
 from replicator.core.epochs import node_tag
 from replicator.core.errors import FarstripeError, IntegrityError, MediumError
 from replicator.core.events import Log
-from replicator.journal.page import APPLIED_SEQ, SLOTS, Page
+from replicator.journal.page import APPLIED_SEQ, EDGE_RECEIVED_SEQ, SLOTS, Page, edge_slot
 from tests.testing.fakedisk import FakeDisk, PowerCut
 from tests.testing.sim.clock import Clock
 from tests.testing.sim.network import Network
@@ -45,7 +45,7 @@ WALL_START_NS = 1_700_000_000_000_000_000
 
 
 class Node:
-    """One of the two nodes of a world."""
+    """One node of a world."""
 
     def __init__(self, world: World, name: str, node_id: str, sizes: list[int], journal_bytes: int) -> None:
         self.world = world
@@ -62,7 +62,8 @@ class Node:
         self.maps = [SimMap(self.disk, f"bitmap{i}", max(1, blocks_of(size))) for i, size in enumerate(sizes)]
         self.page = bytearray(SLOTS * 8)
         self.boot = 1
-        self.pair: dict[str, Any] = {}
+        self.pairs: dict[str, dict[str, Any]] = {}
+        """What is stored of each edge, by the name of the peer."""
         self.target: Target | None = None
         self.replicator: Replicator | None = None
         self.image = Image(self.truth)
@@ -154,11 +155,17 @@ class Node:
             self.epoch_begins(state.hist[-1][0], engine)  # recovery may have added the epoch's record
             self.image = Image(self.truth)
 
-    def start_replicator(self, peer: Node, *, dials: bool) -> None:
+    def start_replicator(self) -> None:
         """Start the replicator process."""
         if self.replicator is None:
-            self.replicator = Replicator(self, peer, dials=dials)
+            self.replicator = Replicator(self)
             self.note("replicator started")
+
+    def pair_with(self, peer: Node) -> None:
+        """Store an edge, and start it if the replicator runs."""
+        self.pairs.setdefault(peer.name, {})
+        if self.replicator is not None:
+            self.replicator.add(peer.name)
 
     # -- dying ----------------------------------------------------------------------------------------------------
 
@@ -177,6 +184,7 @@ class Node:
     def run(self, process: str, action: Callable[[], Any]) -> None:
         """Run a step of a process; it may die in it. Errors of a dying process do not count."""
         life = self.disk._life
+        self.world.ran.add(self)
         try:
             action()
         except BaseException as exc:
@@ -197,8 +205,10 @@ class Node:
     def die(self, kind: str) -> None:
         """kind: target, replicator, node (both processes) or power."""
         self.note(f"dies: {kind}")
+        self.world.ran.add(self)
         if kind != "target" and self.replicator is not None:
-            self.network.drop_owner(self.replicator)
+            for edge in self.replicator.edges.values():
+                self.network.drop_owner(edge)
             self.replicator = None
         if kind == "replicator":
             return
@@ -265,10 +275,13 @@ class Node:
     def check_degraded_is_durable(self, request: Request) -> None:
         """A synchronous primary answers a write alone: the state on disk must say so before."""
         state = StateFile(self.disk.open("state")).load()  # type: ignore[arg-type]
-        if state.sync_on:
-            raise Violation(
-                f"honest: write {request.seq} answered without the peer while the durable state says synchronous"
-            )
+        asked = {edge.slot for edge in request.edges} or {edge.slot for edge in state.edges}
+        page = Page(self.page)
+        for edge in state.edges:
+            if edge.sync_on and edge.slot in asked and page[edge_slot(edge.slot, EDGE_RECEIVED_SEQ)] < request.seq:
+                raise Violation(
+                    f"honest: write {request.seq} answered without a peer while the durable state says synchronous"
+                )
 
     def called(self, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
         """The target carried out a control operation."""

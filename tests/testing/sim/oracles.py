@@ -5,6 +5,7 @@ prefix     every consistent secondary is its history folded up to what it applie
 tracked    blocks that differ between the nodes are in the bitmaps' union, or in records received and not applied
 durable    after any stop a primary has every flushed write, and after a kill every write it took
 promises   what a host was told is on both sides is there when the other side takes over
+one        no two primaries write one history, and no node is fed by two
 honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
            only when the state on disk says so
 consent    a node gives up records it answered hosts for only when the operator named it
@@ -12,17 +13,18 @@ consent    a node gives up records it answered hosts for only when the operator 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from replicator.capture.bitmaps import BLOCK_BYTES, TODO
 from replicator.capture.engine import GroupEngine
-from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
+from replicator.capture.state import BITMAP, FRESH, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED
 from replicator.core.epochs import common_position
 from replicator.core.records import HEADER_BYTES, Kind
 from replicator.core.transitions import State
-from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ
+from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ, Page
 from tests.testing.sim.truth import Change, Hist, Truth, Violation
 
 if TYPE_CHECKING:
@@ -133,10 +135,28 @@ def check_honest(node: Node) -> None:
     """What the session says against what the target has."""
     if node.target is None or node.replicator is None or node.target.engine.failed:
         return
-    if node.replicator.session.state is State.TARGET and node.target.engine.state.copy != OK:
+    fed = [edge for edge in node.replicator.edges.values() if edge.flow.receiver is not None]
+    if len(fed) > 1:
+        raise Violation(f"one: {node.name} receives from {', '.join(edge.peer.name for edge in fed)} at once")
+    if fed and fed[0].session.state is State.TARGET and node.target.engine.state.copy in (RESYNC, FRESH):
         raise Violation(
             f"honest: the session of {node.name} calls its copy complete, the target {node.target.engine.state.copy}"
         )
+
+
+def check_one_primary(nodes: Sequence[Node]) -> None:
+    """No two primaries write one history."""
+    states = [n.target.engine.state for n in nodes if n.target is not None]
+    epochs = [state.hist[-1][0] for state in states if state.role == PRIMARY and state.hist]
+    if len(set(epochs)) < len(epochs):
+        raise Violation(f"one: two primaries in one epoch: {[hex(epoch) for epoch in epochs]}")
+
+
+def check_holds(node: Node, epoch: int, seq: int) -> None:
+    """Called when a host is told that a relay has a write: what is in sync below the relay has it too."""
+    pos = Page(node.page)[HEAD_SEQ]
+    if pos < seq:
+        raise Violation(f"promises: record {seq} of epoch {epoch:#x} was answered, {node.name} is in sync and at {pos}")
 
 
 def check_consent(node: Node, hist: Hist, pos: int, allowed: bool) -> None:

@@ -1,4 +1,6 @@
-"""One life of a replicator process: real session and real flow, joined as replicator.daemon.link.loop does."""
+"""One life of a replicator process: for each edge a real session and a real flow, joined as replicator.daemon.link.loop
+does. The edges of a process share the claim on the journal.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from replicator.core.events import (
     Acked,
     Answer,
     AskTarget,
+    ClaimJournal,
     CloseLink,
     Command,
     DataStopped,
@@ -32,8 +35,10 @@ from replicator.core.events import (
 )
 from replicator.core.session import Session
 from replicator.core.transfer import Transfer
+from replicator.daemon import pairs
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle
+from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.flow import Flow
 from replicator.daemon.link.shipper import Stopped
@@ -45,14 +50,44 @@ if TYPE_CHECKING:
 
 WORK_S = 0.01
 ASK_S = 0.003
+PART_TAKEN, PART_LEFT = pairs.PART_TAKEN, pairs.PART_LEFT
 
 
 class Replicator:
-    """A running replicator of a node, with one pair."""
+    """A running replicator of a node, with the edges the node has."""
 
-    def __init__(self, node: Node, peer: Node, *, dials: bool) -> None:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.claims = Claims()
+        self.edges: dict[str, Edge] = {}
+        for name in node.pairs:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Start the edge with the node of this name."""
+        if name not in self.edges:
+            self.edges[name] = Edge(self, self.node.world.node(name))
+
+    @property
+    def feeding(self) -> Edge | None:
+        """The edge over which records come in, or would: the one that claims the journal, else the upstream one."""
+        target = self.node.target
+        upstream = target.engine.state.upstream if target is not None else ""
+        holder = self.claims.holder
+        edges = self.edges.values()
+        return next((e for e in edges if e is holder), None) or next((e for e in edges if e.peer.node_id == upstream), None)
+
+
+class Edge:
+    """The session of a running replicator with one peer."""
+
+    def __init__(self, process: Replicator, peer: Node) -> None:
+        node = process.node
+        self.process = process
         self.node, self.peer = node, peer
-        self.place = node.name
+        self.place = f"{node.name}<{peer.name}"
+        dials = node.name < peer.name
+        pair = node.pairs[peer.name]
         self.rng: random.Random = node.rng
         self.clock = node.clock
         self.session = Session(
@@ -60,8 +95,8 @@ class Replicator:
             peer.node_id,
             dials=dials,
             rng=random.Random(node.rng.getrandbits(64)),
-            split=bool(node.pair.get("split")),
-            handover=str(node.pair.get("handover") or ""),
+            split=bool(pair.get("split")),
+            handover=str(pair.get("handover") or ""),
         )
         self.flow = Flow(self._open_files)  # type: ignore[arg-type]  # files by shape
         self.conn: SimConnection | None = None
@@ -79,10 +114,11 @@ class Replicator:
     @property
     def alive(self) -> bool:
         """Whether this process still runs."""
-        return self.node.replicator is self
+        return self.node.replicator is self.process
 
     def _open_files(self) -> SimGroupFiles:
-        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot)
+        slot = self.session.status["edge"]
+        return SimGroupFiles(self.node.disk, self.node.page, self.node.boot, slot)
 
     # -- rounds ---------------------------------------------------------------------------------------------------
 
@@ -186,6 +222,8 @@ class Replicator:
 
     def _control(self, frame: dict[str, Any]) -> None:
         """Policy frames are between the shells; everything else is the session's."""
+        if frame.get("t") in ("ping", "pong"):
+            self.flow.heard_of_tree(frame.get("tree_durable"))
         if frame.get("t") != "policy":
             self.feed(FrameIn(self.link, frame))
         elif self.flow.receiver is not None:
@@ -232,8 +270,37 @@ class Replicator:
             if isinstance(event, LinkUp):
                 self._drop()
             return
+        self._obey(effects)
+        for effect in effects:
+            if isinstance(effect, Log) and effect.name == "pair-state":
+                if effect.detail["is"] in PART_TAKEN or effect.detail["was"] in PART_LEFT:
+                    self._tell_siblings()
+
+    def _tell_siblings(self) -> None:
+        """This node's part in the tree has changed; see replicator.daemon.pairs."""
+        for sibling in self.process.edges.values():
+            if sibling is not self:
+                self.clock.after(0.001, sibling.look_again)
+
+    def look_again(self) -> None:
+        """Another edge of this node found something new."""
+        if self.alive:
+            self.node.run("replicator", lambda: self._obey(self.session.look_again(self.clock.now)))
+
+    def _obey(self, effects: list[Effect]) -> None:
         for effect in effects:
             self._carry_out(effect)
+        claims = self.process.claims
+        if claims.holder is self and not self.session.claims:
+            claims.release(self)
+
+    def evict(self) -> None:
+        """Another edge of this node claims the journal."""
+        self.clock.after(0.0, self._evicted)
+
+    def _evicted(self) -> None:
+        if self.alive and self.process.claims.holder is self and self.conn is not None:
+            self.node.run("replicator", lambda: self._lost(self.link, "another peer feeds this group now"))
 
     def _carry_out(self, effect: Effect) -> None:
         link = self.link
@@ -256,7 +323,12 @@ class Replicator:
         if isinstance(effect, Send):
             if conn is not None:
                 conn.send(wire.control(effect.frame))
+        elif isinstance(effect, ClaimJournal):
+            if conn is not None and not self.process.claims.take(self, self.evict):
+                raise Lost("another peer fed this group meanwhile")
         elif isinstance(effect, AskTarget):
+            if effect.op == "group.status" and effect.args.get("settle"):
+                self.process.claims.look(self)
             self._asks.append(effect)
             if len(self._asks) == 1:
                 self._ask_next()
@@ -276,12 +348,16 @@ class Replicator:
             flow.end()
             self._drop()
         elif isinstance(effect, Dial):
-            self.node.network.dial(self, lambda: self.peer.replicator, self._not_connected)
+            self.node.network.dial(self, self._other_end, self._not_connected)
         elif isinstance(effect, Persist):
-            self.node.pair.update(effect.changes)
+            self.node.pairs[self.peer.name].update(effect.changes)
         elif isinstance(effect, Answer):
             self.answers[effect.id] = effect
             self.node.note(f"answer {effect.id} {effect.error and effect.error['message']}")
+
+    def _other_end(self) -> Edge | None:
+        process = self.peer.replicator
+        return None if process is None else process.edges.get(self.node.name)
 
     def _not_connected(self, reason: str) -> None:
         self._later(LinkDown(0, reason))
@@ -303,16 +379,41 @@ class Replicator:
         target = self.node.target
         if target is None:
             return Reply(question.token, error="the target does not answer")
+        if question.op == "pair.extend_copy":
+            return self._ask_above(question)
+        if question.op == "group.promote" and not self.process.claims.take_alone(self, self.evict, 0.0):
+            return Reply(question.token, error="another peer still feeds this group")
+        return self._call(self.node, question.op, question)
+
+    def _ask_above(self, question: AskTarget) -> Reply:
+        """Up the tree, as replicator.daemon.tree does; every node and line on the way has to be there."""
+        below, here = self.peer, self.node
+        for _ in range(len(here.world.nodes)):
+            target = here.target
+            if target is None or here.replicator is None:
+                return Reply(question.token, error=f"{here.name} does not answer")
+            state = target.engine.state
+            if state.role == "primary":
+                return self._call(here, "group.extend_copy", question)
+            above = here.world.by_id.get(state.upstream)
+            if above is None or above is below or self.node.network.cut_off(here.name, above.name):
+                return Reply(question.token, error="no node feeds this one")
+            below, here = here, above
+        return Reply(question.token, error="the question goes round in a circle")
+
+    def _call(self, node: Node, op: str, question: AskTarget) -> Reply:
+        target = node.target
+        assert target is not None
         box: dict[str, Any] = {}
 
         def call() -> None:
             try:
-                box["result"] = target.call(question.op, question.args)
+                box["result"] = target.call(op, {**question.args, "peer": self.peer.node_id})
             except (FarstripeError, OSError) as exc:
                 box["error"] = str(exc) or type(exc).__name__
-                self.node.note(f"{question.op} refused: {box['error']}")
+                node.note(f"{op} refused: {box['error']}")
 
-        self.node.run("target", call)
+        node.run("target", call)
         if "result" in box:
             return Reply(question.token, box["result"])
         return Reply(question.token, error=box.get("error", "the target died"))
@@ -331,6 +432,6 @@ class Replicator:
         self._command += 1
         if op == "takeover":
             target = self.node.target
-            args["status"] = dict(target.call("group.status", {"settle": False})) if target else None
+            args["status"] = dict(target.call("group.status", {"peer": self.peer.node_id})) if target else None
         self.feed(Command(self._command, op, args))
         return self._command

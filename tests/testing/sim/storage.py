@@ -166,7 +166,8 @@ class ReopeningFile:
 class SimGroupFiles:
     """Page and journal as the replicator opens them; see replicator.daemon.link.groupfiles.GroupFiles."""
 
-    def __init__(self, disk: FakeDisk, page_buffer: bytearray, boot: int) -> None:
+    def __init__(self, disk: FakeDisk, page_buffer: bytearray, boot: int, slot: int = 0) -> None:
+        self.slot = slot
         self.page = Page(page_buffer)
         if not self.page.valid(boot):
             raise IntegrityError("the page is of another boot", "start the target")
@@ -181,6 +182,9 @@ class SimGroupFiles:
 
     def wake_target(self) -> None:
         """The simulated target looks often enough."""
+
+    def wake_edges(self) -> None:
+        """The simulated edges look often enough."""
 
     def fence(self) -> None:
         """One thread needs none."""

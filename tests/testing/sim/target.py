@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, follower, recovery, roles, service
+from replicator.capture import copier, edges, follower, journalloss, recovery, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
-from replicator.journal.page import APPLIED_SEQ, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TAIL_OFF
+from replicator.core.transitions import State
+from replicator.journal import volumes
+from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
+from replicator.journal.ring import DATA_START
+from tests.testing.sim import oracles
 from tests.testing.sim.truth import Change, Promise
 
 if TYPE_CHECKING:
@@ -56,6 +60,8 @@ class Request:
     epoch: int = 0
     wants_durable: bool = False
     flushed: tuple[int, int] = (0, 0)
+    edges: list[Edge] = field(default_factory=list)
+    """Whose peers it waits for."""
     outcome: str = ""  # "", "ok", "ok-alone", or an error's name
 
 
@@ -67,7 +73,7 @@ class Target:
         self.engine = engine
         self.clock = node.clock
         self.rng: random.Random = node.rng
-        self.service = service.GroupService(engine, _Bell(), _Bell(), self._event)  # type: ignore[arg-type]
+        self.service = service.GroupService(engine, _Bell(), lambda _slot: _Bell(), self._event)  # type: ignore[arg-type]
         self.queue: list[Request] = []  # not admitted yet
         self.waiting: list[Request] = []  # admitted, waiting for the peer
         self.settled_upto = 0
@@ -132,7 +138,13 @@ class Target:
         if engine.failed:
             return
         try:
+            if engine.journal_lost:
+                svc._go_over()
+            elif engine.state.journal_error and rng.random() < 0.2:
+                self._replace_journal()
             if engine.state.mode == JOURNAL:
+                for peer in svc._relay_watch.look(self.clock.now):
+                    self.node.note(f"degraded towards {self.node.world.by_id[peer].name}")
                 if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
@@ -141,8 +153,17 @@ class Target:
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
+    def _replace_journal(self) -> None:
+        """The operator gives the group a new journal, once the disk is good again."""
+        file: Any = self.node.disk.open("journal")
+        engine, ring_bytes = self.engine, self.node.journal_bytes - DATA_START
+        volumes.prepare(file, 0, engine.journal.super, ring_bytes)
+        journalloss.replace_journal(engine, file, 0, ring_bytes)
+        self.node.note("journal replaced")
+
     def _sync_tracking(self) -> None:
-        self.engine.sync_journal()
+        if self.engine.state.mode == JOURNAL:
+            self.engine.sync_journal()
         self.engine.bitmaps.sync()
 
     # -- hosts ----------------------------------------------------------------------------------------------------
@@ -179,7 +200,8 @@ class Target:
         except (OSError, FarstripeError) as exc:
             self._answer(request, type(exc).__name__)
             return True
-        if request.seq > 0 and engine.state.sync_on:
+        if request.seq > 0 and engine.waits:
+            request.edges = list(engine.waits)
             self.waiting.append(request)
         else:
             self._answer(request, "ok-alone")
@@ -215,34 +237,44 @@ class Target:
         if request.full_since is None:
             request.full_since = self.clock.now
         policy = engine.state.policy
-        verdict = on_full(
-            policy.on_full,
-            engine.link_up,
-            self.clock.now - request.full_since,
-            policy.full_timeout_s,
-            alone=may_go_alone(engine.state.sync_on, policy.on_loss),
-        )
-        if verdict is Verdict.OVERFLOW:
-            self.service.overflow()
-        elif verdict is Verdict.FAIL:
+        waited_s = self.clock.now - request.full_since
+        verdicts = [
+            (e, on_full(
+                policy.on_full,
+                e.slot in engine.linked,
+                waited_s,
+                policy.full_timeout_s,
+                alone=may_go_alone(e.sync_on, policy.on_loss),
+            ))
+            for e in edges.holders(engine)
+        ]  # fmt: skip
+        if any(verdict is Verdict.FAIL for _, verdict in verdicts):
             self._answer(request, "JournalFull")
             return True
+        given_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
+        if given_up and any(not e.dropped and e not in given_up for e in engine.state.downstream):
+            self.service._drop(given_up)
+            self.service.checkpoint()
+        elif given_up:
+            self.service.overflow()
         return False
 
     def _look(self, request: Request) -> None:
         """Whether a request that waits for the peer can be answered; see GroupService._wait_peer."""
         engine = self.engine
-        slot = PEER_DURABLE_SEQ if request.wants_durable else PEER_RECEIVED_SEQ
-        if engine.page[slot] >= request.seq:
+        what = EDGE_DURABLE_SEQ if request.wants_durable else EDGE_RECEIVED_SEQ
+        late = [e for e in request.edges if engine.page[edge_slot(e.slot, what)] < request.seq]
+        if not late:
             self._replicated(request)
             return
-        if not engine.state.sync_on:
+        if not any(e.sync_on for e in late):
             self._ended_alone(request)
             return
         policy = engine.state.policy
         verdict = on_unanswered(policy.on_loss, self.clock.now - request.began, policy.loss_timeout_s)
         if verdict is Verdict.DEGRADE:
-            roles.degrade(engine)
+            for edge in late:
+                edges.degrade(engine, edge)
             self.node.note(f"degraded at {request.seq}")
             self._ended_alone(request)
         elif verdict is Verdict.FAIL or engine.failed:
@@ -253,10 +285,21 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            self.node.truth.promises.append(
-                Promise(self.node.world.other(self.node).name, epoch, seq, request.wants_durable)
-            )
+            for edge in request.edges:
+                self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
         self._answer(request, "ok")
+
+    def _promise(self, holder: Node, epoch: int, seq: int, durable: bool) -> None:
+        """A host is told that `holder` has a write, and so have the nodes below it that are in sync."""
+        promises = self.node.truth.promises
+        promises.append(Promise(holder.name, epoch, seq, durable))
+        for down in in_sync_below(holder):
+            oracles.check_holds(down, epoch, seq)
+            assert holder.target is not None
+            edge = holder.target.engine.state.edge_of(down.node_id)
+            assert edge is not None
+            stable = holder.target.engine.page[edge_slot(edge.slot, EDGE_DURABLE_SEQ)] >= seq
+            self._promise(down, epoch, seq, durable and stable)
 
     def _ended_alone(self, request: Request) -> None:
         self.waiting.remove(request)
@@ -270,7 +313,7 @@ class Target:
     def _answer(self, request: Request, outcome: str) -> None:
         request.outcome = outcome
         state = self.engine.state
-        if outcome == "ok-alone" and request.seq > 0 and state.policy.mode == "sync" and state.role == PRIMARY:
+        if outcome == "ok-alone" and request.seq > 0 and state.role == PRIMARY:
             self.node.check_degraded_is_durable(request)
         self.node.note(f"{request.kind} {request.volume}:{request.offset}+{request.length} seq {request.seq} {outcome}")
         self.node.answered(request)
@@ -286,15 +329,21 @@ class Target:
     def call(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
         """A control operation, as nbdplugin.ops_group routes it. Raises FarstripeError or OSError."""
         svc = self.service
+        peer = str(args.get("peer", ""))
+        args = {key: value for key, value in args.items() if key != "peer"}
         table: dict[str, Callable[[], Any]] = {
-            "group.status": lambda: svc.status(settle=bool(args.get("settle"))),
-            "group.policy": lambda: svc.set_policy(args),
+            "group.status": lambda: svc.status(bool(args.get("settle")), peer),
+            "group.policy": lambda: svc.set_policy(args, peer),
+            "group.pin_copy": lambda: svc.pin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
+            "group.extend_copy": lambda: svc.extend_copy(args["copy_id"], args["masks"]),
+            "group.copy_until": lambda: svc.copy_until(peer, args["copy_id"], args["seq"]),
             "group.bitmap": lambda: svc.common_bitmap(args.get("c")),
-            "group.begin_copy": lambda: svc.begin_copy(args["c"], args["peer_bitmaps"], args["copy_id"]),
+            "group.begin_copy": lambda: svc.begin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.resume_copy": svc.resume_copy,
-            "group.attach": lambda: svc.attach(**args),
-            "group.link": lambda: svc.set_link(args["up"]),
-            "group.sync_on": lambda: svc.set_sync(args.get("on", True)),
+            "group.attach": lambda: svc.attach(peer, **args),
+            "group.link": lambda: svc.set_link(peer, args["up"]),
+            "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
+            "group.follow": lambda: svc.follow(peer),
             "group.hold": lambda: svc.hold(args["deadline_s"]),
             "group.release": svc.release,
             "group.promote": lambda: svc.promote(args.get("force", False)),
@@ -312,6 +361,22 @@ class Target:
     def prefix_now(self) -> bool:
         """Whether this secondary's image must be a prefix of its history now."""
         return bool(self.engine.page[APPLIED_SEQ] >= self.settled_upto)
+
+
+def in_sync_below(node: Node) -> list[Node]:
+    """The nodes that a running relay feeds, that are in sync, and whose connection both ends hold for good."""
+    if node.target is None or node.replicator is None or node.target.engine.state.role != SECONDARY:
+        return []
+    found = []
+    for edge in node.replicator.edges.values():
+        state = node.target.engine.state.edge_of(edge.peer.node_id)
+        process = edge.peer.replicator
+        other = process.edges.get(node.name) if process is not None else None
+        if state is None or not state.sync_on or edge.session.state is not State.SYNC_SOURCE or edge.conn is None:
+            continue
+        if other is not None and other.conn is edge.conn.peer and other.session.receives:
+            found.append(edge.peer)
+    return found
 
 
 def open_or_create(node: Node, parts: recovery.Parts) -> GroupEngine:

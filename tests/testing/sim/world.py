@@ -1,8 +1,9 @@
-"""One run: two nodes, a wire, hosts that write, an operator, and a nemesis; first safety under faults, then liveness.
+"""One run: a tree of nodes (most often two), wires, hosts that write, an operator, and a nemesis; first safety under
+faults, then liveness.
 
 The seed draws the options (mode, policies, sizes, which faults occur at all and how often), then everything else.
 After every event the oracles look. Then the faults stop, everything that was down is started, the operator clears
-what only an operator can, and within LIVENESS_S the pair must be in sync and both images equal.
+what only an operator can, and within LIVENESS_S every edge must be in sync and all images equal.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from replicator.capture import copier, service
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
+from replicator.core.errors import MediumError
 from replicator.core.events import Log
 from replicator.core.transitions import State
 from replicator.daemon.link import shipper
@@ -24,6 +26,7 @@ from tests.testing.sim.clock import Clock
 from tests.testing.sim.nemesis import FAULT_KINDS, Nemesis
 from tests.testing.sim.network import Network
 from tests.testing.sim.node import Node, is_primary
+from tests.testing.sim.replicator import Edge
 from tests.testing.sim.target import Request
 from tests.testing.sim.truth import Truth, Violation
 
@@ -56,6 +59,29 @@ class Options:
     first_writes: int = 6
     lazy: float = 1.0
     flushes: float = 0.1
+    parents: tuple[int, ...] = (0,)
+    """Of each node after the first: which one feeds it at first."""
+    edge_modes: tuple[str, ...] = ()
+    """Of each of these edges; `mode` where there is none."""
+
+    @classmethod
+    def draw_tree(cls, rng: random.Random) -> Options:
+        """Draw the options of a run with three to five nodes: small, so that many can be run."""
+        count = rng.choice((3, 3, 3, 4, 5))
+        shape = rng.choice(("fan", "chain", "mixed"))
+        parents = tuple(0 if shape == "fan" else n if shape == "chain" else rng.randint(0, n) for n in range(count - 1))
+        return replace(
+            cls.draw(rng),
+            parents=parents,
+            edge_modes=tuple(rng.choice(("async", "sync")) for _ in parents),
+            blocks=tuple(rng.randint(2, 4) for _ in range(rng.randint(1, 2))),
+            duration_s=rng.choice((3.0, 5.0)),
+            fault_gap_s=rng.choice((0.3, 0.8)),
+            write_gap_s=rng.choice((0.03, 0.08)),
+            delay_s=rng.choice((0.0005, 0.003)),
+            lazy=rng.choice((1.0, 1.0, 8.0)),
+            on_full=rng.choice(("bitmap", "bitmap", "fail")),
+        )
 
     @classmethod
     def draw(cls, rng: random.Random) -> Options:
@@ -114,10 +140,13 @@ class Report:
 class World:
     """A whole run."""
 
-    def __init__(self, seed: int, options: Options | None = None, *, verbose: bool = False) -> None:
+    def __init__(
+        self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False
+    ) -> None:
+        """kind: "pair" (two nodes) or "tree" (three to five); says how options are drawn that are not given."""
         self.seed = seed
         self.rng = random.Random(seed)
-        drawn = Options.draw(self.rng)
+        drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
         self.options = options or drawn
         o = self.options
         self.clock = Clock(verbose=verbose)
@@ -125,10 +154,15 @@ class World:
         self.network.delay_s, self.network.replay, self.network.late = o.delay_s, o.replay, o.late
         sizes = [n * BLOCK for n in o.blocks]
         self.truth = Truth(sizes)
-        ids = ["aa" * 16, "bb" * 16]
+        names = "abcdef"[: 1 + len(o.parents)]
+        ids = [name * 32 for name in names]
         self.rng.shuffle(ids)
-        self.a = Node(self, "a", ids[0], sizes, o.journal_bytes)
-        self.b = Node(self, "b", ids[1], sizes, o.journal_bytes)
+        self.nodes = [Node(self, name, node_id, sizes, o.journal_bytes) for name, node_id in zip(names, ids, strict=True)]
+        self.by_id = {node.node_id: node for node in self.nodes}
+        modes = o.edge_modes or (o.mode,) * len(o.parents)
+        self.wanted = [(self.nodes[up], self.nodes[n + 1], modes[n]) for n, up in enumerate(o.parents)]
+        """Edges that are not made yet: a copy is made of a complete image only."""
+        self.edges: list[tuple[Node, Node]] = []
         self.host_rng = random.Random(self.rng.getrandbits(64))
         self.nemesis_rng = random.Random(self.rng.getrandbits(64))
         self.consents: set[str] = set()
@@ -138,17 +172,20 @@ class World:
         self.labels: dict[str, int] = {}
         self._token = 0
         self._seen: dict[str, tuple[Any, ...]] = {}
-        self._power: dict[str, bool] = {"a": False, "b": False}
+        self._power: dict[str, bool] = {node.name: False for node in self.nodes}
+        self._acting = False
+        self.ran: set[Node] = set()
+        """Nodes of which a process did something since the oracles looked."""
         self._before: dict[str, tuple[Any, ...]] = {}
 
-    @property
-    def nodes(self) -> tuple[Node, Node]:
-        """Both."""
-        return self.a, self.b
+    def node(self, name: str) -> Node:
+        """The node of this name."""
+        return next(node for node in self.nodes if node.name == name)
 
-    def other(self, node: Node) -> Node:
-        """The peer of a node."""
-        return self.b if node is self.a else self.a
+    @property
+    def primaries(self) -> list[Node]:
+        """The nodes whose targets run as primary."""
+        return [node for node in self.nodes if is_primary(node)]
 
     # -- a run ----------------------------------------------------------------------------------------------------
 
@@ -184,16 +221,18 @@ class World:
             "mode": o.mode, "ack": o.ack, "on_loss": o.on_loss, "on_full": o.on_full,
             "loss_timeout_s": o.loss_timeout_s, "full_timeout_s": o.full_timeout_s,
         }  # fmt: skip
-        self.a.make(GROUP, PRIMARY, Policy(**policy))
-        assert self.a.target is not None
+        top = self.nodes[0]
+        top.make(GROUP, PRIMARY, Policy(**policy))
+        assert top.target is not None
         for _ in range(o.first_writes):
-            self.a.target.submit(self._request())
-        self.a.target.submit(Request("flush"))  # the truth begins with a stable image
-        self.truth.genesis = [bytes(self.a.pool.raw(i)) for i in range(len(self.truth.sizes))]
-        self.b.make(GROUP, SECONDARY, Policy(**policy))
-        self.a.target.service.arm()
-        self.a.start_replicator(self.b, dials=True)
-        self.b.start_replicator(self.a, dials=False)
+            top.target.submit(self._request())
+        top.target.submit(Request("flush"))  # the truth begins with a stable image
+        self.truth.genesis = [bytes(top.pool.raw(i)) for i in range(len(self.truth.sizes))]
+        for node in self.nodes[1:]:
+            node.make(GROUP, SECONDARY, Policy(**policy))
+        for node in self.nodes:
+            node.start_replicator()
+        self._grow()
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +253,7 @@ class World:
     def _host(self) -> None:
         gap = self.options.write_gap_s * (4 if self.calm else 1)
         self.clock.after(gap * self.host_rng.expovariate(1.0), self._host)
-        primaries = [node for node in self.nodes if is_primary(node)]
+        primaries = self.primaries
         for node in primaries:
             target = node.target
             if target is None or len(target.queue) > 4 or len(target.waiting) > 16:
@@ -233,8 +272,9 @@ class World:
 
     def _look(self) -> None:
         """Look at whatever changed since the last event."""
-        changed = False
-        for node in self.nodes:
+        changed: set[str] = set()
+        ran, self.ran = self.ran, set()
+        for node in self.nodes if len(ran) > 1 else ran:
             if node.target is None:
                 self._seen.pop(node.name, None)
                 continue
@@ -250,11 +290,14 @@ class World:
             )
             if self._seen.get(node.name) != now:
                 self._seen[node.name] = now
-                changed = True
+                changed.add(node.name)
                 oracles.check_prefix(node)
             oracles.check_honest(node)
         if changed:
-            oracles.check_tracked(self.a, self.b)
+            oracles.check_one_primary(self.nodes)
+        for one, other in self.edges:
+            if changed & {one.name, other.name}:
+                oracles.check_tracked(one, other)
 
     def power_lost(self, node: Node) -> None:
         """A node is about to lose power: promises that only its page cache kept are void."""
@@ -290,8 +333,10 @@ class World:
             self.takeovers += 1
             node.flushed_at = node.written_at = None
             oracles.check_promises(node)
-            if node.replicator is not None and node.replicator.session._takeover_id is None:
-                oracles.check_handover(self.other(node), node)
+            edges = node.replicator.edges.values() if node.replicator is not None else ()
+            for edge in edges:
+                if edge.session.state is State.PROMOTING and edge.session._takeover_id is None:
+                    oracles.check_handover(edge.peer, node)
         elif op == "group.attach":
             hist = [(int(e), int(b)) for e, b in args["hist"]]
             self.consents.discard(node.node_id)
@@ -321,20 +366,51 @@ class World:
             self.clock.after(0.5, self.start, node)
             return
         node.start_target()
-        node.start_replicator(self.other(node), dials=node is self.a)
+        node.start_replicator()
+
+    def _grow(self) -> None:
+        """Make the edges whose upper end is complete, as `pair create` does."""
+        for edge in list(self.wanted):
+            up, down, mode = edge
+            if up.target is None or down.target is None or up.armed or down.armed or down.target.engine.failed:
+                continue
+            state = up.target.engine.state
+            if up.target.engine.failed or state.copy != OK or (state.role == SECONDARY and not state.upstream):
+                continue
+            try:
+                up.target.service.arm(down.node_id, mode)
+                down.target.service.arm(up.node_id, mode, upstream=True)
+            except MediumError as exc:
+                self.clock.note(f"edge {up.name} {down.name} not made: {exc.message}")
+                continue
+            self.wanted.remove(edge)
+            self.edges.append((up, down))
+            self.clock.note(f"edge {up.name} {down.name} {mode}")
+            up.pair_with(down)
+            down.pair_with(up)
+        if self.wanted:
+            self.clock.after(0.1, self._grow)
 
     def heal(self) -> None:
         """The network is as the options say."""
         self.network.down = False
+        self.network.cut.clear()
         self.network.delay_s = self.options.delay_s
 
-    def command(self, node: Node, op: str, **args: Any) -> None:
-        """An operator's command on a node, if its processes run."""
-        replicator = node.replicator
+    def command(self, edge: Edge, op: str, **args: Any) -> None:
+        """An operator's command on an edge of a node, if its processes run."""
         if args.get("discard"):
             self.consents.add(args["discard"])
-        if replicator is not None and node.target is not None:
-            node.run("replicator", lambda: replicator.command(op, **args))
+        if edge.alive and edge.node.target is not None:
+            edge.node.run("replicator", lambda: edge.command(op, **args))
+
+    def take_over(self, node: Node, *, force: bool) -> None:
+        """An operator's takeover on a node: the edge over which it is fed has to let go."""
+        if node.replicator is None:
+            return
+        edge = node.replicator.feeding or next(iter(node.replicator.edges.values()), None)
+        if edge is not None:
+            self.command(edge, "takeover", force=force)
 
     # -- liveness -------------------------------------------------------------------------------------------------
 
@@ -366,53 +442,96 @@ class World:
     def _describe(self, node: Node) -> str:
         if node.target is None or node.replicator is None:
             return "down"
-        engine, session = node.target.engine, node.replicator.session
-        label = session.decision.label if session.decision else ""
+        engine = node.target.engine
+        sessions = [(edge.peer.name, edge.session) for edge in node.replicator.edges.values()]
+        told = ", ".join(
+            f"{name}: {s.state.value} {s.decision.label if s.decision else ''} ({s.link_reason})" for name, s in sessions
+        )
         return (
-            f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} "
-            f"session {session.state.value} {label} ({session.link_reason}) failed={engine.failed!r}"
+            f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} failed={engine.failed!r} "
+            f"upstream {engine.state.upstream[:2]} {told}"
         )
 
     def _operator(self) -> None:
-        """What a person does who reads `farstripe explain`."""
-        sessions = [n.replicator.session for n in self.nodes if n.replicator is not None]
-        if len(sessions) < 2:
+        """What a person does who reads `farstripe explain` on every node."""
+        if any(node.target is None or node.replicator is None for node in self.nodes):
             return
-        for node, session in zip(self.nodes, sessions, strict=True):
-            label = session.decision.label if session.decision and session.link else ""
-            if session.state is State.STOPPED or (session.state is State.WAITING and label == "split-wanted"):
-                self.command(node, "resync")
-            elif session.state is State.REFUSED and session.decision is not None and node is self.a:
-                self.command(node, "resync", discard=session.decision.follow)
-            elif session.state is State.WAITING and label == "no-primary" and node is self._best():
-                self.command(node, "takeover", force=True)
+        primaries = self.primaries
+        if not primaries and self._settled() and not self._acting:
+            self._acting = True
+            self.take_over(self._best(self.nodes), force=True)
+            return
+        self._acting = False
+        for node in self.nodes:
+            for edge in node.replicator.edges.values() if node.replicator is not None else ():
+                self._clear(edge, primaries)
 
-    def _best(self) -> Node:
-        """The node a person would take over on: a consistent one, the one with the newer history."""
+    def _clear(self, edge: Edge, primaries: list[Node]) -> None:
+        """Clear what waits for an operator on one edge, seen from one of its ends."""
+        session = edge.session
+        decision = session.decision if session.link else None
+        label = decision.label if decision else ""
+        if session.state is State.STOPPED or (session.state is State.WAITING and label == "split-wanted"):
+            self.command(edge, "resync")
+        elif session.state is State.REFUSED and decision is not None and edge.node.name < edge.peer.name:
+            lead, follow = self.by_id[decision.lead], self.by_id[decision.follow]
+            chosen = self._best(primaries) if primaries else None
+            loser = lead if self._top_of(follow) is chosen and self._top_of(lead) is not chosen else follow
+            self.command(edge, "resync", discard=loser.node_id)
+
+    def _top_of(self, node: Node) -> Node | None:
+        """The primary that a node's records come from, None when nobody feeds it or the one above."""
+        for _ in self.nodes:
+            if is_primary(node):
+                return node
+            above = self.by_id.get(node.target.engine.state.upstream) if node.target is not None else None
+            if above is None:
+                return None
+            node = above
+        return None
+
+    def _settled(self) -> bool:
+        """Nobody is about to become primary."""
+        states = [e.session.state for n in self.nodes if n.replicator is not None for e in n.replicator.edges.values()]
+        return not any(state in (State.PROMOTING, State.YIELDING, State.HANDED) for state in states)
+
+    def _best(self, nodes: list[Node]) -> Node:
+        """The node a person would choose as primary: a consistent one, the one with the newest history."""
 
         def rank(node: Node) -> tuple[bool, Any, int]:
             assert node.target is not None
             engine = node.target.engine
             return engine.state.copy == OK, engine.epoch, engine.pos
 
-        return max(self.nodes, key=rank)
+        return max(nodes, key=rank)
 
     def _in_sync(self) -> bool:
-        targets = [n.target for n in self.nodes]
-        if any(t is None or t.engine.failed or t.engine.state.copy != OK for t in targets):
+        if self.wanted or any(n.replicator is None or n.target is None for n in self.nodes):
             return False
-        if sum(is_primary(n) for n in self.nodes) != 1:
+        engines = [n.target.engine for n in self.nodes if n.target is not None]
+        if any(engine.failed or engine.state.copy != OK or engine.state.copying for engine in engines):
             return False
-        primary, secondary = self.nodes if is_primary(self.a) else (self.b, self.a)
-        assert primary.target is not None and secondary.target is not None
-        if primary.replicator is None or secondary.replicator is None:
+        if len(self.primaries) != 1:
             return False
-        engine = primary.target.engine
-        wanted = (State.SYNC_SOURCE,) if engine.state.policy.mode == "sync" else (State.SOURCE, State.SYNC_SOURCE)
-        if primary.replicator.session.state not in wanted or secondary.replicator.session.state is not State.TARGET:
+        top = self.primaries[0]
+        assert top.target is not None
+        pos = top.target.engine.pos
+        if any(n is not top and engine.page[APPLIED_SEQ] != pos for n, engine in zip(self.nodes, engines, strict=True)):
             return False
-        if engine.state.copying or engine.state.degraded or secondary.target.engine.page[APPLIED_SEQ] != engine.pos:
+        if not all(self._flows(one, other) for one, other in self.edges):
             return False
-        if oracles.differing_blocks(primary, secondary):
-            raise Violation("in sync, and the images differ")
+        for node in self.nodes:
+            if node is not top and oracles.differing_blocks(top, node):
+                raise Violation(f"in sync, and the images of {top.name} and {node.name} differ")
         return True
+
+    def _flows(self, one: Node, other: Node) -> bool:
+        """Records flow over the edge, one way or the other, as its mode wants it."""
+        for up, down in ((one, other), (other, one)):
+            assert up.target is not None and up.replicator is not None and down.replicator is not None
+            source, sink = up.replicator.edges[down.name], down.replicator.edges[up.name]
+            edge = up.target.engine.state.edge_of(down.node_id)
+            wanted = (State.SYNC_SOURCE,) if edge is not None and edge.mode == "sync" else (State.SOURCE, State.SYNC_SOURCE)
+            if source.session.state in wanted and sink.session.state is State.TARGET:
+                return edge is not None and not edge.degraded
+        return False

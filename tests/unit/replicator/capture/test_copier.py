@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.capture import copier, follower, roles
+from replicator.capture import copier, edges, follower, roles
 from replicator.capture.bitmaps import TODO
 from replicator.capture.state import OK, RESYNC
 from replicator.core.records import Kind
-from replicator.journal.page import HEAD_OFF, PEER_DURABLE_SEQ, TAIL_OFF
-from tests.testing.pairharness import Pair, running_pair
+from replicator.journal.page import HEAD_OFF, TAIL_OFF
+from tests.testing.pairharness import PEER_DURABLE_SEQ, Pair, running_pair
 
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Pair:
     monkeypatch.setattr(copier, "ROTATE_MIN_BLOCKS", 0)
     made = running_pair()
-    made.a.engine.link_up = True
+    edges.set_link(made.a.engine, made.a.edge(made.b), True)
     return made
 
 
@@ -130,10 +130,10 @@ def test_no_bitmap_goes_while_the_peer_is_away_or_a_copy_is_not_complete(pair: P
     dirty(pair)
     copier.rotate_bitmaps(pair.a.engine)
     pair.flow(pair.a, pair.b)
-    pair.a.engine.link_up = False
+    edges.set_link(pair.a.engine, pair.a.edge(pair.b), False)
     copier.rotate_bitmaps(pair.a.engine)
     assert len(pair.a.engine.state.bitmaps) == 2
-    pair.a.engine.link_up = True
+    edges.set_link(pair.a.engine, pair.a.edge(pair.b), True)
     pair.a.engine.state.synced_seq = pair.a.page[PEER_DURABLE_SEQ] + 1
     copier.rotate_bitmaps(pair.a.engine)
     assert len(pair.a.engine.state.bitmaps) == 2
@@ -142,7 +142,7 @@ def test_no_bitmap_goes_while_the_peer_is_away_or_a_copy_is_not_complete(pair: P
 def test_a_peer_that_was_away_for_long_is_covered_by_the_bitmap_kept_for_it(pair: Pair) -> None:
     dirty(pair)
     pair.flow(pair.a, pair.b)
-    pair.a.engine.link_up = False
+    edges.set_link(pair.a.engine, pair.a.edge(pair.b), False)
     pair.a.write(0, 1)
     for _ in range(5):
         dirty(pair)

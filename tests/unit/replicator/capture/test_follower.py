@@ -15,11 +15,10 @@ from replicator.journal.page import (
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
     TAIL_OFF,
     TAIL_SEQ,
 )
-from tests.testing.pairharness import Pair, running_pair
+from tests.testing.pairharness import PEER_DURABLE_OFF, Pair, running_pair
 
 
 @pytest.fixture
@@ -240,7 +239,7 @@ def test_a_checkpoint_that_an_attach_overtook_does_nothing(pair: Pair) -> None:
     begun = follower.begin_checkpoint(engine)
     pair.ship(pair.a, pair.b)
     assert begun is not None
-    roles.attach(engine, 1000, None, engine.epoch, engine.state.hist, {}, "c", True)
+    roles.attach(engine, pair.b.edge(pair.a), 1000, None, engine.epoch, engine.state.hist, {}, "c", True)
     follower.finish_checkpoint(engine, begun)
     assert engine.page[TAIL_SEQ] == 1001
     assert engine.page[APPLIED_OFF] == engine.page[HEAD_OFF]

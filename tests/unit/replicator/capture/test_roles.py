@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.capture import copier, follower, roles
+from replicator.capture import copier, copies, edges, follower, roles
 from replicator.capture.bitmaps import TODO
 from replicator.capture.state import (
     BITMAP,
@@ -16,14 +16,13 @@ from replicator.capture.state import (
     RESYNC,
     SECONDARY,
     UNTRACKED,
-    Policy,
     StateFile,
 )
 from replicator.core.errors import BadInput, Refused
 from replicator.core.handshake import Action
 from replicator.core.records import HEADER_BYTES, Kind
-from replicator.journal.page import HEAD_OFF, HEAD_SEQ, PEER_DURABLE_OFF, PEER_RECEIVED_SEQ, TAIL_OFF, TAIL_SEQ
-from tests.testing.pairharness import Pair, Side, running_pair
+from replicator.journal.page import HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ
+from tests.testing.pairharness import PEER_DURABLE_OFF, PEER_RECEIVED_SEQ, Pair, Side, running_pair
 
 
 @pytest.fixture
@@ -47,28 +46,29 @@ def kinds_after(side: Side, seq: int) -> list[str]:
 def test_arming_begins_a_history_and_is_harmless_twice() -> None:
     side = Side("a")
     side.create(PRIMARY)
-    first = roles.arm(side.engine)
+    first = roles.arm(side.engine, "b" * 32)
     assert kinds_after(side, 0) == ["EPOCH"]
-    assert roles.arm(side.engine) == first
+    assert roles.arm(side.engine, "b" * 32) == first
     assert on_disk(side).mode == JOURNAL
 
 
-def test_a_secondary_cannot_be_armed(pair: Pair) -> None:
-    with pytest.raises(Refused):
-        roles.arm(pair.b.engine)
+def test_a_secondary_that_was_never_copied_to_cannot_be_armed(pair: Pair) -> None:
+    roles.attach(pair.b.engine, pair.b.edge(pair.a), 100, None, 9 << 24, [[9 << 24, 90]], {}, "x", True)
+    with pytest.raises(Refused, match="nothing consistent"):
+        roles.arm(pair.b.engine, "c" * 32)
 
 
 def test_the_peers_positions_of_a_former_pair_are_forgotten(pair: Pair) -> None:
     pair.a.page[PEER_RECEIVED_SEQ] = 10**6
-    roles.disarm(pair.a.engine)
-    roles.arm(pair.a.engine)
+    roles.disarm(pair.a.engine, pair.b.node_id)
+    roles.arm(pair.a.engine, pair.b.node_id)
     assert pair.a.page[PEER_RECEIVED_SEQ] == 0
 
 
 def test_disarming_a_consistent_copy_makes_it_a_group_of_its_own(pair: Pair) -> None:
     pair.a.write(0, 1)
     pair.ship(pair.a, pair.b)
-    roles.disarm(pair.b.engine)
+    roles.disarm(pair.b.engine, pair.a.node_id)
     assert (pair.b.engine.state.role, pair.b.engine.state.mode) == (PRIMARY, UNTRACKED)
     assert pair.b.image() == pair.a.image()
     pair.b.write(0, 2)
@@ -78,7 +78,7 @@ def test_an_inconsistent_copy_is_not_disarmed(pair: Pair) -> None:
     roles.overflow(pair.a.engine)
     pair.meet()
     with pytest.raises(Refused, match="resync"):
-        roles.disarm(pair.b.engine)
+        roles.disarm(pair.b.engine, pair.a.node_id)
 
 
 # -- copies ---------------------------------------------------------------------------------------------------------
@@ -91,14 +91,14 @@ def test_a_wrong_bitmap_from_the_peer_changes_nothing(pair: Pair) -> None:
     before = (pair.a.engine.status(), bytes(pair.a.maps[0].buf))
     for wrong in ({}, {0: b"\0"}, {0: b"\0", 1: b"\0" * 9}):
         with pytest.raises(BadInput):
-            roles.begin_copy(pair.a.engine, pair.b.engine.state.floor, wrong, "x")
+            copies.begin_copy(pair.a.engine, pair.a.edge(pair.b), pair.b.engine.state.floor, wrong, "x")
     assert (pair.a.engine.status(), bytes(pair.a.maps[0].buf)) == before
 
 
 def test_a_wrong_copy_list_from_the_peer_changes_nothing(pair: Pair) -> None:
     before = pair.b.engine.status()
     with pytest.raises(BadInput):
-        roles.attach(pair.b.engine, 100, 3, pair.b.engine.epoch, pair.b.engine.state.hist, {0: b""}, "x", False)
+        roles.attach(pair.b.engine, pair.b.edge(pair.a), 100, 3, pair.b.engine.epoch, pair.b.engine.state.hist, {0: b""}, "x", False)
     assert pair.b.engine.status() == before
 
 
@@ -108,7 +108,7 @@ def test_a_source_killed_in_begin_copy_does_not_go_on_with_half_a_list(pair: Pai
     pair.a.write(64 << 10, 2)
     pair.meet()
     copier.copy_some(pair.a.engine, 1)
-    old = pair.a.engine.state.copy_id
+    old = pair.a.edge(pair.b).copy_id
     syncs: list[str] = []
 
     class Killed(BaseException):
@@ -121,20 +121,20 @@ def test_a_source_killed_in_begin_copy_does_not_go_on_with_half_a_list(pair: Pai
 
     pair.a.disk.trace = kill
     with pytest.raises(Killed):
-        roles.begin_copy(pair.a.engine, None, None, "new")
+        copies.begin_copy(pair.a.engine, pair.a.edge(pair.b), None, None, "new")
     pair.a.disk.trace = None
     pair.a.kill()
     pair.a.start()
-    assert old and pair.a.engine.state.copy_id != old, "the list in the map is not that copy's any more"
+    assert old and pair.a.edge(pair.b).copy_id != old, "the list in the map is not that copy's any more"
     assert pair.meet().action is Action.COPY
 
 
 def test_a_copy_degrades_a_synchronous_group_durably_before_a_waiting_write_may_pass(pair: Pair) -> None:
-    pair.a.engine.state.policy = Policy(mode="sync")
-    roles.set_sync(pair.a.engine, True)
+    edges.set_policy(pair.a.engine, {"mode": "sync"}, "")
+    edges.set_sync(pair.a.engine, pair.a.edge(pair.b), True)
     seen: list[bool] = []
     pair.a.disk.trace = lambda op, file, *_: seen.append(pair.a.engine.state.sync_on)
-    roles.begin_copy(pair.a.engine, None, None, "x")
+    copies.begin_copy(pair.a.engine, pair.a.edge(pair.b), None, None, "x")
     assert all(seen)
     assert on_disk(pair.a).degraded
     assert not pair.a.engine.state.sync_on
@@ -157,14 +157,14 @@ def test_an_attach_applies_what_the_common_position_counts_on(pair: Pair) -> Non
     seq = pair.a.write(0, 7)
     pair.ship(pair.a, pair.b)  # received, not applied
     masks = {i: bytes((m.blocks + 7) // 8) for i, m in enumerate(pair.b.engine.bitmaps.maps)}
-    roles.attach(pair.b.engine, seq, seq, pair.a.engine.epoch, pair.a.engine.state.hist, masks, "x", False)
+    roles.attach(pair.b.engine, pair.b.edge(pair.a), seq, seq, pair.a.engine.epoch, pair.a.engine.state.hist, masks, "x", False)
     assert pair.b.image()[0][0] == 7
 
 
 def test_an_attach_is_inconsistent_before_anything_is_given_up(pair: Pair) -> None:
     order: list[tuple[str, str]] = []
     pair.b.disk.trace = lambda op, file, *_: order.append((file, on_disk(pair.b).copy))
-    roles.attach(pair.b.engine, 100, None, pair.b.engine.epoch, pair.b.engine.state.hist, {}, "x", True)
+    roles.attach(pair.b.engine, pair.b.edge(pair.a), 100, None, pair.b.engine.epoch, pair.b.engine.state.hist, {}, "x", True)
     journal_writes = [copy for file, copy in order if file == "journal"]
     assert journal_writes[-1] == RESYNC
 
@@ -182,7 +182,7 @@ def test_an_attach_cut_in_two_is_finished_at_start(pair: Pair) -> None:
 
     pair.b.disk.trace = kill
     with pytest.raises(Killed):
-        roles.attach(pair.b.engine, 100, None, 9 << 24, [[9 << 24, 90]], {}, "x", True)
+        roles.attach(pair.b.engine, pair.b.edge(pair.a), 100, None, 9 << 24, [[9 << 24, 90]], {}, "x", True)
     pair.b.disk.trace = None
     pair.b.kill()
     state = pair.b.start().state
@@ -192,7 +192,7 @@ def test_an_attach_cut_in_two_is_finished_at_start(pair: Pair) -> None:
 
 def test_a_primary_is_never_copied_to(pair: Pair) -> None:
     with pytest.raises(Refused):
-        roles.attach(pair.a.engine, 1, None, 1, [], {}, "x", True)
+        roles.attach(pair.a.engine, pair.a.edge(pair.b), 1, None, 1, [], {}, "x", True)
 
 
 # -- overflow -------------------------------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def test_the_journal_is_not_given_up_under_a_write(pair: Pair) -> None:
 
 
 def test_a_synchronous_group_is_degraded_durably_by_an_overflow(pair: Pair) -> None:
-    pair.a.engine.state.policy = Policy(mode="sync")
-    roles.set_sync(pair.a.engine, True)
+    edges.set_policy(pair.a.engine, {"mode": "sync"}, "")
+    edges.set_sync(pair.a.engine, pair.a.edge(pair.b), True)
     seen: list[bool] = []
     pair.a.disk.trace = lambda op, file, *_: seen.append(pair.a.engine.state.sync_on) if file == "state" else None
     roles.overflow(pair.a.engine)
@@ -238,24 +238,24 @@ def test_numbers_are_not_given_out_twice_after_power_loss_in_bitmap_mode(pair: P
 
 
 def test_degraded_is_durable_before_any_write_is_answered_alone(pair: Pair) -> None:
-    pair.a.engine.state.policy = Policy(mode="sync")
-    roles.set_sync(pair.a.engine, True)
+    edges.set_policy(pair.a.engine, {"mode": "sync"}, "")
+    edges.set_sync(pair.a.engine, pair.a.edge(pair.b), True)
     seen: list[bool] = []
     pair.a.disk.trace = lambda op, file, *_: seen.append(pair.a.engine.state.sync_on)
-    assert roles.degrade(pair.a.engine)
+    assert edges.degrade(pair.a.engine, pair.a.edge(pair.b))
     assert seen == [True, True], "neither before the write of the state nor before its sync"
     assert on_disk(pair.a).degraded
-    assert not roles.degrade(pair.a.engine)
+    assert not edges.degrade(pair.a.engine, pair.a.edge(pair.b))
 
 
 def test_sync_comes_on_only_where_it_is_wanted_and_possible(pair: Pair) -> None:
-    assert not roles.set_sync(pair.a.engine, True)["sync_on"], "an asynchronous group"
-    pair.a.engine.state.policy = Policy(mode="sync")
-    assert roles.set_sync(pair.a.engine, True)["sync_on"]
-    assert not roles.set_sync(pair.a.engine, False)["sync_on"]
+    assert not edges.set_sync(pair.a.engine, pair.a.edge(pair.b), True)["sync_on"], "an asynchronous group"
+    edges.set_policy(pair.a.engine, {"mode": "sync"}, "")
+    assert edges.set_sync(pair.a.engine, pair.a.edge(pair.b), True)["sync_on"]
+    assert not edges.set_sync(pair.a.engine, pair.a.edge(pair.b), False)["sync_on"]
     assert pair.a.engine.state.degraded
     roles.overflow(pair.a.engine)
-    assert not roles.set_sync(pair.a.engine, True)["sync_on"]
+    assert not edges.set_sync(pair.a.engine, pair.a.edge(pair.b), True)["sync_on"]
 
 
 # -- promote, demote ------------------------------------------------------------------------------------------------

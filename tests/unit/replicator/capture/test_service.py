@@ -17,15 +17,21 @@ from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
-    REPLICATOR_ASLEEP,
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
 )
-from tests.testing.pairharness import Side, running_pair
+from tests.testing.pairharness import (
+    PEER_DURABLE_OFF,
+    PEER_DURABLE_SEQ,
+    PEER_RECEIVED_SEQ,
+    REPLICATOR_ASLEEP,
+    Side,
+    running_pair,
+)
+
+B = "b" * 32
+"""Node id of the peer."""
 
 
 class Served:
@@ -34,14 +40,17 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pair = running_pair()
-        self.pair.a.engine.link_up = False
+        self.pair.a.engine.linked.clear()
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.a, self.b = self.serve(self.pair.a), self.serve(self.pair.b)
         self._threads: list[threading.Thread] = []
 
     def serve(self, side: Side) -> GroupService:
-        bells = [Doorbell(self.folder / f"{side.name}.{end}") for end in "tr"]
-        return GroupService(side.engine, *bells, lambda what, **d: self.events.append((what, d)))
+        own = Doorbell(self.folder / f"{side.name}.t")
+        return GroupService(side.engine, own, lambda k: self.bell(side, k), lambda what, **d: self.events.append((what, d)))
+
+    def bell(self, side: Side, slot: int) -> Doorbell:
+        return Doorbell(self.folder / f"{side.name}.r.{slot}")
 
     def names(self) -> list[str]:
         return [name for name, _ in self.events]
@@ -71,7 +80,7 @@ class Served:
 
     def sync(self, **policy: object) -> None:
         self.a.set_policy({"mode": "sync", **policy})
-        assert self.a.set_sync(True)["sync_on"]
+        assert self.a.set_sync(B, True)["sync_on"]
 
     def durable_state(self, side: Side) -> Any:
         return StateFile(side.disk.open("state")).load()  # type: ignore[arg-type]
@@ -193,7 +202,7 @@ def test_a_restarted_primary_holds_its_writers_until_the_peer_was_reached(served
     result = served.background(lambda: served.a.write(0, 0, b"\1" * 4096))
     time.sleep(0.05)
     assert served.pair.a.image()[0][0] == 0
-    served.a.set_link(True)
+    served.a.set_link(B, True)
     result()
 
 
@@ -244,7 +253,7 @@ def test_a_full_journal_refuses_writes_where_the_policy_says_so(served: Served, 
 def test_a_full_journal_does_not_let_a_stalling_synchronous_group_go_on_alone(served: Served) -> None:
     served.a.set_policy({"mode": "sync", "on_loss": "stall", "on_full": "bitmap", "full_timeout_s": 0.1})
     fill(served)
-    served.a.set_sync(True)
+    served.a.set_sync(B, True)
     with pytest.raises(MediumError, match="on_loss=stall"):
         served.a.write(0, 0, b"\2" * (64 << 10))
     state = served.durable_state(served.pair.a)
@@ -255,7 +264,7 @@ def test_a_full_journal_does_not_let_a_stalling_synchronous_group_go_on_alone(se
 
 def test_a_stalling_group_waits_as_long_as_its_peer_is_there(served: Served) -> None:
     served.a.set_policy({"on_full": "stall", "full_timeout_s": 0.1})
-    served.a.set_link(True)
+    served.a.set_link(B, True)
     fill(served)
     result = served.background(lambda: served.a.write(0, 0, b"\2" * (64 << 10)))
     time.sleep(0.3)
@@ -291,9 +300,8 @@ def test_an_overflow_under_load_keeps_every_write(served: Served) -> None:
 def test_a_large_write_becomes_several_records(tmp_path: Path) -> None:
     side = Side("a", sizes=(16 << 20,), journal_bytes=12 << 20)
     side.create(PRIMARY)
-    roles.arm(side.engine)
-    bells = [Doorbell(tmp_path / end) for end in "tr"]
-    service = GroupService(side.engine, *bells, lambda what, **d: None)
+    roles.arm(side.engine, B)
+    service = GroupService(side.engine, Doorbell(tmp_path / "t"), lambda _: Doorbell(tmp_path / "r"), lambda what, **d: None)
     pos = side.engine.pos
     service.write(0, 4096, b"\5" * (2 * LARGEST_WRITE_BYTES + 4096))
     assert side.engine.pos == pos + 3
@@ -384,7 +392,7 @@ def test_status_settles_a_secondary_before_a_handshake(served: Served) -> None:
 def test_from_the_moment_records_flow_it_is_known_how_far_the_peer_is_behind(served: Served) -> None:
     side = served.pair.a
     side.page[PEER_RECEIVED_SEQ] = side.page[HEAD_SEQ]
-    served.a.set_link(True)
+    served.a.set_link(B, True)
     for n in range(5):
         served.a.write(0, n * 4096, b"x" * 4096)
     behind = served.a.status()["behind"]
@@ -399,7 +407,7 @@ def test_the_replicator_hears_of_a_write_before_the_pool_takes_it(
     side.page[REPLICATOR_ASLEEP] = 1
     order: list[str] = []
     volume = side.engine.volumes[0]
-    monkeypatch.setattr(side.engine, "announce", lambda: order.append(f"heard {side.page[HEAD_SEQ]}"))
+    monkeypatch.setattr(side.engine, "announce", lambda _slot: order.append(f"heard {side.page[HEAD_SEQ]}"))
     monkeypatch.setattr(volume, "pwrite", lambda buf, offset: order.append("pool"))
     seq = side.page[HEAD_SEQ] + 1
     served.a.write(0, 0, b"x" * 4096)

@@ -10,7 +10,8 @@ import pytest
 
 from replicator.capture import waiters
 from replicator.capture.waiters import Waiters
-from replicator.journal.page import PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, TARGET_ASLEEP, Doorbell, Page
+from replicator.journal.page import TARGET_ASLEEP, Doorbell, Page
+from tests.testing.pairharness import PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ
 
 
 class Peer:

@@ -16,7 +16,7 @@ def pair_view(**changes: Any) -> dict[str, Any]:
         "group": "f" * 32, "name": "app", "peer": "b" * 32, "peer_name": "B", "word": "SYNC", "level": "ok",
         "why": "every write waits for B", "means": "", "then": "nothing", "commands": [], "role": "primary",
         "state": "ok", "mode": "journal", "connected": True, "split": False, "lag": 0, "lag_applied": 0,
-        "lag_bytes": 0, "lag_s": None, "todo_bytes": 0, "compress": 0, "policy": {"mode": "sync"},
+        "feeds_us": False, "losses": [], "lag_bytes": 0, "lag_s": None, "todo_bytes": 0, "policy": {"mode": "sync"},
         "facts": {"linked": True, "session": "sync-source", "acked": {"received": 7, "durable": 6, "applied": 5}},
         "status": {"pos": 7, "hist": [[(1 << 24) | 0xABCDEF, 0]], "role": "primary", "state": "ok"}, **changes,
     }  # fmt: skip
@@ -60,7 +60,7 @@ def test_peer_list_and_delete(node: FakeNode) -> None:
 def test_pair_create_passes_only_what_was_said(node: FakeNode) -> None:
     node.replicator.answers["pair.create"] = pair_view()
     assert node.run("pair", "create", "app", "--peer", "B").code == 0
-    assert node.replicator.asked("pair.create") == {"group": "app", "peer": "B", "compress": 0, "overwrite": False}
+    assert node.replicator.asked("pair.create") == {"group": "app", "peer": "B", "overwrite": False}
     argv = ["--mode", "sync", "--on-loss", "stall", "--loss-timeout", "2", "--compress", "3", "--journal", "64M"]
     assert node.run("pair", "create", "app", "--peer", "B", *argv, "--overwrite").code == 0
     assert node.replicator.asked("pair.create") == {
@@ -74,7 +74,7 @@ def test_pair_show_has_both_sides_positions_on_the_primary_only(node: FakeNode) 
     out = node.run("pair", "show", "app").out
     assert "SYNC: every write waits for B" in out
     assert "B durable" in out and "epoch 1 of abcdef from 0" in out
-    node.replicator.answers["pair.show"] = pair_view(role="secondary")
+    node.replicator.answers["pair.show"] = pair_view(role="secondary", feeds_us=True)
     assert "B durable" not in node.run("pair", "show", "app").out
 
 

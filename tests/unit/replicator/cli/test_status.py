@@ -138,7 +138,7 @@ def test_one_group(node: FakeNode) -> None:
 
 
 def rpo(status: dict[str, Any], **pair: Any) -> dict[str, Any]:
-    return view.rpo(status, pair_view(**pair))
+    return view.rpo(status, pair_view(feeds_us=status["role"] == "secondary", **pair))
 
 
 def test_rpo_with_records_flowing_is_exact() -> None:

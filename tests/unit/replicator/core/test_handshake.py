@@ -10,7 +10,7 @@ from replicator.core.epochs import make_epoch
 from replicator.core.handshake import decide
 from replicator.core.hello import NOT_YET, VERSION, Hello
 
-A, B = "aa" * 16, "bb" * 16
+A, B, C = "aa" * 16, "bb" * 16, "cc" * 16
 GROUP = "cd" * 16
 TAG = {A: 0xAAAAAA, B: 0xBBBBBB}
 E1A, E2A, E2B, E3A = make_epoch(1, TAG[A]), make_epoch(2, TAG[A]), make_epoch(2, TAG[B]), make_epoch(3, TAG[A])
@@ -21,7 +21,7 @@ def side(node: str = A, role: str = "primary", pos: int = 10, hist: tuple = ((E1
     base = Hello(
         version=VERSION, node=node, group=GROUP, volumes=((0, 4096),), role=role, state="ok", hist=hist, pos=pos,
         durable=pos, floor=pos, last_write=pos, journal=(1, pos), starts=(1,), unclean=False, copy_id="", synced=0,
-        sync=False, split=False, discard="", handover="",
+        sync=False, split=False, discard="", discard_epoch=0, handover="", upstream="",
     )  # fmt: skip
     return base._replace(**changes)
 
@@ -70,7 +70,7 @@ def test_promised_writes_are_given_up_only_with_the_operators_consent():
 
 def test_nothing_is_shipped_between_two_primaries_or_none():
     for facts, row in LABELS.items():
-        if facts.primaries != "one":
+        if facts.primaries not in ("one", "relay"):
             assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
 
 
@@ -84,6 +84,12 @@ def test_streaming_needs_the_journal_an_exact_image_and_one_history():
 FORK_A = {"hist": ((E1A, 0), (E3A, 9)), "pos": 12}
 FORK_B = {"hist": ((E1A, 0), (E2B, 5)), "pos": 8}
 TOOK_OVER = {"hist": ((E1A, 0), (E2B, 8)), "pos": 11}
+
+RELAY = side(B, "secondary", 10, upstream=A)
+"""In the middle: fed by A, and feeds C."""
+BELOW = side(C, "secondary", 8, upstream=B)
+
+OTHER_TREE = side(C, "secondary", 9, ((E1A, 0), (make_epoch(2, 0xCCCCCC), 5)), upstream="dd" * 16)
 
 STORIES = [
     ("version", side(), follower(version=VERSION + 1)),
@@ -130,6 +136,35 @@ STORIES = [
     ("diff-discard", side(B, **TOOK_OVER, discard=A), side(A, "secondary", pos=10, state="diverged")),
     ("former-primary", side(B, **TOOK_OVER), side(A, "secondary", pos=10, state="diverged")),
     ("outdated-primary", side(pos=8), follower(**TOOK_OVER)),
+    ("full-fresh", RELAY, side(C, "secondary", 0, (), state="fresh")),
+    ("stream", RELAY, BELOW),
+    ("stream", RELAY, BELOW._replace(upstream="")),
+    ("stream", RELAY._replace(hist=((E1A, 0), (E2B, 8))), BELOW),
+    ("diff-journal-lost", RELAY._replace(journal=(10, 10)), BELOW),
+    ("resume-resync", RELAY._replace(copy_id="c1"), BELOW._replace(state="resync", copy_id="c1", floor=2)),
+    ("redo-resync", RELAY, BELOW._replace(state="resync", copy_id="c1", floor=2)),
+    ("source-incomplete", RELAY._replace(state="resync"), BELOW),
+    ("source-incomplete", RELAY._replace(state="diverged"), BELOW),
+    ("source-behind", RELAY, BELOW._replace(pos=12, durable=12, last_write=12)),
+    ("source-outdated", RELAY, BELOW._replace(hist=((E1A, 0), (E2B, 7)))),
+    ("no-primary", RELAY._replace(upstream=C), BELOW),
+    ("no-primary", RELAY._replace(upstream=""), BELOW),
+    ("no-primary", RELAY, BELOW._replace(upstream="dd" * 16)),
+    ("stream", RELAY._replace(pos=8), BELOW._replace(hist=((E1A, 0), (E2A, 8)), pos=12, upstream="dd" * 16)),
+    ("diff-source-lost-power", RELAY._replace(hist=((E1A, 0), (E2A, 7))), BELOW),
+    ("relay-lost-tail", RELAY._replace(hist=((E1A, 0), (E2A, 7)), sync=True), BELOW),
+    ("lost-tail-discard", RELAY._replace(hist=((E1A, 0), (E2A, 7)), sync=True, discard=C), BELOW),
+    ("former-primary", RELAY._replace(hist=((E1A, 0), (E2B, 7))), BELOW),
+    ("diff-discard", RELAY._replace(hist=((E1A, 0), (E2B, 7)), discard=C), BELOW),
+    ("diff-diverged-tail", RELAY._replace(hist=((E1A, 0), (E2B, 7))), BELOW._replace(last_write=6)),
+    ("two-trees", RELAY._replace(hist=((E1A, 0), (E2A, 7))), OTHER_TREE),
+    ("diff-discard", RELAY._replace(hist=((E1A, 0), (E2A, 7)), discard=C), OTHER_TREE),
+    ("diff-discard", RELAY._replace(hist=((E1A, 0), (E2A, 7)), discard=B, last_write=10), OTHER_TREE),
+    ("former-primary", side(B, hist=((E1A, 0), (E3A, 7))), OTHER_TREE),
+    ("primary-given-up", side(B, hist=((E1A, 0), (E3A, 7)), discard=B), OTHER_TREE),
+    ("former-primary", side(B, hist=((E1A, 0), (E3A, 7)), discard=B), OTHER_TREE._replace(upstream=B)),
+    ("unrelated", RELAY, BELOW._replace(hist=((E2B, 0),))),
+    ("version", RELAY, BELOW._replace(version=1)),
     ("outdated-discard", side(pos=8, discard=B), follower(**TOOK_OVER)),
 ]
 
@@ -143,6 +178,36 @@ def test_each_cause_finds_its_row_from_either_side(label: str, one: Hello, other
 def test_every_row_is_reached_by_a_story_except_the_defensive_one():
     told = {label for label, _, _ in STORIES}
     assert {row.label for row in TABLE} - told == {"outdated-both"}
+
+
+def test_a_relay_never_steps_down_or_becomes_primary_by_a_handshake():
+    for facts, row in LABELS.items():
+        if facts.primaries.startswith("relay") or facts.primaries == "rivals":
+            assert row.action not in (Action.STEP_DOWN, Action.PROMOTE), facts
+
+
+def test_an_incomplete_or_lagging_relay_ships_nothing():
+    for facts, row in LABELS.items():
+        if facts.primaries in ("relay-busy", "relay-behind") and (facts.compat, facts.split) == ("ok", "no"):
+            assert row.action is Action.WAIT, facts
+
+
+def test_of_two_secondaries_the_one_that_is_fed_by_another_feeds():
+    decision = decide(RELAY, BELOW)
+    assert (decision.lead, decision.follow, decision.acts, decision.from_seq) == (B, C, C, 9)
+
+
+def test_a_secondary_that_hears_of_a_newer_history_from_below_follows_it():
+    """C took over and its own peer follows it; B, which was fed from above until now, follows too."""
+    newer = BELOW._replace(hist=((E1A, 0), (E2A, 8)), pos=12, upstream="dd" * 16)
+    assert decide(RELAY._replace(pos=8), newer).lead == C
+
+
+def test_the_leave_to_discard_a_node_does_not_cover_what_it_got_since_from_elsewhere():
+    named = side(B, **TOOK_OVER, discard=A, discard_epoch=E1A)
+    assert decide(named, side(A, "secondary", pos=10, state="diverged")).label == "diff-discard"
+    since = side(A, "secondary", pos=12, hist=((E1A, 0), (E3A, 9)))
+    assert decide(named, since).label == "former-primary"
 
 
 def test_the_common_position_is_the_base_of_the_parting():
@@ -176,7 +241,7 @@ def _random_side(rng: random.Random, node: str) -> Hello:
         journal=rng.choice((None, (rng.randint(1, pos + 1), pos))),
         starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
-        discard=rng.choice(("", "", A, B)), handover=rng.choice(("", "", A, B)),
+        discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
     )  # fmt: skip
 
 

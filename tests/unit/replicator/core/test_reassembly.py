@@ -116,6 +116,14 @@ def test_arbitrary_overlapping_runs_give_a_gapless_sequence(arrivals: list[tuple
     assert sink.early.ready(sink.expect) is None
 
 
+def test_of_two_runs_that_begin_alike_the_longer_one_counts() -> None:
+    for order in itertools.permutations([(1, 2), (3, 4), (3, 7)]):
+        sink = Appender(1 << 20)
+        for run in order:
+            assert sink.offer(run, 100)
+        assert sink.records == list(range(1, 8))
+
+
 def test_a_run_may_be_looked_at_again_until_it_is_released() -> None:
     early: Reassembly[str] = Reassembly(10_000)
     early.hold(5, 10, "five")

@@ -14,6 +14,7 @@ from replicator.core.events import (
     Acked,
     Answer,
     AskTarget,
+    ClaimJournal,
     CloseLink,
     Command,
     DataStopped,
@@ -34,6 +35,7 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import COMMANDS, DEAD_S, HANDSHAKE_S, NotExpected, Session
+from replicator.core.session.base import tree_durable
 from replicator.core.transitions import TRANSITIONS, Input, State
 
 A, B = "aa" * 16, "bb" * 16
@@ -64,10 +66,22 @@ class FakeTarget:
     def _status(self, settle: bool = False) -> dict[str, Any]:
         return {**self.status}
 
+    def _follow(self) -> dict[str, Any]:
+        return {}
+
+    def _pin_copy(self, **args: Any) -> dict[str, Any]:
+        return self._begin_copy(**args)
+
+    def _copy_until(self, copy_id: str, seq: int) -> dict[str, Any]:
+        return {"copying": True}
+
     def _link(self, up: bool) -> dict[str, Any]:
         return {}
 
     def _resume_copy(self) -> dict[str, Any]:
+        return {}
+
+    def _follow(self) -> dict[str, Any]:
         return {}
 
     def _release(self) -> dict[str, Any]:
@@ -477,3 +491,110 @@ def test_every_state_takes_time_and_every_command():
 def test_not_expected_is_a_protocol_error_for_the_shell():
     assert issubclass(NotExpected, ProtocolError)
     assert transitions.S is State
+
+
+# -- trees --------------------------------------------------------------------------------------------------------------
+
+TOP = "ee" * 16
+
+
+def relay(**status: Any) -> FakeTarget:
+    """A complete secondary that TOP feeds."""
+    target = FakeTarget(0xAAAAAA, "secondary", 10)
+    target.status.update({"upstream": TOP, **status})
+    return target
+
+
+def fed(**status: Any) -> FakeTarget:
+    target = FakeTarget(0xBBBBBB, "secondary", 8)
+    target.status.update({"upstream": A, **status})
+    return target
+
+
+class Above:
+    """What the nodes above a relay answer; mixed into its target, as the shell routes it."""
+
+    def __init__(self, target: FakeTarget, seq: int) -> None:
+        self.seq, right = seq, target.call
+
+        def call(op: str, args: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+            if not op.startswith("pair."):
+                return right(op, args)
+            target.asked.append((op, args))
+            return ({"seq": self.seq}, None) if self.seq else ({}, "no node feeds this one")
+
+        target.call = call  # type: ignore[method-assign]
+
+
+def test_a_complete_secondary_feeds_the_one_below_it():
+    couple = Couple(relay(), fed())
+    assert couple.connect() == (State.SOURCE, State.TARGET)
+    assert StartShipping(9) in couple.a.effects
+
+
+def test_records_are_taken_only_with_the_claim_on_the_journal():
+    couple = Couple()
+    couple.connect()
+    kinds = [type(effect) for effect in couple.b.effects]
+    assert kinds.index(ClaimJournal) < kinds.index(StartReceiving)
+
+
+def test_who_feeds_a_node_is_stored_when_that_changes():
+    couple = Couple(relay(), fed(upstream=""))
+    couple.connect()
+    assert ("group.follow", {}) in couple.b.target.asked
+    couple = Couple(relay(), fed())
+    couple.connect()
+    assert "group.follow" not in [op for op, _ in couple.b.target.asked]
+
+
+def test_a_copy_through_a_relay_is_pinned_there_extended_above_and_ends_after_the_primarys_position():
+    target = relay(journal={"first_seq": 10, "head_seq": 10})
+    Above(target, 17)
+    couple = Couple(target, fed())
+    assert couple.connect() == (State.COPY_SOURCE, State.COPY_TARGET)
+    ops = [op for op, _ in target.asked if op not in ("group.status", "group.link")]
+    assert ops[:3] == ["group.pin_copy", "pair.extend_copy", "group.copy_until"]
+    asked = dict(target.asked)
+    assert asked["pair.extend_copy"] == {"copy_id": asked["group.pin_copy"]["copy_id"], "masks": {0: b"\x01"}}
+    assert asked["group.copy_until"]["seq"] == 17
+    assert dict(couple.b.target.asked)["group.attach"]["synced_after"] == 17
+    assert dict(couple.b.target.asked)["group.attach"]["p"] == 10
+
+
+def test_a_copy_whose_primary_cannot_be_asked_is_not_begun():
+    target = relay(journal={"first_seq": 10, "head_seq": 10})
+    Above(target, 0)
+    couple = Couple(target, fed())
+    couple.connect()
+    assert couple.states() == (State.DOWN, State.DOWN)
+    assert "group.attach" not in [op for op, _ in couple.b.target.asked]
+    assert couple.b.target.status["state"] == "ok"
+
+
+def test_a_pair_that_waits_for_its_source_looks_again_when_something_changed_there():
+    couple = Couple(relay(state="resync"), fed())
+    assert couple.connect() == (State.WAITING, State.WAITING)
+    couple.a.target.status["state"] = "ok"
+    for effect in couple.a.session.look_again(couple.now):
+        couple.carry_out(couple.a, effect)
+    couple.tick(2.0)
+    assert couple.states() == (State.SOURCE, State.TARGET)
+
+
+def test_a_relay_is_not_switched_over():
+    couple = Couple(relay(), fed())
+    couple.connect()
+    couple.give(couple.a, Command(1, "switchover"))
+    assert couple.states() == (State.SOURCE, State.TARGET)
+    assert "is a secondary" in couple.a.answers[-1].error["message"]
+
+
+def test_a_node_reports_what_all_below_it_hold():
+    def edge(durable: int, **more: Any) -> dict[str, Any]:
+        return {"peer": "cc" * 16, "upstream": False, "linked": True, "tree_durable": durable, **more}
+
+    assert tree_durable({"durable": 9}) == 9
+    assert tree_durable({"durable": 9, "edges": [edge(7), edge(8)]}) == 7
+    assert tree_durable({"durable": 9, "edges": [edge(7, linked=False)]}) == 0
+    assert tree_durable({"durable": 9, "edges": [edge(0, upstream=True), edge(12)]}) == 9

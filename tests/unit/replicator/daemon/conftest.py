@@ -34,7 +34,7 @@ class StubTarget:
         self.volumes: list[dict[str, Any]] = []
         self.fail: dict[str, Exception] = {}
         self.delay_s = 0.0
-        ops = ("status", "policy", "arm", "disarm", "adopt", "delete", "list", "link", "promote", "demote")
+        ops = ("status", "policy", "arm", "disarm", "adopt", "delete", "list", "link", "follow", "promote", "demote")
         handlers = {f"group.{op}": self._handler(f"group.{op}") for op in ops}
         handlers["volume.list"] = self._handler("volume.list")
         self.server = ControlServer(path, handlers)
@@ -45,7 +45,7 @@ class StubTarget:
             "uuid": uuid, "name": name, "role": role, "state": "ok" if role == "primary" else "fresh",
             "mode": "journal",
             "pos": 0, "durable": 0, "applied": 0, "floor": 0, "hist": [], "bitmaps": {}, "policy": {"mode": "async"},
-            "journal": {"capacity": 1 << 20, "first_seq": 1, "head_seq": 0}, "copying": False,
+            "journal": {"capacity": 1 << 20, "first_seq": 1, "head_seq": 0}, "copying": False, "edge": 0, "upstream": "", "edges": [],
             "volumes": [{"index": 0, "name": "v0", "size": 1 << 20}], **more,
         }  # fmt: skip
         return self.groups[uuid]
@@ -63,10 +63,12 @@ class StubTarget:
             if op == "group.adopt":
                 return self.add_group(args["uuid"], args["name"], "secondary")
             group = self._find(args["group"])
+            if op == "group.arm" and args.get("upstream"):
+                group["upstream"] = args["peer"]
             if op == "group.delete":
                 del self.groups[group["uuid"]]
             if op == "group.policy":
-                group["policy"] |= {key: value for key, value in args.items() if key != "group"}
+                group["policy"] |= {key: value for key, value in args.items() if key not in ("group", "peer")}
                 return group["policy"]
             return group
 

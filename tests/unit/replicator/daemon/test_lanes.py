@@ -16,9 +16,10 @@ from replicator.core.events import LinkDown, StartReceiving, StartShipping
 from replicator.core.transfer import AUTO, PULL, Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection
-from replicator.journal.page import HEAD_SEQ, PEER_RECEIVED_SEQ, SYNC_ON
+from replicator.journal.page import HEAD_SEQ, SYNC_ON
 from tests.testing.faultproxy import FaultProxy
 from tests.testing.linkpair import LinkPair, connect_tls, tls_pair
+from tests.testing.pairharness import PEER_RECEIVED_SEQ
 from tests.unit.replicator.daemon.test_link import apply_all, same_journals, until
 
 
@@ -136,7 +137,7 @@ def test_only_records_may_come_over_further_connections(make: Callable[..., Lane
     pair = make(Transfer(connections=2)).connect()
     one, other = tls_pair(tmp_path)
     pair.loop_b.joined(Connection(other, "bundle"))
-    one.sendall(wire.triple(wire.BEAT, 1, 2, 3))
+    one.sendall(wire.beat(1, 2, 3, 4))
     assert "something else than records" in pair.sink.saw(LinkDown).reason
 
 

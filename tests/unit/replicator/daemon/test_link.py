@@ -19,16 +19,13 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
-    PEER_APPLIED_SEQ,
-    PEER_DURABLE_OFF,
-    PEER_DURABLE_SEQ,
-    PEER_RECEIVED_SEQ,
     SYNC_ON,
     TAIL_OFF,
     TAIL_SEQ,
 )
 from tests.testing.faultproxy import FaultProxy
 from tests.testing.linkpair import GROUP, LinkPair, Scripted, Side, connect_tls, make_loop
+from tests.testing.pairharness import PEER_APPLIED_SEQ, PEER_DURABLE_OFF, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ
 
 
 @pytest.fixture

@@ -50,10 +50,11 @@ def test_create_makes_the_pair_on_both_nodes_with_one_policy(paired: Two) -> Non
     a, b = paired
     assert a.target.groups[UUID]["policy"] == b.target.groups[UUID]["policy"] == {"mode": "sync", "ack": "durable"}
     assert b.target.groups[UUID]["role"] == "secondary"
-    assert "group.arm" in a.target.ops() and "group.arm" not in b.target.ops()
+    assert [args["peer"] for op, args in a.target.asked if op == "group.arm"] == [b.node_id]
+    assert [args["upstream"] for op, args in b.target.asked if op == "group.arm"] == [True]
     for node, other in ((a, "beta"), (b, "alpha")):
         [pair] = node.call("pair.list")
-        assert (pair["name"], pair["peer_name"], pair["compress"]) == ("app", other, 3)
+        assert (pair["name"], pair["peer_name"], pair["transfer"]["compress"]) == ("app", other, 3)
     adopted = next(args for op, args in b.target.asked if op == "group.adopt")
     assert adopted["volumes"] == [{"name": "v0", "size": 1 << 20}]
     assert adopted["journal_bytes"] == (1 << 20) + 8192

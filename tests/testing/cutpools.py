@@ -1,0 +1,65 @@
+"""Snapshots for tests without a pool: what MarkerHost asks of PoolHost and Exports, over the images of Sides."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from raidlib.errors import AlreadyExists
+from replicator.core.errors import NotFound
+from tests.testing.pairharness import Side
+
+
+class FakePools:
+    """Snapshots survive everything, as a pool's do once they are taken."""
+
+    def __init__(self) -> None:
+        self.changing = threading.RLock()
+        self.images: dict[str, bytes] = {}
+        self._sides: dict[str, Side] = {}
+
+    def serve(self, volume: str, side: Side) -> None:
+        """`volume` is the first volume of `side`."""
+        self._sides[volume] = side
+
+    def snapshot(self, names: dict[str, str]) -> None:
+        """See PoolHost.snapshot."""
+        for name in names.values():
+            if name in self.images:
+                raise AlreadyExists(f"there is a snapshot {name} already")
+        for volume, name in names.items():
+            self.images[name] = self._sides[volume].image()[0]
+
+    def require(self) -> FakePools:
+        """See PoolHost.require."""
+        return self
+
+    def snapshot_diff(self, snapshot: str, volume: str) -> list[tuple[int, int]]:
+        """See Pool.snapshot_diff."""
+        return [(0, len(self.images[snapshot]))]
+
+    def rollback(self, volume: str, snapshot: str) -> None:
+        """See Pool.rollback."""
+        self._sides[volume].engine.volumes[0].pwrite(self.images[snapshot], 0)
+
+    def delete_volume(self, route: Any) -> None:
+        """See PoolHost.delete_volume."""
+        del self.images[route.name]
+
+
+class FakeExports:
+    """Every snapshot is served, and nobody uses it."""
+
+    def __init__(self, pools: FakePools) -> None:
+        self._pools = pools
+
+    def routes(self) -> list[Any]:
+        """See Exports.routes."""
+        return [SimpleNamespace(name=name) for name in self._pools.images]
+
+    def get(self, name: str) -> Any:
+        """See Exports.get."""
+        if name not in self._pools.images:
+            raise NotFound(f"no volume {name}")
+        return SimpleNamespace(name=name)
