@@ -38,6 +38,8 @@ FRAME_DATA_BYTES = 4 << 20
 FRAME_ENTRIES = 8192
 _DATA = frozenset(int(kind) for kind in DATA_KINDS)
 _MARKER, _SYNCED = int(Kind.MARKER), int(Kind.SYNCED)
+_TURNS = frozenset({_MARKER, _SYNCED, int(Kind.EPOCH)})
+"""What comes after one of these is recorded once it was applied: it may change what a later one means, or stop."""
 
 Records = list[tuple[Header, int]]
 
@@ -183,10 +185,10 @@ class _Batch:
         return taken
 
     def _countable(self) -> int:
-        """How many records at the beginning are in range and short."""
+        """How many records at the beginning are in range and short, up to the first of _TURNS."""
         for count, (header, _) in enumerate(self._records):
-            if header.kind == _MARKER:
-                return count + 1  # applying may stop here for long
+            if header.kind in _TURNS:
+                return count + 1
             if header.kind in _DATA and (header.length > PIECE_BYTES or not in_range(self._engine, header)):
                 return count
         return len(self._records)
@@ -237,7 +239,7 @@ class _Batch:
 
     def _turn(self, header: Header) -> None:
         """A frame is of one epoch, and either all consistent or not at all."""
-        becomes_ok = header.kind == _SYNCED and completes_copy(self._state, header)
+        becomes_ok = header.kind == _SYNCED and completes_copy(self._state, header.seq)
         if self._entries and (header.epoch != self._epoch or (becomes_ok and not self._ok)):
             self._flush()
         self._ok = self._ok or becomes_ok
