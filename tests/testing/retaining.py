@@ -123,7 +123,7 @@ class Histories:
 
 
 def check_views(side: RetainingSide, known: Histories, rng: random.Random, count: int | None = None) -> int:
-    """Compare the views of all instants that can be shown, or of `count` of them, with the records; returns how many."""
+    """Compare the views of all instants of the window, or of `count` of them, with the records; returns how many."""
     known.look()
     last: dict[int, Instant] = {}
     shown = side.instants()
