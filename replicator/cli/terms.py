@@ -80,6 +80,16 @@ TERMS: dict[str, Term] = {
         "epochs tells two nodes at once whether one is behind, or both went on by themselves (split brain), and "
         "from where.",
     ),
+    "retention": Term(
+        "What a secondary keeps of the bytes that it overwrites (pre-images), in a ring of a size that you choose. As far "
+        "back as it reaches, the group can be shown as of any record, time or marker, exactly, while replication goes on.",
+        ("farstripe group retention GROUP --bytes 20G", "farstripe snapshot GROUP --at -5min"),
+    ),
+    "kept-image": Term(
+        "Snapshots of the last consistent image of a copy, taken when a resync begins, if there is room, and removed when "
+        "it is complete. While the copy is a mixture of two instants, they are what can be used.",
+        ("farstripe status", "farstripe volume clone SNAPSHOT NAME", "farstripe group retention GROUP --no-keep-image"),
+    ),
     "sync": Term(
         "A mode: a write is answered when the peer has it too, in memory (ack receive) or on stable storage (ack "
         "durable). Nothing acknowledged is lost with this node, unless the group is degraded, which status shows.",

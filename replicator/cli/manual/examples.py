@@ -250,6 +250,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "copies them.",
         ),
         Example(
+            "Keep what the copy overwrites, for an hour at most, so that earlier instants can be shown.",
+            (
+                "beta# farstripe group retention shop --bytes 20G --time 3600",
+                "beta# farstripe group retention shop",
+                "beta# farstripe group retention shop --off",
+            ),
+            "It counts where shop is secondary. The second command shows from when to when; a window that its bytes "
+            "fill before the hour is over begins later. --off gives the space back.",
+        ),
+        Example(
             "The peer is away for longer than was planned: give the journal more room, and take it back later.",
             (
                 "farstripe group journal show shop",
@@ -355,6 +365,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
     ),
     "verbs": (
+        Example(
+            "Both volumes as they were five minutes ago, to look at, and as they were before a mistake, to work with.",
+            (
+                "beta# farstripe snapshot shop --at -5min",
+                'beta# farstripe snapshot shop --at "2026-05-17 14:29:59" --name rescue --writable',
+                "beta# farstripe attach data-rescue",
+            ),
+            "The first makes snapshots web-at-SEQ and data-at-SEQ; the answer says after which record, and when that was "
+            "written. The second makes clones. shop is replicated on meanwhile. They are deleted like volumes.",
+        ),
         Example(
             "A volume as a device with a file system.",
             (
