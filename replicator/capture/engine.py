@@ -159,6 +159,8 @@ class GroupEngine:
         self._ticket = 0
         self._last_time = state.last_time_ns
         clock.note(state.last_time_ns)
+        self.opened_at_ns = clock.last
+        """No record applied in an earlier life has a later write time."""
         self._admit = _REFUSE
         self.linked: set[int] = set()
         """Slots of the edges over which records flow."""

@@ -17,6 +17,41 @@ class Example(NamedTuple):
 
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "set": (
+        Example(
+            "Two groups whose copies belong together, and the loss of their primary.",
+            (
+                "alpha# farstripe set create all shop books",
+                "beta# farstripe set list",
+                "beta# farstripe set takeover all",
+            ),
+            "The list shows as of when both copies are consistent and for which group the other one waits. The takeover "
+            "makes beta primary of both at the same instant.",
+        ),
+    ),
+    "marker": (
+        Example(
+            "An image of one instant over two nodes, with a filesystem frozen meanwhile.",
+            (
+                "alpha# farstripe marker create monday --groups shop,books@gamma --before 'fsfreeze -f /srv' "
+                "--after 'fsfreeze -u /srv'",
+                "alpha# farstripe marker wait monday",
+                "alpha# farstripe marker show monday",
+            ),
+            "Every copy keeps snapshots such as data.monday. Should a node not answer within two seconds, no marker is "
+            "made and all writes go on.",
+        ),
+        Example(
+            "An image every minute, and the loss of both primaries.",
+            (
+                "alpha# farstripe marker schedule often --every 60 --keep 5 --groups shop,books@gamma",
+                "beta# farstripe marker takeover --groups shop,books@delta",
+                "delta# farstripe marker takeover often-20260102-030405.678 --groups books,shop@beta",
+            ),
+            "beta takes the newest marker that its copy of shop and delta's copy of books have, and names it; delta is "
+            "told the name, so both go on from the same instant.",
+        ),
+    ),
     "farstripe": (
         Example(
             "Two nodes with a pool each, which meet once.",
