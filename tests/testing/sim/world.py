@@ -15,7 +15,9 @@ from typing import Any
 from replicator.capture import copier, service
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
+from replicator.core.credits import MIN_WINDOW_BYTES
 from replicator.core.events import Log
+from replicator.core.transfer import PULL, Transfer
 from replicator.core.transitions import State
 from replicator.daemon.link import shipper
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
@@ -32,6 +34,14 @@ from tests.testing.sim.truth import Truth, Violation
 GROUP = "cd" * 16
 BLOCK = 65536
 LIVENESS_S = 90.0
+
+
+_WAYS = (
+    Transfer(),
+    Transfer(connections=3),
+    Transfer(transfer=PULL, window=MIN_WINDOW_BYTES),
+    Transfer(connections=2, transfer=PULL, window=MIN_WINDOW_BYTES),
+)
 
 
 @dataclass
@@ -141,6 +151,8 @@ class World:
 
     def __init__(self, seed: int, options: Options | None = None, *, verbose: bool = False) -> None:
         self.seed = seed
+        self.transfer = _WAYS[seed % len(_WAYS)]
+        """How records are moved in this world; by the seed, so that it changes nothing else that is drawn."""
         self.rng = random.Random(seed)
         drawn = Options.draw(self.rng)
         self.options = options or drawn
@@ -148,6 +160,7 @@ class World:
         self.clock = Clock(verbose=verbose)
         self.network = Network(self.clock, random.Random(self.rng.getrandbits(64)))
         self.network.delay_s, self.network.replay, self.network.late = o.delay_s, o.replay, o.late
+        self.network.connections = self.transfer.connections
         sizes = [n * BLOCK for n in o.blocks]
         self.truth = Truth(sizes)
         names = "abcdef"[: 1 + len(o.parents)]
