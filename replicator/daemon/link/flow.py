@@ -184,8 +184,8 @@ class Flow:
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
-        if receiver.held_bytes and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
-            raise Lost(f"record {receiver.expect} did not come for {GAP_S:g} s, later ones did")
+        if receiver.misses and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
+            raise Lost(f"record {receiver.expect} was sent and did not come for {GAP_S:g} s")
         lazy = now >= self._next_lazy
         if lazy:
             self._next_lazy = now + ACK_LAZY_S
@@ -223,10 +223,11 @@ class Flow:
                 self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
         if kind == wire.BEAT:
-            head_seq, unsent_bytes, *beacon = wire.BEAT_BODY.unpack(body)
+            head_seq, unsent_bytes, *beacon, sent_seq = wire.BEAT_BODY.unpack(body)
             self.peer_beat = head_seq, unsent_bytes
             if self.receiver is not None:
                 self.receiver.note_beacon(*beacon)
+                self.receiver.sent_seq = sent_seq
             return None
         return self._acked(wire.TRIPLE.unpack(body), now)
 

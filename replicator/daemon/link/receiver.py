@@ -83,6 +83,8 @@ class Receiver:
         self.grants: Grants | None = None
         """What the sender may send, once it has said that it is to be pulled."""
         self._wanted = 0
+        self.sent_seq = 0
+        """The last record that the sender says it has sent."""
         self._gap: tuple[int, int] = (0, 0)
         self._gap_since = 0.0
 
@@ -147,13 +149,18 @@ class Receiver:
         if self.grants is not None:
             self.grants.done(size + wire.HEAD_BYTES)
 
+    @property
+    def misses(self) -> bool:
+        """Whether a record is missing that was sent: later ones are held, or the sender has said so."""
+        return self.expect <= self.sent_seq or self._early.held_bytes > 0
+
     def gap_lasts(self, data_bytes: int, now: float) -> bool:
-        """Whether runs have been held for GAP_S while neither the next one came nor any byte that could be of it.
+        """Whether what is missing has been for GAP_S, and no byte came that could be of it.
 
         data_bytes: that came over the link so far, other frames left out.
         """
         mark = (self.expect, data_bytes)
-        if not len(self._early) or self.waits_for_room or mark != self._gap:
+        if not self.misses or self.waits_for_room or mark != self._gap:
             self._gap, self._gap_since = mark, now
         return now - self._gap_since >= GAP_S
 

@@ -240,7 +240,7 @@ class Shipper:
         beacon = look(u64, BEACON_GEN)
         if beacon.seq >= self.seq:
             beacon = NOTHING
-        return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon)
+        return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon, self.seq - 1)
 
 
 def locate(files: GroupFiles, seq: int) -> int:

@@ -212,7 +212,7 @@ class Edge:
         assert bundle is not None
         moved = True
         while moved and self.bundle is bundle:
-            moved = bundle.waiting and self.flow.unblock(bundle)
+            moved = (bundle.waiting or self.flow.blocked) and self.flow.unblock(bundle)
             for lane in bundle.lanes:
                 held = self._held.get(lane.conn, ())  # type: ignore[call-overload]  # a connection by shape
                 while held and lane.waiting is None and (not lane.number or self.flow.flows):

@@ -161,6 +161,8 @@ class World:
         self.network = Network(self.clock, random.Random(self.rng.getrandbits(64)))
         self.network.delay_s, self.network.replay, self.network.late = o.delay_s, o.replay, o.late
         self.network.connections = self.transfer.connections
+        if self.transfer.transfer == PULL:
+            self.network.replay = 0.0  # a frame that nobody asked for ends a pulled link, every time
         sizes = [n * BLOCK for n in o.blocks]
         self.truth = Truth(sizes)
         names = "abcdef"[: 1 + len(o.parents)]
