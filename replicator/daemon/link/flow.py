@@ -1,7 +1,7 @@
 """The flow of records on one link: what StartShipping, StartReceiving and their ends mean in files and frames.
 
-At most one direction flows at a time, and one stretch a link: so no record of a former stretch is under way on one of its
-connections. A flow ends by itself with Stopped; the loop tells the session.
+At most one direction flows at a time, and one stretch a link: so no record of a former stretch is under way on one of
+its connections. A flow ends by itself with Stopped; the loop tells the session.
 """
 
 from __future__ import annotations

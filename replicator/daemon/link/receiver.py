@@ -1,8 +1,8 @@
 """Frames -> journal: the receiving half of a pair.
 
-A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of the
-link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what is
-durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
+A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of
+the link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what
+is durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
 be durable (the group's policy, a barrier, a FUA write) are synced at once and told at once.
 
 When the journal is full, or too much is held, the frame waits in its connection, unread frames wait in TCP, and the

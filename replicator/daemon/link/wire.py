@@ -10,16 +10,16 @@
     DATA     journal records back to back, whole ones, in order; the body's bytes are the journal's
     ACK      u64 received, u64 durable, u64 applied: seqs
     CONTROL  one msgpack map, see replicator.core.events
-    BEAT     u64 head seq, u64 bytes in the journal behind what was sent: what a secondary can say about its lag once the
-             primary is silent; u64 seq, u64 time (ns) of a beacon, 0 for none: every record with a write time up to
+    BEAT     u64 head seq, u64 bytes in the journal behind what was sent: what a secondary can say about its lag once
+             the primary is silent; u64 seq, u64 time (ns) of a beacon, 0 for none: every record with a write time up to
              that time has a seq up to that seq; u64 seq of the last record sent: who lacks it and hears nothing more
              has lost one of the link's connections
     GRANT    u64 total: pulled transfers (core/credits.py): DATA frames may go on up to so many bytes, headers included,
              counted over all connections since the records began to flow
     NEED     u64 sent, u64 total: the sender has sent so many bytes, and its next frame ends there
 
-A link has one connection or several. All but DATA go over the first; DATA frames over any of them, with rising first_seq
-on each. A record is at most 64 MiB, so a DATA body is at most that and its header.
+A link has one connection or several. All but DATA go over the first; DATA frames over any of them, with rising
+first_seq on each. A record is at most 64 MiB, so a DATA body is at most that and its header.
 """
 
 from __future__ import annotations
