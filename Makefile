@@ -3,6 +3,7 @@
 PY   := $(or $(FARSTRIPE_VENV),$(CURDIR)/.venv)/bin/python
 SEED ?= 1
 RUNS ?= 100
+KIND ?= both
 STATES ?= 3000000
 
 help: ## this list
@@ -17,8 +18,8 @@ check: setup ## the unit tests: under a minute
 test: ## the whole suite, as continuous integration runs it (root)
 	scripts/test
 
-sim: setup ## RUNS= simulated histories from SEED= on; a failure prints its own seed
-	$(PY) -m tests.sim --seed $(SEED) --runs $(RUNS)
+sim: setup ## RUNS= simulated histories (KIND=pair, tree or both) from SEED= on; a failure prints its own seed
+	$(PY) -m tests.sim --seed $(SEED) --runs $(RUNS) --kind $(KIND)
 
 explore: setup ## STATES= crashed pools from SEED= on, each opened and checked; for a night
 	$(PY) -m tests.testing.poolexplorer --seed $(SEED) --states $(STATES)

@@ -6,6 +6,9 @@ from typing import Any
 
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
+    "journal-lost": "{reason}; from now on only block numbers are kept, until the journal is replaced",
+    "journal-filling": "{percent} % of the journal is used{when}",
+    "journal-relieved": "no more than {percent} % of the journal is used now",
     "journal-released": "{path} is no part of the journal any more",
     "edge-dropped": "the journal is full and no longer kept for node {peer}: it needs a resync when it comes back",
     "degraded": "the peer did not answer: writes go on without it from now on",
@@ -26,5 +29,9 @@ class _Known(dict[str, Any]):
 
 def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
     """Return (kind, sentence) for what a GroupService reports with `detail`."""
+    if what == "journal-filling":
+        left_s = detail.get("full_in_s")
+        when = "" if left_s is None else f"; it is full in {left_s / 60:.0f} min at this rate"
+        detail = {**detail, "when": when}
     sentence = _SENTENCES.get(what, what.replace("-", " ")).format_map(_Known(detail))
     return f"group.{what}", f"group {detail.get('group', '?')}: {sentence}"

@@ -3,6 +3,7 @@
     STATE/groups/<uuid>/group.json   name and volumes, for a group whose state cannot be read
     STATE/groups/<uuid>/state        the group's state (replicator.capture.state)
     STATE/groups/<uuid>/journal      the ring, or a symbolic link to where it is; further files: journal.<n>
+    STATE/groups/<uuid>/rates        what its hosts wrote, hour by hour
     STATE/groups/<uuid>/bitmap.<n>   block map of volume n
     STATE/groups/<uuid>/markers      markers in its sequence (nbdplugin.markerhost)
     STATE/groups/<uuid>/retention.json, preimages   what it retains as a secondary (nbdplugin.retention)
@@ -30,11 +31,12 @@ from nbdplugin.groupevents import describe_event
 from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
-from nbdplugin.retention import open_recorder, remove_ring
+from nbdplugin.retention import open_recorder, remove_rings
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
@@ -82,6 +84,9 @@ class GroupHost:
                 self._set_broken(entry.name, exc)
                 continue
             self._services[entry.name] = service
+            if why := service.engine.state.journal_error:
+                name = service.engine.state.name
+                self._events.add("group.journal-broken", f"group {name} has no journal: {why}", group=name)
             self.cuts.hold_at_start(service.engine)
             service.start(wait_for_peer=True)
         self.cuts.start()
@@ -184,7 +189,7 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note)
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -356,6 +361,17 @@ class GroupHost:
         service.look_after()
         return removed
 
+    def replace_journal(self, which: str, path: str | None, size: int) -> dict[str, Any]:
+        """Give a group a new journal in the place of a broken one; see journalhost.replace."""
+        with self._pools.changing:
+            service = self.get(which)
+            dropped = journalhost.replace(self._dir, service.engine, path, size)
+        service.look_after()
+        name = service.engine.state.name
+        text = f"group {name} has a new journal; {dropped} records that were received are sent again"
+        self._events.add("group.journal-replaced", text, group=name, dropped=dropped)
+        return {"dropped": dropped, **service.status()["journal"]}
+
     def delete(self, which: str, force: bool, undo: bool = False) -> None:
         """Forget a group; its volumes stay and are served without it. `undo`: those that adopting it made go too.
 
@@ -400,7 +416,7 @@ class GroupHost:
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"
-        remove_ring(directory)
+        remove_rings(directory)
         directory.rename(gone)
         sync_directory(self._dir)
         journalhost.remove_all(gone)

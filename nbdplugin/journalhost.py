@@ -11,13 +11,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from replicator.capture import ringchange
-from replicator.capture.engine import GroupEngine
+from replicator.capture import journalloss, ringchange
+from replicator.capture.engine import GroupEngine, JournalLost
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound
 from replicator.journal import volumes
 from replicator.journal.files import PlainFile
 from replicator.journal.relayout import files_facts
-from replicator.journal.ring import DATA_START, Undecided
+from replicator.journal.ring import DATA_START
 from replicator.journal.volumes import JournalDirectory
 
 MIN_JOURNAL_BYTES = 16 << 20
@@ -87,8 +87,8 @@ def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, An
         volumes.prepare(file, index, engine.journal.super, size - DATA_START)
         directory.link(index, path)
         ringchange.add_file(engine, file, size - DATA_START)
-    except Undecided as exc:
-        raise MediumError(f"the journal's superblocks cannot be written: {exc.strerror}", "check the disks") from exc
+    except JournalLost:
+        raise  # whether the file belongs to the journal nobody knows
     except BaseException as exc:
         if file is not None:
             file.close()
@@ -118,6 +118,36 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
         except OSError as exc:
             raise MediumError(f"the journal's superblocks cannot be written: {exc.strerror}", "check the disks") from exc
     return next((one for one in files_facts(engine.journal) if one["index"] == index), found[0] | {"state": "released"})
+
+
+def replace(groups: Path, engine: GroupEngine, path: str | None, size: int) -> int:
+    """Give a group whose journal is broken, or out of use, a new one at `path` (None: in its own directory).
+
+    Returns the records that a secondary has to be sent again. Durable: the new journal; the old files are given up.
+    """
+    if size < MIN_JOURNAL_BYTES and not (path and is_block_device(path)):
+        raise too_small(size)
+    directory = _directory(engine)
+    old = directory.indices()
+    index = max([engine.journal.super.next_index - 1, *old]) + 1
+    where = path or str(directory.name(index))
+    size = make(groups, where, size)
+    try:
+        file = PlainFile(where)
+        volumes.prepare(file, index, engine.journal.super, size - DATA_START)
+        if path:
+            directory.link(index, path)
+        dropped = journalloss.replace_journal(engine, file, index, size - DATA_START)
+    except BaseException as exc:
+        if not is_block_device(where):
+            Path(where).unlink(missing_ok=True)
+        directory.discard(index)
+        if isinstance(exc, OSError):
+            raise MediumError(f"{where} cannot become the journal: {exc.strerror}", "check the disk") from exc
+        raise
+    for other in old:
+        directory.discard(other)
+    return dropped
 
 
 def remove_all(directory: Path) -> None:

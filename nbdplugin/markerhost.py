@@ -18,9 +18,8 @@ from nbdplugin.exports import Exports
 from nbdplugin.poolhost import PoolHost
 from raidlib.errors import AlreadyExists as PoolAlreadyExists
 from raidlib.errors import RaidError
-from replicator.capture import limits
 from replicator.capture.engine import GroupEngine
-from replicator.capture.follower import apply_all
+from replicator.capture.follower import apply_through
 from replicator.capture.markerbook import (
     BOOK_FILE_BYTES,
     MISSED,
@@ -200,8 +199,7 @@ class MarkerHost:
         _, book = self._books[engine.state.uuid]
         with engine.apply_lock:
             if engine.state.rewind is None:
-                limits.lift(engine)
-                apply_all(engine)  # markers that have arrived get their images
+                apply_through(engine)  # markers that have arrived get their images
             entry = book.find(n)
             if entry.state != TAKEN:
                 raise Refused(f"group {engine.state.name} has no image of marker {entry.name}: {entry.why or entry.state}")

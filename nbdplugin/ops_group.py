@@ -95,6 +95,12 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.remove_journal": lambda args: groups.remove_journal(
             arguments.text(args, "group"), arguments.text(args, "path")
         ),
+        "group.replace_journal": lambda args: groups.replace_journal(
+            arguments.text(args, "group"),
+            arguments.path(args, "path") if args.get("path") else None,
+            _journal_bytes(args, "size"),
+        ),
+        "group.journal": on(lambda g, a: g.journal()),
         "group.status": on(lambda g, a: told(g.status(arguments.flag(a, "settle"), _peer(a, needed=False)))),
         "group.policy": on(
             lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))

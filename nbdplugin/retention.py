@@ -30,6 +30,8 @@ from replicator.journal.page import APPLIED_SEQ
 DEFAULT_BYTES = 1 << 30
 """Of a window that is bounded by time alone."""
 
+_RING, _NEW = "preimages", "preimages.new"
+
 Note = Callable[[str], None]
 
 
@@ -69,6 +71,8 @@ def open_recorder(directory: Path, uuid: str, note: Note) -> PreImages | None:
     """Open the ring of a group that retains; None when it does not, or no longer can, which `note` is told."""
     try:
         policy = Policy.load(directory)
+        if not policy.bytes:
+            remove_rings(directory)
         if not policy.bytes or policy.failed:
             return None
     except MediumError as e:
@@ -76,7 +80,7 @@ def open_recorder(directory: Path, uuid: str, note: Note) -> PreImages | None:
         return None
     give_up = _giver(directory, note)
     try:
-        window = Window.open(PlainFile(directory / "preimages"), bytes.fromhex(uuid))
+        window = Window.open(PlainFile(directory / _RING), bytes.fromhex(uuid))
     except (OSError, FarstripeError) as e:
         give_up(str(e))
         return None
@@ -97,57 +101,68 @@ def _giver(directory: Path, note: Note) -> Note:
 def change(engine: GroupEngine, directory: Path, wanted: Policy, note: Note) -> None:
     """Retain as `wanted` from now on. A ring of another size or place begins a new window; the old one is gone.
 
-    Durable: the policy, and the ring. Raises BadInput, AlreadyExists, MediumError; nothing is retained then, unless
-    the arguments alone were wrong.
+    Durable: the policy, and the ring. Raises BadInput, AlreadyExists, MediumError; then all is as before, but that a
+    ring whose place is to be used again is gone, and nothing is retained.
     """
     now = Policy.load(directory)
     if wanted.bytes and wanted.bytes < LEAST_BYTES:
         raise BadInput(f"a window of {wanted.bytes} bytes is too small", f"give at least {LEAST_BYTES}")
-    same = (wanted.bytes, wanted.path) == (now.bytes, now.path) and not now.failed and engine.preimages is not None
-    if wanted.bytes and not same and wanted.path and wanted.path != now.path and os.path.lexists(wanted.path):
-        raise AlreadyExists(f"{wanted.path} exists", "name a file that does not exist yet")
-    if not same:
-        _turn_off(engine, directory, Policy(keep_image=wanted.keep_image))
-        if wanted.bytes:
-            _make_ring(directory, wanted)
-    wanted.save(directory)
-    if not same and wanted.bytes:
+    if (wanted.bytes, wanted.path) == (now.bytes, now.path) and not now.failed:
+        wanted.save(directory)
+        if engine.preimages is not None:
+            engine.preimages.window.keep_ns = int(wanted.seconds * 1e9)
+        return
+    again = bool(wanted.path) and wanted.path == now.path
+    if again:
+        _turn_off(engine, directory, wanted.keep_image)
+    if wanted.bytes:
+        _make_ring(directory, wanted)
+    if not again:
+        _turn_off(engine, directory, wanted.keep_image)
+    if wanted.bytes:
+        (directory / _NEW).rename(directory / _RING)
+        wanted.save(directory)
         _turn_on(engine, directory, note)
-    elif engine.preimages is not None:
-        engine.preimages.window.keep_ns = int(wanted.seconds * 1e9)
 
 
-def _turn_off(engine: GroupEngine, directory: Path, policy: Policy) -> None:
+def _turn_off(engine: GroupEngine, directory: Path, keep_image: bool) -> None:
     with engine.apply_lock:
-        if engine.preimages is not None or Policy.load(directory) != policy:
-            policy.save(directory)
+        Policy(keep_image=keep_image).save(directory)
         engine.preimages = None
-    remove_ring(directory)
+    _remove(directory / _RING)
 
 
-def remove_ring(directory: Path) -> None:
-    """Remove the file of the ring, wherever it is."""
-    ring = directory / "preimages"
+def remove_rings(directory: Path) -> None:
+    """Remove the file of the ring, wherever it is, and what a crash left of another one."""
+    _remove(directory / _RING)
+    _remove(directory / _NEW)
+
+
+def _remove(ring: Path) -> None:
     if ring.is_symlink():
         ring.resolve().unlink(missing_ok=True)
     ring.unlink(missing_ok=True)
 
 
 def _make_ring(directory: Path, wanted: Policy) -> None:
-    path = Path(wanted.path) if wanted.path else directory / "preimages"
+    """Make a ring beside the one in use. Durable: it."""
+    _remove(directory / _NEW)
+    path = Path(wanted.path) if wanted.path else directory / _NEW
     try:
         file = PlainFile(path, create_bytes=wanted.bytes)
+    except FileExistsError:
+        raise AlreadyExists(f"{path} exists", "name a file that does not exist yet") from None
     except OSError as e:
         raise MediumError(
             f"a window of {wanted.bytes} bytes cannot be made at {path}: {e.strerror or e}",
-            "make room there, or give another size (--bytes) or place (--path); nothing is retained now",
+            "make room there, or give another size (--bytes) or place (--path)",
         ) from e
     try:
-        Window.create(file, bytes.fromhex(directory.name.lstrip(".")), wanted.bytes)
+        Window.create(file, bytes.fromhex(directory.name), wanted.bytes)
     finally:
         file.close()
     if wanted.path:
-        (directory / "preimages").symlink_to(path)
+        (directory / _NEW).symlink_to(path)
     sync_directory(directory)
 
 

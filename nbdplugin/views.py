@@ -26,7 +26,7 @@ from nbdplugin.retention import Policy, facts
 from replicator.capture import follower
 from replicator.capture.bitmaps import BLOCK_BYTES
 from replicator.capture.engine import GroupEngine
-from replicator.capture.preimages import instants, rewind
+from replicator.capture.preimages import instants, putback
 from replicator.capture.preimages.instants import Place, format_time
 from replicator.capture.preimages.window import Window
 from replicator.capture.service import GroupService
@@ -92,10 +92,10 @@ class Views:
         """
         engine, began = service.engine, time.monotonic()
         window = _window(engine)
-        chain = window.chain
-        place = instants.find(window, key, value)
+        chain, applied = window.chain, engine.page[APPLIED_SEQ]
+        place = instants.find(window, key, value, applied)
         names = {v["name"]: f"{v['name']}-{suffix or f'at-{place.instant.seq}'}" for v in engine.state.volumes}
-        told = _told(engine, place, certain=key != "time_ns" or place.instant != window.last)
+        told = _told(engine, place, certain=key != "time_ns" or place.instant.seq != applied)
         clones, end = self._take(engine, window, chain, place, names)
         try:
             with _pinned(window, place.begin):
@@ -122,9 +122,6 @@ class Views:
     ) -> tuple[list[Any], int]:
         """Clone all volumes between two records. Returns the clones and where the ring ended then."""
         with self._pools.changing, engine.apply_lock:
-            while engine.preimages is not None and engine.page[APPLIED_SEQ] < window.last.seq:
-                if not follower.apply_some(engine):
-                    raise Refused("the copy is being brought up again", "try again in a moment")
             if _window(engine) is not window or window.chain != chain or place.begin < window.tail_off:
                 raise Refused("the instant has left the window", f"the window holds {instants.window_text(window)}")
             return self._pools.require().clone_all(names, {BUILDING: True}), window.end_off
@@ -133,7 +130,7 @@ class Views:
         done = looked = 0
         under_way: set[Future[None]] = set()
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="view") as writers:
-            for piece in rewind.pieces(window, place, end):
+            for piece in putback.pieces(window, place, end):
                 under_way.add(writers.submit(piece.put, clones))
                 done += piece.length
                 if len(under_way) >= QUEUE:

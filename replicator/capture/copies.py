@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO, union_packed
 from replicator.capture.engine import GroupEngine
 from replicator.capture.follower import apply_all
@@ -64,6 +65,7 @@ def begin_copy(
         state = engine.state
         if state.role != PRIMARY:
             raise Refused(f"group {state.name} is secondary here", "resync runs from the primary")
+        journalloss.require_journal(engine)
         masks = _blocks(engine, c, peer_bitmaps)
         if edge.copy_id:
             engine.commit({edge.slot: {"copying": False, "copy_id": ""}})  # its former list is given up

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from replicator.capture.engine import GroupEngine
+from replicator.capture.retention import freed_off
 from replicator.capture.state import DIVERGED, JOURNAL, OK, SECONDARY, Edge
 from replicator.core.errors import BadInput, NotFound, Refused
 from replicator.journal.page import (
@@ -51,19 +52,15 @@ def edge_of(engine: GroupEngine, peer: str) -> Edge:
 
 
 def kept_from(engine: GroupEngine) -> int | None:
-    """Journal offset up to which every peer for which the journal is kept holds it durably; None when there is none."""
-    u64 = engine.page.u64
-    return min(
-        (u64[edge_slot(e.slot, EDGE_DURABLE_OFF)] for e in engine.state.downstream if not e.dropped), default=None
-    )
+    """Journal offset up to which no peer wants it any more for which it is kept; None when there is no such peer."""
+    return min((freed_off(engine, e) for e in engine.state.downstream if not e.dropped), default=None)
 
 
 def holders(engine: GroupEngine) -> list[Edge]:
     """The edges that keep the tail of the journal where it is."""
-    u64 = engine.page.u64
-    tail = u64[TAIL_OFF]
+    tail = engine.page.u64[TAIL_OFF]
     downstream = [e for e in engine.state.downstream if not e.dropped]
-    return [e for e in downstream if u64[edge_slot(e.slot, EDGE_DURABLE_OFF)] <= tail]
+    return [e for e in downstream if freed_off(engine, e) <= tail]
 
 
 def add(engine: GroupEngine, peer: str, mode: str, *, upstream: bool = False, dropped: bool = True) -> Edge:

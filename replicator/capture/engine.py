@@ -30,10 +30,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from crc32c import crc32c
 
+from replicator.capture import journalloss
 from replicator.capture.bitmaps import TODO, Bitmaps
 from replicator.capture.clock import WriteClock
 from replicator.capture.facts import facts_of
 from replicator.capture.limits import Waiting
+from replicator.capture.retention import Marks
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Header, Kind, pack_header
@@ -90,6 +92,13 @@ class Volume(Protocol):
 class Parked(Exception):
     """The group is held, or its journal is full: try again when it has been opened."""
 
+    made = 0
+    """Seq of the change if it was made, and only could not be made durable."""
+
+
+class JournalLost(MediumError, Parked):
+    """The journal's medium has failed: try again when the group counts differences instead (journalloss.py)."""
+
 
 class NoRoom(Refused):
     """The journal cannot take the record now."""
@@ -136,7 +145,11 @@ class GroupEngine:
         """Notified when parked writers should try again."""
         self.failed = ""
         self.apply_error = ""
-        self.parked_for = ""  # "" | "hold" | "full"
+        self.parked_for = ""  # "" | "hold" | "full" | "journal"
+        self.marks = Marks()
+        """Places in the journal, for retention."""
+        self.journal_lost = ""
+        """Why the journal takes nothing any more, until the group has gone over to counting differences."""
         self._u64 = page.u64
         self._maps = bitmaps.maps
         self._ranges = [threading.Lock() for _ in range(RANGE_LOCKS)]
@@ -155,7 +168,7 @@ class GroupEngine:
         self.unjournaled = 0
         """Times that journaling began while the pool held changes which no record tells of."""
         self.unjournaled_synced = 0
-        """Those of them whose changes are on stable storage by now; see _make_durable."""
+        """Those of them whose changes are on stable storage by now; see make_durable."""
         self.announce: Callable[[int], None] = _nobody
         """Called with an edge's slot when a record was added and the edge's replicator sleeps: it ships while the pool
         is written."""
@@ -213,6 +226,26 @@ class GroupEngine:
         with self.opened:
             self._seal(reason)
             self.opened.notify_all()
+
+    def lose_journal(self, reason: str) -> FarstripeError:
+        """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
+
+        Where the group may go on without its peer writers are parked until it has gone over to a bitmap (roles.overflow),
+        else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
+        could succeed without having written what this one dropped.
+        """
+        if self.failed:
+            return self._refusal()
+        if not journalloss.may_go_over(self):
+            self._seal(reason)
+            return self._refusal()
+        if not self.journal_lost:
+            self.journal_lost = reason
+            self._u64[INCARNATION] += 1
+            if self.parked_for != "hold":
+                self.parked_for = "journal"
+            self.commit(sealed=True)
+        return JournalLost(f"the journal of group {self.state.name} has failed: {reason}", "wait: the group goes on")
 
     def _seal(self, reason: str, *, write_down: bool = True) -> None:
         """`fail` for a caller that holds the group lock: parked writers find out when they look again.
@@ -327,7 +360,7 @@ class GroupEngine:
                 finally:
                     self._inflight.discard(seq)
         if fua:
-            self._make_durable()
+            self.make_durable(seq)
         return seq
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> int:
@@ -345,7 +378,7 @@ class GroupEngine:
             finally:
                 self._inflight.discard(seq)
         if fua:
-            self._make_durable()
+            self.make_durable(seq)
         return seq
 
     def wake_replicator(self) -> None:
@@ -368,16 +401,24 @@ class GroupEngine:
                 if self._admit == _PARK:
                     raise Parked  # the barrier would lie behind the position that the hold has promised
                 barrier = self.append_control(Kind.BARRIER)
-        self._make_durable()
+        self.make_durable()
         return barrier
 
-    def _make_durable(self) -> None:
-        """Durable: every change that was in the pool before the call."""
+    def make_durable(self, made: int = 0) -> int:
+        """Make every change that was in the pool before the call durable; returns `made`, the seq of one of them.
+
+        Raises Parked with that number (try again with it later) and MediumError.
+        """
         if self.state.mode == JOURNAL:
-            self.sync_journal()
+            try:
+                self.sync_journal()
+            except JournalLost as lost:
+                lost.made = made
+                raise
             if self.unjournaled == self.unjournaled_synced:
-                return
+                return made
         self.sync_pool()
+        return made
 
     def sync_journal(self) -> None:
         """Durable: every record published before the call. A failure seals the group."""
@@ -388,8 +429,9 @@ class GroupEngine:
         try:
             self.journal.sync()
         except OSError as e:
-            self.fail(f"its journal cannot be synced: {e}")
-            raise self._refusal() from e
+            with self.opened:
+                self.opened.notify_all()
+                raise self.lose_journal(f"its journal cannot be synced: {e}") from e
         with self.lock:
             if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
@@ -429,7 +471,10 @@ class GroupEngine:
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = state.hist[-1][0]
             header = pack_header(kind, flags, epoch, seq, now, volume, payload_len, offset, length, crc)
-            self.journal.append(header, payload, seq, epoch)
+            try:
+                self.journal.append(header, payload, seq, epoch)
+            except OSError as e:
+                raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
@@ -468,7 +513,12 @@ class GroupEngine:
         crc = crc32c(payload) if payload is not None else 0
         epoch = self.state.hist[-1][0]
         header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
-        self.journal.append(header, payload, seq, epoch)
+        if self.journal_lost:
+            raise self.lose_journal(self.journal_lost)
+        try:
+            self.journal.append(header, payload, seq, epoch)
+        except OSError as e:
+            raise self.lose_journal(f"its journal cannot be written: {e}") from e
         return seq
 
     def append_control(self, kind: int, *, offset: int = 0, payload: bytes | None = None) -> int:
@@ -529,6 +579,8 @@ class GroupEngine:
         with self.lock:
             if self.state.role != PRIMARY or self.state.mode != JOURNAL or self.failed:
                 return False
+            if self.journal_lost:
+                raise self.lose_journal(self.journal_lost)
             if self.parked_for and not of_host_write:
                 return False
             if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self._room_bytes:
@@ -539,9 +591,11 @@ class GroupEngine:
             self._last_time = self.clock.next()
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = self.state.hist[-1][0]
-            self.journal.append(
-                pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc), data, seq, epoch
-            )
+            header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
+            try:
+                self.journal.append(header, data, seq, epoch)
+            except OSError as e:
+                raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._maps[volume].clear_covered(TODO, offset, length)
             return True
 
@@ -558,6 +612,8 @@ class GroupEngine:
                 if not self.append_copy(volume, at, len(data), data if any(data) else None, of_host_write=True):
                     self.fail(f"a write failed ({error}) and the journal has no room to say so")
                     return
+        except JournalLost:
+            return  # the bits say it, once the group has gone over to them
         except Exception as e:
             self.fail(f"a write failed ({error}) and its range cannot be read back: {e}")
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
-from replicator.capture.limits import limited, pending, permitted, still_waits
+from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
@@ -30,14 +30,18 @@ from replicator.journal.page import (
 )
 
 BATCH_BYTES = (1 << 20) + 64
+RECORDED_BATCH_BYTES = 4 * BATCH_BYTES
+"""Of a group that retains what it overwrites: each batch costs a sync of the ring."""
 NEVER = (1 << 63) - 1
 """No SYNCED record has such a seq."""
 _WRITE, _TRIM = int(Kind.WRITE), int(Kind.TRIM)  # WRITE, ZERO and TRIM are what hosts do, and come first
 _MARKER = int(Kind.MARKER)
 
 
-def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
+def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
     """Apply the next records, at most about `limit_bytes` of them but at least one. Returns the bytes applied.
+
+    limit_bytes: 0 for what is best.
 
     On a primary it does nothing, except at start-up: there hosts change the pool, and redo would undo their writes.
     Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and
@@ -57,7 +61,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = BATCH_BYTES) -> int:
             head = min(head, u64[DURABLE_OFF])  # one sync covers many batches
         else:
             engine.sync_journal()
-        want = min(limit_bytes, head - at)
+        best = BATCH_BYTES if engine.preimages is None else RECORDED_BATCH_BYTES
+        want = min(limit_bytes or best, head - at)
         view = _buffer(engine, want)
         engine.journal.read_into(view, at)
         try:
@@ -187,6 +192,21 @@ def apply_all(engine: GroupEngine) -> None:
     """Apply everything that has been received and no limit holds back. Raises as apply_some does."""
     while apply_some(engine):
         pass
+
+
+def apply_through(engine: GroupEngine, *, keep_bound: bool = False) -> None:
+    """Apply everything that has been received, also beyond markers at which copies are to stand.
+
+    keep_bound: but nothing beyond the bound of the group's set. Otherwise the set is no cut any more, durably, first.
+    """
+    if not keep_bound:
+        lift(engine)
+    while True:
+        if engine.limit_seq:
+            engine.on_lift()
+            engine.limit_seq = 0
+        if not apply_some(engine):
+            return
 
 
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
@@ -373,8 +393,8 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         try:
             engine.journal.set_tail(tail_off, tail_seq, redo_off, redo_seq + 1)
         except OSError as e:
-            engine.fail(f"its journal cannot be written: {e}")
-            raise
+            with engine.lock:
+                raise engine.lose_journal(f"its journal's superblock cannot be written: {e}") from e
         with engine.opened:
             if u64[DURABLE_OFF] < tail_off:  # what is not kept lies in the synced pool
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = tail_seq - 1, tail_off

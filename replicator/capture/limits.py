@@ -101,6 +101,8 @@ def cut(engine: GroupEngine) -> int:
     with engine.checkpoint_lock, engine.lock:
         off, seq = u64[APPLIED_OFF], u64[APPLIED_SEQ]
         dropped = max(0, u64[HEAD_SEQ] - seq)
+        if engine.preimages is not None:
+            engine.preimages.leave(seq)
         if off != u64[HEAD_OFF]:
             engine.journal.end_at(off, seq, engine.epoch)
             if u64[DURABLE_OFF] > off:

@@ -30,7 +30,8 @@ from replicator.capture.follower import apply_all, checkpoint, redo_all
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
-from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, SECONDARY, UNTRACKED, GroupState, StateFile
+from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED, GroupState, StateFile
+from replicator.core.errors import IntegrityError
 from replicator.journal.files import RandomFile
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -46,6 +47,9 @@ from replicator.journal.page import (
 )
 from replicator.journal.ring import DATA_START, Journal
 from replicator.journal.volumes import JournalFiles
+
+NEVER = (1 << 63) - 1
+"""No record has such a seq."""
 
 
 @dataclass
@@ -95,16 +99,23 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     trusted_head = (page[HEAD_OFF], page[EPOCH], page[HEAD_SEQ])
     if not trusted:
         page.clear(parts.boot)
-    journal = Journal.open(parts.journal, page)
-    journal.keep_super()
+    try:
+        journal = _open_journal(parts, state)
+        if trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error:
+            journal.recover(trusted_head[:2], keep_head=True)
+    except (IntegrityError, OSError) as exc:
+        if state.role != SECONDARY or state.attaching is not None:
+            raise
+        return _open_damaged(parts, state, state_file, str(exc), page[APPLIED_SEQ] if trusted else 0)
     engine = _assemble(parts, state, state_file, journal)
-    drop_orphans(engine)
+    if not state.journal_error:
+        drop_orphans(engine)
     if power_lost:
         engine.bitmaps.mark_unclean(marked)
     if state.attaching is not None:
         journal.reset(state.attaching["p"], state.attaching["epoch"])
         finish_attach(engine)
-    elif state.mode == JOURNAL:
+    elif state.mode == JOURNAL and not state.journal_error:
         journal.recover(trusted_head[:2] if trusted else None, keep_head=trusted and state.role == SECONDARY)
     else:
         journal.start_empty(_position(state, trusted_head[2] if trusted else None), engine.epoch)
@@ -122,13 +133,49 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
             engine.bitmaps.mark_unclean(marked)  # again: redo may have opened bitmaps
             engine.bitmaps.sync()
     page[INCARNATION] += 1
-    page[TARGET_ASLEEP] = 1
-    for edge in state.edges:
-        page[edge_slot(edge.slot, EDGE_ASLEEP)] = 1
+    _all_asleep(engine)
     state.clean, state.boot = False, parts.boot
     engine.save()
     engine.refresh()
     return engine
+
+
+def _open_journal(parts: Parts, state: GroupState) -> Journal:
+    """Open the journal, unless its medium failed in a former life: what it says then is nothing to go by."""
+    if state.journal_error:
+        source = parts.journal if isinstance(parts.journal, JournalFiles) else JournalFiles(parts.journal)
+        return Journal.absent(source, parts.page, bytes.fromhex(state.uuid))
+    journal = Journal.open(parts.journal, parts.page)
+    journal.keep_super()
+    return journal
+
+
+def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: str, applied: int) -> GroupEngine:
+    """Open a secondary whose journal is lost or damaged: it can be read, and takes nothing until it has a new journal.
+
+    applied: the last record its pool holds, 0 when that is not known. Some that follow may be there in part, so it
+    counts as inconsistent until what changed since then has been copied. Durable: that.
+    """
+    if state.copy == OK:
+        state.copy, state.floor = RESYNC, applied
+    state.copy_id, state.copy_from_seq = "", NEVER
+    state.journal_error, state.sealed = why, False
+    state.clean, state.boot = False, parts.boot
+    engine = _assemble(parts, state, state_file, _open_journal(parts, state))
+    engine.journal.start_empty(applied, engine.epoch)
+    engine.last_host_seq = applied
+    parts.page[INCARNATION] += 1
+    _all_asleep(engine)
+    engine.save()
+    engine.refresh()
+    return engine
+
+
+def _all_asleep(engine: GroupEngine) -> None:
+    """Have everybody rung at first: who is awake takes it back."""
+    engine.page[TARGET_ASLEEP] = 1
+    for edge in engine.state.edges:
+        engine.page[edge_slot(edge.slot, EDGE_ASLEEP)] = 1
 
 
 def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:

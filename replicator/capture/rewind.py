@@ -47,6 +47,8 @@ def rewind(
                     volume_map.mark(engine.bitmaps.live, offset, min(length, volume_map.size - offset))
             engine.sync_pool()
             engine.commit(copy=RESYNC, copy_id="", floor=0, rewind={"seq": seq, "epoch": epoch})
+        if engine.preimages is not None:
+            engine.preimages.rewound(seq)
         restore()
         with engine.checkpoint_lock, engine.lock:
             hist = [entry for entry in state.hist if entry[1] < seq and entry[0] <= epoch]

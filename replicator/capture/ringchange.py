@@ -22,14 +22,13 @@ from replicator.journal.ring import Undecided
 def still(engine: GroupEngine) -> Iterator[bool]:
     """Keep the journal's tail and its readers in this process still. Yields whether nobody appends meanwhile either.
 
-    When nobody can know whether the change was made (ring.Undecided) the group fails.
+    When nobody can know whether the change was made (ring.Undecided) the journal is given up.
     """
     with engine.apply_lock, engine.checkpoint_lock, engine.opened:
         try:
             yield engine.state.role == PRIMARY
         except Undecided as exc:
-            engine._seal(f"its journal's superblock cannot be written: {exc.strerror}")
-            raise
+            raise engine.lose_journal(f"its journal's superblock cannot be written: {exc.strerror}") from exc
         finally:
             engine.resized()
             engine.opened.notify_all()

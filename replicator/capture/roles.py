@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from replicator.capture import edges
+from replicator.capture import edges, journalloss
 from replicator.capture.copies import check_maps
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
-from replicator.capture.follower import apply_all, checkpoint, settle
+from replicator.capture.follower import apply_through, checkpoint, settle
 from replicator.capture.limits import cut, lift
 from replicator.capture.state import (
     BITMAP,
@@ -60,6 +60,7 @@ def arm(engine: GroupEngine, peer: str, mode: str = "", upstream: bool = False) 
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role == PRIMARY and state.mode == UNTRACKED:
+            journalloss.require_journal(engine)
             edges.check_mode(mode or state.policy.mode)
             engine.journal.reset(engine.pos, state.epoch_counter << 24)  # whatever it held is older than that
             engine.unjournaled += 1
@@ -87,9 +88,9 @@ def disarm(engine: GroupEngine, peer: str) -> None:
     the edge is forgotten all the same.
     """
     with engine.apply_lock:
-        if engine.state.role == SECONDARY and engine.state.copy == OK:
-            lift(engine)
-            apply_all(engine)
+        last = all(edge.peer in ("", peer) for edge in engine.state.edges)
+        if last and engine.state.role == SECONDARY and engine.state.copy == OK:
+            apply_through(engine)
         with engine.checkpoint_lock, engine.lock:
             state = engine.state
             edge = state.edge_of(peer) or state.edge_of("")
@@ -137,7 +138,7 @@ def _untrack(engine: GroupEngine, last: Edge) -> None:
     engine.sync_pool()  # for a FUA write that still looked at the journal
     for m in engine.bitmaps.maps:
         m.clear_all(0xFF)
-    engine.journal.reset(0, 0)
+    journalloss.empty_journal(engine, 0, 0)
     _new_incarnation(engine)
     engine.refresh()
     engine.opened.notify_all()
@@ -168,7 +169,7 @@ def attach(
     with engine.apply_lock:
         lift(engine)
         if by_difference and engine.state.role == SECONDARY and engine.state.copy != RESYNC:
-            apply_all(engine)  # what c counts on must not be dropped with the journal
+            apply_through(engine)  # what c counts on must not be dropped with the journal
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
         step["synced_after"] = p if synced_after is None else synced_after
         return _attach(engine, edge, c if by_difference else None, masks, step)
@@ -182,6 +183,7 @@ def _attach(
         state = engine.state
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
+        journalloss.require_journal(engine)
         if c is None:
             state.bitmaps.clear()
         else:
@@ -265,8 +267,10 @@ def overflow(engine: GroupEngine) -> bool:
             mode=BITMAP,
             extended={},
             seq_limit=engine.pos + SEQ_RESERVE,
+            journal_error=engine.journal_lost,
+            sealed=False,
         )
-        engine.journal.reset(engine.pos, engine.epoch)
+        journalloss.empty_journal(engine, engine.pos, engine.epoch)
         _new_incarnation(engine)
         return True
 
@@ -282,11 +286,11 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
     with engine.apply_lock:
         if engine.state.role == PRIMARY:
             return {"epoch": engine.epoch, "base": engine.state.hist[-1][1] if engine.state.hist else 0}
+        journalloss.require_journal(engine)
         if at_limit and engine.state.copy == OK:
-            engine.limit_seq = 0  # the set's bound rules, not a suspension
-            apply_all(engine)
+            apply_through(engine, keep_bound=True)
             cut(engine)
-        lift(engine)
+        apply_through(engine)
         settle(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
@@ -347,7 +351,7 @@ def demote(engine: GroupEngine, diverged: bool = False, upto: int | None = None)
             engine.sync_pool()
             lost = state.mode != JOURNAL
             if lost:
-                engine.journal.reset(engine.pos, engine.epoch)
+                journalloss.empty_journal(engine, engine.pos, engine.epoch)
             page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
             idle = {"sync_on": False, "degraded": False, "copying": False, "copy_id": "", "unclean": False}
             engine.commit(

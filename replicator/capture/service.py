@@ -14,16 +14,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from replicator.capture import copier, copies, edges, follower, limits, recovery, ringchange, roles
+from replicator.capture import copier, copies, edges, follower, limits, recovery, retention, ringchange, roles
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.relayloss import RelayWatch
+from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.capture.waiters import Waiters
+from replicator.capture.writerates import WriteRates
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
+from replicator.core.records import BadRecord
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -59,10 +63,15 @@ class GroupService:
     """One group of this node, served."""
 
     def __init__(
-        self, engine: GroupEngine, own_bell: Doorbell, edge_bell: Callable[[int], Doorbell], events: Events
+        self,
+        engine: GroupEngine,
+        own_bell: Doorbell,
+        edge_bell: Callable[[int], Doorbell],
+        events: Events,
+        rates: WriteRates | None = None,
     ) -> None:
         """own_bell wakes the target; edge_bell opens the doorbell that wakes the replicator of an edge, by its slot.
-        events(name, **detail) records what happened."""
+        events(name, **detail) records what happened. rates: what hosts have written so far, by the hour."""
         self.engine = engine
         self._own_bell = own_bell
         self._edge_bell = edge_bell
@@ -80,6 +89,9 @@ class GroupService:
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
+        self._trend = Trend()
+        self._threshold = Threshold()
+        self.rates = rates or WriteRates(None)
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
@@ -133,6 +145,7 @@ class GroupService:
         for thread in self._threads:
             thread.join(timeout=DRAIN_S)
         self._drain(roles.park(self.engine, "hold"))
+        self.rates.save()
         recovery.close_engine(self.engine)
 
     # -- host requests --------------------------------------------------------------------------------------------
@@ -148,7 +161,10 @@ class GroupService:
             return
         try:
             seq = engine.write(volume, offset, buf, fua)
-        except (Parked, NoRoom):
+        except Parked as parked:
+            again = parked.made
+            seq = self._patiently(lambda: engine.make_durable(again) if again else engine.write(volume, offset, buf, fua))
+        except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.waits:
             self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
@@ -173,14 +189,19 @@ class GroupService:
         while True:
             try:
                 return action()
-            except Parked:
+            except Parked as parked:
+                if made := parked.made:  # only what makes it durable is left to do
+                    action = lambda: self.engine.make_durable(made)  # noqa: B023, E731
                 self._refuse_when_closing()
+                if self.engine.journal_lost:
+                    self._go_over()
                 with self.engine.opened:
                     if self.engine.parked_for:
                         self.engine.opened.wait(0.1)
             except NoRoom:
                 self._refuse_when_closing()
-                self._make_room(began)
+                with suppress(Parked):
+                    self._make_room(began)
 
     def _make_room(self, began: float) -> None:
         engine = self.engine
@@ -270,6 +291,23 @@ class GroupService:
                 roles.unpark(engine, "full")
             self._waiters.wake_all()
             self._ring_all()
+
+    def _go_over(self) -> None:
+        """The journal's medium has failed: count differences from now on. Durable before any writer goes on."""
+        with self._overflowing:
+            engine = self.engine
+            reason = engine.journal_lost
+            if not reason or engine.failed or engine.state.mode != JOURNAL:
+                return
+            try:
+                done = False
+                while not done:
+                    self._drain(roles.park(engine, "journal"))
+                    done = roles.overflow(engine)
+                self._events("journal-lost", group=engine.state.name, pos=engine.pos, reason=reason)
+            finally:
+                roles.unpark(engine, "journal")
+            self._waiters.wake_all()
 
     def _wait_peers(self, seq: int, durable: bool) -> None:
         """Wait for the peer of every synchronous edge to hold `seq`, as long as the policy allows."""
@@ -389,16 +427,44 @@ class GroupService:
             try:
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
+                if engine.journal_lost:
+                    self._go_over()
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 for peer in self._relay_watch.look(now):
                     self._events("degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s)
                 self._note_head(now)
+                self._watch_room(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
+            except Parked:
+                continue  # its journal failed just now
             except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
+
+    def _watch_room(self, now: float) -> None:
+        """Note how the journal fills, and tell once when it has passed the threshold, or fallen below it again."""
+        engine, u64 = self.engine, self._u64
+        retention.note_marks(engine)
+        self._trend.note(now, u64[HEAD_OFF], u64[TAIL_OFF])
+        self.rates.note(u64[HEAD_OFF])
+        percent = retention.used_percent(engine)
+        crossed = self._threshold.crossed(percent, engine.state.policy.warn_percent)
+        if crossed:
+            free = engine.journal.capacity - (u64[HEAD_OFF] - u64[TAIL_OFF])
+            what = "journal-filling" if crossed == "above" else "journal-relieved"
+            name, full_in_s = engine.state.name, self._trend.full_in_s(free)
+            self._events(what, group=name, percent=round(percent), full_in_s=full_in_s)
+
+    def journal(self) -> dict[str, Any]:
+        """What status says of the journal, the age of its oldest record, and what was written hour by hour."""
+        u64, now_ns = self._u64, self.engine.clock.wall_ns()
+        oldest = None
+        if u64[HEAD_OFF] > u64[TAIL_OFF]:
+            with suppress(OSError, BadRecord):
+                oldest = max(0, now_ns - self.engine.journal.header_at(u64[TAIL_OFF]).write_time) / 1e9
+        return {**self.status()["journal"], "oldest_age_s": oldest, "history": self.rates.history()}
 
     def _journal_used(self) -> float:
         u64 = self._u64
@@ -444,6 +510,7 @@ class GroupService:
         edge = edges.edge_of(self.engine, peer) if peer else None
         status = self.engine.status(edge)
         status["behind"] = self._behind(status["peer"]["received"])
+        status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 
     def _note_head(self, now: float) -> None:

@@ -53,12 +53,15 @@ class Policy:
     on_full: str = "bitmap"  # stall | bitmap | fail: the journal is full
     full_timeout_s: float = 10.0
     startup_wait_s: float = 3.0
+    retain: str = "durable"  # durable | applied: a record is kept until every peer has it so
+    warn_percent: float = 80.0  # an event when so much of the journal is used; 0 for none
 
     _CHOICES: ClassVar = {
         "mode": ("async", "sync"),
         "ack": ("receive", "durable"),
         "on_loss": ("stall", "degrade"),
         "on_full": ("stall", "bitmap", "fail"),
+        "retain": ("durable", "applied"),
     }
 
     def changed(self, changes: dict[str, Any]) -> Policy:
@@ -70,6 +73,8 @@ class Policy:
             choices = self._CHOICES.get(key)
             if choices is not None and value not in choices:
                 raise BadInput(f"{key} cannot be {value!r}", f"choose one of {', '.join(choices)}")
+            if key == "warn_percent" and not (_is_duration(value) and value <= 100):
+                raise BadInput(f"{key} cannot be {value!r}", "give a percentage from 0 (none) to 100")
             if choices is None and not _is_duration(value):
                 raise BadInput(f"{key} cannot be {value!r}", "give seconds, 0 for no limit")
             values[key] = value
@@ -132,6 +137,7 @@ class GroupState:
     new_epoch_wanted: bool = False  # open an epoch before the next record
     rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch}; inconsistent until done
     last_time_ns: int = 0  # no record before the last save has a later write time
+    journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
     clean: bool = True  # stopped in order
     boot: int = 0  # boot in which it last ran

@@ -80,6 +80,23 @@ def retention(
     table(as_json, found, ("retention", "value"), _rows(found), "")
 
 
+def retained_lines(one: dict[str, Any]) -> list[str]:
+    """What status and explain say of earlier instants of a group of view.collect."""
+    lines = []
+    if kept := one["kept_image"]:
+        written = f" ({kept['time']})" if kept["time"] else ""
+        lines.append(
+            f"its image at record {kept['seq']}{written} is kept until the resync is complete: {', '.join(kept['names'])}"
+        )
+    window = one["retention"] or {}
+    if window.get("failed"):
+        lines.append(f"what it overwrites is no longer kept: {window['failed']}")
+    elif window.get("spans"):
+        spans = "; ".join(span_text(span) for span in window["spans"])
+        lines.append(f"can be shown as of {spans}: farstripe snapshot {one['name']} --at INSTANT")
+    return lines
+
+
 def _rows(found: dict[str, Any]) -> list[tuple[str, object]]:
     kept = found["retention"]
     rows: list[tuple[str, object]] = [("keep image before a resync", found["keep_image"])]

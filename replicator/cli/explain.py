@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import explain_pool, names, view
+from replicator.cli import asof, explain_pool, names, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option
 from replicator.cli.status import loss_lines, lost_text
@@ -97,6 +97,7 @@ def _edge_text(one: dict[str, Any], which: str) -> str:
     lines = [f"group {one['name']}{which}: {one['word']} ({one['role'] or 'role unknown'})"]
     lines += [f"  why:      {one['why']}", f"  means:    {one['means']}", f"  do next:  {one['then']}"]
     lines += [f"            {command}" for command in one["commands"]]
+    lines += [f"  {line}" for line in asof.retained_lines(one)]
     if one["paired"]:
         lines.append(f"  would be lost with the primary: {lost_text(one['rpo'])}")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import asof, names, policy
+from replicator.cli import asof, journal, names, policy
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -105,3 +105,4 @@ def delete(here: Node, name: str, force: bool, yes: bool, as_json: bool) -> None
 
 
 group.add_command(asof.retention)
+group.add_command(journal.journal)

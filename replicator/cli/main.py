@@ -40,6 +40,7 @@ COMMANDS = {
     "metrics": ("budget", "metrics", "All numbers for monitoring, as Prometheus text."),
     "events": ("events", "events", "What happened on this node."),
     "explain": ("explain", "explain", "Why a state is what it is, and what to do next."),
+    "plan": ("plan", "plan", "What something would take, before it is needed."),
     "completion": ("completion", "completion", "Print the shell's completion script."),
 }
 

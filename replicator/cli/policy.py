@@ -25,11 +25,16 @@ _OPTIONS = (
                  help="The journal is full. bitmap: give up order and count differences; the copy keeps its last "
                  "consistent moment until the resync. stall: writes wait, and fail after --full-timeout when no peer "
                  "is connected. fail: they fail at once. At first: bitmap."),
+    click.option("--retain", type=click.Choice(["durable", "applied"]),
+                 help="How long a record stays in the journal: until every peer has it on stable storage, or in its "
+                 "volumes, so that a peer whose journal breaks can be sent it again. At first: durable."),
+    click.option("--warn", "warn_percent", type=click.FloatRange(0, 100), metavar="PERCENT",
+                 help="An event when so much of the journal is used; 0: none. At first: 80."),
     click.option("--full-timeout", "full_timeout_s", type=SecondsType(0), metavar="SECONDS",
                  help="How long a write waits for room in the journal; 0: for ever. At first: 10."),
 )  # fmt: skip
 
-KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
+KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s", "retain", "warn_percent")
 
 
 def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, policy, view
+from replicator.cli import asof, names, policy, view
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, emit, json_option, table
 from replicator.cli.units import format_duration, format_size
@@ -51,6 +51,8 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
             for command in one["commands"]:
                 click.echo(f"    {command}")
     for one in groups:
+        for line in asof.retained_lines(one):
+            click.echo(f"{one['name']}: {line}")
         if one["losses"] and (group or len(one["edges"]) > 1):
             click.echo("\n" + "\n".join([f"{one['name']}:", *loss_lines(one["losses"])]))
 

@@ -118,6 +118,8 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         },
         "volumes": [volume["name"] for volume in known.get("volumes", ())] if known else None,
         "size": known.get("size"),
+        "retention": known.get("retention"),
+        "kept_image": known.get("kept_image"),
         "failed": known.get("failed") or None,
     }
 

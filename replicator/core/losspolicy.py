@@ -22,11 +22,21 @@ class Verdict(enum.Enum):
 
 
 _UNANSWERED = {"degrade": Verdict.DEGRADE, "stall": Verdict.FAIL}
-_FULL = {
-    # policy: (peer connected, peer away). With a connected peer room comes back by itself, so the wait is backpressure.
-    "stall": (Verdict.WAIT, Verdict.FAIL),
-    "bitmap": (Verdict.OVERFLOW, Verdict.OVERFLOW),
-    "fail": (Verdict.FAIL, Verdict.FAIL),
+FULL = {
+    # on_full, peer connected, may go on alone: (until full_timeout_s, from then on). With a connected peer room comes
+    # back by itself, so the wait is back-pressure; without one nothing could make room.
+    ("stall", True, True): (Verdict.WAIT, Verdict.WAIT),
+    ("stall", True, False): (Verdict.WAIT, Verdict.WAIT),
+    ("stall", False, True): (Verdict.WAIT, Verdict.FAIL),
+    ("stall", False, False): (Verdict.WAIT, Verdict.FAIL),
+    ("bitmap", True, True): (Verdict.WAIT, Verdict.OVERFLOW),
+    ("bitmap", True, False): (Verdict.WAIT, Verdict.FAIL),  # to count differences is to answer writes that exist once
+    ("bitmap", False, True): (Verdict.OVERFLOW, Verdict.OVERFLOW),
+    ("bitmap", False, False): (Verdict.WAIT, Verdict.FAIL),
+    ("fail", True, True): (Verdict.FAIL, Verdict.FAIL),
+    ("fail", True, False): (Verdict.FAIL, Verdict.FAIL),
+    ("fail", False, True): (Verdict.FAIL, Verdict.FAIL),
+    ("fail", False, False): (Verdict.FAIL, Verdict.FAIL),
 }
 
 
@@ -50,13 +60,14 @@ def may_go_alone(sync_on: bool, on_loss: str) -> bool:
 def on_full(policy: str, link_up: bool, waited_s: float, timeout_s: float, *, alone: bool = True) -> Verdict:
     """Verdict for a write that has found no room in the journal for `waited_s`, checkpoints having been tried.
 
-    policy: "stall" | "bitmap" | "fail". "fail" does not wait. "bitmap" with the peer away does not wait either: nothing
-    could make room. alone: whether the group may go on without its peer; see `may_go_alone`. When it may not, "bitmap"
-    waits, and fails at the deadline: to count differences is to answer writes that exist here only.
+    policy: "stall" | "bitmap" | "fail". alone: whether the group may go on without its peer; see `may_go_alone`.
     """
-    if policy == "bitmap" and not alone:
-        return Verdict.FAIL if _expired(waited_s, timeout_s) else Verdict.WAIT
-    verdict = _FULL[policy][0 if link_up else 1]
-    if policy == "fail" or (policy == "bitmap" and not link_up):
-        return verdict
-    return verdict if _expired(waited_s, timeout_s) else Verdict.WAIT
+    return FULL[policy, link_up, alone][_expired(waited_s, timeout_s)]
+
+
+def full_in_words(policy: str, *, alone: bool = True) -> dict[str, list[str]]:
+    """The rows of FULL for one policy, for people: {"connected" | "away": [until the timeout, from then on]}."""
+    return {
+        name: [verdict.value for verdict in FULL[policy, link_up, alone]]
+        for name, link_up in (("connected", True), ("away", False))
+    }

@@ -60,7 +60,9 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
         result |= _unlinked_primary(status, facts)
     elif facts.get("peer_pos"):
         writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
-        result |= {"writes": writes, "seconds": facts.get("contact_age_s"), "bound": "at least"}
+        behind_s = facts.get("behind_s")
+        seconds = facts.get("contact_age_s") if behind_s is None else round(behind_s, 3)
+        result |= {"writes": writes, "seconds": seconds, "bound": "at least"}
     return result
 
 

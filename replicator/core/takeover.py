@@ -98,8 +98,20 @@ def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool)
         if row.when(status, facts):
             message = row.message.format(lost=lost_text(status, facts), failed=status.get("failed", ""))
             allowed = row.force is False or (row.force is True and force)
-            return Plan(row.label, allowed, message, "" if allowed else row.way_out)
+            return Plan(row.label, allowed, message, "" if allowed else row.way_out + _kept_text(status))
     raise AssertionError("the last row matches everything")
+
+
+def _kept_text(status: dict[str, Any]) -> str:
+    """Name the image that was kept when the resync began."""
+    kept = status.get("kept_image")
+    if not kept:
+        return ""
+    written = f", written {kept['time']}" if kept["time"] else ""
+    return (
+        f"; the last consistent image (after record {kept['seq']}{written}) is kept: {', '.join(kept['names'])}, which "
+        "'farstripe volume clone' makes writable"
+    )
 
 
 def lost_text(status: dict[str, Any], facts: dict[str, Any]) -> str:

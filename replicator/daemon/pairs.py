@@ -171,7 +171,7 @@ class Pairs:
         Raises NotFound, and BadInput that names the peers when one has to be named.
         """
         pairs = self.store.of_group(group)
-        names = ", ".join(self.name_of(pair.peer) for pair in pairs)
+        names = ", ".join(sorted(self.name_of(pair.peer) for pair in pairs))
         if peer:
             found = [pair for pair in pairs if peer in (pair.peer, self.name_of(pair.peer))]
             if not found:

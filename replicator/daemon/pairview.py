@@ -185,13 +185,14 @@ def _lag_bytes(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
 
 
 def _lag_s(status: dict[str, Any], facts: dict[str, Any]) -> float | None:
-    """On a primary: what is missing there was written in the last so many seconds. On a secondary: the age of what is
-    applied here, 0 while nothing is missing."""
+    """On a primary: what is missing there was written in the last so many seconds. On a secondary: what
+    is missing here was written in the last so many seconds, by the primary's clock; 0 while nothing is missing."""
     if status.get("behind"):
         return round(float(status["behind"]["seconds"]), 3)
     if status.get("role") != "secondary" or facts.get("session") not in ("target", "copy-target"):
         return None
-    if not _lag_applied(status, facts):
-        return 0.0
-    applied_ns = status.get("applied_time_ns") or 0
-    return max(0.0, round(time.time() - applied_ns / 1e9, 3)) if applied_ns else None
+    return 0.0 if not _lag_applied(status, facts) else _rounded(facts.get("behind_s"))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

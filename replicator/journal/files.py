@@ -7,7 +7,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from replicator.journal.shortcalls import ShortWrites
 
@@ -136,6 +136,18 @@ class PlainFile:
             os.close(self._fd)
             self._fd = -1
             self._short = ShortWrites(-1)
+
+
+class NoFile:
+    """A RandomFile that is not there: every access is EIO."""
+
+    def _broken(self, *_args: object) -> Any:
+        raise OSError(errno.EIO, "the file is broken")
+
+    known_blank = pread = preadinto = pwrite = pwritev = pwrite_durable = fdatasync = _broken
+
+    def close(self) -> None:
+        """See RandomFile."""
 
 
 class MappedFile:

@@ -22,6 +22,7 @@ looks at LAYOUT_GEN after that and reads the superblocks anew when it has risen.
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Mapping
 
@@ -36,8 +37,8 @@ from replicator.core.records import (
     unpack_header,
 )
 from replicator.core.runs import parse_run
-from replicator.journal.files import Buffer, RandomFile
-from replicator.journal.layout import Layouts, anchor_of, files_of, piece_at, pieces
+from replicator.journal.files import Buffer, NoFile, RandomFile
+from replicator.journal.layout import Extent, Layout, Layouts, anchor_of, files_of, piece_at, pieces
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -52,12 +53,14 @@ from replicator.journal.page import (
     Page,
 )
 from replicator.journal.superblock import DATA_START, Super, write_slot
-from replicator.journal.volumes import JournalFiles, open_all, wipe
+from replicator.journal.volumes import JournalFiles, newest_generation, open_all, wipe
 
 MIN_CAPACITY = 1 << 20
 _SCAN_BYTES = 4 << 20
 _TAIL_LOOKS = 200
 _LAYOUT_LOOKS = 50
+GENERATION_STEP = 1 << 32
+"""A journal that takes the place of a broken one is newer than anything that may still be read of that."""
 
 
 class Undecided(OSError):
@@ -72,13 +75,15 @@ class Journal:
         self.source = source
         self._u64 = page.u64
         self._adopt(files, sup)
-        self._synced_off = sup.tail_off
+        self._syncing = threading.Lock()
+        self._synced_off = -1
+        self._broken: OSError | None = None
 
     def _adopt(self, files: Mapping[int, RandomFile], sup: Super) -> None:
         """Take over what the ring is made of now. Nobody appends through this object meanwhile."""
         layouts = sup.ring()
         self.super = sup
-        self._ring = dict(files), layouts  # together: a sync may look at them while they change
+        self._ring = dict(files), layouts
         self.capacity = layouts[-1].capacity
         """Bytes of the ring; in the replicator those it last heard of."""
         self._layout_gen = sup.layout_gen
@@ -107,6 +112,11 @@ class Journal:
         found = source if isinstance(source, JournalFiles) else JournalFiles(source)
         files, sup = open_all(found, {})
         return cls(found, files, page, sup)
+
+    @classmethod
+    def absent(cls, source: JournalFiles, page: Page, group: bytes) -> Journal:
+        """A journal whose files cannot be used: every access is an OSError, until `renew`."""
+        return cls(source, {0: NoFile()}, page, Super(0, group, MIN_CAPACITY, 0, 1, 0, 1, 0))
 
     def follow(self) -> None:
         """Learn of a change of the layouts that the target has made, if there is one. Raises OSError."""
@@ -157,6 +167,7 @@ class Journal:
         length = min(HEADER_BYTES, self.capacity - (off - self._u64[TAIL_OFF]))
         if length > 0:
             self._write(bytes(length), off)
+            self._synced_off = min(self._synced_off, off - 1)
 
     def end_at(self, off: int, seq: int, epoch: int) -> None:
         """Let the chain end at `off`, behind record `seq` of `epoch`; what lay beyond is no record any more.
@@ -176,7 +187,7 @@ class Journal:
             length = min(_SCAN_BYTES, head - off)
             self._write(self.read(off, length), off)
             off += length
-        self._synced_off = self._u64[TAIL_OFF]
+        self._synced_off = -1
         self.sync()
 
     def start_empty(self, seq: int, epoch: int) -> None:
@@ -232,6 +243,7 @@ class Journal:
 
     def _publish_head(self, off: int, seq: int, epoch: int) -> None:
         u64 = self._u64
+        self._synced_off = min(self._synced_off, off)  # what comes behind it now was not synced yet
         u64[EPOCH] = epoch
         u64[HEAD_SEQ] = seq
         u64[HEAD_OFF] = off
@@ -357,21 +369,27 @@ class Journal:
     # -- durability -----------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Durable: every record handed to append before the call. A failure is final: the journal must be sealed."""
+        """Durable: every record handed to append before the call.
+
+        A failure is final: it is raised for every later call too, for the next sync of the file would succeed without
+        having written what this one dropped. One at a time: of two calls at once the kernel tells only one.
+        """
         u64 = self._u64
         head = u64[HEAD_OFF]
         self.follow()
-        ring = self._ring
-        since = min(max(self._synced_off, u64[TAIL_OFF]), head)  # what lies before the tail is not kept
-        span = head - since + HEADER_BYTES  # and what forget_beyond_head() destroyed
-        try:
-            for file in {file for file, _at, _length in pieces(ring[1], since, span)}:
-                ring[0][file].fdatasync()
-        except OSError as exc:
-            if exc.errno == errno.EBADF and self._ring is not ring:
-                return self.sync()  # it was released meanwhile: nothing in it is kept
-            raise
-        if head > self._synced_off:
+        with self._syncing:
+            if self._broken is not None:
+                raise self._broken
+            if self._synced_off >= head:
+                return  # while we waited
+            files, layouts = self._ring
+            since = min(max(self._synced_off, u64[TAIL_OFF]), head)  # what lies before the tail is not kept
+            try:
+                for file in {file for file, _at, _length in pieces(layouts, since, head - since + HEADER_BYTES)}:
+                    files[file].fdatasync()
+            except OSError as exc:
+                self._broken = exc
+                raise
             self._synced_off = head
 
     def set_tail(self, tail_off: int, tail_seq: int, redo_off: int, redo_seq: int) -> None:
@@ -438,11 +456,41 @@ class Journal:
         if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
             sup = sup._replace(generation=sup.generation + 1)
             write_slot(files[anchor], sup, anchor)
+        self._change(files, sup)
+
+    def renew(self, file: RandomFile, index: int, ring_bytes: int, seq: int, epoch: int) -> None:
+        """Be made of one new, prepared file from now on, and be empty: the next record is seq + 1, of `epoch` or newer.
+
+        Whoever appends has stopped. What the old files hold is given up. Durable: the empty journal.
+        """
+        off = max(self._u64[HEAD_OFF], self.super.redo_off, self._ring[1][-1].start)
+        sup = Super(
+            generation=max(self.super.generation, newest_generation(self.source)) + GENERATION_STEP,
+            group=self.super.group,
+            capacity=ring_bytes,
+            tail_off=off,
+            tail_seq=seq + 1,
+            redo_off=off,
+            redo_seq=seq + 1,
+            min_epoch=epoch,
+            layouts=(Layout(off, 0, (Extent(index, 0, ring_bytes),)),),
+            next_index=index + 1,
+            layout_gen=max(self.super.layout_gen, self._u64[LAYOUT_GEN]) + 1,
+        )
+        write_slot(file, sup, index)
+        self._change({index: file}, sup)
+        self._synced_off, self._broken = -1, None
+        self._publish_kept()
+        self._publish_head(off, seq, epoch)
+
+    def _change(self, files: Mapping[int, RandomFile], sup: Super) -> None:
+        """Go by another superblock, which is durable, and let the replicator know."""
         old = self._ring[0]
-        self._adopt(files, sup)
-        self._u64[LAYOUT_GEN] = sup.layout_gen
-        for index in old.keys() - files.keys():
-            old[index].close()
+        with self._syncing:
+            self._adopt(files, sup)
+            self._u64[LAYOUT_GEN] = sup.layout_gen
+            for index in old.keys() - files.keys():
+                old[index].close()
 
     def _put_super(self, sup: Super) -> None:
         anchor = anchor_of(sup.ring())

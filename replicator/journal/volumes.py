@@ -148,6 +148,23 @@ def wipe(file: RandomFile, size: int) -> None:
     file.fdatasync()
 
 
+def newest_generation(files: JournalFiles) -> int:
+    """The highest generation of any superblock that can be read, 0 when there is none."""
+    newest = 0
+    for index in files.indices():
+        try:
+            file = files.open(index)
+        except OSError:
+            continue
+        try:
+            newest = max([newest, *(sup.generation for _, sup in read_slots(file))])
+        except OSError:
+            continue
+        finally:
+            file.close()
+    return newest
+
+
 def _close_new(opened: Mapping[int, RandomFile], have: Mapping[int, RandomFile], keep: set[int]) -> None:
     for index, file in opened.items():
         if index not in keep and index not in have:

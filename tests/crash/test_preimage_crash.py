@@ -201,7 +201,7 @@ def promotion(x: Explorer) -> None:
 
 WORKLOADS: dict[str, tuple[Callable[[Explorer], None], int, int]] = {
     "stream": (stream, 120, 3000),
-    "resync": (resync, 40, 1000),
+    "resync": (resync, 40, 600),
     "promotion": (promotion, 30, 100),
 }
 

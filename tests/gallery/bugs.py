@@ -37,6 +37,8 @@ class Bug:
     focus: dict[str, Any] = field(default_factory=dict)
     seeds: int = 60
     """It must be found within so many seeds."""
+    kind: str = "pair"
+    """Of the world in which it shows: "pair" or "tree"."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -57,12 +59,12 @@ BUGS: list[Bug] = []
 
 
 def bug(
-    name: str, wrong: str, seeds: int = 60, **focus: Any
+    name: str, wrong: str, seeds: int = 60, kind: str = "pair", **focus: Any
 ) -> Callable[[Callable[[], list[Patch]]], Callable[[], list[Patch]]]:
     """Add a bug to the gallery."""
 
     def add(patches: Callable[[], list[Patch]]) -> Callable[[], list[Patch]]:
-        BUGS.append(Bug(name, wrong, patches, focus, seeds))
+        BUGS.append(Bug(name, wrong, patches, focus, seeds, kind))
         return patches
 
     return add

@@ -13,7 +13,7 @@ from tests.testing.sim.world import Options, World
 
 def options(bug: Bug, seed: int) -> Options:
     """The seed's own options, with the bug's focus."""
-    return replace(Options.draw(random.Random(seed)), **bug.focus)
+    return replace((Options.draw_tree if bug.kind == "tree" else Options.draw)(random.Random(seed)), **bug.focus)
 
 
 def outcome(bug: Bug, seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,4 +115,49 @@ def test_files_join_and_leave_on_both_sides_under_load_and_kills(pair: Pair) -> 
         node.kill()
         node.start()
         assert [one["index"] for one in journal(node)["files"]] == [1]
+    pair.assert_images_equal()
+
+
+def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair: Pair) -> None:
+    node = pair.primary
+    [one] = journal(node)["files"]
+    load = pair.load("data", seed=7)
+    load.wait_acked(100)
+    strace = subprocess.Popen(
+        ["strace", "-f", "-p", str(node.pid("target")), "-o", "/dev/null", "-P", one["path"],
+         "-e", "trace=fdatasync,pwritev,pwrite64", "-e", "inject=fdatasync:error=EIO"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: node.group()["mode"] == "bitmap", pair.situation)
+    finally:
+        strace.terminate()
+        strace.wait(30)
+    load.wait_acked(300)
+    assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
+    node.kill()
+    node.start()
+    load.wait_acked(500)
+    assert node.group()["mode"] == "bitmap"
+    node.ask("target", "group.replace_journal", group=GROUP, size=16 * MIB, timeout_s=60)
+    pair.wait_streaming()
+    load.wait_acked(700)
+    load.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_damaged_journal_of_the_secondary_is_repaired_by_retransmission(pair: Pair) -> None:
+    node = pair.secondary
+    load = pair.load("data", seed=8)
+    load.wait_acked(100)
+    [one] = journal(node)["files"]
+    node.kill()
+    with open(one["path"], "r+b") as damaged:
+        damaged.write(bytes(16 * MIB))
+    node.start()
+    wait_until(lambda: journal(node)["error"], pair.situation)
+    node.ask("target", "group.replace_journal", group=GROUP, size=16 * MIB, timeout_s=60)
+    pair.wait_streaming()
+    load.stop()
     pair.assert_images_equal()

@@ -80,6 +80,19 @@ def test_metrics_are_served_by_http_when_the_node_says_so() -> None:
         assert "farstripe_up" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
+def test_a_secondary_that_hears_nothing_counts_by_the_primarys_clock(pair: Pair) -> None:
+    a, b = pair.primary, pair.secondary
+    pair.wait_in_sync()
+    wait_until(lambda: b.json("status")["groups"][0]["edges"][0]["rpo"]["seconds"] == 0.0, "nothing is missing", 10)
+    b.farstripe("pair", "budget", GROUP, "--seconds", 1.5)
+    a.kill()
+    wait_until(lambda: "rpo.exceeded" in kinds(b), lambda: str(b.json("status")), 15)
+    lost = b.json("status")["groups"][0]["edges"][0]["rpo"]
+    assert lost["bound"] == "at least" and lost["seconds"] > 1.5, "the primary may have gone on"
+    a.start()
+    wait_until(lambda: kinds(b)[-1:] == ["rpo.met"] or "rpo.met" in kinds(b), lambda: str(b.json("status")), 30)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [

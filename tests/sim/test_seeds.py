@@ -5,21 +5,23 @@ import pytest
 from tests.sim.__main__ import command, run_one
 from tests.testing.sim.world import World
 
-CHUNK = 20
-CHUNKS = 20
+PAIRS, TREES = 400, 1600
+CHUNK = 40
+CHUNKS = [(kind, 1 + CHUNK * n) for kind, runs in (("pair", PAIRS), ("tree", TREES)) for n in range(runs // CHUNK)]
 
 
-@pytest.mark.parametrize("first", [1 + CHUNK * n for n in range(CHUNKS)])
-def test_no_promise_is_broken(first: int):
+@pytest.mark.parametrize(("kind", "first"), CHUNKS)
+def test_no_promise_is_broken(kind: str, first: int):
     failures = []
     for seed in range(first, first + CHUNK):
-        _, report, failure = run_one(seed)
+        _, report, failure = run_one(seed, kind)
         if report is None:
-            failures.append(f"{failure}\n    repeat with: {command(seed)}")
+            failures.append(f"{failure}\n    repeat with: {command(seed, kind)}")
     assert not failures, "\n".join(failures)
 
 
+@pytest.mark.parametrize("kind", ["pair", "tree"])
 @pytest.mark.parametrize("seed", [3, 40, 77])
-def test_the_same_seed_gives_the_same_run(seed: int):
-    first, second = World(seed).run(), World(seed).run()
-    assert (first.trace_hash, first.events) == (second.trace_hash, second.events), command(seed)
+def test_the_same_seed_gives_the_same_run(seed: int, kind: str):
+    first, second = World(seed, kind=kind).run(), World(seed, kind=kind).run()
+    assert (first.trace_hash, first.events) == (second.trace_hash, second.events), command(seed, kind)

@@ -119,7 +119,7 @@ class NodeHost:
         """As GroupHost does it when it opens a group."""
         side = self.side(group)
         engine = side.engine
-        engine.link_up = True
+        engine.linked.add(0)
 
         def lifted() -> None:
             self.sets.lifted(engine.state.uuid)
@@ -157,12 +157,13 @@ class CutWorld:
                 side.make_clock = lambda host=host: host.clock  # type: ignore[misc]
                 side.create(role)
                 host.join(group)
-            roles.arm(pair.a.engine)
+            roles.arm(pair.a.engine, pair.b.node_id)
+            roles.arm(pair.b.engine, pair.a.node_id, upstream=True)
             pair.sync_up()
         self.linked = dict.fromkeys(GROUPS, True)
         self.beacons: dict[int, list[tuple[int, int]]] = {group: [] for group in GROUPS}
         self.count = dict.fromkeys(GROUPS, 0)
-        self.know = [dict.fromkeys(GROUPS, 0) for _ in range(5)]
+        self.know = [dict.fromkeys(GROUPS, 0) for _ in range(3)]
         uuids = [self.pairs[group].a.uuid for group in (0, 1)]
         self.nodes["P1"].sets.put("set", 1, uuids)
         self.nodes["S1"].sets.put("set", 1, uuids)
@@ -336,15 +337,19 @@ class CutWorld:
 
     def manage(self) -> None:
         """What the coordinator does later: end abandoned and old suspensions, report and retire what is complete."""
-        for n in [*self.abandoned, *(marker.n for marker in self.made if marker.suspend and self.rng.random() < 0.5)]:
-            for name in ("S1", "S2"):
-                host = self.nodes[name]
-                host.markers.resume(host.services(), n)
+        self.resume([*self.abandoned, *(m.n for m in self.made if m.suspend and self.rng.random() < 0.5)])
+        self.abandoned.clear()
         complete = [n for n in offered(self.images()) if n in {marker.n for marker in self.made}]
         self.reported = max([self.reported, *complete])
         for n in retire(complete, 2) if len(complete) > 2 else []:
             for name in ("S1", "S2"):
                 self.nodes[name].markers.forget(n)
+
+    def resume(self, numbers: list[int]) -> None:
+        """Tell the copies that nobody stands at these markers any more; told once, also before a marker has come."""
+        for n in numbers:
+            for name in ("S1", "S2"):
+                self.nodes[name].markers.resume(self.nodes[name].services(), n)
 
     def images(self) -> dict[int, list[int]]:
         """Of which markers each group has an image."""
@@ -381,9 +386,7 @@ class CutWorld:
             if self.pairs[group].a.engine.parked_for:
                 raise Violation(f"blk: hosts of group {group} are still held")
             self.linked[group] = True
-        for marker in self.made:
-            for name in ("S1", "S2"):
-                self.nodes[name].markers.resume(self.nodes[name].services(), marker.n)
+        self.resume([marker.n for marker in self.made])
         for _ in range(6):
             self.pass_time(6.0)
             self.manage()
@@ -413,6 +416,11 @@ class CutWorld:
         for group in self.rng.sample((0, 1), 2):
             if self.rng.random() < 0.4:
                 self.crash("S1", power=self.rng.random() < 0.7)
+                for other in (0, 1):  # the primary is alive after all
+                    if self.pairs[other].b.engine.state.role == SECONDARY:
+                        self.ship(other, 20)
+                        self.beacon(other)
+                        self.hear(other)
                 host.sets.tick()
                 host.sets.decide("set", keep=False)
             roles.promote(self.pairs[group].b.engine, at_limit=True)
@@ -448,7 +456,7 @@ class CutWorld:
         what = rng.choices(
             ("write", "talk", "ship", "beacon", "hear", "apply", "tick", "post", "marker", "manage", "link", "jump",
              "checkpoint", "crash"),
-            (30, 8, 14, 5, 6, 14, 6, 40, 4, 2, 1, 1, 1, 1),
+            (30, 16, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1),
         )[0]  # fmt: skip
         if what == "write":
             self.write()
@@ -489,9 +497,9 @@ def run(seed: int, steps: int = 300) -> None:
         for _ in range(steps):
             world.step()
         end = world.rng.random()
-        if end < 0.4:
+        if end < 0.5:
             world.take_over_set()
-        elif end < 0.7:
+        elif end < 0.75:
             world.take_over_marker()
         else:
             world.settle()

@@ -9,13 +9,14 @@ import random
 from typing import Any
 
 from replicator.capture import follower, recovery, roles
-from replicator.capture.preimages import instants, recorder, rewind
+from replicator.capture.preimages import instants, putback, recorder
 from replicator.capture.preimages.frames import Instant
 from replicator.capture.preimages.instants import Place
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.preimages.window import Window
 from replicator.capture.state import PRIMARY, SECONDARY
 from replicator.core.errors import IntegrityError
+from replicator.journal.page import APPLIED_SEQ
 from tests.testing.pairharness import GROUP, Pair, Side
 
 RING_BYTES = (256 << 10) + 8192
@@ -74,7 +75,8 @@ class RetainingSide(Side):
     def view(self, place: Place) -> list[bytes]:
         """What the volumes held at an instant, made of what they hold now."""
         images = [_Bytes(data) for data in self.image()]
-        rewind.rewind(self.window, place, self.window.head_off, images)
+        for piece in putback.pieces(self.window, place, self.window.end_off):
+            piece.put(images)
         return [bytes(image.data) for image in images]
 
     def instants(self) -> list[Instant]:
@@ -129,7 +131,7 @@ def check_views(side: RetainingSide, known: Histories, rng: random.Random, count
         last[instant.seq] = instant
     chosen = [i for i in shown if last[i.seq] == i]
     for instant in chosen if count is None or count >= len(chosen) else rng.sample(chosen, count):
-        place = instants.at_seq(side.window, instant.seq)
+        place = instants.at_seq(side.window, instant.seq, side.page[APPLIED_SEQ])
         assert place.instant == instant
         assert side.view(place) == known.image(instant), f"the view at {instant} is not what was"
     return len(chosen)

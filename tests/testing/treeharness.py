@@ -12,7 +12,6 @@ from typing import Any
 
 from replicator.capture import copier, copies, edges, follower, roles
 from replicator.capture.state import OK, PRIMARY, SECONDARY
-from replicator.core import hello
 from replicator.core.errors import IntegrityError, Refused
 from replicator.core.handshake import Action, Decision
 from replicator.journal.page import DROPS, HEAD_SEQ, INCARNATION
@@ -29,11 +28,6 @@ class Line(Pair):
         super().__init__(upper, lower, tree.truth)
         self.tree = tree
         self._marks: Any = None
-
-    def hello(self, side: Side, discard: str = "") -> hello.Hello:
-        """As Pair.hello; whoever feeds the other end speaks as a primary does."""
-        said = super().hello(side, discard)
-        return said._replace(role="primary") if side is self.a else said
 
     def _now(self) -> Any:
         upper, lower = self.a, self.b

@@ -4,5 +4,5 @@
     window.py    the ring: append, give up the oldest, find its end again after any stop
     recorder.py  reads and stores what a batch of records will overwrite, before they are applied
     instants.py  which instant a time, marker or seq means
-    rewind.py    takes an image of now back to an instant
+    putback.py   takes an image of now back to an instant
 """

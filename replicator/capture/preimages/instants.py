@@ -4,19 +4,21 @@
     time     after the last record whose write time is not later
     marker   after the marker's record
 
-Only consistent instants can be shown: not those while a resync was under way, when blocks were of different times.
+Only consistent instants can be shown: not those while a resync was under way, when blocks were of different times. And
+only those that the pool has reached: a record is recorded before it is applied, so the ring may be ahead (`applied`, the
+seq of the last record applied).
 """
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import msgpack
-
-from replicator.capture.preimages.frames import ATTACH, MARKER, Entry, Head, Instant
+from replicator.capture.preimages.frames import ATTACH, MARKER, PARTIAL, Entry, Head, Instant
 from replicator.capture.preimages.window import Window
-from replicator.core.errors import BadInput, NotFound, Refused
+from replicator.core.errors import BadInput, NotFound, ProtocolError, Refused
+from replicator.core.markers import parse_payload
 
 
 class Place(NamedTuple):
@@ -29,39 +31,39 @@ class Place(NamedTuple):
     """Entries of that first frame up to this seq are not taken back; -1 for none."""
 
 
-def at_seq(window: Window, seq: int) -> Place:
+def at_seq(window: Window, seq: int, applied: int) -> Place:
     """Return the instant after record `seq`. Raises Refused when it cannot be shown."""
     found, broken = _base_place(window, window.base.seq == seq), False
-    for head, entries in window.heads():
-        if not head.partial and head.first_seq <= seq <= head.last_seq:
+    for head, entries, last_seq in _reached(window, applied):
+        if head.first_seq <= seq <= last_seq:
             broken = not head.consistent
             found = None if broken else _in_frame(head, entries, seq)
     return _or_refuse(window, found, broken, f"record {seq}")
 
 
-def at_time(window: Window, time_ns: int) -> Place:
+def at_time(window: Window, time_ns: int, applied: int) -> Place:
     """Return the instant after the last record written at `time_ns` or before. Raises Refused when it cannot be shown.
 
     A time after the newest record means that record.
     """
     found, broken = _base_place(window, 0 < window.base.time_ns <= time_ns), False
-    for head, entries in window.heads():
-        if head.partial or head.flags & ATTACH or head.first_time > time_ns:
+    for head, entries, last_seq in _reached(window, applied):
+        if head.first_time > time_ns:
             continue
         broken = not head.consistent
-        seq = head.last_seq if head.last_time <= time_ns else _last_until(entries, time_ns)
+        seq = min(last_seq, head.last_seq if head.last_time <= time_ns else _last_until(entries, time_ns))
         found = None if broken else _in_frame(head, entries, seq)
     return _or_refuse(window, found, broken, format_time(time_ns))
 
 
-def at_marker(window: Window, marker: str) -> Place:
+def at_marker(window: Window, marker: str, applied: int) -> Place:
     """Return the instant of the newest marker with this name or number. Raises NotFound, Refused."""
     found, broken, seen = None, False, False
-    for head, entries in window.heads():
+    for head, entries, last_seq in _reached(window, applied):
         if not head.flags & MARKER:
             continue
         for entry, payload in window.payloads(head, entries):
-            if marker in _names(payload):
+            if entry.seq <= last_seq and marker in _names(payload):
                 seen, broken = True, not head.consistent
                 found = None if broken else _in_frame(head, entries, entry.seq)
     if not seen:
@@ -69,9 +71,17 @@ def at_marker(window: Window, marker: str) -> Place:
     return _or_refuse(window, found, broken, f"marker {marker}")
 
 
-def newest(window: Window) -> Place:
-    """Return the instant after the newest record. Raises Refused when it is not consistent."""
-    return at_seq(window, window.last.seq)
+def newest(window: Window, applied: int) -> Place:
+    """Return the instant after the newest record that was applied. Raises Refused when it is not consistent."""
+    return at_seq(window, min(window.last.seq, applied), applied)
+
+
+def _reached(window: Window, applied: int) -> Iterator[tuple[Head, list[Entry], int]]:
+    """The frames with records that were applied, with their entries and the last such record."""
+    for head, entries in window.heads():
+        last_seq = head.last_seq if head.off < window.sequence_off else min(head.last_seq, applied)
+        if not head.flags & (PARTIAL | ATTACH) and head.first_seq <= last_seq:
+            yield head, entries, last_seq
 
 
 def _base_place(window: Window, matches: bool) -> Place | None:
@@ -93,12 +103,10 @@ def _last_until(entries: list[Entry], time_ns: int) -> int:
 def _names(payload: bytes) -> set[str]:
     """What a marker may be called by."""
     try:
-        told: Any = msgpack.unpackb(payload)
-    except Exception:  # msgpack raises errors of many classes
+        marker = parse_payload(payload)
+    except ProtocolError:
         return set()
-    if not isinstance(told, dict):
-        return set()
-    return {str(told[key]) for key in ("id", "name", "number") if told.get(key) not in (None, "")}
+    return {str(marker.n), marker.name} - {""} if marker else set()
 
 
 def _or_refuse(window: Window, found: Place | None, broken: bool, what: str) -> Place:
@@ -141,12 +149,12 @@ def target_of(args: dict[str, Any]) -> tuple[str, int | str]:
     return key, value
 
 
-def find(window: Window, key: str, value: int | str) -> Place:
+def find(window: Window, key: str, value: int | str, applied: int) -> Place:
     """Return the instant that `target_of` checked. Raises as the functions above."""
     if key == "seq":
-        return at_seq(window, int(value))
+        return at_seq(window, int(value), applied)
     if key == "time_ns":
-        return at_time(window, int(value))
+        return at_time(window, int(value), applied)
     if key == "marker":
-        return at_marker(window, str(value))
-    return newest(window)
+        return at_marker(window, str(value), applied)
+    return newest(window, applied)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 20
 """A record of more has frames of its own, with pieces of this."""
-FRAME_DATA_BYTES = 3 << 20
+FRAME_DATA_BYTES = 4 << 20
 FRAME_ENTRIES = 8192
 _DATA = frozenset(int(kind) for kind in DATA_KINDS)
 _MARKER, _SYNCED = int(Kind.MARKER), int(Kind.SYNCED)
@@ -93,6 +93,11 @@ class PreImages:
             _on_ring(self.window.attached, p, epoch)
         except _RingError as e:
             self._fail(str(e))
+
+    def rewound(self, seq: int) -> None:
+        """The volumes get other contents, and the next record is `seq` + 1. Call it before. Durable: that."""
+        self.end()
+        self._settled_at = seq
 
     def end(self) -> None:
         """Forget everything: hosts will change the pool from now on. Durable: that."""
@@ -180,6 +185,8 @@ class _Batch:
     def _countable(self) -> int:
         """How many records at the beginning are in range and short."""
         for count, (header, _) in enumerate(self._records):
+            if header.kind == _MARKER:
+                return count + 1  # applying may stop here for long
             if header.kind in _DATA and (header.length > PIECE_BYTES or not in_range(self._engine, header)):
                 return count
         return len(self._records)

@@ -6,7 +6,7 @@ only the last frame can be torn, and its records have changed nothing: whoever g
 frame reads the pool as it was before them. An instant can therefore be shown exactly also after a kill or power loss.
 
 Space is freed from the oldest end, a few frames at a time: the superblock with the new tail is durable before anything
-is overwritten. Readers of frames (rewind.py) are never waited for: they look, after each read, whether the tail has
+is overwritten. Readers of frames (putback.py) are never waited for: they look, after each read, whether the tail has
 passed them.
 
 A frame that is whole behind one that is not means that the medium lost what it had taken. Where the window really ended
@@ -48,7 +48,7 @@ from replicator.journal.files import Buffer, RandomFile
 
 DATA_START = 8192
 LEAST_BYTES = 16 << 20
-MOST_FRAME_BYTES = 5 << 20
+MOST_FRAME_BYTES = 6 << 20
 """No frame is longer; see recorder.py."""
 _SLOT_BYTES = 4096
 _SUPER = struct.Struct("<4sHHQ16sQQQQQQQ")
@@ -98,6 +98,8 @@ class Window:
         self.spans: list[Span] = []
         self.keep_ns = 0
         """Instants that are older than the newest by more are given up; 0: no limit but the ring's size."""
+        self.sequence_off = sup.tail_off
+        """Instants behind this offset are of the sequence that is followed now; see `attached`."""
         self.pins: list[int] = []
         """Offsets that readers still need: what `keep_ns` alone would free is kept for them."""
         self._base_ok = bool(sup.flags & _BASE_OK)
@@ -165,7 +167,7 @@ class Window:
             life=life, least_life=life, tail_off=self._whole_off,
             base_seq=base.seq, base_epoch=base.epoch, base_time=base.time_ns,
         )  # fmt: skip
-        self.tail_off = self.head_off = self._whole_off
+        self.tail_off = self.head_off = self.sequence_off = self._whole_off
         self.base = self.last = base
         self._base_ok = consistent
         self._begin_spans()
@@ -200,6 +202,8 @@ class Window:
             return
         self._whole_off = head.end
         self.last = head.last
+        if head.flags & frames.ATTACH:
+            self.sequence_off = head.end
         if not head.consistent:
             self._grows = False
         elif self._grows:

@@ -250,9 +250,32 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "copies them.",
         ),
         Example(
+            "The peer is away for longer than was planned: give the journal more room, and take it back later.",
+            (
+                "farstripe group journal show shop",
+                "farstripe group journal add shop /dev/disk/by-id/nvme-spare-part1",
+                "farstripe group journal remove shop /dev/disk/by-id/nvme-spare-part1",
+            ),
+            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any more; "
+            "`journal show` no longer lists it then.",
+        ),
+        Example(
+            "The journal's disk has failed. Hosts went on, and differences were counted.",
+            ("farstripe group journal replace shop /dev/disk/by-id/nvme-other-part1", "farstripe pair wait shop"),
+            "The pair comes together again by difference.",
+        ),
+        Example(
             "Take the group apart.",
             ("farstripe pair delete shop", "farstripe group delete shop"),
             "The volumes and what is in them stay, on both nodes.",
+        ),
+    ),
+    "plan": (
+        Example(
+            "How large must the journal be for the peer to be away for four hours?",
+            ("farstripe plan journal shop --outage 4h", "farstripe plan journal shop --outage 4h --rate 20M --json"),
+            "The first goes by what hosts wrote in the busiest four hours of the last week, the second by 20 MiB a "
+            "second. Both say what to add on which node.",
         ),
     ),
     "peer": (

@@ -12,6 +12,7 @@ from typing import Any
 
 from replicator.core.batching import GATHER_BYTES, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
+from replicator.core.rpo import RemoteClock
 from replicator.core.transfer import Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Frame, Lane
@@ -21,6 +22,7 @@ from replicator.daemon.link.packing import Gain
 from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    ARRIVED_TIME,
     BEACON_PACE_MS,
     DROPS,
     EDGE_ASLEEP,
@@ -65,6 +67,7 @@ class Flow:
         self._gathers = False
         self._other_bytes = 0  # of frames that are no DATA
         self.peer_beat: tuple[int, int] | None = None
+        self._remote = RemoteClock()
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
@@ -228,6 +231,8 @@ class Flow:
             if self.receiver is not None:
                 self.receiver.note_beacon(*beacon)
                 self.receiver.sent_seq = sent_seq
+                if beacon[1]:
+                    self._remote.heard(*beacon, self.receiver.expect - 1, now)
             return None
         return self._acked(wire.TRIPLE.unpack(body), now)
 
@@ -242,6 +247,12 @@ class Flow:
         lane.waiting = frame if taken is None else None
         self.records += taken or 0
         return taken is not None
+
+    def behind_s(self, now: float) -> float | None:
+        """Seconds of the primary's time that have not come here, by its beacons; None when none came yet."""
+        if self.receiver is not None and self.files is not None:
+            self._remote.holds(self.receiver.expect - 1, self.files.u64[ARRIVED_TIME])
+        return self._remote.behind_s(now)
 
     def heard_of_tree(self, durable: object) -> None:
         """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from replicator.core.errors import IntegrityError
 from replicator.journal.files import PlainFile
-from replicator.journal.page import EDGE_ASLEEP, EDGES, INCARNATION, TARGET_ASLEEP, Doorbell, Page, boot_number, edge_slot
+from replicator.journal.page import (
+    EDGE_ASLEEP,
+    EDGES,
+    INCARNATION,
+    TARGET_ASLEEP,
+    Doorbell,
+    Page,
+    boot_number,
+    edge_slot,
+)
 from replicator.journal.ring import Journal
 from replicator.journal.volumes import JournalDirectory
 

@@ -414,6 +414,7 @@ class PairLoop:
         facts["unsent_bytes"] = None
         if flow.shipper is not None and flow.files is not None:
             facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
+        facts["behind_s"] = flow.behind_s(now)
         facts["peer_beat"] = None
         if flow.peer_beat is not None:
             head_seq, unsent_bytes = flow.peer_beat

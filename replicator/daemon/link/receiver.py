@@ -76,6 +76,7 @@ class Receiver:
         """Sync the journal before each acknowledgement."""
         self._must_sync = False
         self._synced = 0
+        self._beacon = 0, 0
         self._unrung_bytes = 0
         self._told = (0, 0, 0)
         self._unzstd = zstandard.ZstdDecompressor(max_window_size=128 << 20)
@@ -202,6 +203,9 @@ class Receiver:
             raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
         publish(self._u64, ARRIVED_GEN, run.last_seq, run.last_time_ns)
+        if self._beacon[0]:
+            beacon, self._beacon = self._beacon, (0, 0)
+            self.note_beacon(*beacon)
         self._files.wake_edges()
         if run.wants_durable:
             self._must_sync = True
@@ -212,7 +216,9 @@ class Receiver:
 
     def note_beacon(self, seq: int, time_ns: int) -> None:
         """The peer says that every record up to `time_ns` has a seq up to `seq`: true here once they have come."""
-        if 0 < seq < self.expect and time_ns > self._u64[ARRIVED_TIME]:
+        if seq >= self.expect:
+            self._beacon = seq, time_ns  # it overtook them on another connection
+        elif seq and time_ns > self._u64[ARRIVED_TIME]:
             publish(self._u64, ARRIVED_GEN, seq, time_ns)
 
     def ring(self) -> None:

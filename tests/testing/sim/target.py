@@ -11,14 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, edges, follower, recovery, service
+from replicator.capture import copier, edges, follower, journalloss, recovery, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
 from replicator.core.transitions import State
+from replicator.journal import volumes
 from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
+from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
 from tests.testing.sim.truth import Change, Promise
 
@@ -136,6 +138,10 @@ class Target:
         if engine.failed:
             return
         try:
+            if engine.journal_lost:
+                svc._go_over()
+            elif engine.state.journal_error and rng.random() < 0.2:
+                self._replace_journal()
             if engine.state.mode == JOURNAL:
                 for peer in svc._relay_watch.look(self.clock.now):
                     self.node.note(f"degraded towards {self.node.world.by_id[peer].name}")
@@ -147,8 +153,17 @@ class Target:
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
+    def _replace_journal(self) -> None:
+        """The operator gives the group a new journal, once the disk is good again."""
+        file: Any = self.node.disk.open("journal")
+        engine, ring_bytes = self.engine, self.node.journal_bytes - DATA_START
+        volumes.prepare(file, 0, engine.journal.super, ring_bytes)
+        journalloss.replace_journal(engine, file, 0, ring_bytes)
+        self.node.note("journal replaced")
+
     def _sync_tracking(self) -> None:
-        self.engine.sync_journal()
+        if self.engine.state.mode == JOURNAL:
+            self.engine.sync_journal()
         self.engine.bitmaps.sync()
 
     # -- hosts ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from replicator.capture import copier, service
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
 from replicator.core.credits import MIN_WINDOW_BYTES
+from replicator.core.errors import MediumError
 from replicator.core.events import Log
 from replicator.core.transfer import PULL, Transfer
 from replicator.core.transitions import State
@@ -149,12 +150,15 @@ class Report:
 class World:
     """A whole run."""
 
-    def __init__(self, seed: int, options: Options | None = None, *, verbose: bool = False) -> None:
+    def __init__(
+        self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False
+    ) -> None:
+        """kind: "pair" (two nodes) or "tree" (three to five); says how options are drawn that are not given."""
         self.seed = seed
         self.transfer = _WAYS[seed % len(_WAYS)]
         """How records are moved in this world; by the seed, so that it changes nothing else that is drawn."""
         self.rng = random.Random(seed)
-        drawn = Options.draw(self.rng)
+        drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
         self.options = options or drawn
         o = self.options
         self.clock = Clock(verbose=verbose)
@@ -388,9 +392,13 @@ class World:
             state = up.target.engine.state
             if up.target.engine.failed or state.copy != OK or (state.role == SECONDARY and not state.upstream):
                 continue
+            try:
+                up.target.service.arm(down.node_id, mode)
+                down.target.service.arm(up.node_id, mode, upstream=True)
+            except MediumError as exc:
+                self.clock.note(f"edge {up.name} {down.name} not made: {exc.message}")
+                continue
             self.wanted.remove(edge)
-            up.target.service.arm(down.node_id, mode)
-            down.target.service.arm(up.node_id, mode, upstream=True)
             self.edges.append((up, down))
             self.clock.note(f"edge {up.name} {down.name} {mode}")
             up.pair_with(down)

@@ -353,3 +353,48 @@ def test_no_writer_of_a_replicated_range_is_missed_when_the_copy_is_lost() -> No
     pool = reopen(disk, boot_id="other")
     assert pool.volume("v").pread(3, 2 * AREA) == pattern(4 * AREA)[2 * AREA : 2 * AREA + 3]
     assert any(off <= 2 * AREA < off + n for off, n in pool.unclean_ranges["v"])
+
+
+@LEVELS
+def test_clones_of_one_instant_are_written_to_and_then_never_change(level: int, members: int) -> None:
+    disk, pool = new_pool(level, members)
+    for name in ("a", "b"):
+        pool.create_volume(name, 2 * AREA).pwrite(name.encode() * 512, 0)
+    clones = pool.clone_all({"a": "a1", "b": "b1"}, {"building": True})
+    clones[0].pwrite(b"x" * 512, 100)
+    disk.kill()
+    pool = reopen(disk)
+    assert [pool.volume(name).info.attributes for name in ("a1", "b1", "a")] == [{"building": True}] * 2 + [{}]
+    pool.volume("b1").pwrite(b"y" * 512, AREA)
+    frozen = pool.finish_clones(["a1", "b1"], {"seq": 7}, freeze=True)
+    disk.crash(lambda _i, _w: "drop")
+    pool = reopen(disk)
+    sound(pool)
+    for volume, name in zip(frozen, ("a1", "b1"), strict=True):
+        assert volume.readonly and pool.volume(name).info.kind == "snapshot"
+        assert pool.volume(name).info.attributes == {"seq": 7}
+    assert pool.volume("a1").pread(700, 0) == b"a" * 100 + b"x" * 512 + bytes(88)
+    assert pool.volume("b1").pread(512, AREA) == b"y" * 512
+    assert pool.volume("a").pread(512, 0) == b"a" * 512
+    with pytest.raises(Refused, match="never changes"):
+        pool.volume("a1").pwrite(b"z", 0)
+    pool.snapshot({"a": "later"})
+    for name in ("a1", "later", "b1"):
+        pool.delete_volume(name)
+    sound(pool)
+
+
+def test_only_clones_are_finished_and_without_room_for_the_metadata_nothing_changes() -> None:
+    _, pool = new_pool(0, 2)
+    pool.create_volume("a", AREA).pwrite(b"x", 0)
+    with pytest.raises(BadInput, match="no clone"):
+        pool.finish_clones(["a"], {})
+    with pytest.raises(NotFound):
+        pool.finish_clones(["none"], {})
+    pool.clone("a", "c")
+    with pytest.raises(OutOfSpace):
+        pool.finish_clones(["c"], {"note": "x" * (8 << 20)}, freeze=True)
+    clone = pool.volume("c")
+    assert clone.info.attributes == {} and not clone.readonly
+    clone.pwrite(b"y", 0)
+    sound(pool)

@@ -9,7 +9,7 @@ import pytest
 from replicator.capture import copier, follower, roles
 from replicator.capture.bitmaps import BLOCK_BYTES
 from replicator.capture.state import BITMAP, PRIMARY, SECONDARY
-from replicator.core.errors import IntegrityError
+from replicator.core.errors import IntegrityError, MediumError
 from replicator.core.records import Kind
 from replicator.core.runs import parse_run
 from replicator.journal.page import APPLIED_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, INCARNATION, TAIL_OFF
@@ -154,7 +154,7 @@ def test_unclean_ranges_reach_bitmaps_that_redo_opens(pair: Pair, monkeypatch: p
 def test_a_promotion_cut_before_its_epoch_record_opens_another(pair: Pair) -> None:
     pos = pair.b.engine.pos
     pair.b.disk.fail_writes("journal")
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(MediumError, match="Input/output"):
         roles.promote(pair.b.engine)
     lost = pair.b.engine.epoch
     pair.b.disk.heal("journal")

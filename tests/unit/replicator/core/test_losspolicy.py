@@ -1,8 +1,10 @@
 """Peer loss and full journal: every cell of the two tables."""
 
+import itertools
+
 import pytest
 
-from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
+from replicator.core.losspolicy import FULL, Verdict, full_in_words, may_go_alone, on_full, on_unanswered
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,16 @@ def test_a_full_journal_of_a_group_that_must_not_go_on_alone(link_up: bool, wait
 @pytest.mark.parametrize("on_loss", ["stall", "degrade"])
 def test_only_a_stalling_group_in_sync_needs_its_peer_for_every_answer(sync_on: bool, on_loss: str):
     assert may_go_alone(sync_on, on_loss) is not (sync_on and on_loss == "stall")
+
+
+def test_the_table_of_a_full_journal_has_every_row_and_no_other():
+    assert set(FULL) == set(itertools.product(("stall", "bitmap", "fail"), (True, False), (True, False)))
+
+
+def test_nothing_is_answered_alone_that_must_not_be():
+    for (_policy, _link_up, alone), verdicts in FULL.items():
+        assert alone or Verdict.OVERFLOW not in verdicts
+
+
+def test_the_table_in_words():
+    assert full_in_words("bitmap") == {"connected": ["wait", "overflow"], "away": ["overflow", "overflow"]}

@@ -274,3 +274,18 @@ def test_the_tail_is_read_as_a_whole_while_another_process_moves_it() -> None:
     ring.page[TAIL_SEQ] = 9
     with pytest.raises(IntegrityError):
         ring.journal.tail()
+
+
+def test_what_takes_the_place_of_records_that_were_cut_off_is_synced_too() -> None:
+    ring = Ring()
+    for _ in range(3):
+        ring.add(bytes(300))
+    ring.journal.sync()
+    off = ring.journal.find(2)
+    ring.journal.end_at(off, 1, E1)
+    ring.journal.sync()
+    ring.add(b"instead")
+    ring.journal.sync()
+    ring.disk.crash(lambda _index, _write: "drop")
+    ring.reopen(trusted=False)
+    assert ring.records()[1:] == [(2, b"instead")]

@@ -1,4 +1,4 @@
-"""Taking an image of now back to an instant.
+"""Putting back what was overwritten since an instant, into an image of now.
 
 What was overwritten since is walked from the instant upward. The first pre-image of a byte is what it held at the
 instant; later ones are passed over, so each byte is written once. Upward is also the order in which the ring is
@@ -7,7 +7,7 @@ overwritten, so a reader that is fast enough is never caught up with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from replicator.capture.preimages.frames import Entry
@@ -146,19 +146,3 @@ def _of_entry(entry: Entry, have: Restored, data: memoryview) -> Iterator[Piece]
     for begin, stop in have.take(entry.offset, entry.length):
         at = begin - entry.offset
         yield Piece(entry.volume, begin, stop - begin, data[at : at + stop - begin] if entry.data_len else None)
-
-
-def rewind(
-    window: Window, place: Place, end: int, images: Sequence[Image], told: Callable[[int], None] | None = None
-) -> int:
-    """Take images back to `place`; returns the bytes put back. Raises as `pieces`, and what the images raise.
-
-    told: called now and then with the bytes so far. Durable: nothing.
-    """
-    done = 0
-    for piece in pieces(window, place, end):
-        piece.put(images)
-        done += piece.length
-        if told is not None:
-            told(done)
-    return done

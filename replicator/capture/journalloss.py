@@ -1,0 +1,108 @@
+"""When the medium of a journal fails: what becomes of the group, and how it gets a new journal.
+
+On a primary. An append or sync that failed is never tried again. Writers are parked, those under way drained, and the
+pool is synced with all bits: then everything that was ever acknowledged or flushed lies in the pool, whatever the
+journal lost. Only then the group goes over to counting differences, durably, and writers go on. When the pool cannot be
+synced, or nothing may exist on this side alone, the group fails. Three things one may ask:
+
+* A flush whose sync failed was not answered; it is repeated, and then rests on the pool. Flushes that were answered
+  rested on syncs that succeeded, and the records they covered are in the pool before the mode changes.
+* The replicator may have read records from the page cache that the disk lost, and the peer holds them. They are in the
+  pool here too, and the sequence goes on behind them, so the peer is behind and nothing else. If the machine loses power
+  before the mode has changed, they may be lost here: that is the loss of a tail like any other (epochs, HANDSHAKE.md).
+* Killed before the mode has changed: the state says `sealed`, and recovery writes everything again (recovery.py).
+
+On a secondary the group fails: nothing more is received, the pool keeps the prefix it has, and can be read.
+
+`replace` gives the group a new journal. A primary then resyncs by difference at the next contact. A secondary drops
+what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
+journal still reaches back, else a resync by difference follows.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.core.errors import Refused
+from replicator.core.losspolicy import may_go_alone
+from replicator.journal.files import RandomFile
+from replicator.journal.page import APPLIED_SEQ, DROPS, EDGE_LINK, INCARNATION, LINK_STREAMING, edge_slot
+
+if TYPE_CHECKING:
+    from replicator.capture.engine import GroupEngine
+
+STOPS_S = 1.0
+"""A replicator stops receiving so long after the group has failed, at the latest."""
+
+
+def may_go_over(engine: GroupEngine) -> bool:
+    """Say whether the group may count differences instead of journaling."""
+    state = engine.state
+    return (
+        state.role == PRIMARY
+        and state.mode == JOURNAL
+        and not engine.recovering
+        and may_go_alone(bool(engine.waits), state.policy.on_loss)
+    )
+
+
+def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int) -> int:
+    """Give the group a new journal, `file` alone, which is prepared and has index `index`.
+
+    Returns how many records were dropped that this side had received and not applied. Durable: the new journal, and
+    that the group has it. Raises Refused when the old one is in use.
+    """
+    if engine.state.role == SECONDARY and _receives(engine):
+        if not (engine.failed or engine.state.journal_error):
+            raise Refused(
+                f"the journal of group {engine.state.name} is in use", "add the new file and remove the old one: group journal add"
+            )
+        time.sleep(STOPS_S)  # a link that was killed says so for ever; one that lives has seen the new incarnation
+    with engine.apply_lock, engine.checkpoint_lock, engine.opened:
+        state, page = engine.state, engine.page
+        if state.role == PRIMARY and state.mode == JOURNAL:
+            raise Refused(
+                f"the journal of group {state.name} is in use", "add the new file and remove the old one: group journal add"
+            )
+        pos = page[APPLIED_SEQ] if state.role == SECONDARY else engine.pos
+        dropped = engine.pos - pos
+        engine.sync_pool()
+        engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
+        engine.failed = engine.journal_lost = engine.apply_error = ""
+        engine.resized()
+        kept = state.downstream if state.role == SECONDARY else []
+        engine.commit({e.slot: e.without_peer() for e in kept}, journal_error="", sealed=False)
+        for edge in kept:
+            page[DROPS + edge.slot] += 1
+        page[INCARNATION] += 1
+        engine.opened.notify_all()
+        return dropped
+
+
+def _receives(engine: GroupEngine) -> bool:
+    """Whether the replicator says that it receives."""
+    state = engine.state
+    fed = [e for e in state.edges if e.peer == state.upstream]
+    return any(engine.page[edge_slot(e.slot, EDGE_LINK)] == LINK_STREAMING for e in fed)
+
+
+def empty_journal(engine: GroupEngine, seq: int, epoch: int) -> None:
+    """Start the journal over at position `seq`. A broken one is not written: nothing is in it that anybody needs.
+
+    Durable: the empty journal, or by the state that it is broken.
+    """
+    if engine.state.journal_error:
+        engine.journal.start_empty(seq, epoch)
+    else:
+        engine.journal.reset(seq, epoch)
+
+
+def require_journal(engine: GroupEngine) -> None:
+    """Raise Refused when the group has no journal that could take records."""
+    if engine.state.journal_error:
+        raise Refused(
+            f"the journal of group {engine.state.name} is broken: {engine.state.journal_error}",
+            "farstripe group journal replace gives it a new one",
+        )

@@ -1,0 +1,124 @@
+"""Three real nodes: two copies of one primary, and a copy of a copy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from replicator.core.errors import AlreadyExists, BadInput, Refused
+from tests.testing.needs import needs
+from tests.testing.netns import NetNS
+from tests.testing.nodes import GROUP, CommandFailed, Node, wait_until
+from tests.testing.stamped import check_nothing_lost
+from tests.testing.trees import Tree, running_nodes
+
+VOLUMES = {"data": 8 << 20, "log": 1 << 20}
+PATIENT = ("--on-loss", "stall", "--loss-timeout", "60")
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    needs("nbdkit", "ip", root=True)
+    with NetNS() as net, running_nodes(net, "ABC") as three:
+        yield three
+
+
+def test_a_chain_copies_follows_and_catches_up_after_its_middle_was_killed(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (b, c)])
+    tree.assert_images_equal()
+    load = tree.load("data", seed=1, writes_per_s=400)
+    load.wait_acked(100)
+    b.kill()
+    load.wait_acked(200)
+    b.start()
+    load.wait_acked(100)
+    tree.wait_streaming()
+    load.stop()
+    tree.assert_images_equal()
+    check_nothing_lost(load.ledger, tree.image(c))
+
+
+def test_in_a_synchronous_chain_the_last_node_has_what_was_answered(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (b, c)], "sync", PATIENT)
+    assert a.group()["sync_on"]
+    load = tree.load("data", seed=2)
+    load.wait_acked(200)
+    a.kill()
+    b.kill()
+    load.stop()
+    wait_until(lambda: c.group()["applied"] == c.group()["pos"], tree.situation)
+    check_nothing_lost(load.ledger, tree.image(c))
+
+
+def test_a_takeover_in_the_middle_keeps_what_is_below(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (b, c)], "sync", PATIENT)
+    load = tree.load("data", seed=3)
+    load.wait_acked(100)
+    a.kill()
+    load.stop()
+    plan = json.loads(b.farstripe("takeover", GROUP, "--plan", "--json"))
+    assert plan["allowed"] and plan["others"] == [{"peer": "C", "means": "it goes on with this node"}]
+    b.farstripe("takeover", GROUP, "--yes")
+    check_nothing_lost(load.ledger, tree.image(b))
+    tree.primary = b
+    more = tree.load("data", seed=4, ledger=load.ledger)
+    more.wait_acked(100)
+    wait_until(lambda: c.group()["upstream"] == b.group()["edges"][0]["peer"] or c.group()["state"] == "ok", tree.situation)
+    a.start()
+    tree.wait_streaming()
+    more.stop()
+    tree.assert_images_equal()
+
+
+def test_two_copies_of_one_primary_and_a_switchover_to_one_of_them(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (a, c)])
+    load = tree.load("data", seed=5, writes_per_s=400)
+    load.wait_acked(100)
+    c.kill()
+    load.wait_acked(100)
+    c.start()
+    tree.wait_streaming()
+    load.stop()
+    tree.assert_images_equal()
+    with pytest.raises(CommandFailed, match="name the peer"):
+        a.farstripe("switchover", GROUP)
+    a.farstripe("switchover", GROUP, "B")
+    tree.primary = b
+    again = tree.load("data", seed=6, ledger=load.ledger, writes_per_s=400)
+    again.wait_acked(100)
+    again.stop()
+    tree.assert_images_equal()  # C goes on behind A, which B feeds now
+    check_nothing_lost(again.ledger, tree.image(c))
+
+
+def test_pairs_of_a_tree_are_named_listed_and_deleted_one_by_one(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (a, c)])
+    refused = a.farstripe("pair", "show", GROUP, expect=BadInput.exit_code)
+    assert "name the peer" in refused and "B, C" in refused
+    assert {one["peer_name"] for one in a.json("pair", "list")} == {"B", "C"}
+    [group] = a.json("status")["groups"]
+    assert {loss["node"]: loss["label"] for loss in group["losses"]} == {
+        "A": "primary-behind", "B": "copy-lost-behind", "C": "copy-lost-behind",
+    }  # fmt: skip
+    assert "if A is lost: lost is what has not arrived: take over on" in a.farstripe("status", GROUP)
+    b.farstripe("peer", "join", c.farstripe("peer", "token").split()[-1])
+    cycle = b.farstripe("pair", "create", GROUP, "--peer", "C", expect=AlreadyExists.exit_code)
+    assert "would make a cycle" in cycle
+    foreign = b.farstripe("pair", "create", GROUP, "--peer", "C", "--ack", "durable", expect=Refused.exit_code)
+    assert "on the primary only" in foreign
+    a.farstripe("pair", "delete", GROUP, "C", "--yes")
+    assert [one["peer_name"] for one in a.json("pair", "list")] == ["B"]
+    assert c.json("pair", "list") == []
+    tree.nodes.remove(c)
+    load = tree.load("data", seed=7, writes_per_s=400)
+    load.wait_acked(50)
+    load.stop()
+    tree.assert_images_equal()

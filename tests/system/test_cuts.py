@@ -1,0 +1,255 @@
+"""Real nodes: groups whose copies belong together, under a dependent load, while processes die.
+
+The load is what a database does: a block of the log, then the block of the data that it announces, each only after the one
+before was answered. Both hold the number of the transaction, so images are judged by what they hold: data that was never
+announced is a cut through time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import nbd
+import pytest
+
+from replicator.core.errors import FarstripeError
+from tests.testing.nodes import MEMBER_BYTES, Node, kill_together, wait_until
+
+pytestmark = pytest.mark.system
+
+BLOCK, SLOTS = 4096, 64
+SIZE = 8 << 20
+_NUMBER = struct.Struct("<Q")
+
+
+class Database:
+    """Commits transactions to a log on one node and data on the same or another one until it is stopped or cut off."""
+
+    def __init__(self, log: nbd.NBD, data: nbd.NBD) -> None:
+        self._log, self._data = log, data
+        self._stop = threading.Event()
+        self.committed = 0
+        self.longest_s = 0.0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(nbd.Error):
+            for number in range(1, 1 << 40):
+                if self._stop.is_set():
+                    return
+                block, began = _NUMBER.pack(number).ljust(BLOCK, b"\0"), time.monotonic()
+                self._log.pwrite(block, number % SLOTS * BLOCK)
+                self._data.pwrite(block, number % SLOTS * BLOCK)
+                self.committed, self.longest_s = number, max(self.longest_s, time.monotonic() - began)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=30)
+
+
+def newest(node: Node, volume: str) -> int:
+    """The newest transaction in a volume, which must hold all before it."""
+    raw = node.connect(volume).pread(SLOTS * BLOCK, 0)
+    found = {number for at in range(SLOTS) if (number := _NUMBER.unpack_from(raw, at * BLOCK)[0])}
+    top = max(found, default=0)
+    assert found == set(range(max(1, top - SLOTS + 1), top + 1)), f"{volume} holds no prefix of its writes"
+    return top
+
+
+def judge(log: tuple[Node, str], data: tuple[Node, str]) -> int:
+    """Raise unless the two images are of one instant. Returns the newest transaction in the data."""
+    announced, done = newest(*log), newest(*data)
+    assert announced - 1 <= done <= announced, f"the data is at {done}, the log at {announced}"
+    return done
+
+
+def with_pool(node: Node) -> Node:
+    node.init()
+    disks = [node.dir / f"disk{n}" for n in range(2)]
+    node.farstripe("pool", "create", "pool", "raid0", *disks, "--make-files", MEMBER_BYTES)
+    return node
+
+
+def join(a: Node, b: Node) -> None:
+    a.farstripe("peer", "join", b.farstripe("peer", "token").split()[-1])
+
+
+def replicate(source: Node, volume: str, sink: Node, *options: object) -> None:
+    """A group of its own for a volume, copied to `sink`."""
+    source.farstripe("volume", "create", volume, "--size", SIZE)
+    source.farstripe("group", "create", volume, volume, "--journal", "16M")
+    source.farstripe("pair", "create", volume, "--peer", sink.name, *options)
+    source.farstripe("pair", "wait", volume, "--state", "ok")
+
+
+@pytest.fixture
+def four() -> Iterator[tuple[Node, Node, Node, Node]]:
+    """A and C are primary of a group each; their copies are on B and D."""
+    with contextlib.ExitStack() as stack:
+        ports = {"A": 21910, "B": 21911, "C": 21912, "D": 21913}
+        a, b, c, d = (with_pool(stack.enter_context(Node(name, replication_port=ports[name]))) for name in "ABCD")
+        join(a, b)
+        join(c, d)
+        join(a, c)
+        join(b, d)
+        replicate(a, "log", b)
+        replicate(c, "data", d)
+        yield a, b, c, d
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Node, Node]]:
+    """A is primary of two groups that are a set; their copies are on B."""
+    with Node("A", replication_port=21910) as a, Node("B", replication_port=21911) as b:
+        for node in (a, b):
+            with_pool(node)
+        join(a, b)
+        for volume in ("log", "data"):
+            replicate(a, volume, b)
+        a.farstripe("set", "create", "shop", "log", "data")
+        wait_until(lambda: standing(b) == "whole", lambda: b.ask("replicator", "set.list"))
+        yield a, b
+
+
+def standing(node: Node) -> str:
+    listed = node.ask("replicator", "set.list")
+    return str(listed[0]["standing"]) if listed else ""
+
+
+def test_a_set_is_taken_over_at_one_instant_after_its_primary_was_killed(two: tuple[Node, Node]) -> None:
+    a, b = two
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 300, "no load")
+    a.kill()
+    load.stop()
+    b.farstripe("set", "takeover", "shop", "--yes")
+    assert 0 < judge((b, "log"), (b, "data")) <= load.committed
+    assert b.group("log")["role"] == b.group("data")["role"] == "primary"
+    Database(b.writer("log"), b.writer("data")).stop()
+
+
+def test_a_set_follows_an_idle_group_and_waits_for_one_whose_link_is_cut(two: tuple[Node, Node]) -> None:
+    a, b = two
+    log = a.writer("log")
+    log.pwrite(b"x" * BLOCK, 0)
+    wait_until(lambda: b.group("log")["applied"] == a.group("log")["pos"], "an idle group holds the other one", 5)
+    a.farstripe("pair", "split", "data")
+    wait_until(lambda: not b.group("data")["link_up"] and a.json("pair", "show", "data")["split"], "not split")
+    log.pwrite(b"y" * BLOCK, 0)
+    time.sleep(1.5)
+    held = b.group("log")
+    assert held["applied"] < held["pos"] == a.group("log")["pos"]
+    assert b.ask("replicator", "set.list")[0]["held_by"] == "data"
+    a.farstripe("set", "delete", "shop", "--yes")
+    wait_until(lambda: b.group("log")["applied"] == a.group("log")["pos"], "still held after the set is gone", 20)
+
+
+def test_markers_over_four_nodes_under_load_are_one_instant_and_so_is_a_takeover_at_one(
+    four: tuple[Node, Node, Node, Node],
+) -> None:
+    a, b, c, d = four
+    load = Database(a.writer("log"), c.writer("data"))
+    wait_until(lambda: load.committed > 50, "no load")
+    seen = 0
+    for n in range(5):
+        a.farstripe("marker", "create", f"m{n}", "--groups", "log,data@C")
+        a.farstripe("marker", "wait", f"m{n}")
+        done = judge((b, f"log.m{n}"), (d, f"data.m{n}"))
+        assert done > seen
+        seen = done
+    assert load.longest_s < 2.5, "hosts were held longer than the deadline"
+    kill_together(a, c)
+    load.stop()
+    b.farstripe("marker", "takeover", "--groups", "log,data@D", "--yes")
+    d.farstripe("marker", "takeover", "m4", "--groups", "data,log@B", "--yes")
+    assert judge((b, "log"), (d, "data")) == seen
+    Database(b.writer("log"), d.writer("data")).stop()
+
+
+def test_a_coordinator_that_dies_frees_the_hosts_within_the_deadline(four: tuple[Node, Node, Node, Node]) -> None:
+    a, _, c, _ = four
+    load = Database(a.writer("log"), c.writer("data"))
+    wait_until(lambda: load.committed > 50, "no load")
+    c.pause("target")  # it does not answer, so the other group stays held
+
+    def create() -> None:
+        with contextlib.suppress(AssertionError):
+            a.farstripe("marker", "create", "lost", "--groups", "log,data@C", "--deadline", "2")
+
+    asker = threading.Thread(target=create)
+    asker.start()
+    wait_until(lambda: a.ask("target", "group.status", group="log")["parked"] == "marker", "never held", 20)
+    held = time.monotonic()
+    a.kill("replicator")
+    wait_until(lambda: not a.ask("target", "group.status", group="log")["parked"], "still held", 20)
+    assert time.monotonic() - held < 3.0
+    c.resume("target")
+    asker.join()
+    before = load.committed
+    wait_until(lambda: load.committed > before + 20, "hosts do not go on")
+    load.stop()
+    a.start()
+    wait_until(lambda: _states(a) == {}, lambda: a.ask("replicator", "marker.list"), 60)
+
+
+def _states(node: Node) -> dict[str, Any]:
+    """The markers of a coordinator that are neither made nor settled."""
+    try:
+        return {one["name"]: one["state"] for one in node.ask("replicator", "marker.list")["markers"]}
+    except FarstripeError:
+        return {"?": "?"}
+
+
+def test_copies_stand_at_a_suspending_marker_while_writes_go_on(two: tuple[Node, Node]) -> None:
+    a, b = two
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 50, "no load")
+    a.farstripe("marker", "create", "night", "--groups", "log,data", "--suspend")
+    a.farstripe("marker", "wait", "night")
+    first = judge((b, "log"), (b, "data"))
+    time.sleep(0.5)
+    assert judge((b, "log"), (b, "data")) == first == judge((b, "log.night"), (b, "data.night"))
+    load.stop()
+    assert load.committed > first
+    a.farstripe("marker", "resume", "night")
+    for volume in ("log", "data"):
+        a.farstripe("pair", "wait", volume, "--state", "equal", "--timeout", "30")
+    assert judge((b, "log"), (b, "data")) == load.committed
+    a.farstripe("marker", "delete", "night", "--yes")
+    assert "log.night" not in b.farstripe("volume", "list")
+
+
+def test_a_schedule_goes_on_after_a_restart_and_keeps_what_it_is_told(two: tuple[Node, Node]) -> None:
+    a, b = two
+    a.farstripe("marker", "schedule", "often", "--every", "1", "--keep", "2", "--groups", "log,data")
+    wait_until(lambda: len(_states(a)) >= 2, "no markers")
+    a.kill("replicator")
+    a.start()
+    known = set(_states(a))
+    wait_until(lambda: len(set(_states(a)) - known) >= 3, "the schedule was forgotten", 40)
+    wait_until(lambda: len([v for v in b.farstripe("volume", "list").splitlines() if "log.often" in v]) <= 4, "kept", 30)
+    a.farstripe("marker", "unschedule", "often")
+
+
+def test_bad_input_and_nodes_that_are_away_change_nothing(two: tuple[Node, Node]) -> None:
+    a, b = two
+    assert "no group" in a.farstripe("marker", "create", "m", "--groups", "log,nothing", expect=5)
+    assert "no peer" in a.farstripe("marker", "create", "m", "--groups", "log@nowhere", expect=5)
+    assert "not primary" in a.farstripe("marker", "create", "m", "--groups", "log@B", expect=4)
+    assert "named twice" in a.farstripe("marker", "create", "m", "--groups", "log,log", expect=3)
+    a.farstripe("marker", "create", "m", "--groups", "log")
+    assert "already" in a.farstripe("marker", "create", "m", "--groups", "log", expect=6)
+    assert "hook" in a.farstripe("marker", "create", "h", "--groups", "log", "--before", "exit 3", expect=4)
+    assert "cannot be compared" in a.farstripe("set", "create", "s", "log", "data@B", expect=4)
+    assert "is in set" in a.farstripe("set", "create", "s", "log", "data", expect=6)
+    assert "secondary here" in b.farstripe("set", "create", "s", "log", "data", expect=4)
+    b.kill()
+    assert "B" in a.farstripe("marker", "create", "far", "--groups", "log,data@B", expect=8)
+    assert a.group("log")["parked"] == ""
+    a.writer("log").pwrite(b"z" * BLOCK, 0)

@@ -1,0 +1,243 @@
+"""A journal whose medium fails: what hosts were told stays true, and a new journal brings the pair together again."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from replicator.capture import copies, edges, follower, journalloss, roles
+from replicator.capture.engine import JournalLost, Parked
+from replicator.capture.service import GroupService
+from replicator.capture.state import BITMAP, OK, RESYNC
+from replicator.core.errors import MediumError, Refused
+from replicator.core.handshake import Action
+from replicator.journal import volumes
+from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, HEAD_OFF, Doorbell
+from replicator.journal.ring import DATA_START
+from tests.testing.pairharness import Pair, Side, running_pair
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return running_pair()
+
+
+def go_over(side: Side) -> None:
+    assert roles.overflow(side.engine)
+    roles.unpark(side.engine, "journal")
+
+
+def renew(side: Side) -> int:
+    """Give a side a new journal in the file it had; returns the records it gave up."""
+    side.disk.heal("journal")
+    file = side.disk.open("journal")
+    ring_bytes = side.journal_bytes - DATA_START
+    volumes.prepare(file, 0, side.engine.journal.super, ring_bytes)  # type: ignore[arg-type]
+    return journalloss.replace_journal(side.engine, file, 0, ring_bytes)  # type: ignore[arg-type]
+
+
+def serve(side: Side, folder: Path) -> tuple[GroupService, list[str]]:
+    events: list[str] = []
+    def bell(slot: int) -> Doorbell:
+        return Doorbell(folder / f"r.{slot}")
+
+    return GroupService(side.engine, Doorbell(folder / "t"), bell, lambda what, **_: events.append(what)), events
+
+
+def test_a_flush_whose_sync_failed_is_answered_only_from_the_pool(pair: Pair) -> None:
+    side = pair.a
+    side.write(0, 1)
+    side.disk.fail_next_sync("journal")
+    with pytest.raises(JournalLost):
+        side.engine.flush()
+    with pytest.raises(Parked):
+        side.write(0, 2)
+    with pytest.raises(JournalLost):
+        side.engine.flush()  # never tried again, although it would succeed
+    go_over(side)
+    side.write(4096, 3)
+    side.engine.flush()
+    side.power_cut("drop")
+    side.start()
+    assert side.image()[0][0] == 1 and side.image()[0][4096] == 3
+    assert side.engine.state.mode == BITMAP
+
+
+def test_hosts_wait_for_it_and_see_no_error(pair: Pair, tmp_path: Path) -> None:
+    service, events = serve(pair.a, tmp_path)
+    pair.a.disk.fail_next_sync("journal")
+    service.write(0, 0, b"\1" * 4096, True)
+    assert events == ["journal-lost"]
+    pair.a.disk.fail_writes("journal")
+    service.write(0, 4096, b"\2" * 4096)
+    service.flush()
+    assert pair.a.engine.state.mode == BITMAP and not pair.a.engine.failed
+
+
+def test_writers_that_meet_a_full_disk_go_on_together(pair: Pair, tmp_path: Path) -> None:
+    service, events = serve(pair.a, tmp_path)
+    pair.a.disk.fail_writes("journal")
+    errors: list[Exception] = []
+
+    def write(n: int) -> None:
+        try:
+            service.write(0, n * 4096, bytes([n + 1]) * 4096, n % 2 == 0)
+        except Exception as exc:  # reported below
+            errors.append(exc)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not errors and events == ["journal-lost"]
+    assert [pair.a.image()[0][n * 4096] for n in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_pool_that_cannot_be_synced_either_fails_the_group(pair: Pair) -> None:
+    side = pair.a
+    side.write(0, 1)
+    side.disk.fail_next_sync("journal")
+    with pytest.raises(JournalLost):
+        side.engine.flush()
+
+    def refuse() -> None:
+        raise OSError(5, "a member is gone")
+
+    side.engine.pool_sync = refuse
+    with pytest.raises(MediumError):
+        roles.overflow(side.engine)
+    assert side.engine.failed
+    with pytest.raises(MediumError):
+        side.engine.flush()
+
+
+def test_where_nothing_may_exist_once_only_the_group_fails(pair: Pair) -> None:
+    side = pair.a
+    [edge] = side.engine.state.edges
+    edge.mode, side.engine.state.policy.on_loss = "sync", "stall"
+    edges.set_sync(side.engine, edge, True)
+    assert side.engine.waits
+    side.disk.fail_writes("journal")
+    with pytest.raises(MediumError) as caught:
+        side.write(0, 1)
+    assert not isinstance(caught.value, Parked)
+    assert side.engine.failed
+
+
+def test_killed_before_it_has_gone_over_everything_is_written_again(pair: Pair) -> None:
+    side = pair.a
+    side.write(0, 1)
+    side.disk._find("journal").sync_fails = True
+    with pytest.raises(JournalLost):
+        side.engine.flush()
+    side.kill()
+    with pytest.raises(Exception, match="before records that were written"):
+        side.start()  # the failed sync dropped the record: nobody claims that it is there
+
+
+def test_without_a_journal_it_opens_again_and_does_not_touch_the_file(pair: Pair) -> None:
+    side = pair.a
+    side.disk.fail_writes("journal")
+    with pytest.raises(JournalLost):
+        side.write(0, 1)
+    go_over(side)
+    side.write(0, 2)
+    side.disk.fail_reads("journal")
+    for end in (side.kill, lambda: side.power_cut("drop"), side.stop):
+        end()
+        side.start()
+        assert side.engine.state.mode == BITMAP and side.engine.state.journal_error
+        side.write(0, 3)
+        side.engine.flush()
+    with pytest.raises(Refused, match="journal replace"):
+        copies.begin_copy(side.engine, side.engine.state.edges[0], None, None, "x")
+
+
+def test_a_new_journal_brings_the_pair_together_by_difference(pair: Pair) -> None:
+    side = pair.a
+    side.disk.fail_writes("journal")
+    with pytest.raises(JournalLost):
+        side.write(0, 1)
+    go_over(side)
+    side.write(64 << 10, 2)
+    assert renew(side) == 0
+    decision = pair.sync_up()
+    assert decision.action is Action.COPY and not decision.full
+    pair.flow(pair.a, pair.b)
+    assert pair.a.image() == pair.b.image()
+    side.power_cut()
+    side.start()
+    pair.sync_up()
+
+
+def test_records_that_the_disk_lost_and_the_peer_has_do_no_harm(pair: Pair) -> None:
+    side = pair.a
+    for n in range(5):
+        side.write(n * 4096, n + 1)
+    pair.ship(pair.a, pair.b)  # read from the page cache
+    follower.apply_all(pair.b.engine)
+    side.disk.fail_next_sync("journal")
+    with pytest.raises(JournalLost):
+        side.engine.flush()
+    go_over(side)
+    side.write(0, 9)
+    renew(side)
+    pair.sync_up()
+    assert pair.b.image() == side.image()
+
+
+def test_a_journal_in_use_is_not_replaced(pair: Pair) -> None:
+    with pytest.raises(Refused, match="in use"):
+        renew(pair.a)
+
+
+def test_a_secondary_drops_what_it_had_not_applied_and_gets_that_again(pair: Pair) -> None:
+    pair.a.write(0, 1)
+    pair.flow(pair.a, pair.b)
+    pair.a.write(4096, 2)
+    pair.a.write(8192, 3)
+    pair.ship(pair.a, pair.b)
+    pair.b.disk.fail_next_sync("journal")
+    with pytest.raises(MediumError):
+        follower.apply_all(pair.b.engine)
+    before = pair.b.image()
+    applied = pair.b.page[APPLIED_SEQ]
+    assert renew(pair.b) == 2
+    assert pair.b.engine.pos == pair.b.page[DURABLE_SEQ] == applied
+    assert pair.b.image() == before and pair.b.engine.state.copy == OK
+    decision = pair.sync_up()
+    assert decision.action is Action.STREAM
+    assert pair.copies == 1, "only the first copy: the rest came again record by record"
+
+
+def test_a_secondary_whose_journal_is_gone_at_start_is_readable_and_resynced_by_difference(pair: Pair) -> None:
+    pair.a.write(0, 1)
+    pair.flow(pair.a, pair.b)
+    pair.a.write(4096, 2)
+    pair.ship(pair.a, pair.b)
+    pair.b.kill()
+    store = pair.b.disk._find("journal")
+    store.data[:] = bytes(len(store.data))
+    pair.b.start()
+    state = pair.b.engine.state
+    assert state.journal_error and state.copy == RESYNC
+    with pytest.raises(Refused):
+        roles.promote(pair.b.engine)
+    pair.b.kill()
+    pair.b.start()
+    assert renew(pair.b) == 0
+    decision = pair.sync_up()
+    assert decision.action is Action.COPY and not decision.full
+    assert pair.b.page[HEAD_OFF] > 0
+
+
+def test_a_secondary_that_lost_its_journal_and_power_is_copied_anew(pair: Pair) -> None:
+    pair.b.power_cut("drop")
+    store = pair.b.disk._find("journal")
+    store.data[:] = bytes(len(store.data))
+    pair.b.start()
+    renew(pair.b)
+    pair.sync_up()

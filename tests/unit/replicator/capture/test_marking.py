@@ -1,0 +1,299 @@
+"""Holds and marks on one node; the book of a group; images and the way back to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nbdplugin.markerhost import MarkerHost, image_name
+from replicator.capture import follower, limits, roles
+from replicator.capture.engine import Parked
+from replicator.capture.markerbook import BOOK_FILE_BYTES, MADE, TAKEN, TAKING, Entry, MarkerBook
+from replicator.capture.marking import Marking, state_host_time
+from replicator.capture.state import OK, PRIMARY
+from replicator.core.errors import NotFound, Refused
+from replicator.core.markers import Marker
+from replicator.core.records import Kind
+from replicator.journal.files import PlainFile
+from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
+from tests.testing.cutpools import FakeExports, FakePools
+from tests.testing.pairharness import Pair, Side, running_pair
+
+
+class Bench:
+    """A pair, markers on both sides, and a clock for leases."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 0.0
+        self.folder = folder
+        self.pair: Pair = running_pair(sizes=(64 << 10,))
+        self.a, self.b = self.pair.a, self.pair.b
+        self.pools = FakePools()
+        self.due: list[Any] = []
+        self.hosts = {side.name: self.host(side) for side in (self.a, self.b)}
+        self.marking = Marking(lambda: self.now, lambda seconds, call: self.due.append(call))
+
+    def host(self, side: Side) -> MarkerHost:
+        (self.folder / side.name).mkdir(exist_ok=True)
+        host = MarkerHost(self.pools, FakeExports(self.pools), SimpleNamespace(add=lambda *a, **k: None))  # type: ignore[arg-type]
+        host.join(self.service(side), self.folder / side.name)
+        side.engine.on_lift = lambda: host.lifted(side.engine)
+        self.pools.serve("v0", side)
+        return host
+
+    def service(self, side: Side) -> Any:
+        return SimpleNamespace(engine=side.engine, wake_follower=lambda: None)
+
+    def booked(self) -> Any:
+        return self.hosts["a"].booked([self.service(self.a)])
+
+    def mark(self, n: int, **more: Any) -> int:
+        token = self.marking.hold(n, self.booked(), 1.0)
+        return self.marking.mark(Marker(n, f"m{n}", "c", 1, **more), token)[self.a.uuid]
+
+    def ship(self) -> None:
+        self.pair.ship(self.a, self.b)
+
+    def entry(self, n: int) -> Any:
+        return self.hosts["b"].booked([self.service(self.b)])[0][1].find(n)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_writes_wait_while_held_and_reads_go_on(bench: Bench) -> None:
+    token = bench.marking.hold(1, bench.booked(), 1.0)
+    assert bench.marking.hold(1, bench.booked(), 1.0) == token
+    with pytest.raises(Parked):
+        bench.a.write(0, 1)
+    bench.a.engine.volumes[0].pread_into(memoryview(bytearray(4096)), 0)
+    bench.marking.release(1)
+    bench.a.write(0, 1)
+
+
+def test_a_marker_is_one_record_and_ends_the_hold(bench: Bench) -> None:
+    seq = bench.mark(1)
+    journal = bench.a.engine.journal
+    assert journal.header_at(journal.find(seq)).kind == Kind.MARKER
+    assert bench.a.write(0, 1) == seq + 1
+    with pytest.raises(Refused, match="not new"):
+        bench.marking.hold(1, bench.booked(), 1.0)
+
+
+@pytest.mark.parametrize("end", ["lease", "timer", "release", "other", "restart"])
+def test_no_marker_after_the_hold_has_ended_in_any_way(bench: Bench, end: str) -> None:
+    token = bench.marking.hold(1, bench.booked(), 1.0)
+    if end == "lease":
+        bench.now = 1.0
+    elif end == "timer":
+        bench.due[0]()
+    elif end == "release":
+        bench.marking.release(1)
+    elif end == "other":
+        roles.park(bench.a.engine, "hold")
+    else:
+        bench.marking = Marking(lambda: bench.now)
+        roles.unpark(bench.a.engine, "marker")
+    before = bench.a.page[HEAD_SEQ]
+    with pytest.raises(Refused):
+        bench.marking.mark(Marker(1, "m1", "c", 1), token)
+    assert bench.a.page[HEAD_SEQ] == before
+
+
+def test_a_mark_for_an_earlier_hold_of_the_same_number_is_refused(bench: Bench) -> None:
+    token = bench.marking.hold(1, bench.booked(), 1.0)
+    bench.marking.release(1)
+    assert bench.marking.hold(1, bench.booked(), 1.0) != token
+    with pytest.raises(Refused):
+        bench.marking.mark(Marker(1, "m1", "c", 1), token)
+
+
+def test_a_late_timer_does_not_end_a_later_hold(bench: Bench) -> None:
+    bench.marking.hold(1, bench.booked(), 1.0)
+    bench.marking.release(1)
+    bench.marking.hold(2, bench.booked(), 1.0)
+    bench.due[0]()
+    assert bench.a.engine.parked_for == "marker"
+
+
+def test_a_group_that_is_held_for_a_switchover_or_keeps_no_order_is_refused(bench: Bench) -> None:
+    roles.park(bench.a.engine, "hold")
+    with pytest.raises(Refused, match="something else"):
+        bench.marking.hold(1, bench.booked(), 1.0)
+    roles.unpark(bench.a.engine, "hold")
+    with pytest.raises(Refused, match="not primary"):
+        bench.marking.hold(1, bench.hosts["b"].booked([bench.service(bench.b)]), 1.0)
+
+
+def test_the_image_holds_what_came_before_the_marker_and_nothing_after(bench: Bench) -> None:
+    bench.a.write(0, 1)
+    bench.mark(1)
+    bench.a.write(0, 2)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert bench.entry(1).state == TAKEN
+    assert bench.pools.images["v0.m1"][:4096] == b"\1" * 4096
+    assert bench.b.image()[0][:4096] == b"\2" * 4096
+
+
+def test_after_power_loss_a_marker_is_not_imaged_again(bench: Bench) -> None:
+    bench.a.write(0, 1)
+    bench.mark(1)
+    bench.a.write(0, 2)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    bench.hosts["b"].forget(1)
+    bench.b.power_cut()
+    bench.b.start()
+    bench.hosts["b"] = bench.host(bench.b)
+    follower.apply_all(bench.b.engine)
+    with pytest.raises(NotFound):
+        bench.entry(1)
+
+
+def test_a_crash_between_snapshot_and_book_leaves_one_image(bench: Bench) -> None:
+    bench.a.write(0, 1)
+    bench.mark(1)
+    bench.ship()
+    _, book = bench.hosts["b"].booked([bench.service(bench.b)])[0]
+    book.add(Entry(1, "m1", 99, 1, 0, TAKING, snapshots={"v0": "v0.m1"}))
+    bench.pools.images["v0.m1"] = b"taken before the crash"
+    follower.apply_all(bench.b.engine)
+    assert bench.entry(1).state == TAKEN
+    assert bench.pools.images["v0.m1"] == b"taken before the crash"
+
+
+def test_a_name_that_is_in_use_makes_the_image_missing_and_stops_nothing(bench: Bench) -> None:
+    bench.pools.images["v0.m1"] = b"somebody's"
+    bench.mark(1)
+    bench.a.write(0, 3)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert (bench.entry(1).state, bench.b.page[APPLIED_SEQ]) == ("missed", bench.a.page[HEAD_SEQ])
+    assert "already" in bench.entry(1).why
+
+
+def test_a_copy_stands_at_a_suspending_marker_also_after_a_restart_until_it_is_resumed(bench: Bench) -> None:
+    seq = bench.mark(1, suspend=True)
+    bench.a.write(0, 2)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert bench.b.page[APPLIED_SEQ] == seq
+    bench.b.kill()
+    bench.b.start()
+    host = bench.hosts["b"] = bench.host(bench.b)
+    follower.apply_all(bench.b.engine)
+    assert bench.b.page[APPLIED_SEQ] == seq
+    assert host.resume([bench.service(bench.b)], 5) == []
+    assert host.resume([bench.service(bench.b)], 1) == ["g"]
+    follower.apply_all(bench.b.engine)
+    assert bench.b.page[APPLIED_SEQ] == bench.a.page[HEAD_SEQ]
+
+
+def test_a_suspension_that_was_called_off_before_its_marker_came_is_none(bench: Bench) -> None:
+    bench.hosts["b"].resume([bench.service(bench.b)], 1)
+    bench.mark(1, suspend=True)
+    bench.a.write(0, 2)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert bench.b.page[APPLIED_SEQ] == bench.a.page[HEAD_SEQ]
+
+
+def test_position_and_history_of_a_copy_that_stands_are_those_of_what_it_has_received(bench: Bench) -> None:
+    bench.mark(1, suspend=True)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    roles.demote(bench.a.engine)
+    roles.promote(bench.a.engine)
+    bench.a.write(0, 2)
+    bench.ship()
+    follower.settle(bench.b.engine)
+    status = bench.b.engine.status()
+    assert (status["pos"], status["hist"]) == (bench.a.page[HEAD_SEQ], bench.a.engine.status()["hist"])
+
+
+def test_a_takeover_of_a_copy_that_stands_applies_all_it_has(bench: Bench) -> None:
+    bench.mark(1, suspend=True)
+    bench.a.write(0, 2)
+    bench.mark(2, suspend=True)
+    bench.a.write(0, 3)
+    bench.ship()
+    roles.promote(bench.b.engine)
+    assert bench.b.image()[0][:4096] == b"\3" * 4096
+    assert bench.hosts["b"].booked([bench.service(bench.b)])[0][1].suspended_seq == 0
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_copy_goes_back_to_a_marker_and_the_old_primary_follows_by_difference(bench: Bench, crash: bool) -> None:
+    bench.a.write(0, 1)
+    seq = bench.mark(1)
+    bench.a.write(4096, 2)
+    bench.pair.flow(bench.a, bench.b)
+    host = bench.hosts["b"]
+    if crash:
+
+        def dies(volume: str, snapshot: str) -> None:
+            raise OSError(5, "the process dies here")
+
+        good, bench.pools.rollback = bench.pools.rollback, dies  # type: ignore[method-assign]
+        with pytest.raises(OSError):
+            host.stand_at(bench.service(bench.b), 1)
+        bench.b.kill()
+        bench.b.start()
+        assert bench.b.engine.state.copy != OK
+        bench.pools.rollback = good  # type: ignore[method-assign]
+        host = bench.hosts["b"] = bench.host(bench.b)
+    host.stand_at(bench.service(bench.b), 1)
+    assert bench.b.page[HEAD_SEQ] == seq and bench.b.image()[0][4096:8192] == bytes(4096)
+    roles.promote(bench.b.engine)
+    bench.b.write(8192, 3)
+    bench.pair.sync_up(discard=bench.a.node_id)
+    assert bench.a.image() == bench.b.image()
+
+
+def test_a_cut_drops_what_lies_beyond_the_bound_for_good(bench: Bench) -> None:
+    bench.a.write(0, 1)
+    journal = bench.a.engine.journal
+    bound = journal.header_at(journal.find(bench.a.page[HEAD_SEQ])).write_time
+    bench.a.write(0, 2)
+    bench.b.engine.limit_time_ns = bound
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert limits.limited(bench.b.engine) and bench.b.engine.waiting is not None
+    roles.promote(bench.b.engine, at_limit=True)
+    bench.b.kill()
+    bench.b.start()
+    assert bench.b.engine.state.role == PRIMARY and bench.b.image()[0][:4096] == b"\1" * 4096
+
+
+def test_what_a_host_says_of_the_time_is_in_the_sequence_and_changes_no_volume(bench: Bench) -> None:
+    before = bench.a.image()
+    said = state_host_time(bench.service(bench.a), bench.a.engine.clock.last + 5 * 10**9)
+    seq = bench.a.write(0, 1)
+    journal = bench.a.engine.journal
+    assert seq == said["seq"] + 1 and journal.header_at(journal.find(said["seq"])).kind == Kind.MARKER
+    assert journal.header_at(journal.find(seq)).write_time >= bench.a.engine.clock.host_ns
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert before != bench.a.image() == bench.b.image()
+
+
+def test_the_book_survives_and_forgets_the_oldest_without_images(tmp_path: Path) -> None:
+    PlainFile(tmp_path / "book", create_bytes=BOOK_FILE_BYTES).close()
+    book = MarkerBook(PlainFile(tmp_path / "book"), "g")
+    for n in range(1, 151):
+        book.add(Entry(n, f"m{n}", n, 1, 0, TAKEN if n <= 50 else MADE))
+    again = MarkerBook(PlainFile(tmp_path / "book"), "g")
+    kept = [entry["n"] for entry in again.entries()]
+    assert kept == [*range(1, 51), *range(101, 151)] and again.highest == 150 and again.handled(1, 150)
+
+
+def test_names_of_images_fit_and_differ() -> None:
+    assert image_name("db", "monday", 1) == "db.monday"
+    long = [image_name("v" * 60, "m" * 40, n) for n in (1, 2)]
+    assert max(map(len, long)) <= 63 and long[0] != long[1]

@@ -1,0 +1,72 @@
+"""How a consistency set goes on: its bound, what holds it, when it is no cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from replicator.core.cuts import NO_BOUND, GroupView, SetState, Standing, decide, rule
+
+
+def view(name: str, **changes: Any) -> GroupView:
+    return GroupView(name, "secondary", "a" * 32, True, 100, 50)._replace(**changes)
+
+
+def test_the_slowest_group_is_the_bound_and_is_named() -> None:
+    found = rule(SetState(10, True), [view("log", arrived_ns=90), view("data")], 2)
+    assert (found.standing, found.limit_ns, found.held_by) == (Standing.WHOLE, 90, "log")
+    assert found.state == SetState(90, True)
+
+
+def test_a_bound_never_falls_also_when_nobody_knows_any_more_what_has_arrived() -> None:
+    assert rule(SetState(70, True), [view("log", arrived_ns=0), view("data")], 2).limit_ns == 70
+
+
+def test_a_group_that_has_told_nothing_holds_all() -> None:
+    found = rule(SetState(0, False), [view("log", arrived_ns=0), view("data")], 2)
+    assert (found.standing, found.limit_ns, found.held_by) == (Standing.JOINING, 50, "log")
+
+
+def test_it_is_whole_once_everything_up_to_the_furthest_has_arrived() -> None:
+    found = rule(SetState(0, False), [view("log", arrived_ns=80), view("data", applied_ns=80)], 2)
+    assert (found.standing, found.state) == (Standing.WHOLE, SetState(80, True))
+
+
+@pytest.mark.parametrize(
+    ("views", "standing", "why"),
+    [
+        ([view("log", consistent=False), view("data")], Standing.JOINING, "being copied"),
+        ([view("log", role="primary", upstream=""), view("data")], Standing.APART, "different primaries"),
+        ([view("log", upstream="b" * 32), view("data")], Standing.APART, "different primaries"),
+        ([view("log")], Standing.APART, "not on this node"),
+    ],
+)
+def test_what_is_no_cut_has_no_limit_and_is_durably_not_whole(
+    views: list[GroupView], standing: Standing, why: str
+) -> None:
+    found = rule(SetState(70, True), views, 2)
+    assert (found.standing, found.limit_ns, found.state.whole) == (standing, 0, False)
+    assert why in found.why
+    assert decide(found, keep=False) is None
+
+
+def test_on_the_primary_there_is_nothing_to_limit() -> None:
+    views = [view("log", role="primary"), view("data", role="primary")]
+    assert rule(SetState(70, True), views, 2).standing is Standing.SOURCE
+
+
+def test_a_decided_takeover_keeps_its_bound_until_every_group_is_primary() -> None:
+    ruling = rule(SetState(70, True), [view("log"), view("data")], 2)
+    state = decide(ruling, keep=False)
+    assert state is not None and state.decided_ns == 100
+    half = rule(state, [view("log", role="primary"), view("data", arrived_ns=500)], 2)
+    assert (half.standing, half.limit_ns) == (Standing.DECIDED, 100)
+    assert decide(half, keep=True) == state
+    done = rule(state, [view("log", role="primary"), view("data", role="primary")], 2)
+    assert (done.standing, done.state) == (Standing.SOURCE, SetState())
+
+
+def test_all_that_has_arrived_can_be_kept() -> None:
+    state = decide(rule(SetState(70, True), [view("log"), view("data")], 2), keep=True)
+    assert state is not None and state.decided_ns == NO_BOUND
