@@ -1,8 +1,8 @@
 """Frames -> journal: the receiving half of a pair.
 
-A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of the
-link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what is
-durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
+A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of
+the link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what
+is durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
 be durable (the group's policy, a barrier, a FUA write) are synced at once and told at once.
 
 When the journal is full, or too much is held, the frame waits in its connection, unread frames wait in TCP, and the
@@ -82,6 +82,8 @@ class Receiver:
         self.grants: Grants | None = None
         """What the sender may send, once it has said that it is to be pulled."""
         self._wanted = 0
+        self.sent_seq = 0
+        """The last record that the sender says it has sent."""
         self._gap: tuple[int, int] = (0, 0)
         self._gap_since = 0.0
 
@@ -146,13 +148,18 @@ class Receiver:
         if self.grants is not None:
             self.grants.done(size + wire.HEAD_BYTES)
 
+    @property
+    def misses(self) -> bool:
+        """Whether a record is missing that was sent: later ones are held, or the sender has said so."""
+        return self.expect <= self.sent_seq or self._early.held_bytes > 0
+
     def gap_lasts(self, data_bytes: int, now: float) -> bool:
-        """Whether runs have been held for GAP_S while neither the next one came nor any byte that could be of it.
+        """Whether what is missing has been for GAP_S, and no byte came that could be of it.
 
         data_bytes: that came over the link so far, other frames left out.
         """
         mark = (self.expect, data_bytes)
-        if not len(self._early) or self.waits_for_room or mark != self._gap:
+        if not self.misses or self.waits_for_room or mark != self._gap:
             self._gap, self._gap_since = mark, now
         return now - self._gap_since >= GAP_S
 
