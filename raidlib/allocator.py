@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections.abc import Iterable
 
 from raidlib.arearefs import AreaRefs
 from raidlib.errors import OutOfSpace
@@ -43,7 +44,8 @@ class Allocator:
         self._limbo: set[int] = set()
         self._punched: set[int] = set()
         self._cleaning = threading.Lock()
-        self._clean = [area for area in range(group.info.areas) if area not in allocated and area not in self._dirty]
+        kept = self._dirty | group.info.reserved
+        self._clean = [area for area in range(group.info.areas) if area not in allocated and area not in kept]
 
     @property
     def free_areas(self) -> int:
@@ -99,6 +101,11 @@ class Allocator:
                 self._ledger.sync_members()
                 with self._ledger.lock:
                     self.settle(ready)
+
+    def grow(self, clean: Iterable[int]) -> None:
+        """The group has more areas; these of them, rising, are clean, others may be in the state's `dirty`."""
+        self.allocated.grow(self._group.info.areas)
+        self._clean.extend(clean)  # all are higher than those before: it stays a heap
 
     def give_back(self, area: int) -> None:
         """Put back a clean area that was taken and never mapped."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile, ChecksumMismatch
+from raidlib.layout import Layout
 from raidlib.metastore import MetaStore
 from raidlib.state import MemberInfo, MemberState
-from raidlib.superblock import Layout
 from raidlib.twin import TwinFile
 
 SLOW_S = 2.0
@@ -35,6 +35,7 @@ class Member:
         if file is not None:
             self.attach(file)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
+        self.extend(layout)
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
         self.twin: TwinFile | None = None
@@ -60,6 +61,14 @@ class Member:
         self.file, self.checked = file, None
         if self.layout.table_bytes:
             self.file = self.checked = ChecksummedFile(file, self.layout, self.info.uuid)
+
+    def extend(self, layout: Layout) -> None:
+        """Its group has grown: the layout has extensions, which the member has, that it did not have before."""
+        self.layout = layout
+        if self.checked is not None:
+            self.checked.extend(layout)
+        if self.store is not None:
+            self.store.layout = layout
 
     @property
     def path(self) -> str:

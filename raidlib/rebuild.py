@@ -14,6 +14,7 @@ from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
 from raidlib.create import format_member
 from raidlib.errors import MediumError, Refused
+from raidlib.intents import write_image
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
@@ -54,7 +55,7 @@ def replace(
         write_superblock(new, superblock)
         with group.all_rows(), group.intents.lock:
             group.intents.wait_idle()
-            new.pwrite_durable(group.intents.image(), group.layout.intent_offset)
+            write_image(new, group.layout, group.intents.image())
             ledger.sync_members()
             with ledger.lock:
                 group.members[old.index] = member

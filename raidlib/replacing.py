@@ -24,6 +24,7 @@ from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile
 from raidlib.create import format_member
 from raidlib.errors import BadInput, MediumError, RaidError, Refused
+from raidlib.intents import write_image
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
@@ -37,9 +38,10 @@ PROGRESS_AREAS = 16
 
 def check_size(group: RaidGroup, new: BlockFile) -> None:
     """Raise BadInput when a new member is too small for the group."""
-    need = group.layout.data_offset + group.info.areas * group.geometry.area_member_bytes
-    if new.size < need:
-        raise BadInput(f"{new.path} has {new.size} bytes, group {group.info.name} needs {need}", "take a larger one")
+    if new.size < group.least_bytes:
+        raise BadInput(
+            f"{new.path} has {new.size} bytes, group {group.info.name} needs {group.least_bytes}", "take a larger one"
+        )
 
 
 def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member, new: BlockFile) -> None:
@@ -64,7 +66,7 @@ def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member
         write_superblock(new, superblock)
         with group.all_rows(), group.intents.lock:
             group.intents.wait_idle()
-            new.pwrite_durable(group.intents.image(), layout.intent_offset)
+            write_image(new, layout, group.intents.image())
             if layout.journal_bytes:
                 new.pwrite_durable(member.live_file().pread(layout.journal_bytes, layout.journal_offset),
                                    layout.journal_offset)  # fmt: skip
@@ -98,6 +100,7 @@ def join(ledger: Ledger, member: Member, new: BlockFile) -> None:
         frontier,
         lambda reason: ledger.lose_successor(member, info, reason),
         lambda reason: ledger.old_failed(member, reason),
+        [(extension.start, extension.end) for extension in member.layout.extensions],
     )
     member.file = twin
     member.store.redirect(twin)

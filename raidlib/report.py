@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raidlib.allocator import Allocator
+from raidlib.extending import growth_of
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState, PoolState
@@ -44,7 +45,7 @@ def _volume(volume: Volume, state: PoolState) -> dict[str, Any]:
 
 
 def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str, Any]:
-    info = group.info
+    info, growth = group.info, growth_of(group)
     return {
         "name": info.name,
         "uuid": info.uuid,
@@ -54,11 +55,12 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
         "unsettled_blocks": group.unsettled_blocks,
         "lost_blocks": group.lost_blocks,
         "state": "lost" if group.lost else "degraded" if group.degraded else "ok",
-        "size": info.areas * area_bytes,
+        "size": info.usable_areas * area_bytes,
         "free": allocator.free_areas * area_bytes,
-        "areas": info.areas,
+        "areas": info.usable_areas,
         "free_areas": allocator.free_areas,
         "dirty_areas": len(info.dirty),
+        "growable": growth.gained_areas * area_bytes if growth is not None else 0,
         "draining": info.draining,
         "missed_regions": len(info.missed),
         "marked_regions": len(group.intents.marked()),

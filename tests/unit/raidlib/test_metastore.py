@@ -4,7 +4,7 @@ import random
 
 from raidlib.metastore import MetaStore
 from raidlib.state import Kind, PoolState, Record, pack_record
-from raidlib.superblock import Layout
+from raidlib.layout import Layout
 from tests.testing.fakedisk import FakeDisk
 
 LAYOUT = Layout(16384, 4096, 20480, 8192, 4096, 45056, 0, 49152)
