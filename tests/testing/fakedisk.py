@@ -104,6 +104,10 @@ class FakeDisk:
             self.changed("enlarge", name, len(store.data), tail)
             store.data += tail
 
+    def length(self, name: str) -> int:
+        """How long a file is, in bytes."""
+        return len(self._find(name).data)
+
     def remove(self, name: str) -> None:
         """Take a file away, like a pulled disk. Raises FileNotFoundError."""
         self._find(name)
