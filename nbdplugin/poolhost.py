@@ -370,6 +370,17 @@ class PoolHost:
             self._save_hints(pool)
         self._events.add("pool.grown", f"RAID group {spec.name} was added to pool {pool.name}", group=spec.name)
 
+    def grow(self, raid_group: str | None, dry_run: bool) -> dict[str, Any]:
+        """Let RAID groups take the room that their members got. Errors and result as Pool.grow."""
+        with self.changing:
+            found = self.require().grow(raid_group, dry_run=dry_run)
+        for one in () if dry_run else found["groups"]:
+            gained = one["size"] - one["old_size"]
+            self._events.add(
+                "pool.grown", f"RAID group {one['name']} has {gained} bytes more", group=one["name"], bytes=gained
+            )
+        return found
+
     def remove_group(self, name: str) -> int:
         """Have everything on a RAID group moved to others in the background, and the group dropped then.
 

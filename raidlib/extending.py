@@ -87,7 +87,7 @@ def check(group: RaidGroup) -> Growth:
     if group.lost:
         group.raise_lost()
     if group.info.draining:
-        raise Refused(f"RAID group {name} is being removed", "pool remove-group --cancel keeps it")
+        raise Refused(f"RAID group {name} is being removed", "farstripe pool keep-group keeps it in the pool")
     for member in group.members:
         if member.info.successor is not None:
             raise Refused(
@@ -97,7 +97,7 @@ def check(group: RaidGroup) -> Growth:
         if member.info.state is not MemberState.IN_SYNC:
             raise Refused(
                 f"RAID group {name} grows with all its members in sync, and {member.path} is {member.info.state.value}",
-                "pool readd takes it back, pool replace takes another one; wait for the rebuild",
+                "farstripe pool readd takes one back, pool replace puts another in; then wait for the rebuild",
             )
     sizes = []
     for member in group.members:

@@ -126,7 +126,7 @@ class PoolGroups(OpenPool):
                 try:
                     growth = extending.check(group)
                 except (Refused, MediumError) as exc:
-                    if raid_group is not None:
+                    if len(indexes) == 1:
                         raise
                     refused.append({"name": group.info.name, "reason": exc.message})
                     continue

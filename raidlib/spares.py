@@ -105,7 +105,9 @@ class Spares:
                 fitting = [
                     (spare.group != group.info.name, spare.size, spare)
                     for spare in self.infos
-                    if spare.group in ("", group.info.name) and self.is_there(spare) and self._size(spare) >= group.least_bytes
+                    if spare.group in ("", group.info.name)
+                    and self.is_there(spare)
+                    and self._size(spare) >= group.least_bytes
                 ]
                 if fitting:
                     spare = min(fitting, key=lambda one: one[:2])[2]

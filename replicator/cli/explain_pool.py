@@ -77,8 +77,9 @@ def _group(group: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, 
             f"RAID group {group['name']}", "nearly full",
             f"{format_size(group['free'])} of {format_size(group['size'])} are free",
             "writes to new places, and the first write to a place that a snapshot shares, fail when nothing is left",
-            "delete snapshots or volumes, trim filesystems (fstrim), move volumes, or let the pool grow",
-            "farstripe volume list", "farstripe pool add-group LEVEL MEMBER...",
+            "delete snapshots or volumes, trim filesystems (fstrim), move volumes, enlarge all members, or add a group",
+            "farstripe volume list", f"farstripe pool grow {group['name']}",
+            "farstripe pool add-group LEVEL MEMBER...",
         )  # fmt: skip
     for member in group["members"]:
         yield from _member(member, status)

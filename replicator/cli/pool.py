@@ -206,6 +206,10 @@ def status(here: Node, as_json: bool) -> None:
         for group in groups
     ]
     table(False, None, ("raid group", "level", "state", "members", "chunk", "size", "free"), rows, "no RAID groups")
+    for group in groups:
+        if group.get("growable"):
+            name, more = group["name"], format_size(group["growable"])
+            click.echo(f"the members of {name} have room to grow by {more}: farstripe pool grow {name}")
     ill = [
         (m["path"], g["name"], _member_state(m), m.get("reason") or "-")
         for g in groups

@@ -164,6 +164,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "The new RAID group has room for volumes at once; what lies on others stays there.",
         ),
         Example(
+            "Disks, files or exports were enlarged, and volumes are to have the room.",
+            ("truncate -s 2T /disks/{0..5}", "farstripe pool grow --dry-run", "farstripe pool grow"),
+            "All members of a RAID group have to be larger: the smallest decides. Hosts go on meanwhile. Members that "
+            "were replaced one by one by larger ones give their room in the same way.",
+        ),
+        Example(
             "Old disks leave the pool while hosts go on.",
             ("farstripe pool remove-group slow --wait", "farstripe pool keep-group slow"),
             "What lies on RAID group slow moves to the others; then its disks are free. Until it is gone, keep-group "
