@@ -56,7 +56,7 @@ def test_a_group_grows_under_writes_and_holds_them_after_a_kill(
 ) -> None:
     bare.make_pool(level=level, members=disks, size=24 * MIB, checksums=checksums)
     before = bare.call("pool.status")["groups"][0]
-    with pytest.raises(FarstripeError, match="no room for more areas: .*make every member larger first"):
+    with pytest.raises(FarstripeError, match=r"no room for more areas: .*make every member larger first"):
         bare.call("pool.grow")
     bare.call("volume.create", name="v", size=before["size"] + 24 * MIB)
     writers = [Writer(bare, "v", first * 2048, 2048) for first in range(2)]

@@ -98,7 +98,7 @@ class FakeDisk:
         self._stores[name] = _Store(bytearray(size))
 
     def enlarge(self, name: str, tail: bytes) -> None:
-        """Make a file longer by bytes that it happens to hold there, while it is used: a disk resized. Stable at once."""
+        """Make a file longer by bytes that it happens to hold there, while it is used: a disk resized. Durable: that."""
         store = self._find(name)
         with self._lock:
             self.changed("enlarge", name, len(store.data), tail)
@@ -267,7 +267,7 @@ class FakeDisk:
     def changed(self, op: str, name: str, off: int, data: bytes) -> None:
         """Called with each change as it begins, after all that can refuse it; for disks that keep a record.
 
-        op: write, write_durable, punch, sync, enlarge, or, where the disk drops what was dirty, lost_write and lost_sync.
+        op: write, write_durable, punch, sync, enlarge; where the disk drops what was dirty, lost_write and lost_sync.
         """
 
     # Used by FakeFile

@@ -79,7 +79,8 @@ class NaivePool:
     def _check_marks(self, index: int) -> None:
         """Every sector of the intent map is there, on every member; in a clean pool no region is marked."""
         group = self.state["groups"][index]
-        sectors = -(-(-(-group["areas"] // group["region_areas"])) // 4064)
+        regions = -(-group["areas"] // group["region_areas"])
+        sectors = -(-regions // 4064)
         for uuid, *_ in group["members"]:
             member = self.members[uuid]
             pieces = [(member.intent_offset, member.intent_bytes)]

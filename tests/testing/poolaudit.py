@@ -38,7 +38,7 @@ def audit(pool: Pool, disk: FakeDisk) -> None:
             if (group.index, area) in owners:
                 if all(share is not None for share in shares):
                     _check_redundancy(group, area, [share for share in shares if share is not None])
-            elif area not in parts and area not in group.info.dirty and any(share not in (None, blank) for share in shares):
+            elif area not in parts | group.info.dirty and any(share not in (None, blank) for share in shares):
                 raise Violation(f"free area {area} is not blank")
 
 

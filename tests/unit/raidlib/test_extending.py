@@ -133,7 +133,7 @@ def test_of_several_groups_those_grow_that_can() -> None:
     disk = new_disk(4)
     specs = [GroupSpec("g", 1, ["m0", "m1"], 4096), GroupSpec("h", 0, ["m2", "m3"], 4096)]
     pool = Pool.create("tank", specs, AREA, disk.open_exclusive)
-    with pytest.raises(Refused, match="no RAID group can grow: .* m0, .* m2, "):
+    with pytest.raises(Refused, match=r"no RAID group can grow: .* m0, .* m2, "):
         pool.grow()
     enlarge(disk, ["m2", "m3"])
     found = pool.grow()

@@ -45,8 +45,8 @@ Asked = dict[str, Any]
 )  # fmt: skip
 def test_a_command_asks_the_target(node: FakeNode, words: list[str], op: str, asked: Asked) -> None:
     node.target.answers[op] = {
-        "ranges": [{"start": 0, "length": 4 << 20, "group": "g"}], "moves": [], "problems": [], "groups": [], "refused": [],
-        "images": 3, "size": 12 << 20, "mapped_start": 8 << 20, "mapped_end": 12 << 20, "cancelled": 1,
+        "ranges": [{"start": 0, "length": 4 << 20, "group": "g"}], "moves": [], "problems": [], "groups": [],
+        "refused": [], "images": 3, "size": 12 << 20, "mapped_start": 8 << 20, "mapped_end": 12 << 20, "cancelled": 1,
     }  # fmt: skip
     done = node.run(*words)
     assert (done.code, done.err) == (0, "")
