@@ -98,7 +98,7 @@ class FakeDisk:
         self._stores[name] = _Store(bytearray(size))
 
     def enlarge(self, name: str, tail: bytes) -> None:
-        """Make a file longer by bytes that it happens to hold there, while it is used: a disk resized. Durable: that."""
+        """Make a file longer by bytes that it happens to hold there, while it is used. Durable: that."""
         store = self._find(name)
         with self._lock:
             self.changed("enlarge", name, len(store.data), tail)
