@@ -71,7 +71,7 @@ class RaidGroup:
         self.lost = False
         self.degraded = False
         self.writer = self.write
-        """write(), bound once: hot maps hold it for every area."""
+        """write(), bound once: hot closures hold it."""
         self.chunk_shift = geometry.chunk_bytes.bit_length() - 1
         self.row_offset = [c // geometry.data_chunks * geometry.chunk_bytes for c in range(geometry.chunks_per_area)]
         rotations = geometry.members if geometry.rotates else 1
