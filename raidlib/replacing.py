@@ -16,8 +16,9 @@ is retired by the same commit that the new one becomes a member by, and not befo
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
@@ -58,7 +59,30 @@ def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member
     check_size(group, new)
     layout = group.layout
     info = MemberInfo(uuid.uuid4().hex, new.path, MemberState.REBUILDING)
-    superblock = Superblock(ledger.state.uuid, info.uuid, new.size, layout)
+    with formatted(group, ledger, info, new):
+        if layout.journal_bytes:
+            new.pwrite_durable(
+                member.live_file().pread(layout.journal_bytes, layout.journal_offset), layout.journal_offset
+            )
+        with ledger.lock:
+            member.info.successor = info
+            join(ledger, member, new)
+            if not new.zeroes_fast():
+                allocator.distrust_clean()
+            ledger.on_change(group.index)
+            ledger.commit()
+            joined = member.info.successor is info
+    if not joined:
+        raise MediumError(f"{new.path} cannot be written", "take another one")
+
+
+@contextlib.contextmanager
+def formatted(group: RaidGroup, ledger: Ledger, info: MemberInfo, new: BlockFile) -> Iterator[None]:
+    """Make `new` a blank member; then, in the body, nobody is within a stripe or marks a region, and it can join.
+
+    Raises MediumError when it cannot be written, in the body too. Durable before the body: the member, its marks.
+    """
+    superblock = Superblock(ledger.state.uuid, info.uuid, new.size, group.layout)
     try:
         with group.intents.lock:
             blank = group.intents.image()
@@ -66,22 +90,10 @@ def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member
         write_superblock(new, superblock)
         with group.all_rows(), group.intents.lock:
             group.intents.wait_idle()
-            write_image(new, layout, group.intents.image())
-            if layout.journal_bytes:
-                new.pwrite_durable(member.live_file().pread(layout.journal_bytes, layout.journal_offset),
-                                   layout.journal_offset)  # fmt: skip
-            with ledger.lock:
-                member.info.successor = info
-                join(ledger, member, new)
-                if not new.zeroes_fast():
-                    allocator.distrust_clean()
-                ledger.on_change(group.index)
-                ledger.commit()
-                joined = member.info.successor is info
+            write_image(new, group.layout, group.intents.image())
+            yield
     except OSError as exc:
         raise MediumError(f"{new.path} cannot be written: {exc.strerror or exc}", "take another one") from exc
-    if not joined:
-        raise MediumError(f"{new.path} cannot be written", "take another one")
 
 
 def join(ledger: Ledger, member: Member, new: BlockFile) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names, progress
+from replicator.cli import known, names, progress
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, yes_option
 from replicator.cli.units import SecondsType, format_size
@@ -26,6 +26,8 @@ def remove_group(here: Node, name: str, wait_for_it: bool, timeout_s: float | No
     Nothing new is put on it from now on. Its members are free once it is gone. Goes on after restarts and crashes;
     pool keep-group gives it up.
     """
+    if not yes:
+        known.raid_group(here, name)
     confirm(f"Empty RAID group {name} and take it out of the pool?", yes, as_json)
     begun = here.target("pool.remove_group", name=name, wait_s=300)
     if wait_for_it:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import balance, groups, names, progress, where
+from replicator.cli import balance, groups, known, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.pool_members import COMMANDS, is_uri, member_path, show_work
@@ -303,6 +303,8 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     Refused when the RAID group has no redundancy left to do without it.
     """
     member = member_path(member)
+    if not yes:
+        known.member(here, member)
     confirm(f"Declare {member} lost? Its RAID group loses redundancy until it is replaced.", yes, as_json)
     emit(
         as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names
+from replicator.cli import known, names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
@@ -92,6 +92,8 @@ def remove(here: Node, member: str, yes: bool, as_json: bool) -> None:
     A failed one keeps its place until it is replaced, but cannot be taken back by difference any more.
     """
     member = member_path(member)
+    if not yes:
+        known.member(here, member)
     confirm(f"Let go of {member}?", yes, as_json)
     emit(as_json, here.target("pool.remove", member=member), f"the pool has let go of {member}")
 

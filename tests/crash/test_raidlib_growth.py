@@ -132,8 +132,7 @@ def new_member_formatted_for_its_first_size(patch: Patch) -> None:
         first = replace(superblock, layout=superblock.layout.at_first)
         good(file, first, 12 if extensions else areas, *more)
 
-    for module in (rebuild, replacing):
-        patch.setattr(module, "format_member", format_member)
+    patch.setattr(replacing, "format_member", format_member)
 
 
 Run = tuple[int, int, list[Step], bool]

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from raidlib import member as member_module
-from raidlib.errors import OutOfSpace
+from raidlib.errors import MediumError, OutOfSpace
 from raidlib.state import PoolState
 from tests.testing.fakedisk import FakeFile
 from tests.testing.pools import AREA, new_pool, pattern, reopen, states
@@ -130,3 +130,44 @@ def test_metadata_of_version_1_is_read_and_written_as_2() -> None:
     state = PoolState.decode(msgpack.packb(raw), 7)
     assert state.spares == [] and state.groups[0].missed == set() and state.groups[0].members[0].away is None
     assert PoolState.decode(state.encode(), 7) == state
+
+
+def test_an_area_of_raid_0_that_could_not_be_zeroed_is_free_again_once_it_can() -> None:
+    disk, pool = new_pool(0, 2)
+    areas = pool.status()["groups"][0]["free_areas"]
+    volume = pool.create_volume("v", areas * AREA)
+    for index in range(areas):
+        volume.pwrite(b"old data", index * AREA)
+    group = pool._groups[0]
+    bad = group.member_offset(volume.info.areas[3] & 0xFFFFFFFF)
+    disk.fail_writes("m0", bad, bad + 1)
+    with pytest.raises(MediumError):
+        volume.zero(0, 6 * AREA)
+    assert pool.status()["groups"][0]["free_areas"] == 6
+    for index in (0, 1, 2, 4, 5):
+        volume.pwrite(b"new", index * AREA)
+    with pytest.raises(MediumError):
+        volume.pwrite(b"new", 3 * AREA)
+    disk.heal("m0")
+    volume.pwrite(b"new", 3 * AREA)
+    assert volume.pread(6 * AREA, 0) == (b"new" + bytes(AREA - 3)) * 6
+    assert pool.check()["problems"] == []
+
+
+def test_one_area_that_cannot_be_zeroed_does_not_keep_others_from_being_used() -> None:
+    disk, pool = new_pool(0, 2)
+    areas = pool.status()["groups"][0]["free_areas"]
+    volume = pool.create_volume("v", areas * AREA)
+    volume.pwrite(b"x" * areas * AREA, 0)
+    pool.delete_volume("v")
+    disk.crash(lambda _i, _w: "drop")
+    pool = reopen(disk)
+    pool._groups[0].info.dirty.update(range(areas))
+    pool._allocators[0]._clean.clear()
+    bad = pool._groups[0].member_offset(0)
+    disk.fail_writes("m1", bad, bad + 1)
+    volume = pool.create_volume("w", areas * AREA)
+    for index in range(areas - 1):
+        volume.pwrite(b"y", index * AREA)
+    with pytest.raises(MediumError):
+        volume.pwrite(b"y", (areas - 1) * AREA)
