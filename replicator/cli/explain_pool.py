@@ -1,10 +1,15 @@
-"""Why the pool is not as it should be, and what to do: one entry for each RAID group and member that is not well."""
+"""Why the pool is not as it should be, and what to do: one entry for each RAID group and member that is not well.
+
+named() tells of one of them by name, also when it is well.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+from replicator.cli import known
 from replicator.cli.units import format_duration, format_size
 
 
@@ -30,6 +35,22 @@ def troubles(status: dict[str, Any]) -> list[dict[str, Any]]:
                                 "it cannot take a lost member's place", "attach it and restart the node, or give it up",
                                 f"farstripe pool spare remove {path}"))  # fmt: skip
     return found
+
+
+def named(status: dict[str, Any], name: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(kind, what it is, entries) of every RAID group, member and spare of that name.
+
+    A member is meant by its path, its uuid, or the last part of its path.
+    """
+    found = [
+        ("raid-group", f"RAID group {name}", [*_group(group, status)] or [_well(group)])
+        for group in status["groups"]
+        if group["name"] == name
+    ]
+    paths = {one["path"] for one in known.members(status) if name in (one["path"], one.get("uuid"))}
+    paths = paths or {one["path"] for one in known.members(status) if os.path.abspath(name) == one["path"]}
+    paths = paths or {one["path"] for one in known.members(status) if os.path.basename(one["path"]) == name}
+    return found + [("member", f"member {path}", _of_member(status, path)) for path in sorted(paths)]
 
 
 def text(entry: dict[str, Any]) -> str:
@@ -83,6 +104,35 @@ def _group(group: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, 
         )  # fmt: skip
     for member in group["members"]:
         yield from _member(member, status)
+
+
+def _well(group: dict[str, Any]) -> dict[str, Any]:
+    return _entry(
+        f"RAID group {group['name']}", group["state"], f"all of its {len(group['members'])} members are in sync",
+        f"RAID-{group['level']}, {format_size(group['free'])} of {format_size(group['size'])} are free",
+        "nothing", "farstripe pool status",
+    )  # fmt: skip
+
+
+def _of_member(status: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """Entries of one member, member to be, or spare."""
+    for group in status["groups"]:
+        for one in group["members"]:
+            new = (one.get("replacement") or {}).get("path")
+            if path in (one["path"], new):
+                well = _entry(
+                    f"member {path}", one["state"].replace("_", " "), "nothing is wrong with it",
+                    f"it belongs to RAID group {group['name']}", "nothing", "farstripe pool status",
+                )  # fmt: skip
+                return [*_member(one, status)] or [well]
+    [spare] = [one for one in status["spares"] if one["path"] == path]
+    missing = [entry for entry in troubles(status) if entry["name"] == path]
+    serves = f"RAID group {spare['group']}" if spare.get("group") else "every RAID group"
+    well = _entry(
+        f"spare {path}", "ready", "nothing is wrong with it",
+        f"it takes the place of a member of {serves} that is lost, by itself", "nothing", "farstripe pool spare list",
+    )  # fmt: skip
+    return missing or [well]
 
 
 def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, Any]]:
