@@ -192,6 +192,13 @@ class PoolHost:
             self._save_hints(pool)
         self._events.add("member.removed", f"{member} is let go of", path=member)
 
+    def clear_errors(self, member: str) -> int:
+        """Set the counts of a member's errors, or of all members', to 0. Errors and result as Pool.clear_errors."""
+        with self.changing:
+            cleared = self.require().clear_errors(member)
+        self._events.add("member.cleared", f"the errors of {member or 'all members'} are no longer counted")
+        return cleared
+
     def add_spare(self, member: str, raid_group: str, force: bool) -> None:
         """Make a file, device or export a spare. Raises Refused when it holds something, unless `force` lets it go."""
         with self.changing:

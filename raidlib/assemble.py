@@ -220,6 +220,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 search.remarks.append(_returned(candidate, info))
             member = Member(group_index, index, info, layout, file, store)
             member.rebuilt_rows = info.rebuilt_areas * geometries[group_index].rows_per_area
+            member.counts_before = group.errors.get(info.uuid, member.counts_before)
             members[-1].append(member)
     if present * 2 <= believed and not force:
         raise Refused(

@@ -389,9 +389,10 @@ class Ledger:
         while True:
             self._again = False
             state.generation += 1
-            for info in state.groups:
+            for info, members in zip(state.groups, self.members, strict=True):
                 if not info.notes_missed:
                     info.missed.clear()
+                info.errors = {member.info.uuid: counts for member in members if any(counts := member.counts())}
             payload = state.encode()
             if len(payload) > self._room():
                 state.shorten()

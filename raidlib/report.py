@@ -7,7 +7,7 @@ from typing import Any
 
 from raidlib.allocator import Allocator
 from raidlib.extending import growth_of
-from raidlib.member import Member
+from raidlib.member import COUNTED, Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState, PoolState
 from raidlib.volume import Volume
@@ -71,14 +71,12 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
                 "uuid": member.info.uuid,
                 "state": member.info.state.value,
                 "reason": member.info.reason,
-                "read_errors": member.read_errors,
-                "checksum_errors": member.checksum_errors,
-                "repaired": member.repaired,
+                **dict(zip(COUNTED, member.counts(), strict=True)),
+                "since_open": {name: getattr(member, name) for name in COUNTED},
                 "rebuilt": member.rebuilt_rows / (info.areas * group.geometry.rows_per_area)
                 if member.info.state is MemberState.REBUILDING
                 else None,
                 "away": member.info.away is not None,
-                "slow_requests": member.slow_requests,
                 "slowest_s": round(member.slowest_s, 3),
                 "replacement": _replacement(group, member),
             }

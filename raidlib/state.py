@@ -148,6 +148,8 @@ class GroupInfo:
     with the regions marked in the intent map."""
     extensions: list[ExtensionInfo] = field(default_factory=list)
     """How it grew, in order; `areas` counts all there are now."""
+    errors: dict[str, list[int]] = field(default_factory=dict)
+    """What was counted of members as of the last commit (member.COUNTED), by uuid; those without are left out."""
 
     @property
     def reserved(self) -> frozenset[int]:
@@ -282,9 +284,10 @@ class PoolState:
     def shorten(self) -> None:
         """Leave out of the checkpoint what is not needed, for a state that must be written and does not fit.
 
-        More counts as missed than was; of a scrub's findings only the numbers stay.
+        More counts as missed than was; of a scrub's findings only the numbers stay; members' errors are forgotten.
         """
         for group in self.groups:
+            group.errors = {}
             if group.missed:
                 group.missed.update(range(min(group.missed), max(group.missed)))
             if group.scrub.get("ranges"):
@@ -318,6 +321,7 @@ class PoolState:
                         "missed": _pack_set(g.missed),
                         "members": [_pack_member(m) for m in g.members],
                         **({"extensions": g.extensions} if g.extensions else {}),
+                        **({"errors": g.errors} if g.errors else {}),
                     }
                     for g in self.groups
                 ],
@@ -391,6 +395,7 @@ class PoolState:
                     g.get("removed", False),
                     _unpack_set(g.get("missed", b"")),
                     [ExtensionInfo(*extension) for extension in g.get("extensions", ())],
+                    dict(g.get("errors", {})),
                 )
                 for g in raw["groups"]
             ]

@@ -65,7 +65,7 @@ class Volume:
         self._size = [info.size]
         self._readable: list[Any] = []
         self._writable: list[int | None] = []
-        """Home on RAID 0: where the area is on every member. Else an area of home, or minus the place of one elsewhere."""
+        """Home on RAID 0: where the area is on every member. Else its area of home, or minus its place elsewhere."""
         self._bars: tuple[tuple[int, int], ...] = ()
         self.turn = threading.Condition()
         """Guards bars and `copying`."""

@@ -146,6 +146,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "stays a member until the new one is complete.",
         ),
         Example(
+            "A cable was loose; it is mended, and the errors it caused are to be counted no longer.",
+            ("farstripe pool scrub --check --wait", "farstripe pool clear-errors /dev/sdd"),
+            "Errors of a member are counted as long as it is one, over restarts.",
+        ),
+        Example(
             "Read everything and compare it, not faster than 200 MiB a second.",
             ("farstripe pool scrub --limit 200M --wait", "systemctl enable --now farstripe-scrub.timer"),
             "The exit code is 9 when something could not be repaired; `farstripe pool status` names the ranges of "

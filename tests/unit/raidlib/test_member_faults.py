@@ -171,3 +171,33 @@ def test_one_area_that_cannot_be_zeroed_does_not_keep_others_from_being_used() -
         volume.pwrite(b"y", index * AREA)
     with pytest.raises(MediumError):
         volume.pwrite(b"y", (areas - 1) * AREA)
+
+
+def test_errors_of_a_member_are_counted_over_restarts_until_they_are_cleared_or_it_is_replaced() -> None:
+    disk, pool = new_pool(1, 2, checksums=True)
+    volume = pool.create_volume("v", SIZE)
+    volume.pwrite(pattern(SIZE), 0)
+    at = pool._groups[0].member_offset(0)
+    for turn in (1, 2):
+        disk.corrupt("m0", at + 100)
+        assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+        report = pool.status()["groups"][0]["members"][0]
+        assert (report["checksum_errors"], report["repaired"]) == (turn, turn)
+        assert report["since_open"]["checksum_errors"] == 1
+        pool.close()
+        pool = reopen(disk)
+    report = pool.status()["groups"][0]["members"][0]
+    assert (report["checksum_errors"], report["since_open"]["checksum_errors"]) == (2, 0)
+    assert pool.check()["problems"] == []
+    assert pool.clear_errors("m1") == 0 and pool.clear_errors() == 1
+    disk.kill()
+    pool = reopen(disk)
+    assert pool.status()["groups"][0]["members"][0]["checksum_errors"] == 0
+    disk.corrupt("m0", at + 100)
+    assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+    disk.create("n", 512 << 10)
+    pool.replace_member("m0", "n", disk.open_exclusive)
+    while pool.rebuild_step():
+        pass
+    pool.close()
+    assert reopen(disk).status()["groups"][0]["members"][0]["checksum_errors"] == 0
