@@ -168,8 +168,8 @@ def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str
         yield _entry(
             name, "gives errors", f"{wrong} reads failed or did not fit their checksum since it is a member",
             f"{member.get('repaired', 0)} places were written anew from redundancy; more may come",
-            "look at the disk; see by a scrub what else is wrong; replace it, which keeps redundancy meanwhile; or clear"
-            " the counts, when what was wrong has been seen to",
+            "look at the disk; see by a scrub what else is wrong; replace it, which keeps redundancy meanwhile; or"
+            " clear the counts, when what was wrong has been seen to",
             "farstripe pool scrub --check", f"farstripe pool replace {path} NEW", f"farstripe pool clear-errors {path}",
         )  # fmt: skip
     if member.get("slow_requests"):
