@@ -25,6 +25,7 @@ from raidlib.raidgroup import RaidGroup
 from raidlib.state import GroupInfo
 from raidlib.superblock import Superblock
 from tests.crash.test_raidlib_crash import SHAPES, STRIDE
+from tests.testing.fakedisk import FakeFile
 from tests.testing.poolcrash import (
     Step,
     combined_workload,
@@ -65,6 +66,11 @@ def test_no_crash_of_growth_among_everything_else_loses_data(
 ) -> None:
     plan = grown(combined_workload(level, groups=True) if level else workload(7), 7)
     assert explore(level, members, 7, STRIDE * 12, plan, second, checksums=level == 5) > 10
+
+
+def test_no_crash_of_a_pool_on_disks_that_zero_slowly_shows_what_was_there(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(FakeFile, "zeroes_fast", lambda self: False)
+    assert explore(5, 3, 2, STRIDE * 5, grown(workload(2, 16), 2), checksums=True) > 10
 
 
 def size_published_before_the_extension_is_durable(patch: Patch) -> None:
