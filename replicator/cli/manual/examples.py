@@ -181,6 +181,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "stays a member until the new one is complete.",
         ),
         Example(
+            "A cable was loose; it is mended, and the errors it caused are to be counted no longer.",
+            ("farstripe pool scrub --check --wait", "farstripe pool clear-errors /dev/sdd"),
+            "Errors of a member are counted as long as it is one, over restarts.",
+        ),
+        Example(
             "Read everything and compare it, not faster than 200 MiB a second.",
             ("farstripe pool scrub --limit 200M --wait", "systemctl enable --now farstripe-scrub.timer"),
             "The exit code is 9 when something could not be repaired; `farstripe pool status` names the ranges of "
@@ -197,6 +202,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "More room.",
             ("farstripe pool add-group more=raid6 /dev/sd{j..o}",),
             "The new RAID group has room for volumes at once; what lies on others stays there.",
+        ),
+        Example(
+            "Disks, files or exports were enlarged, and volumes are to have the room.",
+            ("truncate -s 2T /disks/{0..5}", "farstripe pool grow --dry-run", "farstripe pool grow"),
+            "All members of a RAID group have to be larger: the smallest decides. Hosts go on meanwhile. Members that "
+            "were replaced one by one by larger ones give their room in the same way.",
         ),
         Example(
             "Old disks leave the pool while hosts go on.",
