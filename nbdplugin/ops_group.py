@@ -43,8 +43,8 @@ def handlers(target: Target) -> dict[str, Handler]:
 
     def attach(service: GroupService, args: dict[str, Any]) -> object:
         step = _step(args)
-        target.views.keep_image(service, step["masks"], full=bool(step["full"]))
-        return service.attach(_peer(args), synced_after=_position(args, "synced_after"), **step)
+        with target.views.keeping_image(service.engine, step["masks"], full=bool(step["full"])):
+            return service.attach(_peer(args), synced_after=_position(args, "synced_after"), **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ MOST_SECONDS = 10 * 365 * 86400
 
 def handlers(target: Target) -> dict[str, Handler]:
     """The operations, by name."""
-    groups, pools, views = target.groups, target.pools, target.views
+    groups, views = target.groups, target.views
+    changing = threading.Lock()
 
     def retain(args: dict[str, Any]) -> dict[str, Any]:
         service = groups.get(arguments.text(args, "group"))
         engine, uuid = service.engine, service.engine.state.uuid
         directory = groups.directory(uuid)
-        with pools.changing:
+        with changing:
             wanted = _wanted(args, Policy.load(directory))
             if wanted is not None:
                 retention.change(engine, directory, wanted, lambda why: groups.note_retention(uuid, why))

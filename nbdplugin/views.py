@@ -4,7 +4,7 @@ A view begins as clones of all volumes of the group, taken at one record while a
 was overwritten since the instant is written back into them. Then they become snapshots, or stay clones, and are served.
 Until then they carry the attribute `building`, are served to nobody, and are removed when the node starts again.
 
-Replication never waits for a view. A view that is too slow for its window, or would fill the pool, fails and is removed.
+Replication never waits for a view. One that is too slow for its window, or would fill the pool, fails and is removed.
 
 Before a secondary becomes the target of a resync, its last consistent image is kept as snapshots, if there is room, and
 removed when the resync is complete; or when the pool is full and the resync could not go on.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +31,7 @@ from replicator.capture.preimages.instants import Place, format_time
 from replicator.capture.preimages.window import Window
 from replicator.capture.service import GroupService
 from replicator.capture.state import DIVERGED, OK, RESYNC, SECONDARY
-from replicator.core.errors import FarstripeError, Refused
+from replicator.core.errors import FarstripeError, Refused, TimedOut
 from replicator.eventlog import EventLog
 from replicator.journal.page import APPLIED_SEQ
 
@@ -39,9 +39,13 @@ BUILDING = "building"
 VIEW = "view"
 KEPT = "kept"
 TICK_S = 2.0
-WRITERS = 4
+WRITERS = 8
 """Threads that put bytes back: the first write to an area copies it and waits for a sync, which they share."""
 QUEUE = 64
+MOST_AT_ONCE = 4
+STOP_S = 10.0
+LOCK_S = 30.0
+LOCK_TRY_S = 0.05
 CHECK_BYTES = 64 << 20
 RESERVE_PART = 64
 """A view stops when less than this part of the pool is free."""
@@ -56,6 +60,9 @@ class Views:
         self._exports = exports
         self._events = events
         self._stop = threading.Event()
+        self._at_work = threading.Semaphore(MOST_AT_ONCE)
+        self._attaching: set[str] = set()
+        """Groups that are about to be resynced."""
         self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
 
     def start(self) -> None:
@@ -69,6 +76,8 @@ class Views:
         """End the thread, and views that are being built."""
         self._stop.set()
         self._thread.join()
+        for _ in range(MOST_AT_ONCE):
+            self._at_work.acquire(timeout=STOP_S)
 
     def _named(self, attribute: str) -> list[str]:
         pool = self._pools.pool
@@ -90,8 +99,17 @@ class Views:
         AlreadyExists, OutOfSpace, IntegrityError; then nothing stays. Durable: the view.
         Returns {group, seq, epoch, time_ns, time, certain, writable, restored_bytes, images}.
         """
-        engine, began = service.engine, time.monotonic()
-        window = _window(engine)
+        if not self._at_work.acquire(blocking=False):
+            raise Refused(f"{MOST_AT_ONCE} views are being built already", "ask again when they are there")
+        try:
+            return self._create(service.engine, key, value, suffix, writable)
+        finally:
+            self._at_work.release()
+
+    def _create(
+        self, engine: GroupEngine, key: str, value: int | str, suffix: str | None, writable: bool
+    ) -> dict[str, Any]:
+        began, window = time.monotonic(), _window(engine)
         chain, applied = window.chain, engine.page[APPLIED_SEQ]
         place = instants.find(window, key, value, applied)
         names = {v["name"]: f"{v['name']}-{suffix or f'at-{place.instant.seq}'}" for v in engine.state.volumes}
@@ -121,10 +139,30 @@ class Views:
         self, engine: GroupEngine, window: Window, chain: int, place: Place, names: dict[str, str]
     ) -> tuple[list[Any], int]:
         """Clone all volumes between two records. Returns the clones and where the ring ended then."""
-        with self._pools.changing, engine.apply_lock:
+        with self._between_records(engine):
             if _window(engine) is not window or window.chain != chain or place.begin < window.tail_off:
                 raise Refused("the instant has left the window", f"the window holds {instants.window_text(window)}")
             return self._pools.require().clone_all(names, {BUILDING: True}), window.end_off
+
+    @contextmanager
+    def _between_records(self, engine: GroupEngine) -> Iterator[None]:
+        """Let nothing be applied, and nothing else change the pool.
+
+        Taken as the follower takes them when it keeps an image of a marker; who has the one may be waiting for the
+        other, so both are given back before they are tried again.
+        """
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            with engine.apply_lock:
+                if self._pools.changing.acquire(timeout=LOCK_TRY_S):
+                    try:
+                        yield
+                    finally:
+                        self._pools.changing.release()
+                    return
+            if time.monotonic() > deadline:
+                raise TimedOut("another change of the pool does not end", "try again in a moment")
+            time.sleep(LOCK_TRY_S)
 
     def _put_back(self, window: Window, place: Place, end: int, clones: Sequence[Any]) -> int:
         done = looked = 0
@@ -135,15 +173,15 @@ class Views:
                 done += piece.length
                 if len(under_way) >= QUEUE:
                     under_way = _settled(under_way, all_of_them=False)
+                if self._stop.is_set():
+                    raise Refused("the node is stopping", "ask again when it has started")
                 if done - looked >= CHECK_BYTES or done == piece.length:
                     looked = done
-                    self._check_going_on()
+                    self._check_room()
             _settled(under_way, all_of_them=True)
         return done
 
-    def _check_going_on(self) -> None:
-        if self._stop.is_set():
-            raise Refused("the node is stopping", "ask again when it has started")
+    def _check_room(self) -> None:
         free, size = self._space()
         if free < size // RESERVE_PART:
             raise Refused(
@@ -158,12 +196,22 @@ class Views:
 
     # -- the image that is kept -----------------------------------------------------------------------------------
 
-    def keep_image(self, service: GroupService, masks: dict[int, bytes], *, full: bool) -> None:
-        """A resync is about to begin: keep the last consistent image. Without room, or on any error, it is not kept.
+    @contextmanager
+    def keeping_image(self, engine: GroupEngine, masks: dict[int, bytes], *, full: bool) -> Iterator[None]:
+        """Keep the last consistent image of a group; inside this context its resync begins.
 
-        masks: the blocks that will be copied, packed, by volume; `full`: all of them. Durable: the image.
+        Without room, or on any error, it is not kept. masks: the blocks that will be copied, packed, by volume; `full`:
+        all of them. Durable: the image.
         """
-        engine = service.engine
+        uuid = engine.state.uuid
+        self._attaching.add(uuid)
+        try:
+            self._keep_if_wanted(engine, masks, full)
+            yield
+        finally:
+            self._attaching.discard(uuid)
+
+    def _keep_if_wanted(self, engine: GroupEngine, masks: dict[int, bytes], full: bool) -> None:
         try:
             if engine.state.role != SECONDARY or engine.state.copy not in (OK, DIVERGED):
                 return
@@ -196,7 +244,8 @@ class Views:
                 self._exports.add(volume, pool.sync)
         self._events.add(
             "image.kept",
-            f"group {state.name} is resynced; its image at record {seq} is kept until then: {', '.join(names.values())}",
+            f"the image of group {state.name} at record {seq} is kept until its resync is complete: "
+            f"{', '.join(names.values())}",
             group=state.name,
         )
 
@@ -241,6 +290,8 @@ class Views:
             engine = self._groups.get(uuid).engine
         except FarstripeError:
             return  # deleted, or could not be opened: the image may be all there is
+        if uuid in self._attaching:
+            return
         if engine.state.copy != RESYNC and engine.state.attaching is None:
             self._drop(uuid, engine, "the resync is complete")
         elif engine.apply_error:
@@ -293,7 +344,7 @@ def _told(engine: GroupEngine, place: Place, certain: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _pinned(window: Window, off: int) -> Any:
+def _pinned(window: Window, off: int) -> Iterator[None]:
     """Age alone frees nothing from `off` on meanwhile."""
     window.pins.append(off)
     try:

@@ -232,8 +232,8 @@ class GroupEngine:
     def lose_journal(self, reason: str) -> FarstripeError:
         """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
 
-        Where the group may go on without its peer writers are parked until it has gone over to a bitmap (roles.overflow),
-        else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
+        Where the group may go on without its peer writers are parked until it has gone over to a bitmap
+        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
         could succeed without having written what this one dropped.
         """
         if self.failed:

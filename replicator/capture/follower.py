@@ -234,9 +234,9 @@ def in_range(engine: GroupEngine, header: Header) -> bool:
     return header.volume < len(volumes) and header.offset + header.length <= volumes[header.volume].size
 
 
-def completes_copy(state: GroupState, header: Header) -> bool:
-    """Say whether this SYNCED record ends the copy under way here."""
-    return state.role == SECONDARY and state.copy == RESYNC and header.seq > state.copy_from_seq
+def completes_copy(state: GroupState, seq: int) -> bool:
+    """Say whether SYNCED record `seq` completes the copy under way to this node."""
+    return state.copy == RESYNC and seq > state.copy_from_seq
 
 
 def _check_range(engine: GroupEngine, header: Header) -> None:
@@ -280,7 +280,7 @@ def _end_copies(engine: GroupEngine, seq: int) -> None:
     state = engine.state
     ended = [e for e in state.edges if e.copying and seq > e.synced_after]
     changes = {e.slot: {"copying": False, "synced_seq": seq} for e in ended}
-    if state.copy == RESYNC and seq > state.copy_from_seq:
+    if completes_copy(state, seq):
         engine.sync_pool()
         engine.commit(changes, copy=OK, floor=seq, copy_id="", synced_seq=seq)
     else:

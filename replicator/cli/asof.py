@@ -20,8 +20,8 @@ PATIENCE_S = 24 * 3600
 @click.command()
 @click.argument("group", shell_complete=names.groups)
 @click.option("--at", "when", required=True, metavar="INSTANT",
-              help="A time (2026-05-17T12:34:56Z, \"2026-05-17 14:34:56\" and 14:34 in local time, -90s, -5min, -2h), a "
-              "marker (its name, or marker:7), a record (4711 or seq:4711), or now: the newest record here.")  # fmt: skip
+              help="A time (2026-05-17T12:34:56Z; in local time: \"2026-05-17 14:34:56\", 14:34; -90s, -5min, -2h), "
+              "a marker (its name, or marker:7), a record (4711 or seq:4711), or now: the newest record here.")  # fmt: skip
 @click.option("--name", "suffix", metavar="NAME", help="Call the images VOLUME-NAME; else they are VOLUME-at-SEQ.")
 @click.option("--writable", is_flag=True, help="Make clones that can be written to, instead of snapshots.")
 @json_option
@@ -49,13 +49,15 @@ def snapshot(here: Node, group: str, when: str, suffix: str | None, writable: bo
 
 @click.command()
 @click.argument("group", shell_complete=names.groups)
-@click.option("--bytes", "size", type=SizeType(4096), help="Room for what is overwritten; 1G when only --time is given.")
+@click.option("--bytes", "size", type=SizeType(4096),
+              help="Room for what is overwritten; 1G when only --time is given.")  # fmt: skip
 @click.option("--time", "seconds", type=SecondsType(0), metavar="SECONDS",
               help="Keep nothing that is older; 0: whatever there is room for.")  # fmt: skip
 @click.option("--path", type=click.Path(), help="A new file for it, instead of one in the state directory.")
 @click.option("--off", is_flag=True, help="Keep nothing any more; earlier instants can no longer be shown.")
 @click.option("--keep-image/--no-keep-image", default=None,
-              help="Before a resync, keep the last consistent image as snapshots until it is complete. At first: yes.")  # fmt: skip
+              help="Before a resync, keep the last consistent image as snapshots until it is complete. "
+              "At first: yes.")  # fmt: skip
 @yes_option
 @json_option
 @pass_node
@@ -65,8 +67,8 @@ def retention(
 ) -> None:  # fmt: skip
     """Show or set what this node keeps of what the copy of GROUP overwrites, so that earlier instants can be shown.
 
-    It counts on the node where GROUP is secondary; set it on both nodes when roles may change. The window reaches back as
-    far as its bytes allow, and no further than its time. Another size or place begins a new window.
+    It counts on the node where GROUP is secondary; set it on both nodes when roles may change. The window reaches back
+    as far as its bytes allow, and no further than its time. Another size or place begins a new window.
     """
     given = {"bytes": size, "seconds": seconds, "keep_image": keep_image,
              "path": str(click.format_filename(path)) if path else None}  # fmt: skip
@@ -85,9 +87,8 @@ def retained_lines(one: dict[str, Any]) -> list[str]:
     lines = []
     if kept := one["kept_image"]:
         written = f" ({kept['time']})" if kept["time"] else ""
-        lines.append(
-            f"its image at record {kept['seq']}{written} is kept until the resync is complete: {', '.join(kept['names'])}"
-        )
+        listed = ", ".join(kept["names"])
+        lines.append(f"its image at record {kept['seq']}{written} is kept until the resync is complete: {listed}")
     window = one["retention"] or {}
     if window.get("failed"):
         lines.append(f"what it overwrites is no longer kept: {window['failed']}")

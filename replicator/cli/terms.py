@@ -53,6 +53,12 @@ TERMS: dict[str, Term] = {
         "follows and can only be read).",
         ("farstripe pair create GROUP --peer NAME", "farstripe status"),
     ),
+    "tree": Term(
+        "All nodes of a group with several pairs. The primary is its top; every other node is fed by one peer, and may "
+        "feed others. Where that is so on both sides it is called a relay: it passes on what it receives, and a "
+        "synchronous one answers only for what the synchronous peers below it have as well.",
+        ("farstripe status GROUP", "farstripe pair list"),
+    ),
     "set": Term(
         "Groups of one primary node whose copies are applied only as far as everything has arrived in all of them, so that "
         "together they hold one instant. A group whose link is down holds the others.",
@@ -88,6 +94,16 @@ TERMS: dict[str, Term] = {
         "The history a record belongs to. A side that becomes primary opens a new one; comparing the lists of "
         "epochs tells two nodes at once whether one is behind, or both went on by themselves (split brain), and "
         "from where.",
+    ),
+    "retention": Term(
+        "What a secondary keeps of the bytes that it overwrites (pre-images), in a ring of a size that you choose. As far "
+        "back as it reaches, the group can be shown as of any record, time or marker, exactly, while replication goes on.",
+        ("farstripe group retention GROUP --bytes 20G", "farstripe snapshot GROUP --at -5min"),
+    ),
+    "kept-image": Term(
+        "Snapshots of the last consistent image of a copy, taken when a resync begins, if there is room, and removed when "
+        "it is complete. While the copy is a mixture of two instants, they are what can be used.",
+        ("farstripe status", "farstripe volume clone SNAPSHOT NAME", "farstripe group retention GROUP --no-keep-image"),
     ),
     "sync": Term(
         "A mode: a write is answered when the peer has it too, in memory (ack receive) or on stable storage (ack "

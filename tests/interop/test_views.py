@@ -28,7 +28,7 @@ def pair() -> Iterator[Pair]:
 
 
 class Writer:
-    """Writes to both volumes, one after the other, until it is stopped."""
+    """Writes to both volumes, one after the other, until it is stopped: little enough that neither ring wraps."""
 
     def __init__(self, node: Node, seed: int) -> None:
         self.handles = [node.writer(name) for name in SIZES]
@@ -39,9 +39,9 @@ class Writer:
 
     def _run(self) -> None:
         rng = self.rng
-        while not self._stop.is_set():
+        while not self._stop.wait(0.003):
             self.count += 1
-            volume, length = rng.randrange(2), rng.choice((512, 4096, 4096, 4096, 10_240, 65_536))
+            volume, length = rng.randrange(2), rng.choice((512, 4096, 4096, 10_240))
             offset = rng.randrange((list(SIZES.values())[volume] - length) // 512) * 512
             if rng.random() < 0.05:
                 self.handles[volume].zero(length, offset)
@@ -63,7 +63,7 @@ class Writer:
 
 def journal_of(node: Node) -> list[tuple[Header, bytes]]:
     """Every record of the journal's first lap, also those that were freed."""
-    [path] = node.state.glob("groups/*/journal*")
+    [path] = [path for path in node.state.glob("groups/*/journal*") if path.stat().st_size >= 16 << 20]
     raw = path.read_bytes()
     at, found = raw.index(MAGIC.to_bytes(4, "little"), 4096), []
     while raw[at : at + 4] == MAGIC.to_bytes(4, "little"):
@@ -219,10 +219,10 @@ def test_a_resync_keeps_the_last_image_and_instants_of_before(pair: Pair) -> Non
     assert "image.kept" in kinds
     wait_until(lambda: b.group()["kept_image"] is None, "the image stays", 20)
     spans = window(b)["spans"]
-    assert len(spans) == 2 and spans[0]["to"]["seq"] == before
+    assert spans[-2]["to"]["seq"] == before
     b.farstripe("snapshot", GROUP, "--at", before, "--name", "old")
     assert read(b, "data-old") == image
-    lost = spans[1]["from"]["seq"] - 1
+    lost = spans[-1]["from"]["seq"] - 1
     assert "resynced" in b.farstripe("snapshot", GROUP, "--at", lost, expect=REFUSED)
     handle.shutdown()
     for name in SIZES:

@@ -123,7 +123,7 @@ class Histories:
 
 
 def check_views(side: RetainingSide, known: Histories, rng: random.Random, count: int | None = None) -> int:
-    """Compare the views of all instants that can be shown, or of `count` of them, with the records; returns how many."""
+    """Compare the views of all instants of the window, or of `count` of them, with the records; returns how many."""
     known.look()
     last: dict[int, Instant] = {}
     shown = side.instants()
@@ -143,7 +143,8 @@ def retaining_pair(*, seed: int = 0, **shape: Any) -> tuple[Pair, RetainingSide]
     pair = Pair(Side("a", seed=seed + 1), b)
     pair.a.create(PRIMARY)
     b.create(SECONDARY)
-    roles.arm(pair.a.engine)
+    roles.arm(pair.a.engine, b.node_id)
+    roles.arm(b.engine, pair.a.node_id, upstream=True)
     pair.sync_up()
     follower.checkpoint(b.engine)
     return pair, b

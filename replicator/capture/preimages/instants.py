@@ -4,9 +4,9 @@
     time     after the last record whose write time is not later
     marker   after the marker's record
 
-Only consistent instants can be shown: not those while a resync was under way, when blocks were of different times. And
-only those that the pool has reached: a record is recorded before it is applied, so the ring may be ahead (`applied`, the
-seq of the last record applied).
+Only consistent instants can be shown: not those while a resync was under way, when blocks were of different times.
+And only those that the pool has reached: a record is recorded before it is applied, so the ring may be ahead
+(`applied`, the seq of the last record applied).
 """
 
 from __future__ import annotations

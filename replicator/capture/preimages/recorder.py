@@ -24,7 +24,7 @@ from replicator.capture.follower import completes_copy, in_range
 from replicator.capture.preimages import frames
 from replicator.capture.preimages.frames import Entry, Instant
 from replicator.capture.preimages.window import TooLarge, Window
-from replicator.capture.state import FRESH, RESYNC
+from replicator.capture.state import FRESH, RESYNC, SECONDARY
 from replicator.core.records import DATA_KINDS, Header, Kind
 from replicator.journal.page import APPLIED_SEQ
 
@@ -36,8 +36,12 @@ PIECE_BYTES = 1 << 20
 """A record of more has frames of its own, with pieces of this."""
 FRAME_DATA_BYTES = 4 << 20
 FRAME_ENTRIES = 8192
+MARKER_BYTES = 64 << 10
+"""A marker that says more cannot be asked for by its name."""
 _DATA = frozenset(int(kind) for kind in DATA_KINDS)
 _MARKER, _SYNCED = int(Kind.MARKER), int(Kind.SYNCED)
+_TURNS = frozenset({_MARKER, _SYNCED, int(Kind.EPOCH)})
+"""What comes after one of these is recorded once it was applied: it may change what a later one means, or stop."""
 
 Records = list[tuple[Header, int]]
 
@@ -87,12 +91,8 @@ class PreImages:
     def attached(self, p: int, epoch: int) -> None:
         """The next record is `p` + 1 of another sequence; the contents stay. Durable: that."""
         self._settled_at = p
-        if self.failed or not self.window.active:
-            return
-        try:
-            _on_ring(self.window.attached, p, epoch)
-        except _RingError as e:
-            self._fail(str(e))
+        if self.window.active:
+            self._note(self.window.attached, p, epoch)
 
     def rewound(self, seq: int) -> None:
         """The volumes get other contents, and the next record is `seq` + 1. Call it before. Durable: that."""
@@ -101,17 +101,15 @@ class PreImages:
 
     def end(self) -> None:
         """Forget everything: hosts will change the pool from now on. Durable: that."""
-        if self.failed:
-            return
-        try:
-            _on_ring(self.window.end)
-        except _RingError as e:
-            self._fail(str(e))
+        self._note(self.window.end)
 
     def settle(self, engine: GroupEngine) -> None:
-        """An engine was opened: what its journal holds may be in the pool already. A primary has nothing to record."""
+        """An engine was opened: what its journal holds may be in the pool already.
+
+        A primary has nothing to record; and a pool that is beyond what was recorded was changed without us.
+        """
         self._settled_at = engine.pos
-        if engine.state.role != "secondary":
+        if engine.state.role != SECONDARY or self.window.last.seq < engine.page[APPLIED_SEQ]:
             self.end()
 
     def begin(self, engine: GroupEngine) -> None:
@@ -119,6 +117,16 @@ class PreImages:
         time_ns = engine.applied_time_ns and max(engine.applied_time_ns, engine._last_time)
         base = Instant(engine.page[APPLIED_SEQ], engine.epoch, time_ns)
         self.window.restart(base, consistent=engine.state.copy not in (RESYNC, FRESH))
+
+    def _note(self, action: Callable[..., None], *args: Any) -> None:
+        if self.failed:
+            return
+        try:
+            if self._broken:
+                raise _RingError(self._broken)
+            _on_ring(action, *args)
+        except _RingError as e:
+            self._fail(str(e))
 
     def _fail(self, reason: str) -> None:
         self._broken = reason
@@ -183,10 +191,10 @@ class _Batch:
         return taken
 
     def _countable(self) -> int:
-        """How many records at the beginning are in range and short."""
+        """How many records at the beginning are in range and short, up to the first of _TURNS."""
         for count, (header, _) in enumerate(self._records):
-            if header.kind == _MARKER:
-                return count + 1  # applying may stop here for long
+            if header.kind in _TURNS:
+                return count + 1
             if header.kind in _DATA and (header.length > PIECE_BYTES or not in_range(self._engine, header)):
                 return count
         return len(self._records)
@@ -223,8 +231,8 @@ class _Batch:
                 self._flush()
             self._turn(header)
             if run is None:
-                payload = self._view[body : body + header.payload_len] if header.kind == _MARKER else b""
-                self._add(header, 0, 0, payload)
+                named = header.kind == _MARKER and header.payload_len <= MARKER_BYTES
+                self._add(header, 0, 0, self._view[body : body + header.payload_len] if named else b"")
                 continue
             if not run.shared:
                 self._add(header, header.offset, header.length, run.buf)
@@ -237,7 +245,7 @@ class _Batch:
 
     def _turn(self, header: Header) -> None:
         """A frame is of one epoch, and either all consistent or not at all."""
-        becomes_ok = header.kind == _SYNCED and completes_copy(self._state, header)
+        becomes_ok = header.kind == _SYNCED and completes_copy(self._state, header.seq)
         if self._entries and (header.epoch != self._epoch or (becomes_ok and not self._ok)):
             self._flush()
         self._ok = self._ok or becomes_ok
@@ -282,7 +290,8 @@ class _Batch:
                 if self._full:
                     self._flush(partial=True)
                 data = bytearray(length if allocated else 0)
-                volume.pread_into(memoryview(data), offset)
+                if allocated:
+                    volume.pread_into(memoryview(data), offset)
                 self._add(header, offset, length, data)
             self._flush()
         except _RingError:

@@ -181,6 +181,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "stays a member until the new one is complete.",
         ),
         Example(
+            "A cable was loose; it is mended, and the errors it caused are to be counted no longer.",
+            ("farstripe pool scrub --check --wait", "farstripe pool clear-errors /dev/sdd"),
+            "Errors of a member are counted as long as it is one, over restarts.",
+        ),
+        Example(
             "Read everything and compare it, not faster than 200 MiB a second.",
             ("farstripe pool scrub --limit 200M --wait", "systemctl enable --now farstripe-scrub.timer"),
             "The exit code is 9 when something could not be repaired; `farstripe pool status` names the ranges of "
@@ -197,6 +202,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "More room.",
             ("farstripe pool add-group more=raid6 /dev/sd{j..o}",),
             "The new RAID group has room for volumes at once; what lies on others stays there.",
+        ),
+        Example(
+            "Disks, files or exports were enlarged, and volumes are to have the room.",
+            ("truncate -s 2T /disks/{0..5}", "farstripe pool grow --dry-run", "farstripe pool grow"),
+            "All members of a RAID group have to be larger: the smallest decides. Hosts go on meanwhile. Members that "
+            "were replaced one by one by larger ones give their room in the same way.",
         ),
         Example(
             "Old disks leave the pool while hosts go on.",
@@ -285,14 +296,24 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "copies them.",
         ),
         Example(
+            "Keep what the copy overwrites, for an hour at most, so that earlier instants can be shown.",
+            (
+                "beta# farstripe group retention shop --bytes 20G --time 3600",
+                "beta# farstripe group retention shop",
+                "beta# farstripe group retention shop --off",
+            ),
+            "It counts where shop is secondary. The second command shows from when to when; a window that its bytes "
+            "fill before the hour is over begins later. --off gives the space back.",
+        ),
+        Example(
             "The peer is away for longer than was planned: give the journal more room, and take it back later.",
             (
                 "farstripe group journal show shop",
                 "farstripe group journal add shop /dev/disk/by-id/nvme-spare-part1",
                 "farstripe group journal remove shop /dev/disk/by-id/nvme-spare-part1",
             ),
-            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any more; "
-            "`journal show` no longer lists it then.",
+            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any "
+            "more; `journal show` no longer lists it then.",
         ),
         Example(
             "The journal's disk has failed. Hosts went on, and differences were counted.",
@@ -331,6 +352,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
     ),
     "pair": (
+        Example(
+            "A second copy far away, and from there a third one.",
+            (
+                "alpha# farstripe pair create shop --peer gamma --mode async",
+                "alpha# farstripe pair wait shop gamma --progress",
+                "gamma# farstripe pair create shop --peer delta",
+                "alpha# farstripe status shop",
+            ),
+            "Records go once over the line to gamma, which passes them on to delta. The status has a line for each pair of "
+            "the node, and says what the loss of each node would mean.",
+        ),
         Example(
             "Replicate a group, and know when the copy is complete.",
             ("farstripe pair create shop --peer beta --mode sync", "farstripe pair wait shop --state sync --progress"),
@@ -379,6 +411,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
     ),
     "verbs": (
+        Example(
+            "Both volumes as they were five minutes ago, to look at, and as they were before a mistake, to work with.",
+            (
+                "beta# farstripe snapshot shop --at -5min",
+                'beta# farstripe snapshot shop --at "2026-05-17 14:29:59" --name rescue --writable',
+                "beta# farstripe attach data-rescue",
+            ),
+            "The first makes snapshots web-at-SEQ and data-at-SEQ; the answer says after which record, and when that was "
+            "written. The second makes clones. shop is replicated on meanwhile. They are deleted like volumes.",
+        ),
         Example(
             "A volume as a device with a file system.",
             (

@@ -27,7 +27,10 @@ step = st.one_of(
 @given(steps=st.lists(step, min_size=5, max_size=40), seed=st.integers(0, 1 << 30))
 @example(steps=[("write", 0, 0, 9), ("flow", 0, 0, 0), ("overflow", 0, 0, 0), ("flow", 0, 0, 0)], seed=1)
 def test_every_instant_of_the_window_is_shown_exactly(steps: list[tuple[Any, ...]], seed: int) -> None:
-    with patch.object(recorder, "PIECE_BYTES", PIECE_BYTES), patch.object(recorder, "FRAME_DATA_BYTES", FRAME_DATA_BYTES):
+    with (
+        patch.object(recorder, "PIECE_BYTES", PIECE_BYTES),
+        patch.object(recorder, "FRAME_DATA_BYTES", FRAME_DATA_BYTES),
+    ):
         _run(steps, random.Random(seed))
 
 
