@@ -2,9 +2,9 @@
 
     STATE/groups/<uuid>/markers   the group's book (replicator.capture.markerbook)
 
-An image is a snapshot of each volume of the group, named VOLUME.MARKER, taken by the follower between two records, so it
-holds exactly what the sequence held at the marker; the volumes need not stand still for it, and the images of other groups
-are taken when their sequences come to the marker.
+An image is a snapshot of each volume of the group, named VOLUME.MARKER, taken by the follower between two records, so
+it holds exactly what the sequence held at the marker; the volumes need not stand still for it, and the images of
+other groups are taken when their sequences come to the marker.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class MarkerHost:
     def _has(self, name: str) -> bool:
         return any(route.name == name for route in self._exports.routes())
 
-    # -- suspending and taking over -------------------------------------------------------------------------------------
+    # -- suspending and taking over ------------------------------------------------------------------------------------
 
     def resume(self, groups: Sequence[GroupService], n: int = 0) -> list[str]:
         """Let groups that stand at a marker (number `n`, when given) follow again. Returns their names. Durable."""
@@ -202,7 +202,8 @@ class MarkerHost:
                 apply_through(engine)  # markers that have arrived get their images
             entry = book.find(n)
             if entry.state != TAKEN:
-                raise Refused(f"group {engine.state.name} has no image of marker {entry.name}: {entry.why or entry.state}")
+                why = entry.why or entry.state
+                raise Refused(f"group {engine.state.name} has no image of marker {entry.name}: {why}")
             changed: dict[int, list[tuple[int, int]]] = {}
             names = {volume["index"]: volume["name"] for volume in engine.state.volumes}
             pool = self._pools.require()

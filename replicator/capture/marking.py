@@ -1,9 +1,11 @@
-"""Holding the writes of groups for a marker and putting the marker into their sequences: the node's part of core/markers.
+"""Holding the writes of groups for a marker and putting the marker into their sequences: the node's part of
+core/markers.
 
 A hold parks new host writes; those under way have their place in the sequence already (the record precedes the pool
 write), so nothing needs to be waited for. Reads go on. A hold ends by its mark, by a release, when its lease is over,
-when the process ends, or when anything else parks or takes the group over; after any of these MARK is refused, under the
-same lock under which a write would be admitted, so a marker stands either in a hold without interruption or nowhere.
+when the process ends, or when anything else parks or takes the group over; after any of these MARK is refused, under
+the same lock under which a write would be admitted, so a marker stands either in a hold without interruption or
+nowhere.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Marking:
             for service, book in groups:
                 if n <= book.highest:
                     name = service.engine.state.name
-                    raise Refused(f"group {name} has seen marker number {book.highest}, {n} is not new", "take a higher one")
+                    raise Refused(f"group {name} has seen marker number {book.highest}, {n} is not new", "go higher")
             self._holds[n] = hold
             try:
                 for service, _ in groups:

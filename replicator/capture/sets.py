@@ -2,9 +2,9 @@
 
     STATE/sets/<name>    a slot file: {name, rev, groups: [uuid], bound_ns, whole, decided_ns}
 
-A definition is made on the primary and handed on by the replicators; the higher `rev` wins, and no groups means that the
-set is gone. Order of a step: see what has arrived; sync the journals it lies in; make the bound durable; raise the limits.
-A bound that nobody waits for is not written down: an idle set costs no syncs.
+A definition is made on the primary and handed on by the replicators; the higher `rev` wins, and no groups means that
+the set is gone. Order of a step: see what has arrived; sync the journals it lies in; make the bound durable; raise
+the limits. A bound that nobody waits for is not written down: an idle set costs no syncs.
 """
 
 from __future__ import annotations
@@ -240,8 +240,9 @@ def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
     arrived = look(engine.page.u64, ARRIVED_GEN).time_ns
     if look_close and not arrived and state.role == SECONDARY:
         arrived = max(pending(engine).last_time_ns, engine.applied_time_ns)
-    upstream = getattr(state, "upstream", "") if state.role == SECONDARY else ""
-    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, engine.applied_time_ns or engine.opened_at_ns)
+    upstream = state.upstream if state.role == SECONDARY else ""
+    applied = engine.applied_time_ns or engine.opened_at_ns
+    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied)
 
 
 def _make_durable(services: list[GroupService], bound_ns: int) -> None:

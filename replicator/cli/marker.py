@@ -75,7 +75,8 @@ def create(
         "marker.create", name=name, groups=groups, deadline_s=deadline_s, image=not no_image, suspend=suspend,
         before=before, after=after, wait_s=120,
     )  # fmt: skip
-    emit(as_json, made, f"marker {name} made in {', '.join(groups)}; 'farstripe marker wait {name}' waits for the copies")
+    then = f"'farstripe marker wait {name}' waits for the copies"
+    emit(as_json, made, f"marker {name} made in {', '.join(groups)}; {then}")
 
 
 @marker.command("list")

@@ -1,8 +1,8 @@
 """Making markers and following them through the tree of copies: the coordinator, on any node.
 
-Decisions are in core/markers.py; this sends its asks, each in a thread of its own, and feeds the answers. A node is asked
-through its replicator (this one directly), which asks its target. What copies make of a marker is asked down the tree:
-every node asks its target and the peers that get the group from it.
+Decisions are in core/markers.py; this sends its asks, each in a thread of its own, and feeds the answers. A node is
+asked through its replicator (this one directly), which asks its target. What copies make of a marker is asked down
+the tree: every node asks its target and the peers that get the group from it.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ class Markers:
                 here += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=n, groups=uuids)
             except FarstripeError as exc:
                 name = peer.name if peer else peer_id
-                here.append({"node": name, "group": "", "role": "secondary", "state": "unreachable", "why": exc.message})
+                here.append(
+                    {"node": name, "group": "", "role": "secondary", "state": "unreachable", "why": exc.message}
+                )
         return here
 
     def _own(self, op: str, n: int, groups: list[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Control operations on markers.
 
     marker.create {name, groups, deadline_s?, image?, suspend?, before?, after?}   -> marker
-    marker.list {}                     -> {markers, schedules, here: what this node's copies know (marker.list of the target)}
+    marker.list {}                     -> {markers, schedules, here: marker.list of this node's target}
     marker.show {name}                 -> marker with copies, complete
     marker.wait {name, timeout_s?}     -> the same, once it is complete
     marker.delete {name}               -> {name, left: nodes that are told later}
@@ -9,7 +9,7 @@
     marker.schedule {name, groups, interval_s, keep?, image?, deadline_s?, before?, after?} -> {}
     marker.unschedule {name}           -> {}
     marker.offers {groups}             -> {offers: [{n, name}]}  newest first: what every group's copy here can give
-    marker.takeover {groups, name?, force?} -> {marker, groups}  become primary at a marker: the newest, or the named one
+    marker.takeover {groups, name?, force?} -> {marker, groups}  become primary at the newest, or the named one
 
 `groups` of create and schedule are NAME or NAME@NODE; of offers and takeover also, and the nodes named are asked what
 they can give, but each node is taken over by a command of its own. A marker is as in markerstore.py.

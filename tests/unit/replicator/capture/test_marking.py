@@ -38,7 +38,8 @@ class Bench:
 
     def host(self, side: Side) -> MarkerHost:
         (self.folder / side.name).mkdir(exist_ok=True)
-        host = MarkerHost(self.pools, FakeExports(self.pools), SimpleNamespace(add=lambda *a, **k: None))  # type: ignore[arg-type]
+        quiet: Any = SimpleNamespace(add=lambda *a, **k: None)
+        host = MarkerHost(self.pools, FakeExports(self.pools), quiet)  # type: ignore[arg-type]
         host.join(self.service(side), self.folder / side.name)
         side.engine.on_lift = lambda: host.lifted(side.engine)
         self.pools.serve("v0", side)
