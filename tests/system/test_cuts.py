@@ -8,6 +8,7 @@ that was never announced is a cut through time.
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
 import threading
 import time
@@ -69,6 +70,13 @@ def judge(log: tuple[Node, str], data: tuple[Node, str]) -> int:
     return done
 
 
+def free_port() -> int:
+    """A port nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def with_pool(node: Node) -> Node:
     node.init()
     disks = [node.dir / f"disk{n}" for n in range(2)]
@@ -92,8 +100,9 @@ def replicate(source: Node, volume: str, sink: Node, *options: object) -> None:
 def four() -> Iterator[tuple[Node, Node, Node, Node]]:
     """A and C are primary of a group each; their copies are on B and D."""
     with contextlib.ExitStack() as stack:
-        ports = {"A": 21940, "B": 21941, "C": 21942, "D": 21943}
-        a, b, c, d = (with_pool(stack.enter_context(Node(name, replication_port=ports[name]))) for name in "ABCD")
+        a, b, c, d = (
+            with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCD"
+        )
         join(a, b)
         join(c, d)
         join(a, c)
@@ -106,7 +115,7 @@ def four() -> Iterator[tuple[Node, Node, Node, Node]]:
 @pytest.fixture
 def two() -> Iterator[tuple[Node, Node]]:
     """A is primary of two groups that are a set; their copies are on B."""
-    with Node("A", replication_port=21930) as a, Node("B", replication_port=21931) as b:
+    with Node("A", replication_port=free_port()) as a, Node("B", replication_port=free_port()) as b:
         for node in (a, b):
             with_pool(node)
         join(a, b)
