@@ -157,7 +157,7 @@ class World:
         names = "abcdef"[: 1 + len(o.parents)]
         ids = [name * 32 for name in names]
         self.rng.shuffle(ids)
-        self.nodes = [Node(self, name, node_id, sizes, o.journal_bytes) for name, node_id in zip(names, ids, strict=True)]
+        self.nodes = [Node(self, name, i, sizes, o.journal_bytes) for name, i in zip(names, ids, strict=True)]
         self.by_id = {node.node_id: node for node in self.nodes}
         modes = o.edge_modes or (o.mode,) * len(o.parents)
         self.wanted = [(self.nodes[up], self.nodes[n + 1], modes[n]) for n, up in enumerate(o.parents)]
@@ -535,7 +535,8 @@ class World:
             assert up.target is not None and up.replicator is not None and down.replicator is not None
             source, sink = up.replicator.edges[down.name], down.replicator.edges[up.name]
             edge = up.target.engine.state.edge_of(down.node_id)
-            wanted = (State.SYNC_SOURCE,) if edge is not None and edge.mode == "sync" else (State.SOURCE, State.SYNC_SOURCE)
+            sync = edge is not None and edge.mode == "sync"
+            wanted = (State.SYNC_SOURCE,) if sync else (State.SOURCE, State.SYNC_SOURCE)
             if source.session.state in wanted and sink.session.state is State.TARGET:
                 return edge is not None and not edge.degraded
         return False
