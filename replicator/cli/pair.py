@@ -162,7 +162,7 @@ def show(here: Node, group: str, peer: str | None, as_json: bool) -> None:
     click.echo("\n".join(status.loss_lines(found.get("losses") or [])))
 
 
-def _pair(group: str, peer: str | None) -> dict[str, str]:
+def _pair(group: str, peer: str | None) -> dict[str, Any]:
     """The arguments that name a pair."""
     return {"group": group, "peer": peer} if peer else {"group": group}
 
