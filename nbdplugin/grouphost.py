@@ -329,7 +329,8 @@ class GroupHost:
             self._exports.join_group(names, service)
             sync_directory(new)
             new.rename(final)
-            parts.journal.directory = final
+            if isinstance(parts.journal, JournalDirectory):
+                parts.journal.directory = final
             sync_directory(self._dir)
         except BaseException:
             if service is not None:

@@ -17,7 +17,7 @@ from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFoun
 from replicator.journal import volumes
 from replicator.journal.files import PlainFile
 from replicator.journal.relayout import files_facts
-from replicator.journal.ring import DATA_START
+from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalDirectory
 
 MIN_JOURNAL_BYTES = 16 << 20

@@ -140,7 +140,7 @@ class MarkerBook:
     def _save(self, entries: list[Entry], handled: tuple[int, int], suspended: int | None) -> None:
         suspended = self._suspended if suspended is None else suspended
         highest = max([self._highest, *(one.n for one in entries)])
-        value = {
+        value: dict[str, Any] = {
             "handled": list(handled),
             "entries": [asdict(one) for one in entries],
             "suspended": suspended,

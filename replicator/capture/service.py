@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from replicator.capture import copier, copies, edges, follower, limits, recovery, retention, ringchange, roles
 from replicator.capture.backlog import Backlog
@@ -194,7 +195,7 @@ class GroupService:
                 return action()
             except Parked as parked:
                 if made := parked.made:  # only what makes it durable is left to do
-                    action = lambda: self.engine.make_durable(made)  # noqa: B023, E731
+                    action = cast("Callable[[], T]", partial(self.engine.make_durable, made))
                 self._refuse_when_closing()
                 if self.engine.journal_lost:
                     self._go_over()

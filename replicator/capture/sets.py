@@ -113,7 +113,7 @@ class SetHost:
             return [self._described(one) for one in self._sets.values()]
 
     def _described(self, one: _Set) -> dict[str, Any]:
-        groups = []
+        groups: list[dict[str, Any]] = []
         for uuid in one.groups:
             service = self._find(uuid)
             if service is None:

@@ -162,7 +162,7 @@ def show(here: Node, group: str, peer: str | None, as_json: bool) -> None:
     click.echo("\n".join(status.loss_lines(found.get("losses") or [])))
 
 
-def _pair(group: str, peer: str | None) -> dict[str, str]:
+def _pair(group: str, peer: str | None) -> dict[str, Any]:
     """The arguments that name a pair."""
     return {"group": group, "peer": peer} if peer else {"group": group}
 
@@ -230,7 +230,7 @@ def resync(here: Node, group: str, peer: str | None, discard: str | None, yes: b
 @json_option
 @pass_node
 def delete(here: Node, group: str, peer: str | None, local_only: bool, yes: bool, as_json: bool) -> None:
-    """End the pair of GROUP (with PEER) on both nodes; other pairs of it stay. Volumes and what is in them stay on both."""
+    """End the pair of GROUP (with PEER) on both nodes; its other pairs stay, and so do volumes and what is in them."""
     with_peer = f" with {peer}" if peer else ""
     confirm(f"End the pair of group {group}{with_peer}? A new pair begins with a full copy.", yes, as_json)
     extra = {"local_only": True} if local_only else {}

@@ -81,8 +81,9 @@ def whole_view(status: Facts | None, pairs: list[Facts], replicator: bool) -> Fa
     """Return what is known of one group: as group_view for its worst pair, with `edges`, one such entry for each pair,
     and `losses`: what the loss of this node, and of each peer, means."""
     edges = [group_view(edge_status(status, pair["peer"]), pair, replicator) for pair in pairs]
-    worst = min(edges, key=lambda one: _WORST_FIRST.index(one["level"])) if edges else group_view(status, None, replicator)
-    losses = next((pair["losses"] for pair in pairs if pair.get("losses")), [])
+    whole = group_view(status, None, replicator)
+    worst = min(edges, key=lambda one: _WORST_FIRST.index(one["level"]), default=whole)
+    losses: list[Facts] = next((pair["losses"] for pair in pairs if pair.get("losses")), [])
     return {**worst, "edges": edges, "losses": losses}
 
 

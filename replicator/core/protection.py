@@ -173,7 +173,8 @@ def _also(case: _Case) -> str:
     if case.lost is None:
         return ""
     goes_on = f"; {_names([e.peer for e in case.below])} then: fed by this node as before" if case.below else ""
-    waits = f"; no records for {_names(list(case.lost.others))} until {case.lost.peer} is back" if case.lost.others else ""
+    others = _names(list(case.lost.others))
+    waits = f"; no records for {others} until {case.lost.peer} is back" if others else ""
     return goes_on + waits
 
 

@@ -95,7 +95,7 @@ CLAIMING = RECEIVING | {S.MAPPING, S.AWAITING, S.ADOPTING, S.PROMOTING}
 GREETING = (S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.OFFERED, S.AWAITING)
 """Waiting for the peer, or for a quick answer of our target."""
 ASKED = (S.PLANNING, S.EXTENDING, S.MAPPING, S.ADOPTING)
-"""Waiting for a target, or for the nodes above, which may take long."""
+"""Waiting for a target or for nodes above, which may take long."""
 FLOWING = (S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET)
 """Records flow."""
 SWITCHING = (S.HOLDING, S.DRAINING, S.YIELDING, S.HANDED)

@@ -171,7 +171,8 @@ def _check_new(node: Node, status: dict[str, Any], peer: Peer, args: dict[str, A
     name = status["name"]
     if node.pairs.store.get(status["uuid"], peer.node_id) is not None:
         raise AlreadyExists(
-            f"group {name} is paired with {peer.name} already", f"'farstripe pair delete {name} {peer.name}' ends that pair"
+            f"group {name} is paired with {peer.name} already",
+            f"'farstripe pair delete {name} {peer.name}' ends that pair",
         )
     if status["role"] == "primary":
         return
@@ -250,5 +251,6 @@ def forget(node: Node, pair: PairConfig) -> str:
         note = f"the group stays as it is on {node.config.name}: {exc.message}"
     node.pairs.store.delete(pair.key)
     peer = node.pairs.name_of(pair.peer)
-    node.events.add("pair.deleted", f"group {pair.name} is not paired with {peer} any more" + (f"; {note}" if note else ""))
+    text = f"group {pair.name} is not paired with {peer} any more"
+    node.events.add("pair.deleted", text + (f"; {note}" if note else ""))
     return note

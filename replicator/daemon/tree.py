@@ -21,10 +21,12 @@ MAX_HOPS = 16
 """A tree is not deeper than a group has nodes; a question that has gone so far goes round in a circle."""
 
 
-def extend_copy(run_dir: Path, contexts: Contexts, peers: PeerStore, group: str, args: dict[str, Any]) -> dict[str, Any]:
+def extend_copy(
+    run_dir: Path, contexts: Contexts, peers: PeerStore, group: str, args: dict[str, Any]
+) -> dict[str, Any]:
     """Add the blocks of a copy to the primary's list. args: copy_id, masks (None: every block), hops.
 
-    Returns {seq}: their copies, and the SYNCED that ends them, come after it. Durable on return: the list on the primary.
+    Returns {seq}: their copies, and the SYNCED that ends them, come after it. Durable on return: the primary's list.
     Raises what the primary or a node on the way answers, PeerError when one cannot be reached.
     """
     hops = int(args.get("hops", 0))

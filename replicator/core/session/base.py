@@ -204,7 +204,7 @@ class SessionBase:
 def tree_durable(status: dict[str, Any]) -> int:
     """Return the seq up to which this node and all below it hold the journal durably, by this node's group.status.
 
-    The primary drops a history bitmap only when the whole tree holds its successor. 0 while an edge below is not linked.
+    The primary drops a history bitmap only when the whole tree holds its successor. 0 while an edge is not linked.
     """
     linked = [int(edge["tree_durable"]) if edge["linked"] else 0 for edge in _below(status)]
     return min([int(status.get("durable", 0)), *linked])

@@ -54,7 +54,7 @@ class Flowing(Greeting):
         return self.mine is not None and self.mine.role != "primary"
 
     def _planned(self, event: Reply, now: float) -> Step:
-        """Our target has the list. Of a relay it is the primary that appends the copies, so it has to know it too."""
+        """Our target has the list. Below a relay it is the primary that appends the copies: it has to know it too."""
         assert self.decision is not None
         result = event.result
         self._copy = {

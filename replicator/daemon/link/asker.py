@@ -34,8 +34,8 @@ class Asker:
         """peer: node id; says which edge of the group is meant. answer: called from this thread with each Reply that
         somebody waits for (token other than 0).
 
-        ask_above(op, args): asks the node that feeds this one; raises a FarstripeError. claim(timeout_s): sees to it that
-        no other pair of the group appends to the journal.
+        ask_above(op, args): asks the node that feeds this one; raises a FarstripeError. claim(timeout_s): sees to it
+        that no other pair of the group appends to the journal.
         """
         self._ask_above, self._claim = ask_above, claim
         self._client = ControlClient(target_socket, CALL_TIMEOUT_S)

@@ -226,13 +226,13 @@ class Flow:
                 self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
         if kind == wire.BEAT:
-            head_seq, unsent_bytes, *beacon, sent_seq = wire.BEAT_BODY.unpack(body)
+            head_seq, unsent_bytes, seq, time_ns, sent_seq = wire.BEAT_BODY.unpack(body)
             self.peer_beat = head_seq, unsent_bytes
             if self.receiver is not None:
-                self.receiver.note_beacon(*beacon)
+                self.receiver.note_beacon(seq, time_ns)
                 self.receiver.sent_seq = sent_seq
-                if beacon[1]:
-                    self._remote.heard(*beacon, self.receiver.expect - 1, now)
+                if time_ns:
+                    self._remote.heard(seq, time_ns, self.receiver.expect - 1, now)
             return None
         return self._acked(wire.TRIPLE.unpack(body), now)
 

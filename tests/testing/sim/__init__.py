@@ -1,13 +1,14 @@
-"""A deterministic simulator of a whole pair: real engine, real session, real data path; fake disks, wire and time.
+"""A deterministic simulator of a pair or a tree of nodes: real engine, session and data path; fake disks, wire and time.
 
     clock.py     events in the order of virtual time, and the hash of what happened
     storage.py   volumes, pool, mapped files and group files over FakeDisk
     network.py   connections that delay, stall, break; frames that come again
     target.py    one target process: the engine and its service, and host requests that wait
-    replicator.py  one replicator process: session and flow
+    replicator.py  one replicator process: session and flow of each edge
     node.py      what survives the processes of one node, and how they die
-    world.py     two nodes, hosts, operator; one run
+    world.py     nodes, hosts, operator; one run
     nemesis.py   what goes wrong, and when
+    operator.py  who clears afterwards what only a person can
     oracles.py   what must hold after every event
     truth.py     the record of what was written, kept apart from the code under test
 

@@ -75,7 +75,8 @@ class Replicator:
         upstream = target.engine.state.upstream if target is not None else ""
         holder = self.claims.holder
         edges = self.edges.values()
-        return next((e for e in edges if e is holder), None) or next((e for e in edges if e.peer.node_id == upstream), None)
+        claiming = next((e for e in edges if e is holder), None)
+        return claiming or next((e for e in edges if e.peer.node_id == upstream), None)
 
 
 class Edge:

@@ -28,6 +28,7 @@ from tests.testing.sim.clock import Clock
 from tests.testing.sim.nemesis import FAULT_KINDS, Nemesis
 from tests.testing.sim.network import Network
 from tests.testing.sim.node import Node, is_primary
+from tests.testing.sim.operator import Operator
 from tests.testing.sim.replicator import Edge
 from tests.testing.sim.target import Request
 from tests.testing.sim.truth import Truth, Violation
@@ -172,7 +173,7 @@ class World:
         names = "abcdef"[: 1 + len(o.parents)]
         ids = [name * 32 for name in names]
         self.rng.shuffle(ids)
-        self.nodes = [Node(self, name, node_id, sizes, o.journal_bytes) for name, node_id in zip(names, ids, strict=True)]
+        self.nodes = [Node(self, name, i, sizes, o.journal_bytes) for name, i in zip(names, ids, strict=True)]
         self.by_id = {node.node_id: node for node in self.nodes}
         modes = o.edge_modes or (o.mode,) * len(o.parents)
         self.wanted = [(self.nodes[up], self.nodes[n + 1], modes[n]) for n, up in enumerate(o.parents)]
@@ -188,7 +189,6 @@ class World:
         self._token = 0
         self._seen: dict[str, tuple[Any, ...]] = {}
         self._power: dict[str, bool] = {node.name: False for node in self.nodes}
-        self._acting = False
         self.ran: set[Node] = set()
         """Nodes of which a process did something since the oracles looked."""
         self._before: dict[str, tuple[Any, ...]] = {}
@@ -445,6 +445,7 @@ class World:
         self.heal()
         self.network.replay = 0.0
         self.network.break_all("the network is mended")
+        operator = Operator(self)
         deadline = self.clock.now + LIVENESS_S
         while self.clock.now < deadline:
             for node in self.nodes:
@@ -452,7 +453,7 @@ class World:
                     node.die("power")  # it failed without a journal: it is restarted, as `explain` says, and gets one
                 self.start(node)
             self.clock.run_until(self.clock.now + 1.0)
-            self._operator()
+            operator.act()
             if self._in_sync():
                 return
         states = {n.name: self._describe(n) for n in self.nodes}
@@ -470,59 +471,6 @@ class World:
             f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} failed={engine.failed!r} "
             f"upstream {engine.state.upstream[:2]} {told}"
         )
-
-    def _operator(self) -> None:
-        """What a person does who reads `farstripe explain` on every node."""
-        if any(node.target is None or node.replicator is None for node in self.nodes):
-            return
-        primaries = self.primaries
-        if not primaries and self._settled() and not self._acting:
-            self._acting = True
-            self.take_over(self._best(self.nodes), force=True)
-            return
-        self._acting = False
-        for node in self.nodes:
-            for edge in node.replicator.edges.values() if node.replicator is not None else ():
-                self._clear(edge, primaries)
-
-    def _clear(self, edge: Edge, primaries: list[Node]) -> None:
-        """Clear what waits for an operator on one edge, seen from one of its ends."""
-        session = edge.session
-        decision = session.decision if session.link else None
-        label = decision.label if decision else ""
-        if session.state is State.STOPPED or (session.state is State.WAITING and label == "split-wanted"):
-            self.command(edge, "resync")
-        elif session.state is State.REFUSED and decision is not None and edge.node.name < edge.peer.name:
-            lead, follow = self.by_id[decision.lead], self.by_id[decision.follow]
-            chosen = self._best(primaries) if primaries else None
-            loser = lead if self._top_of(follow) is chosen and self._top_of(lead) is not chosen else follow
-            self.command(edge, "resync", discard=loser.node_id)
-
-    def _top_of(self, node: Node) -> Node | None:
-        """The primary that a node's records come from, None when nobody feeds it or the one above."""
-        for _ in self.nodes:
-            if is_primary(node):
-                return node
-            above = self.by_id.get(node.target.engine.state.upstream) if node.target is not None else None
-            if above is None:
-                return None
-            node = above
-        return None
-
-    def _settled(self) -> bool:
-        """Nobody is about to become primary."""
-        states = [e.session.state for n in self.nodes if n.replicator is not None for e in n.replicator.edges.values()]
-        return not any(state in (State.PROMOTING, State.YIELDING, State.HANDED) for state in states)
-
-    def _best(self, nodes: list[Node]) -> Node:
-        """The node a person would choose as primary: a consistent one, the one with the newest history."""
-
-        def rank(node: Node) -> tuple[bool, Any, int]:
-            assert node.target is not None
-            engine = node.target.engine
-            return engine.state.copy == OK, engine.epoch, engine.pos
-
-        return max(nodes, key=rank)
 
     def _in_sync(self) -> bool:
         if self.wanted or any(n.replicator is None or n.target is None for n in self.nodes):
@@ -550,7 +498,8 @@ class World:
             assert up.target is not None and up.replicator is not None and down.replicator is not None
             source, sink = up.replicator.edges[down.name], down.replicator.edges[up.name]
             edge = up.target.engine.state.edge_of(down.node_id)
-            wanted = (State.SYNC_SOURCE,) if edge is not None and edge.mode == "sync" else (State.SOURCE, State.SYNC_SOURCE)
+            sync = edge is not None and edge.mode == "sync"
+            wanted = (State.SYNC_SOURCE,) if sync else (State.SOURCE, State.SYNC_SOURCE)
             if source.session.state in wanted and sink.session.state is State.TARGET:
                 return edge is not None and not edge.degraded
         return False
