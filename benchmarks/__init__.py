@@ -7,6 +7,7 @@
     nodes.py      our nodes, started through the real command line
     pair.py       two of them with one volume paired
     replicated.py the rows that need a pair
+    trees.py      the rows of several peers and many groups
     pools.py      the rows of a pool alone
     mapped.py     a pool with the areas of 1 TiB, in a process of its own
     md.py         Linux md in a User Mode Linux guest

@@ -50,12 +50,14 @@ def command(where: list[str], load: Load, seconds: float, size_bytes: int, seed:
     ]  # fmt: skip
 
 
-def fio(uri: str, load: Load, seconds: float, size_bytes: int, seed: int = 1) -> Measured:
+def fio(uri: str, load: Load, seconds: float, size_bytes: int, seed: int = 1, *, rate_iops: int = 0) -> Measured:
     """Run `load` against the NBD `uri` for `seconds` over its first `size_bytes`; raises BenchmarkError on any error.
 
+    rate_iops: requests a second it does not exceed, 0 for as many as it can.
     Buffers are refilled with random data for each request, so compression or zero detection cannot flatter anyone.
     """
-    argv = command(["--ioengine=nbd", f"--uri={uri}"], load, seconds, size_bytes, seed)
+    rate = [f"--rate_iops={rate_iops}"] if rate_iops else []
+    argv = command(["--ioengine=nbd", f"--uri={uri}", *rate], load, seconds, size_bytes, seed)
     try:
         done = subprocess.run(argv, capture_output=True, timeout=seconds + 60)
     except FileNotFoundError as e:

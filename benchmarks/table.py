@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import pools, replicated
+from benchmarks import pools, replicated, trees
 from benchmarks.load import Load, fio, nbdcopy
 from benchmarks.measure import Result, compare
 from benchmarks.nodes import Node
@@ -203,6 +203,24 @@ ROWS: dict[str, Row] = {
             "the most memory a replicator had resident while it worked off a backlog and a resync",
             1.0, 2.0,
             replicated.memory,
+        ),
+        Row(
+            "three-peers-cost",
+            "processor time of the target for a 4 KiB write with three peers, against one peer",
+            1 / trees.PEERS_COST_LIMIT, 1.0,
+            trees.peers_cost,
+        ),
+        Row(
+            "idle-groups",
+            "a hundred idle groups with a peer: processor time of the primary's node",
+            1.0, 2.0,
+            trees.idle_groups,
+        ),
+        Row(
+            "busy-groups",
+            "4 KiB random writes to sixteen groups at once, against one group",
+            0.9, 1.0,
+            trees.busy_groups,
         ),
     )
 }  # fmt: skip

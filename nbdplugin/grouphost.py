@@ -394,10 +394,10 @@ class GroupHost:
                 )
             self._exports.leave_group(names, self._pools.require().sync)
             del self._services[state.uuid]
-            self.cuts.leave(state.uuid)
             try:
                 service.stop()
             finally:
+                self.cuts.leave(state.uuid)
                 self._remove_files(state.uuid)
             for name in made:
                 self._pools.delete_volume(self._exports.get(name))

@@ -68,7 +68,7 @@ def _check_device(groups: Path, path: str) -> None:
         raise BadInput(f"the journal {path} cannot be used: {exc.strerror}", "name a device nobody uses") from exc
     for journal in groups.glob("*/journal*"):
         if journal.is_symlink() and journal.exists() and journal.samefile(path):
-            raise BadInput(f"{path} is part of a group's journal already", "name a device nobody uses")
+            raise BadInput(f"{path} belongs to the journal of this or another group", "name a device nobody uses")
 
 
 def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, Any]:
@@ -106,9 +106,10 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
 
     Durable: that nothing new is put there from the next lap on. Returns its facts; state "released" when it is free.
     """
-    found = [one for one in files_facts(engine.journal) if which in (str(one["index"]), one["path"])]
+    files = files_facts(engine.journal)
+    found = [one for one in files if which in (str(one["index"]), one["path"])]
     if not found:
-        found = [one for one in files_facts(engine.journal) if os.path.realpath(which) == os.path.realpath(one["path"])]
+        found = [one for one in files if os.path.realpath(which) == os.path.realpath(one["path"])]
     if not found:
         raise NotFound(f"{which} is no part of the journal of group {engine.state.name}", "farstripe group journal show")
     index = found[0]["index"]
@@ -116,8 +117,10 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
         try:
             ringchange.remove_file(engine, index, MIN_JOURNAL_BYTES - DATA_START)
         except OSError as exc:
-            raise MediumError(f"the journal's superblocks cannot be written: {exc.strerror}", "check the disks") from exc
-    return next((one for one in files_facts(engine.journal) if one["index"] == index), found[0] | {"state": "released"})
+            why = f"the journal's superblocks cannot be written: {exc.strerror}"
+            raise MediumError(why, "check the disks") from exc
+    left = [one for one in files_facts(engine.journal) if one["index"] == index]
+    return left[0] if left else found[0] | {"state": "released"}
 
 
 def replace(groups: Path, engine: GroupEngine, path: str | None, size: int) -> int:

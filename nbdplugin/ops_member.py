@@ -24,6 +24,10 @@ def handlers(target: Target) -> dict[str, Handler]:
         pools.remove_member(arguments.text(args, "member"))
         return pools.status()
 
+    def clear_errors(args: dict[str, Any]) -> dict[str, Any]:
+        member = args.get("member") and arguments.text(args, "member")
+        return {"members": pools.clear_errors(member or "")}
+
     def spare_add(args: dict[str, Any]) -> dict[str, Any]:
         raid_group = args.get("raid_group") and arguments.text(args, "raid_group")
         pools.add_spare(arguments.member(args, "member"), raid_group or "", arguments.flag(args, "force"))
@@ -44,6 +48,7 @@ def handlers(target: Target) -> dict[str, Handler]:
     return {
         "pool.readd": readd,
         "pool.remove": remove,
+        "pool.clear_errors": clear_errors,
         "pool.spare_add": spare_add,
         "pool.spare_list": spare_list,
         "pool.rebuild_limit": rebuild_limit,

@@ -1,5 +1,5 @@
-"""Control operations on where areas lie: volume.map, .extend, .move, .move_cancel; pool.add_group, .remove_group,
-.keep_group, .check.
+"""Control operations on where areas lie: volume.map, .extend, .move, .move_cancel; pool.add_group, .grow,
+.remove_group, .keep_group, .check.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ def handlers(target: Target) -> dict[str, Handler]:
         pools.add_group(spec, arguments.flag(args, "force"))
         return pools.status()
 
+    def grow(args: dict[str, Any]) -> dict[str, Any]:
+        raid_group = args.get("name") and arguments.text(args, "name")
+        return pools.grow(raid_group, arguments.flag(args, "dry_run"))
+
     def remove_group(args: dict[str, Any]) -> dict[str, Any]:
         name = arguments.text(args, "name")
         areas = pools.remove_group(name)
@@ -77,6 +81,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         "volume.move": move,
         "volume.move_cancel": cancel,
         "pool.add_group": add_group,
+        "pool.grow": grow,
         "pool.remove_group": remove_group,
         "pool.keep_group": keep_group,
         "pool.check": check,

@@ -192,6 +192,13 @@ class PoolHost:
             self._save_hints(pool)
         self._events.add("member.removed", f"{member} is let go of", path=member)
 
+    def clear_errors(self, member: str) -> int:
+        """Set the counts of a member's errors, or of all members', to 0. Errors and result as Pool.clear_errors."""
+        with self.changing:
+            cleared = self.require().clear_errors(member)
+        self._events.add("member.cleared", f"the errors of {member or 'all members'} are no longer counted")
+        return cleared
+
     def add_spare(self, member: str, raid_group: str, force: bool) -> None:
         """Make a file, device or export a spare. Raises Refused when it holds something, unless `force` lets it go."""
         with self.changing:
@@ -369,6 +376,17 @@ class PoolHost:
             pool.add_group(spec, force=force)
             self._save_hints(pool)
         self._events.add("pool.grown", f"RAID group {spec.name} was added to pool {pool.name}", group=spec.name)
+
+    def grow(self, raid_group: str | None, dry_run: bool) -> dict[str, Any]:
+        """Let RAID groups take the room that their members got. Errors and result as Pool.grow."""
+        with self.changing:
+            found = self.require().grow(raid_group, dry_run=dry_run)
+        for one in () if dry_run else found["groups"]:
+            gained = one["size"] - one["old_size"]
+            self._events.add(
+                "pool.grown", f"RAID group {one['name']} has {gained} bytes more", group=one["name"], bytes=gained
+            )
+        return found
 
     def remove_group(self, name: str) -> int:
         """Have everything on a RAID group moved to others in the background, and the group dropped then.

@@ -79,7 +79,7 @@ class Scrubber:
         status = pool.status()
         for group in status["groups"]:
             for member in group["members"]:
-                self._look_at_member(group["name"], member["path"], member["checksum_errors"])
+                self._look_at_member(group["name"], member["path"], member["since_open"]["checksum_errors"])
         for name, scrub in status["scrubs"].items():
             if scrub["state"]:
                 self._look_at_scrub(name, scrub)

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections.abc import Iterable
 
 from raidlib.arearefs import AreaRefs
-from raidlib.errors import OutOfSpace
+from raidlib.errors import MediumError, OutOfSpace
 from raidlib.ledger import Ledger
 from raidlib.raidgroup import RaidGroup
 
@@ -42,8 +43,11 @@ class Allocator:
         """Rises when a member joins that missed earlier punches."""
         self._limbo: set[int] = set()
         self._punched: set[int] = set()
+        self._refused: set[int] = set()
+        """Dirty areas that could not be zeroed when that was last tried: others come first."""
         self._cleaning = threading.Lock()
-        self._clean = [area for area in range(group.info.areas) if area not in allocated and area not in self._dirty]
+        kept = self._dirty | group.info.reserved
+        self._clean = [area for area in range(group.info.areas) if area not in allocated and area not in kept]
 
     @property
     def free_areas(self) -> int:
@@ -88,17 +92,33 @@ class Allocator:
                             f"group {self._group.info.name} has no free area left",
                             "delete or trim volumes, or use another group",
                         )
-                    batch = heapq.nsmallest(max(step, areas - len(self._clean)), usable)
+                    most = max(step, areas - len(self._clean))
+                    batch = heapq.nsmallest(most, usable, key=lambda area: (area in self._refused, area))
                     unpunched = [area for area in batch if area not in self._punched]
                     epoch = self.epoch
+                trouble: MediumError | None = None
                 for area in unpunched:
-                    self._group.punch_area(area)
+                    try:
+                        self._group.punch_area(area)
+                    except MediumError as exc:
+                        trouble = exc
+                        with self._ledger.lock:
+                            self.not_punched(area)
+                    else:
+                        with self._ledger.lock:
+                            self.punched([area], epoch)
                 with self._ledger.lock:
-                    self.punched(unpunched, epoch)
                     ready = self.unsettled()
+                if trouble is not None and not ready:
+                    raise trouble
                 self._ledger.sync_members()
                 with self._ledger.lock:
                     self.settle(ready)
+
+    def grow(self, clean: Iterable[int]) -> None:
+        """The group has more areas; these of them, rising, are clean, others may be in the state's `dirty`."""
+        self.allocated.grow(self._group.info.areas)
+        self._clean.extend(clean)  # all are higher than those before: it stays a heap
 
     def give_back(self, area: int) -> None:
         """Put back a clean area that was taken and never mapped."""
@@ -124,8 +144,14 @@ class Allocator:
     def punched(self, areas: list[int], epoch: int) -> None:
         """Areas that nobody can use any more and that have been punched since `epoch` was looked up."""
         self._limbo.difference_update(areas)
+        self._refused.difference_update(areas)
         if epoch == self.epoch:
             self._punched.update(areas)
+
+    def not_punched(self, area: int) -> None:
+        """An area that nobody can use any more could not be zeroed: that is tried again when it is wanted."""
+        self._limbo.discard(area)
+        self._refused.add(area)
 
     def unsettled(self) -> list[int]:
         """The areas that a sync which starts now will make clean; give them to settle() after it."""

@@ -22,6 +22,12 @@ class AreaRefs:
         self._refs = array("I", bytes(4 * areas))
         self._all = np.frombuffer(self._refs, np.uint32)
 
+    def grow(self, areas: int) -> None:
+        """Know of so many areas from now on; nobody refers to the new ones."""
+        refs = array("I", bytes(4 * areas))
+        refs[: len(self._refs)] = self._refs
+        self._refs, self._all = refs, np.frombuffer(refs, np.uint32)
+
     def __contains__(self, area: int) -> bool:
         return area < len(self._refs) and self._refs[area] > 0
 

@@ -23,12 +23,14 @@ from dataclasses import dataclass, field
 from raidlib.blockfile import BlockFile
 from raidlib.create import OpenFile, open_member
 from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, NotFound, RaidError, Refused
+from raidlib.extending import placed
 from raidlib.geometry import Geometry
+from raidlib.layout import Layout
 from raidlib.member import Member
 from raidlib.metastore import Found, MetaStore
 from raidlib.readd import why_not
 from raidlib.state import MemberInfo, MemberState, PoolState
-from raidlib.superblock import Layout, Superblock, read_superblock
+from raidlib.superblock import Superblock, read_superblock
 
 
 @dataclass
@@ -193,11 +195,14 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 f"pool {state.name}: no member of group {group.name} was found: {'; '.join(search.remarks)}",
                 "attach its disks",
             )
+        geometry = geometries[group_index]
+        layout = layout.extended(placed(layout, geometry, group.extensions))
+        least = layout.data_offset + group.areas * geometry.area_member_bytes
         layout_of.append(layout)
         members.append([])
         for index, info in enumerate(group.members):
             candidate = search.candidates.get(info.uuid)
-            trouble = _trouble(candidate, best)
+            trouble = _trouble(candidate, best, least)
             in_sync = info.state is MemberState.IN_SYNC
             believed += in_sync
             file = store = None
@@ -215,6 +220,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 search.remarks.append(_returned(candidate, info))
             member = Member(group_index, index, info, layout, file, store)
             member.rebuilt_rows = info.rebuilt_areas * geometries[group_index].rows_per_area
+            member.counts_before = group.errors.get(info.uuid, member.counts_before)
             members[-1].append(member)
     if present * 2 <= believed and not force:
         raise Refused(
@@ -279,8 +285,9 @@ def _join_successor(
     """Decide what becomes of a replacement in place."""
     old, new = member.info, member.info.successor
     assert new is not None
+    least = member.layout.data_offset + best.state.groups[group].areas * geometry.area_member_bytes
     candidate = search.candidates.get(new.uuid)
-    trouble = _trouble(candidate, best)
+    trouble = _trouble(candidate, best, least)
     lost = {m.index for m in its_members if m.info.state is not MemberState.IN_SYNC}
     if candidate is None or trouble:
         search.remarks.append(f"{new.path}, which was to replace {old.path}: {trouble}; replace it again")
@@ -303,12 +310,14 @@ def _returned(candidate: _Candidate, info: MemberInfo) -> str:
     return f"{path} was away and is back: farstripe pool readd {path} copies only what was written meanwhile"
 
 
-def _trouble(candidate: _Candidate | None, best: Found) -> str:
+def _trouble(candidate: _Candidate | None, best: Found, least: int) -> str:
     """Why a member cannot be used; empty when it can."""
     if candidate is None:
         return "missing"
     if candidate.found is None:
         return "its metadata is damaged"
+    if candidate.file.size < least:
+        return f"it has shrunk: it has {candidate.file.size} bytes, and its group uses {least}"
     generation = candidate.found.state.generation
     if generation >= best.state.committed:
         return ""

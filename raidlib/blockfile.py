@@ -1,6 +1,6 @@
 """Block files: the only door through which raidlib touches storage.
 
-A BlockFile is a fixed-size array of bytes, backed by a file or a block device. Everything above talks to the
+A BlockFile is an array of bytes, backed by a file or a block device. Everything above talks to the
 protocol, so the same pool runs on real files (OSFile) and on tests.testing.fakedisk, which loses unsynced writes.
 
 What a BlockFile promises:
@@ -36,7 +36,7 @@ _libc.fallocate.argtypes = [c_int, c_int, c_long, c_long]
 
 
 class BlockFile(Protocol):
-    """A fixed-size array of bytes on storage. Offsets and lengths are bytes; every method is thread-safe."""
+    """An array of bytes on storage. Offsets and lengths are bytes; every method is thread-safe."""
 
     @property
     def path(self) -> str:
@@ -60,7 +60,10 @@ class BlockFile(Protocol):
 
     @property
     def size(self) -> int:
-        """Size in bytes."""
+        """Size in bytes, as far as it is known without asking another host."""
+
+    def remeasure(self) -> int:
+        """Find out how large it is by now, and let requests reach as far; return that. Raises OSError."""
 
     @property
     def gone(self) -> bool:
@@ -114,10 +117,9 @@ class OSFile:
 
     parallel_sync = True
 
-    def __init__(self, fd: int, path: str, size: int, is_device: bool) -> None:
+    def __init__(self, fd: int, path: str, is_device: bool) -> None:
         self._fd = fd
         self.path = path
-        self._size = size
         self._is_device = is_device
         self._unsupported: set[int] = set()
         self._sync_failed = False
@@ -177,13 +179,16 @@ class OSFile:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             os.close(fd)
             raise OSError(errno.EINVAL, "neither a regular file nor a block device", path)
-        size = os.lseek(fd, 0, os.SEEK_END)
-        return cls(fd, path, size, stat.S_ISBLK(mode))
+        return cls(fd, path, stat.S_ISBLK(mode))
 
     @property
     def size(self) -> int:
-        """Size in bytes when it was opened."""
-        return self._size
+        """Size in bytes now. Raises OSError."""
+        return os.lseek(self._fd, 0, os.SEEK_END)
+
+    def remeasure(self) -> int:
+        """See BlockFile."""
+        return self.size
 
     @property
     def gone(self) -> bool:

@@ -108,11 +108,15 @@ def _check_group(space: Space, index: int, counted: AreaRefs) -> tuple[dict[str,
         problems.append(f"area {area} of group {name} is in use and free at once")
     for area in np.flatnonzero(free > 1).tolist():
         problems.append(f"area {area} of group {name} is clean and dirty at once")
+    for area in sorted(info.reserved):
+        if free[area] or believed[area]:
+            problems.append(f"area {area} of group {name} holds parts of its members, and is in use or free")
+        free[area] = 1
     for area in np.flatnonzero((free == 0) & (believed == 0)).tolist():
         problems.append(f"area {area} of group {name} is neither in use nor free")
     facts = {
         "name": name,
-        "areas": info.areas,
+        "areas": info.usable_areas,
         "used": len(counted),
         "shared": int(np.count_nonzero(found > 1)),
         "pending": len(pending),

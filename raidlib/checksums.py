@@ -8,7 +8,8 @@ through.
 The table lies on the member itself, before its data: one entry of 4 bytes for each block of 4096 bytes of data.
 An entry is the block's CRC32C xor mask(n), mask(n) = CRC32C(member uuid) + n * 0x9E3779B1 mod 2^32: an entry fits at
 one place of one member only. 0 stands for "never written, reads as zeroes", so that a hole needs no entry; where the
-formula gives 0 the entry is 0xFFFFFFFF.
+formula gives 0 the entry is 0xFFFFFFFF. On a group that has grown, each extension of the layout has the entries of the
+blocks from there on, and the parts in it pass through like those before the data. No request goes across its start.
 
 What is found: bits that flipped; blocks zeroed, torn, or written by somebody else; a write that went to another place
 (both places are wrong then); a write of data that never reached the medium, because the entry did, with another write,
@@ -39,7 +40,7 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from raidlib.blockfile import BlockFile, Buffer
-from raidlib.superblock import Layout
+from raidlib.layout import Layout
 
 BLOCK_BYTES = 4096
 ENTRY_BYTES = 4
@@ -85,13 +86,26 @@ class ChecksummedFile:
         self.close = inner.close
         self._data = layout.data_offset
         self._table = layout.table_offset
+        self.extend(layout)
         self._salt = crc32c(bytes.fromhex(member_uuid))
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def extend(self, layout: Layout) -> None:
+        """Know of all extensions of the layout from now on."""
+        self._parts = tuple((extension.start, extension.end) for extension in layout.extensions)
+        self._tables = tuple(
+            (self.block_of(extension.start), extension.table_offset) for extension in reversed(layout.extensions)
+        )
+        self._first_blocks = self._tables[-1][0] if self._tables else 1 << 62
 
     @property
     def size(self) -> int:
         """Size in bytes."""
         return self.inner.size
+
+    def remeasure(self) -> int:
+        """See BlockFile."""
+        return self.inner.remeasure()
 
     @property
     def gone(self) -> bool:
@@ -108,7 +122,7 @@ class ChecksummedFile:
 
     def preadinto(self, buf: bytearray | memoryview, off: int) -> int:
         """See BlockFile. Raises ChecksumMismatch."""
-        if off < self._data or not len(buf):
+        if self._is_part(off) or not len(buf):
             return self.inner.preadinto(buf, off)
         view = memoryview(buf).cast("B")
         if (off - self._data | len(view)) & BLOCK_BYTES - 1:
@@ -126,7 +140,7 @@ class ChecksummedFile:
         self.inner.read_medium(buf, off)
 
     def _raw_preadv(self, bufs: Sequence[bytearray | memoryview], off: int, flags: int = 0) -> int:
-        if off < self._data:
+        if self._is_part(off):
             return self.inner.raw_preadv(bufs, off, flags)
         total = sum(map(len, bufs))
         if (off - self._data) & BLOCK_BYTES - 1 or any(len(buf) & BLOCK_BYTES - 1 for buf in bufs):
@@ -145,7 +159,7 @@ class ChecksummedFile:
         """Raise ChecksumMismatch unless whole blocks read at `off` fit, at the latest when no write is under way."""
         first = (off - self._data) // BLOCK_BYTES
         if len(view) == BLOCK_BYTES:
-            entry = int.from_bytes(self.inner.pread(ENTRY_BYTES, self._table + first * ENTRY_BYTES), "little")
+            entry = int.from_bytes(self.inner.pread(ENTRY_BYTES, self._entry_at(first)), "little")
             raw = crc32c(view)
             if entry == self._entry(raw, first) or (not entry and raw == _ZERO_CRC):
                 return
@@ -166,7 +180,7 @@ class ChecksummedFile:
 
     def entries(self, first: int, count: int) -> Entries:
         """The entries of a run of blocks as they stand in the table. Raises OSError."""
-        table = self.inner.pread(count * ENTRY_BYTES, self._table + first * ENTRY_BYTES)
+        table = self.inner.pread(count * ENTRY_BYTES, self._entry_at(first))
         return np.frombuffer(table, "<u4")
 
     def block_of(self, off: int) -> int:
@@ -177,7 +191,7 @@ class ChecksummedFile:
 
     def pwrite(self, buf: Buffer, off: int) -> None:
         """See BlockFile. Raises ChecksumMismatch when part of a block is written that does not fit: nothing changed."""
-        if off < self._data or not len(buf):
+        if self._is_part(off) or not len(buf):
             self.inner.pwrite(buf, off)
             return
         view = memoryview(buf).cast("B")
@@ -188,7 +202,7 @@ class ChecksummedFile:
         entries = self._make(view, first)
         with self._locked(first, first + len(view) // BLOCK_BYTES):
             self.inner.pwrite(view, off)
-            self.inner.pwrite(entries, self._table + first * ENTRY_BYTES)
+            self.inner.pwrite(entries, self._entry_at(first))
 
     def pwritev(self, bufs: Sequence[Buffer], off: int) -> None:
         """See BlockFile; and as pwrite."""
@@ -215,7 +229,7 @@ class ChecksummedFile:
                     raise ChecksumMismatch(self.path, [block])
             whole[off - start : off - start + len(view)] = view
             self.inner.pwrite(view, off)
-            self.inner.pwrite(self._make(whole, first), self._table + first * ENTRY_BYTES)
+            self.inner.pwrite(self._make(whole, first), self._entry_at(first))
 
     def punch(self, off: int, length: int) -> None:
         """See BlockFile. The blocks count as never written."""
@@ -226,7 +240,7 @@ class ChecksummedFile:
         self._clear(self.inner.zero, off, length)
 
     def _clear(self, clear: Any, off: int, length: int) -> None:
-        if off < self._data or length <= 0:
+        if self._is_part(off) or length <= 0:
             clear(off, length)
             return
         end = off + length
@@ -242,7 +256,7 @@ class ChecksummedFile:
         first, last = self.block_of(start), self.block_of(stop)
         with self._locked(first, last):
             clear(start, stop - start)
-            self.inner.pwrite(bytes((last - first) * ENTRY_BYTES), self._table + first * ENTRY_BYTES)
+            self.inner.pwrite(bytes((last - first) * ENTRY_BYTES), self._entry_at(first))
 
     def spoil(self, off: int) -> None:
         """Make the block at `off` one that does not fit: what belongs there is lost, and reads must say so."""
@@ -251,17 +265,27 @@ class ChecksummedFile:
         entry ^= 1 if entry != 1 else 2
         with self._locked(block, block + 1):
             self.inner.pwrite(bytes(BLOCK_BYTES), off)
-            self.inner.pwrite(entry.to_bytes(ENTRY_BYTES, "little"), self._table + block * ENTRY_BYTES)
+            self.inner.pwrite(entry.to_bytes(ENTRY_BYTES, "little"), self._entry_at(block))
 
     def reserve(self, off: int, length: int) -> None:
         """See BlockFile: data and its entries."""
         self.inner.reserve(off, length)
-        if off >= self._data and length > 0:
+        if not self._is_part(off) and length > 0:
             start, end = self._cover(off, length)
             first = self.block_of(start)
-            self.inner.reserve(self._table + first * ENTRY_BYTES, (self.block_of(end) - first) * ENTRY_BYTES)
+            self.inner.reserve(self._entry_at(first), (self.block_of(end) - first) * ENTRY_BYTES)
 
     # Inside
+
+    def _is_part(self, off: int) -> bool:
+        """Whether what begins at `off` has no entries: marks, metadata, the stripe journal, the table itself."""
+        return off < self._data or (bool(self._parts) and any(start <= off < end for start, end in self._parts))
+
+    def _entry_at(self, block: int) -> int:
+        """The byte of the member where a block's entry is; those of the blocks behind it follow."""
+        if block < self._first_blocks:
+            return self._table + block * ENTRY_BYTES
+        return next(at + (block - first) * ENTRY_BYTES for first, at in self._tables if block >= first)
 
     def _cover(self, off: int, length: int) -> tuple[int, int]:
         """The whole blocks that cover a range, as offsets on the member."""

@@ -16,12 +16,13 @@ from raidlib.blockfile import BlockFile
 from raidlib.checksums import table_bytes
 from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, NotFound
 from raidlib.geometry import Geometry
-from raidlib.intents import empty_map, map_bytes
+from raidlib.intents import empty_map, map_bytes, write_image
+from raidlib.layout import Layout
 from raidlib.metastore import MetaStore, check_fits
 from raidlib.nbdfile import is_uri
 from raidlib.state import GroupInfo, MemberInfo, PoolState
 from raidlib.stripejournal import journal_bytes
-from raidlib.superblock import Layout, Superblock, read_superblock, write_superblock
+from raidlib.superblock import Superblock, read_superblock, write_superblock
 
 OpenFile = Callable[[str], BlockFile]
 DEFAULT_CHUNK_BYTES = 64 << 10
@@ -203,9 +204,11 @@ def format_member(file: BlockFile, superblock: Superblock, areas: int, geometry:
         file.pwrite(blank[:n], at)
         at += n
     file.zero(layout.table_offset, layout.table_bytes)
-    file.pwrite(intent_map, layout.intent_offset)
     if file.zeroes_fast():
         file.punch(layout.data_offset, areas * geometry.area_member_bytes)
+    for extension in layout.extensions:
+        file.zero(extension.start, extension.end - extension.start)
+    write_image(file, layout, intent_map)
     file.fdatasync()
 
 

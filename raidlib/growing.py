@@ -22,10 +22,11 @@ from raidlib.create import GroupSpec, OpenFile
 from raidlib.errors import AlreadyExists, BadInput, MediumError, OutOfSpace, Refused
 from raidlib.geometry import Geometry
 from raidlib.intents import empty_map
+from raidlib.layout import Layout
 from raidlib.member import Member
 from raidlib.space import Space
 from raidlib.state import GroupInfo, MemberInfo, MemberState, PoolState
-from raidlib.superblock import Layout, Superblock, erase_superblock, write_superblock
+from raidlib.superblock import Superblock, erase_superblock, write_superblock
 from raidlib.volume import Volume
 
 Prepared = tuple[GroupInfo, list[Member], Geometry, Layout]
@@ -54,7 +55,7 @@ def prepare_group(space: Space, spec: GroupSpec, open_file: OpenFile, force: boo
             [spec],
             [[file.size for file in files]],
             state.area_bytes,
-            max(layout.checkpoint_bytes for layout in layouts),
+            max(layout.checkpoint_room for layout in layouts),
             max(layout.log_bytes for layout in layouts),
         )
         infos = [MemberInfo(uuid.uuid4().hex, file.path) for file in files]
@@ -161,7 +162,7 @@ def drop_group(space: Space, index: int) -> list[str]:
             if len(space.allocators[index].allocated):
                 return []  # somebody was just taking an area: the mover looks again
             state.groups[index] = dataclasses.replace(
-                group.info, members=[], areas=0, dirty=set(), journaled=0, draining=False, removed=True
+                group.info, members=[], areas=0, dirty=set(), journaled=0, draining=False, removed=True, extensions=[]
             )
             members, ledger.members[index] = ledger.members[index], []
             space.groups = {key: value for key, value in space.groups.items() if key != index}

@@ -14,7 +14,7 @@ First touches that come together share one write per member: the first of them w
 right after a marked region marks some regions ahead, so that a sequential writer waits seldom.
 
 On a member: sectors of 512 bytes, each 508 bytes of bits (bit k of byte j: region 8 j + k of the sector) and their
-CRC32C. A sector that does not match its CRC counts as all marked.
+CRC32C. A sector that does not match its CRC counts as all marked. Where sectors lie is the layout's to say (layout.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from collections.abc import Callable, Iterable
 from struct import Struct
 
 from crc32c import crc32c
+
+from raidlib.blockfile import BlockFile
+from raidlib.layout import Layout
 
 SECTOR_BYTES = 512
 _BITS_BYTES = 508
@@ -66,6 +69,17 @@ def decode_map(data: bytes, regions: int) -> set[int]:
                 if value >> bit & 1
             )
     return {region for region in found if region < regions}
+
+
+def write_image(file: BlockFile, layout: Layout, image: bytes, start: int = 0) -> None:
+    """Write part of a map, from its byte `start` on, on a member. Raises OSError. Durable: that."""
+    for at, lo, hi in layout.intent_pieces(start, start + len(image)):
+        file.pwrite_durable(image[lo - start : hi - start], at)
+
+
+def read_image(file: BlockFile, layout: Layout, length: int) -> bytes:
+    """Read the first `length` bytes of the map on a member. Raises OSError."""
+    return b"".join(file.pread(hi - lo, at) for at, lo, hi in layout.intent_pieces(0, length))
 
 
 class IntentMap:
@@ -163,6 +177,11 @@ class IntentMap:
             # Under the lock: a mark that follows must reach the members after this.
             self._write_sectors(gone, False)
         return len(gone)
+
+    def grow(self, regions: int) -> None:
+        """Make it a map of so many regions, the new ones clear; the members have them. Call under `lock`, when idle."""
+        self.states.extend(bytes(regions - len(self.states)))
+        self._bits.extend(bytes(-(-regions // SECTOR_REGIONS) * _BITS_BYTES - len(self._bits)))
 
     def wait_idle(self) -> None:
         """Return when no mark is being written. Call under `lock`, which is given up meanwhile."""

@@ -29,10 +29,10 @@ from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
+from raidlib.layout import Layout
 from raidlib.member import Member
 from raidlib.metastore import HEADER_BYTES, check_fits
 from raidlib.state import RECORD_BYTES, Kind, MemberInfo, MemberState, PoolState, Record, pack_record
-from raidlib.superblock import Layout
 from raidlib.twin import TwinFile
 
 _COME_AND_GO = frozenset((Kind.ALLOC, Kind.FREE, Kind.UNMAP, Kind.TOUCH))
@@ -156,6 +156,12 @@ class Ledger:
             self.members[index], self._geometries[index], self._layouts[index] = members, geometry, layout
         self._capacity = min(layout.log_bytes for layout in self.layouts()) // RECORD_BYTES
 
+    def put_layout(self, index: int, layout: Layout) -> None:
+        """A group has grown: its layout has further extensions, which the state names and the members have."""
+        self._layouts[index] = layout
+        for member in self.members[index]:
+            member.extend(layout)
+
     def forget_group(self, index: int) -> None:
         """Undo put_group() of a group in a new place that is not in the state any more."""
         del self.members[index:], self._geometries[index:], self._layouts[index:]
@@ -163,7 +169,7 @@ class Ledger:
 
     def _room(self) -> int:
         """Bytes that a checkpoint can have."""
-        return min(layout.checkpoint_bytes for layout in self.layouts()) - HEADER_BYTES
+        return min(layout.checkpoint_room for layout in self.layouts()) - HEADER_BYTES
 
     def _check_growth(self, records: int) -> None:
         self._slack -= records * self._growth
@@ -383,9 +389,10 @@ class Ledger:
         while True:
             self._again = False
             state.generation += 1
-            for info in state.groups:
+            for info, members in zip(state.groups, self.members, strict=True):
                 if not info.notes_missed:
                     info.missed.clear()
+                info.errors = {member.info.uuid: counts for member in members if any(counts := member.counts())}
             payload = state.encode()
             if len(payload) > self._room():
                 state.shorten()

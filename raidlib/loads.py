@@ -89,7 +89,7 @@ def lay_out(
         Group(
             group.info.name,
             group.info.level,
-            group.info.areas,
+            group.info.usable_areas,
             space.allocators[index].free_areas,
             not (group.lost or group.degraded or group.info.draining),
             max(rest[index], 0.0),

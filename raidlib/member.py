@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile, ChecksumMismatch
+from raidlib.layout import Layout
 from raidlib.metastore import MetaStore
 from raidlib.state import MemberInfo, MemberState
-from raidlib.superblock import Layout
 from raidlib.twin import TwinFile
 
+COUNTED = ("read_errors", "checksum_errors", "repaired", "slow_requests")
+"""What is counted of a member as long as it is one, by the names of the counters since the pool was opened."""
 SLOW_S = 2.0
 """A sync that takes longer counts as slow."""
 
@@ -35,6 +37,7 @@ class Member:
         if file is not None:
             self.attach(file)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
+        self.extend(layout)
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
         self.twin: TwinFile | None = None
@@ -44,7 +47,9 @@ class Member:
         self.begin_counts()
 
     def begin_counts(self) -> None:
-        """Nothing is held against it: it was just opened, or another medium has taken its place."""
+        """Nothing is held against it: another medium has taken its place, or the operator has seen to it."""
+        self.counts_before = [0] * len(COUNTED)
+        """What was counted of it before the pool was opened."""
         self.read_errors = 0
         """Reads of data that failed since the pool was opened."""
         self.checksum_errors = 0
@@ -55,11 +60,23 @@ class Member:
         """Syncs that took longer than SLOW_S. Whether it is failed for that is the operator's choice."""
         self.slowest_s = 0.0
 
+    def counts(self) -> list[int]:
+        """What COUNTED names, over all the time that it is a member. What a crash takes is what came since a commit."""
+        return [old + getattr(self, name) for old, name in zip(self.counts_before, COUNTED, strict=True)]
+
     def attach(self, file: BlockFile) -> None:
         """Let `file` be the member's from now on."""
         self.file, self.checked = file, None
         if self.layout.table_bytes:
             self.file = self.checked = ChecksummedFile(file, self.layout, self.info.uuid)
+
+    def extend(self, layout: Layout) -> None:
+        """Its group has grown: the layout has extensions, which the member has, that it did not have before."""
+        self.layout = layout
+        if self.checked is not None:
+            self.checked.extend(layout)
+        if self.store is not None:
+            self.store.layout = layout
 
     @property
     def path(self) -> str:

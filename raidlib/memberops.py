@@ -105,6 +105,15 @@ class MemberOps:
             self._let_go(member)
         self.tidy()
 
+    def clear_errors(self, key: str) -> int:
+        """See Pool.clear_errors. Call under the ledger's lock."""
+        members = [self._find(key)[0]] if key else [one for group in self._groups.values() for one in group.members]
+        counted = [member for member in members if any(member.counts())]
+        for member in counted:
+            member.begin_counts()
+        self._ledger.commit()
+        return len(counted)
+
     def forget(self, key: str) -> None:
         """See Pool.remove_member."""
         if (spare := self.spares.find(key)) is not None:

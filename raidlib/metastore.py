@@ -7,7 +7,9 @@ appended with plain writes: they survive the death of the process at once and a 
 member carries the same metadata; which copy wins is decided in assemble.py.
 
 Checkpoint, little-endian: magic "FSMETA\\0\\0", u32 version, u32 payload bytes, u64 generation, u32 payload CRC32C,
-u32 CRC32C of the 28 bytes before; then the payload (state.py).
+u32 CRC32C of the 28 bytes before; then the payload (state.py). Version 2 is one that is too long for its slot, on a
+group that has grown: its payload begins with u64, the byte of the member where what does not fit in the slot goes on.
+That part is durable first.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from crc32c import crc32c
 
 from raidlib.blockfile import BlockFile
 from raidlib.errors import IntegrityError, OutOfSpace
+from raidlib.layout import PLACE_BYTES, Layout
 from raidlib.state import PoolState, unpack_log
-from raidlib.superblock import Layout
 
 MAGIC = b"FSMETA\0\0"
-VERSION = 1
+VERSION = 2
+"""The newest this raidlib knows. What fits its slot is written as version 1."""
 _HEADER = struct.Struct("<8sIIQII")
 HEADER_BYTES = _HEADER.size
+_PLACE = struct.Struct("<Q")
+assert _PLACE.size == PLACE_BYTES
 
 
 @dataclass
@@ -46,13 +51,20 @@ class MetaStore:
 
     def __init__(self, file: BlockFile, layout: Layout) -> None:
         self._file = file
-        self._layout = layout
+        self.layout = layout
+        """Of the member; it grows with the group."""
         self._current = 0
 
     def write_checkpoint(self, generation: int, payload: bytes) -> None:
         """Raises OSError. Durable: the checkpoint, with an empty log."""
         other = 1 - self._current
-        self._file.pwrite_durable(encode_header(generation, payload) + payload, self._slot_offset(other))
+        version, room = 1, self.layout.checkpoint_bytes - _HEADER.size
+        if len(payload) > room:
+            version, place = 2, self.layout.extensions[-1].overflow_offset(other)
+            payload = _PLACE.pack(place) + payload
+            self._file.pwrite_durable(payload[room:], place)
+        head = encode_header(generation, payload, version)
+        self._file.pwrite_durable(head + payload[:room], self._slot_offset(other))
         self._current = other
 
     def redirect(self, file: BlockFile) -> None:
@@ -62,7 +74,7 @@ class MetaStore:
     @property
     def log_offset(self) -> int:
         """Byte offset of the log that follows the last checkpoint written or read."""
-        return self._slot_offset(self._current) + self._layout.checkpoint_bytes
+        return self._slot_offset(self._current) + self.layout.checkpoint_bytes
 
     def read(self) -> Found | None:
         """Return the newest valid state, or None when neither slot holds one. Raises OSError, IntegrityError."""
@@ -75,13 +87,13 @@ class MetaStore:
             return None
         generation, payload = best
         state = PoolState.decode(payload, generation)
-        records = unpack_log(self._file.pread(self._layout.log_bytes, self.log_offset), generation)
+        records = unpack_log(self._file.pread(self.layout.log_bytes, self.log_offset), generation)
         for record in records:
             state.apply(record)
         return Found(state, len(records))
 
     def _slot_offset(self, slot: int) -> int:
-        at = self._layout
+        at = self.layout
         return at.slot_offset + slot * (at.checkpoint_bytes + at.log_bytes)
 
     def _read_checkpoint(self, offset: int) -> tuple[int, bytes] | None:
@@ -89,26 +101,34 @@ class MetaStore:
         magic, version, length, generation, payload_crc, crc = _HEADER.unpack(head)
         if magic != MAGIC or crc != crc32c(head[:-4]):
             return None
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise IntegrityError(
                 f"{self._file.path}: metadata has version {version}, this raidlib knows {VERSION}",
                 "use the farstripe that wrote it, or a newer one",
             )
-        if length > self._layout.checkpoint_bytes - _HEADER.size:
+        room = self.layout.checkpoint_bytes - _HEADER.size
+        if version == 1 and length > room:
             return None
-        payload = self._file.pread(length, offset + _HEADER.size)
-        return (generation, payload) if crc32c(payload) == payload_crc else None
+        payload = self._file.pread(min(length, room), offset + _HEADER.size)
+        if version == 2:
+            (place,) = _PLACE.unpack_from(payload)
+            if place + length - room > self._file.size:
+                return None  # torn
+            payload += self._file.pread(length - room, place)
+        if crc32c(payload) != payload_crc:
+            return None
+        return generation, payload if version == 1 else payload[_PLACE.size :]
 
 
-def encode_header(generation: int, payload: bytes) -> bytes:
+def encode_header(generation: int, payload: bytes, version: int = 1) -> bytes:
     """Return the 32 bytes before a checkpoint's payload."""
-    head = _HEADER.pack(MAGIC, VERSION, len(payload), generation, crc32c(payload), 0)[:-4]
+    head = _HEADER.pack(MAGIC, version, len(payload), generation, crc32c(payload), 0)[:-4]
     return head + struct.pack("<I", crc32c(head))
 
 
 def check_fits(payload: bytes, layout: Layout, reserve_bytes: int = 0) -> None:
-    """Raise OutOfSpace when a checkpoint is too large for its slot, less a reserve."""
-    room = layout.checkpoint_bytes - _HEADER.size - reserve_bytes
+    """Raise OutOfSpace when a checkpoint is too large for its room, less a reserve."""
+    room = layout.checkpoint_room - _HEADER.size - reserve_bytes
     if len(payload) > room:
         raise OutOfSpace(
             f"pool metadata would take {len(payload)} bytes, the members have room for {room}",

@@ -18,12 +18,13 @@ pool is told that zeroing is fast only where the server says so.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -60,6 +61,8 @@ class NbdFile:
         self._free: queue.LifoQueue[Any] = queue.LifoQueue()
         for handle in handles:
             self._free.put(handle)
+        self._swap = threading.Lock()
+        """Held while connections are exchanged, and while one is put back."""
         self._dead = ""
         self._sync_failed = False
         self._fua: bool = first.can_fua()
@@ -90,8 +93,37 @@ class NbdFile:
 
     @property
     def size(self) -> int:
-        """Size of the export in bytes when it was opened."""
+        """Size of the export in bytes when it was opened, or measured last."""
         return self._size
+
+    def remeasure(self) -> int:
+        """See BlockFile. A server tells the size to new connections only: a larger one is used from them on.
+
+        They take over where the server promises that all connections are one disk, and once a flush on an old one has
+        said that it is the same server still. Raises OSError, ENOTSUP without that promise.
+        """
+        handles = [_connect(self.path)]
+        try:
+            size: int = handles[0].get_size()
+            if size <= self._size:
+                return size
+            if not handles[0].can_multi_conn() or len(self._handles) < CONNECTIONS:
+                raise OSError(errno.ENOTSUP, "it is larger by now, which is seen when the node is restarted", self.path)
+            handles += [_connect(self.path) for _ in range(CONNECTIONS - 1)]
+            self.pread(1, 0)
+            self.fdatasync()
+            with self._swap:
+                self._handles, handles = handles, []
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        _drop(self._free.get_nowait())
+                for handle in self._handles:
+                    self._free.put(handle)
+                self._size = size
+            return size
+        finally:
+            for handle in handles:
+                _drop(handle)
 
     @property
     def gone(self) -> bool:
@@ -226,7 +258,7 @@ class NbdFile:
             except Exception as exc:  # nbd.Error; the module is loaded where it is needed
                 self._judge(handle, exc)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _connection(self, deadline: float) -> Iterator[Any]:
         try:
             handle = self._free.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -236,7 +268,11 @@ class NbdFile:
         try:
             yield handle
         finally:
-            self._free.put(handle)
+            with self._swap:
+                if handle in self._handles:
+                    self._free.put(handle)
+                else:
+                    _drop(handle)  # newer ones took over
 
     def _judge(self, handle: Any, exc: Exception) -> NoReturn:
         """Raise what libnbd reported: of a connection that is alive, the server's answer."""

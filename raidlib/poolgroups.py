@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from raidlib import growing, loads, placing, recovery, stats
+from raidlib import extending, growing, loads, placing, recovery, stats
 from raidlib.allocator import Allocator
 from raidlib.create import GroupSpec, OpenFile
-from raidlib.errors import NotFound
+from raidlib.errors import MediumError, NotFound, Refused
 from raidlib.levels import LEVELS
 from raidlib.nbdfile import open_exclusive
 from raidlib.openpool import OpenPool
@@ -109,6 +109,43 @@ class PoolGroups(OpenPool):
             with self._ledger.lock:
                 self._space.allocators = {**self._space.allocators, index: allocator}
                 self._space.groups = {**self._space.groups, index: group}
+
+    def grow(self, raid_group: str | None = None, *, dry_run: bool = False) -> dict[str, Any]:
+        """Let a group, or every group that can, take the room that its members got since; see extending.py.
+
+        dry_run: only find out. Returns {"groups": what they become, sizes in bytes, with the spares that are too small
+        for them then, "refused": the other groups and why}. Raises NotFound, Refused when none can, OutOfSpace,
+        MediumError; then what is not grown is as it was. Durable: that they have grown.
+        """
+        with self._admin:
+            indexes = list(self._space.groups) if raid_group is None else [placing.group_named(self._space, raid_group)]
+            grown: list[dict[str, Any]] = []
+            refused: list[dict[str, Any]] = []
+            for group in (self._space.groups[index] for index in indexes):
+                before = group.info.usable_areas
+                try:
+                    growth = extending.check(group)
+                except (Refused, MediumError) as exc:
+                    if len(indexes) == 1:
+                        raise
+                    refused.append({"name": group.info.name, "reason": exc.message})
+                    continue
+                if not dry_run:
+                    extending.extend(group, self._allocators[group.index], self._ledger, growth)
+                grown.append(
+                    {
+                        "name": group.info.name,
+                        "old_size": before * self.area_bytes,
+                        "size": (before + growth.gained_areas) * self.area_bytes,
+                        "unfit_spares": self._member_ops.spares.too_small(group, group.member_offset(growth.areas)),
+                    }
+                )
+            if not grown:
+                raise Refused(
+                    f"no RAID group can grow: {'; '.join(one['reason'] for one in refused)}",
+                    "enlarge every member of a group first, or add a group: pool add-group",
+                )
+            return {"groups": grown, "refused": refused}
 
     def remove_group(self, name: str) -> int:
         """Have everything on a group moved to others by move_step(), which then drops it; return the areas to move.

@@ -48,6 +48,14 @@ class PoolMembers(OpenPool):
         with self._admin:
             self._member_ops.forget(path)
 
+    def clear_errors(self, path: str = "") -> int:
+        """Hold no errors against a member (its path or uuid), or any, any more; return how many had some.
+
+        Raises NotFound. Durable: that.
+        """
+        with self._admin, self._ledger.lock:
+            return self._member_ops.clear_errors(path)
+
     def readd_member(self, path: str, open_file: OpenFile = open_exclusive) -> int:
         """Take back a member that was away; rebuild_step() copies what was written meanwhile (readd.py).
 

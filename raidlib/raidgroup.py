@@ -21,11 +21,11 @@ from raidlib.checksums import BLOCK_BYTES
 from raidlib.errors import MediumError, OutOfSpace
 from raidlib.geometry import Geometry
 from raidlib.intents import IntentMap
+from raidlib.layout import Layout
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.parity import Engine
 from raidlib.state import GroupInfo, MemberState
-from raidlib.superblock import Layout
 
 ReadTable = list[RawRead]
 ZEROES = memoryview(bytes(1 << 20))
@@ -71,7 +71,7 @@ class RaidGroup:
         self.lost = False
         self.degraded = False
         self.writer = self.write
-        """write(), bound once: hot maps hold it for every area."""
+        """write(), bound once: hot closures hold it."""
         self.chunk_shift = geometry.chunk_bytes.bit_length() - 1
         self.row_offset = [c // geometry.data_chunks * geometry.chunk_bytes for c in range(geometry.chunks_per_area)]
         rotations = geometry.members if geometry.rotates else 1
@@ -104,6 +104,11 @@ class RaidGroup:
     def member_offset(self, area: int) -> int:
         """Byte offset of an area on every member."""
         return self.layout.data_offset + area * self._area_member_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that a member must have."""
+        return self.member_offset(self.info.areas)
 
     def region_of(self, area: int) -> int:
         """The write-intent region of an area."""
@@ -305,7 +310,7 @@ class RaidGroup:
             member.rebuilt_rows = row + 1
 
     def _store_intents(self, offset: int, data: bytes, durable: bool) -> None:
-        at = self.layout.intent_offset + offset
+        [(at, _, _)] = self.layout.intent_pieces(offset, offset + len(data))
         for member in self.members:
             if member.carries:
                 try:

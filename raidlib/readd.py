@@ -21,7 +21,7 @@ from __future__ import annotations
 from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
 from raidlib.errors import IntegrityError, MediumError, NotFound, Refused
-from raidlib.intents import CLEAR
+from raidlib.intents import CLEAR, write_image
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.metastore import Found, MetaStore
@@ -88,7 +88,7 @@ def identify(
     for group in members:
         for member in group:
             if member.info.uuid == superblock.member_uuid:
-                return superblock, member, MetaStore(file, superblock.layout)
+                return superblock, member, MetaStore(file, member.layout)
     raise Refused(
         f"{file.path} was replaced and is no longer part of pool {pool_name}",
         "pool replace or pool spare add, with force, take it as a new one",
@@ -106,10 +106,10 @@ def check(group: RaidGroup, member: Member, file: BlockFile, superblock: Superbl
         reason = why_not(member.info, store.read())
     except (OSError, IntegrityError) as exc:
         reason = f"its metadata cannot be read: {exc}"
-    if not reason and superblock.layout != group.layout:
+    if not reason and superblock.layout != group.layout.at_first:
         reason = "it is laid out otherwise than its group"
-    if not reason and superblock.size > file.size:
-        reason = f"it has shrunk from {superblock.size} to {file.size} bytes"
+    if not reason and file.size < (least := max(superblock.size, group.least_bytes)):
+        reason = f"it has shrunk: it has {file.size} bytes, it had {least}"
     if reason:
         raise Refused(f"{file.path} cannot be taken back by difference: {reason}", way_out)
 
@@ -126,7 +126,7 @@ def begin(
     try:
         with group.all_rows(), group.intents.lock:
             group.intents.wait_idle()
-            file.pwrite_durable(group.intents.image(), group.layout.intent_offset)
+            write_image(file, group.layout, group.intents.image())
             if group.layout.journal_bytes:
                 # What it holds of an older session must not be taken for the journal.
                 file.pwrite_durable(bytes(min(4096, group.layout.journal_bytes)), group.layout.journal_offset)

@@ -12,15 +12,13 @@ import uuid
 
 from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
-from raidlib.create import format_member
-from raidlib.errors import MediumError, Refused
+from raidlib.errors import Refused
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.readd import may_differ
-from raidlib.replacing import PROGRESS_AREAS, check_size
+from raidlib.replacing import PROGRESS_AREAS, check_size, formatted
 from raidlib.state import Kind, MemberInfo, MemberState, Record
-from raidlib.superblock import Superblock, write_superblock
 
 
 def check_replaceable(group: RaidGroup, old: Member, new: BlockFile) -> None:
@@ -45,28 +43,18 @@ def replace(
     Durable: the new member's place; its rebuild is still to be done.
     """
     info = MemberInfo(spare_uuid or uuid.uuid4().hex, new.path, MemberState.REBUILDING)
-    superblock = Superblock(ledger.state.uuid, info.uuid, new.size, group.layout)
     member = Member(group.index, old.index, info, group.layout, new)
-    try:
-        with group.intents.lock:
-            blank = group.intents.image()
-        format_member(new, superblock, group.info.areas, group.geometry, blank)
-        write_superblock(new, superblock)
-        with group.all_rows(), group.intents.lock:
-            group.intents.wait_idle()
-            new.pwrite_durable(group.intents.image(), group.layout.intent_offset)
-            ledger.sync_members()
-            with ledger.lock:
-                group.members[old.index] = member
-                group.info.members[old.index] = info
-                ledger.state.spares = [spare for spare in ledger.state.spares if spare.uuid != spare_uuid]
-                group.begin_journal()
-                if not new.zeroes_fast():
-                    allocator.distrust_clean()
-                group.refresh()
-                ledger.commit()
-    except OSError as exc:
-        raise MediumError(f"{new.path} cannot be written: {exc.strerror or exc}", "take another one") from exc
+    with formatted(group, ledger, info, new):
+        ledger.sync_members()
+        with ledger.lock:
+            group.members[old.index] = member
+            group.info.members[old.index] = info
+            ledger.state.spares = [spare for spare in ledger.state.spares if spare.uuid != spare_uuid]
+            group.begin_journal()
+            if not new.zeroes_fast():
+                allocator.distrust_clean()
+            group.refresh()
+            ledger.commit()
     return member
 
 

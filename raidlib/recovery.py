@@ -20,11 +20,11 @@ from collections.abc import Iterable
 from raidlib.areamap import area_of, group_of
 from raidlib.arearefs import AreaRefs, count_refs
 from raidlib.errors import Refused
-from raidlib.intents import decode_map, map_bytes
+from raidlib.intents import decode_map, map_bytes, read_image
+from raidlib.layout import Layout
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import TOUCH_AREAS, GroupInfo, MemberState, PoolState
-from raidlib.superblock import Layout
 
 Ranges = dict[str, list[tuple[int, int]]]
 
@@ -37,7 +37,7 @@ def read_marks(info: GroupInfo, layout: Layout, members: Iterable[Member]) -> se
     for member in members:
         if member.carries:
             try:
-                data = member.live_file().pread(map_bytes(regions), layout.intent_offset)
+                data = read_image(member.live_file(), layout, map_bytes(regions))
             except OSError:
                 member.read_errors += 1
                 continue
@@ -49,11 +49,11 @@ def read_marks(info: GroupInfo, layout: Layout, members: Iterable[Member]) -> se
 def distrust_free_areas(state: PoolState, group: int, marked: set[int]) -> None:
     """Call every free area in a marked region dirty."""
     info = state.groups[group]
-    allocated = allocated_areas(state, group)
+    allocated, reserved = allocated_areas(state, group), info.reserved
     for region in marked:
         first = region * info.region_areas
         for area in range(first, min(first + info.region_areas, info.areas)):
-            if area not in allocated:
+            if area not in allocated and area not in reserved:
                 info.dirty.add(area)
 
 

@@ -16,14 +16,16 @@ is retired by the same commit that the new one becomes a member by, and not befo
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from raidlib.allocator import Allocator
 from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile
 from raidlib.create import format_member
 from raidlib.errors import BadInput, MediumError, RaidError, Refused
+from raidlib.intents import write_image
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
@@ -37,9 +39,10 @@ PROGRESS_AREAS = 16
 
 def check_size(group: RaidGroup, new: BlockFile) -> None:
     """Raise BadInput when a new member is too small for the group."""
-    need = group.layout.data_offset + group.info.areas * group.geometry.area_member_bytes
-    if new.size < need:
-        raise BadInput(f"{new.path} has {new.size} bytes, group {group.info.name} needs {need}", "take a larger one")
+    if new.size < group.least_bytes:
+        raise BadInput(
+            f"{new.path} has {new.size} bytes, group {group.info.name} needs {group.least_bytes}", "take a larger one"
+        )
 
 
 def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member, new: BlockFile) -> None:
@@ -56,7 +59,30 @@ def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member
     check_size(group, new)
     layout = group.layout
     info = MemberInfo(uuid.uuid4().hex, new.path, MemberState.REBUILDING)
-    superblock = Superblock(ledger.state.uuid, info.uuid, new.size, layout)
+    with formatted(group, ledger, info, new):
+        if layout.journal_bytes:
+            new.pwrite_durable(
+                member.live_file().pread(layout.journal_bytes, layout.journal_offset), layout.journal_offset
+            )
+        with ledger.lock:
+            member.info.successor = info
+            join(ledger, member, new)
+            if not new.zeroes_fast():
+                allocator.distrust_clean()
+            ledger.on_change(group.index)
+            ledger.commit()
+            joined = member.info.successor is info
+    if not joined:
+        raise MediumError(f"{new.path} cannot be written", "take another one")
+
+
+@contextlib.contextmanager
+def formatted(group: RaidGroup, ledger: Ledger, info: MemberInfo, new: BlockFile) -> Iterator[None]:
+    """Make `new` a blank member; then, in the body, nobody is within a stripe or marks a region, and it can join.
+
+    Raises MediumError when it cannot be written, in the body too. Durable before the body: the member, its marks.
+    """
+    superblock = Superblock(ledger.state.uuid, info.uuid, new.size, group.layout)
     try:
         with group.intents.lock:
             blank = group.intents.image()
@@ -64,22 +90,10 @@ def begin(group: RaidGroup, allocator: Allocator, ledger: Ledger, member: Member
         write_superblock(new, superblock)
         with group.all_rows(), group.intents.lock:
             group.intents.wait_idle()
-            new.pwrite_durable(group.intents.image(), layout.intent_offset)
-            if layout.journal_bytes:
-                new.pwrite_durable(member.live_file().pread(layout.journal_bytes, layout.journal_offset),
-                                   layout.journal_offset)  # fmt: skip
-            with ledger.lock:
-                member.info.successor = info
-                join(ledger, member, new)
-                if not new.zeroes_fast():
-                    allocator.distrust_clean()
-                ledger.on_change(group.index)
-                ledger.commit()
-                joined = member.info.successor is info
+            write_image(new, group.layout, group.intents.image())
+            yield
     except OSError as exc:
         raise MediumError(f"{new.path} cannot be written: {exc.strerror or exc}", "take another one") from exc
-    if not joined:
-        raise MediumError(f"{new.path} cannot be written", "take another one")
 
 
 def join(ledger: Ledger, member: Member, new: BlockFile) -> None:
@@ -98,6 +112,7 @@ def join(ledger: Ledger, member: Member, new: BlockFile) -> None:
         frontier,
         lambda reason: ledger.lose_successor(member, info, reason),
         lambda reason: ledger.old_failed(member, reason),
+        [(extension.start, extension.end) for extension in member.layout.extensions],
     )
     member.file = twin
     member.store.redirect(twin)

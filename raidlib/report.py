@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from raidlib.allocator import Allocator
-from raidlib.member import Member
+from raidlib.extending import growth_of
+from raidlib.member import COUNTED, Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState, PoolState
 from raidlib.volume import Volume
@@ -44,7 +45,7 @@ def _volume(volume: Volume, state: PoolState) -> dict[str, Any]:
 
 
 def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str, Any]:
-    info = group.info
+    info, growth = group.info, growth_of(group)
     return {
         "name": info.name,
         "uuid": info.uuid,
@@ -54,11 +55,12 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
         "unsettled_blocks": group.unsettled_blocks,
         "lost_blocks": group.lost_blocks,
         "state": "lost" if group.lost else "degraded" if group.degraded else "ok",
-        "size": info.areas * area_bytes,
+        "size": info.usable_areas * area_bytes,
         "free": allocator.free_areas * area_bytes,
-        "areas": info.areas,
+        "areas": info.usable_areas,
         "free_areas": allocator.free_areas,
         "dirty_areas": len(info.dirty),
+        "growable": growth.gained_areas * area_bytes if growth is not None else 0,
         "draining": info.draining,
         "missed_regions": len(info.missed),
         "marked_regions": len(group.intents.marked()),
@@ -69,14 +71,12 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
                 "uuid": member.info.uuid,
                 "state": member.info.state.value,
                 "reason": member.info.reason,
-                "read_errors": member.read_errors,
-                "checksum_errors": member.checksum_errors,
-                "repaired": member.repaired,
+                **dict(zip(COUNTED, member.counts(), strict=True)),
+                "since_open": {name: getattr(member, name) for name in COUNTED},
                 "rebuilt": member.rebuilt_rows / (info.areas * group.geometry.rows_per_area)
                 if member.info.state is MemberState.REBUILDING
                 else None,
                 "away": member.info.away is not None,
-                "slow_requests": member.slow_requests,
                 "slowest_s": round(member.slowest_s, 3),
                 "replacement": _replacement(group, member),
             }

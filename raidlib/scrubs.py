@@ -62,15 +62,15 @@ class Scrubs:
 
     def pause(self, raid_group: str | None) -> None:
         """Halt scrubs where they are. Raises NotFound, Refused when none runs. Durable: that they are paused."""
-        self._turn(raid_group, PAUSED, "is being scrubbed")
+        self._turn(raid_group, PAUSED, "is being scrubbed", "is not being scrubbed")
 
     def resume(self, raid_group: str | None) -> None:
         """Go on with paused scrubs. Raises NotFound, Refused when none is paused. Durable: that they run."""
-        self._turn(raid_group, RUNNING, "has a paused scrub")
+        self._turn(raid_group, RUNNING, "has a paused scrub", "has no paused scrub")
 
     def stop(self, raid_group: str | None) -> None:
         """End scrubs; what they found stays. Raises NotFound, Refused when there is none. Durable: that they ended."""
-        self._turn(raid_group, STOPPED, "has a scrub under way")
+        self._turn(raid_group, STOPPED, "has a scrub under way", "has no scrub under way")
 
     def step(self) -> tuple[int, float]:
         """Do a small step of the first scrub that runs; return the bytes that it read and the seconds to rest now.
@@ -114,11 +114,11 @@ class Scrubs:
             raise NotFound(f"there is no RAID group {raid_group}", f"the pool's groups are: {names}")
         return found
 
-    def _turn(self, raid_group: str | None, state: str, what: str) -> None:
+    def _turn(self, raid_group: str | None, state: str, what: str, what_not: str) -> None:
         turned = [scrub.turn(state) for scrub in self._those(raid_group)]
         if not any(turned):
-            who = "no RAID group" if raid_group is None else f"it is not so that RAID group {raid_group}"
-            raise Refused(f"{who} {what}", "farstripe pool status shows scrubs")
+            found = f"no RAID group {what}" if raid_group is None else f"RAID group {raid_group} {what_not}"
+            raise Refused(found, "farstripe pool status shows scrubs")
 
     def _owners(self, group: RaidGroup, areas: set[int]) -> dict[int, list[tuple[Volume, int]]]:
         """Whose the areas of a group are: area -> (volume, where in the volume it begins)."""

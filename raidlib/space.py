@@ -125,8 +125,10 @@ class Space:
     def punch(self, places: Iterable[int]) -> None:
         """Zero areas that lost their last reference durably, or by a trim, and that no call can be using any more.
 
+        Raises MediumError when some could not be zeroed: they stay free, and it is tried again before they are used.
         Durable: nothing; the next sync makes them clean.
         """
+        trouble: MediumError | None = None
         by_group: dict[int, list[int]] = {}
         for place in places:
             by_group.setdefault(group_of(place), []).append(area_of(place))
@@ -134,9 +136,17 @@ class Space:
             allocator = self.allocators[index]
             epoch = allocator.epoch
             for area in areas:
-                self.groups[index].punch_area(area)
-            with self.ledger.lock:
-                allocator.punched(areas, epoch)
+                try:
+                    self.groups[index].punch_area(area)
+                except MediumError as exc:
+                    trouble = exc
+                    with self.ledger.lock:
+                        allocator.not_punched(area)
+                else:
+                    with self.ledger.lock:
+                        allocator.punched([area], epoch)
+        if trouble is not None:
+            raise trouble
 
     def release(self, places: Iterable[int]) -> list[int]:
         """Drop a reference to each place; return those that are free now, in limbo. Call under the ledger's lock.

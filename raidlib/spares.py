@@ -16,11 +16,12 @@ from collections.abc import Callable
 from raidlib.blockfile import BlockFile
 from raidlib.create import check_unused
 from raidlib.errors import AlreadyExists, BadInput, MediumError, NotFound
+from raidlib.layout import NOWHERE
 from raidlib.ledger import Ledger
 from raidlib.member import Member
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState, SpareInfo
-from raidlib.superblock import NOWHERE, Superblock, erase_superblock, read_superblock, write_superblock
+from raidlib.superblock import Superblock, erase_superblock, read_superblock, write_superblock
 
 
 class Spares:
@@ -47,7 +48,7 @@ class Spares:
         small, NotFound, AlreadyExists, MediumError. Durable: the spare.
         """
         served = self._served(group)
-        least = min(need_of(one) for one in served)
+        least = min(one.least_bytes for one in served)
         if file.size < least:
             raise BadInput(
                 f"{file.path} has {file.size} bytes, a member of this pool needs {least}", "take a larger one"
@@ -104,12 +105,19 @@ class Spares:
                 fitting = [
                     (spare.group != group.info.name, spare.size, spare)
                     for spare in self.infos
-                    if spare.group in ("", group.info.name) and self.is_there(spare) and spare.size >= need_of(group)
+                    if spare.group in ("", group.info.name)
+                    and self.is_there(spare)
+                    and self._size(spare) >= group.least_bytes
                 ]
                 if fitting:
                     spare = min(fitting, key=lambda one: one[:2])[2]
                     return member, spare, self._files[spare.uuid]
         return None
+
+    def too_small(self, group: RaidGroup, least_bytes: int) -> list[str]:
+        """The paths of spares that may serve a group and are too small for a member of so many bytes."""
+        served = [spare for spare in self.infos if spare.group in ("", group.info.name)]
+        return [spare.path for spare in served if self._size(spare) < least_bytes]
 
     def taken(self, spare: SpareInfo) -> None:
         """The spare is a member now: its file is the member's."""
@@ -135,6 +143,13 @@ class Spares:
             file.close()
         self._files.clear()
 
+    def _size(self, spare: SpareInfo) -> int:
+        """Its size in bytes: it may have been enlarged since it became one."""
+        try:
+            return self._files[spare.uuid].size
+        except (KeyError, OSError):
+            return spare.size
+
     def _served(self, group: str) -> list[RaidGroup]:
         served = [one for one in self._groups() if group in ("", one.info.name)]
         if not served:
@@ -146,8 +161,3 @@ class Spares:
         """Whether a crash left it formatted as a spare of this pool, but off the list."""
         superblock = read_superblock(file)
         return superblock is not None and superblock.is_spare and superblock.pool_uuid == self._ledger.state.uuid
-
-
-def need_of(group: RaidGroup) -> int:
-    """Bytes a member of a group must have."""
-    return group.layout.data_offset + group.info.areas * group.geometry.area_member_bytes

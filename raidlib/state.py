@@ -35,9 +35,9 @@ from crc32c import crc32c
 from raidlib.areamap import AreaMap, place_of
 from raidlib.errors import IntegrityError
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Version 1 knew volumes on one group each, no images, no successors, no members that are away, and no spares; it is
-read, and written as 2."""
+read, and written as 2. Version 3 is that of a pool with a group that has grown."""
 OLDEST_VERSION = 1
 RECORD_VERSION = 1
 RECORD = struct.Struct("<IBBHQIIII")
@@ -111,6 +111,17 @@ class SpareInfo:
     group: str = ""
 
 
+class ExtensionInfo(NamedTuple):
+    """What a growth added to a group: areas from `first` on, of which the first ones hold parts (layout.py)."""
+
+    first: int
+    areas: int
+    """Areas that hold parts."""
+    intent_bytes: int
+    overflow_bytes: int
+    table_bytes: int
+
+
 @dataclass
 class GroupInfo:
     """One RAID group. `dirty` are free areas that may hold old data and must be zeroed before use."""
@@ -135,6 +146,22 @@ class GroupInfo:
     missed: set[int] = field(default_factory=set)
     """Regions that may have been written since the first of the members that are away left. Complete only together
     with the regions marked in the intent map."""
+    extensions: list[ExtensionInfo] = field(default_factory=list)
+    """How it grew, in order; `areas` counts all there are now."""
+    errors: dict[str, list[int]] = field(default_factory=dict)
+    """What was counted of members as of the last commit (member.COUNTED), by uuid; those without are left out."""
+
+    @property
+    def reserved(self) -> frozenset[int]:
+        """Areas that hold parts of the members, and are given to nobody."""
+        return frozenset(
+            area for extension in self.extensions for area in range(extension.first, extension.first + extension.areas)
+        )
+
+    @property
+    def usable_areas(self) -> int:
+        """Areas that images can have."""
+        return self.areas - sum(extension.areas for extension in self.extensions)
 
     @property
     def notes_missed(self) -> bool:
@@ -257,9 +284,10 @@ class PoolState:
     def shorten(self) -> None:
         """Leave out of the checkpoint what is not needed, for a state that must be written and does not fit.
 
-        More counts as missed than was; of a scrub's findings only the numbers stay.
+        More counts as missed than was; of a scrub's findings only the numbers stay; members' errors are forgotten.
         """
         for group in self.groups:
+            group.errors = {}
             if group.missed:
                 group.missed.update(range(min(group.missed), max(group.missed)))
             if group.scrub.get("ranges"):
@@ -269,7 +297,7 @@ class PoolState:
         """Return the checkpoint's payload."""
         packed: bytes = msgpack.packb(
             {
-                "version": STATE_VERSION,
+                "version": STATE_VERSION if any(g.extensions for g in self.groups) else 2,
                 "uuid": self.uuid,
                 "name": self.name,
                 "area_bytes": self.area_bytes,
@@ -292,6 +320,8 @@ class PoolState:
                         "dirty": _pack_set(g.dirty),
                         "missed": _pack_set(g.missed),
                         "members": [_pack_member(m) for m in g.members],
+                        **({"extensions": g.extensions} if g.extensions else {}),
+                        **({"errors": g.errors} if g.errors else {}),
                     }
                     for g in self.groups
                 ],
@@ -364,6 +394,8 @@ class PoolState:
                     g.get("draining", False),
                     g.get("removed", False),
                     _unpack_set(g.get("missed", b"")),
+                    [ExtensionInfo(*extension) for extension in g.get("extensions", ())],
+                    dict(g.get("errors", {})),
                 )
                 for g in raw["groups"]
             ]

@@ -40,9 +40,9 @@ from crc32c import crc32c
 
 from raidlib.gate import Gate
 from raidlib.geometry import Geometry
+from raidlib.layout import Layout
 from raidlib.member import Member
 from raidlib.state import MemberState
-from raidlib.superblock import Layout
 
 MAGIC = b"FSSJ"
 COLUMNS, PUNCHED = 1, 2

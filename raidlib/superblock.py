@@ -2,7 +2,8 @@
 
 It says which pool and which member this is; it does not change while the member lives, so it cannot be torn. It stands
 twice, in the first two 4 KiB blocks, and either copy will do. What does change (the generation, which members are
-good, the volumes) is in the metadata slots (metastore.py). On a spare all places of parts are 0: it has none.
+good, the volumes, how far a group has grown) is in the metadata slots (metastore.py). On a spare all places of parts
+are 0: it has none.
 
 Superblock, 4096 bytes, little-endian, zero-filled:
 
@@ -35,6 +36,7 @@ from crc32c import crc32c
 
 from raidlib.blockfile import BlockFile
 from raidlib.errors import IntegrityError
+from raidlib.layout import NOWHERE, Layout
 
 SUPERBLOCK_BYTES = 4096
 COPIES = 2
@@ -44,27 +46,6 @@ VERSION = 2
 _LAYOUT = struct.Struct("<8sII16s16sQQQQQQQQQ")
 _TABLE = struct.Struct("<QQ")
 _CRC_AT = 12
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of every member of a group lie. Bytes from the start of the member."""
-
-    intent_offset: int
-    intent_bytes: int
-    slot_offset: int
-    checkpoint_bytes: int
-    log_bytes: int
-    journal_offset: int
-    journal_bytes: int
-    data_offset: int
-    table_offset: int = 0
-    table_bytes: int = 0
-    """0 when the group has no checksums."""
-
-
-NOWHERE = Layout(0, 0, 0, 0, 0, 0, 0, 0)
-"""The layout of a spare: it has no parts yet."""
 
 
 @dataclass(frozen=True)

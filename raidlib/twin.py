@@ -5,7 +5,7 @@ come from the old one, writes go to the old one and, where the new one has been 
 is never less than before, on RAID 0 too. raidlib/replacing.py moves the frontier and decides when the old one may go.
 
 Invariants:
-* everything before the data (marks, metadata, journal) is written to both; data below the frontier too; a punch always;
+* all parts (marks, metadata, journal) are written to both; data below the frontier too; a punch always;
 * a write holds the locks of the 1 MiB stripes it touches while it writes both, and so does the piece that is copied.
   So overlapping writes reach both files in one order, and the frontier passes a write either wholly or not at all;
 * the frontier moves over free areas without a lock: nobody writes to them but punches, which go to both.
@@ -38,6 +38,7 @@ class TwinFile:
 
     on_new_loss(reason): the new file failed and is no longer used.
     on_old_loss(reason) -> bool: the old file failed; True when the group goes on with what the new one has.
+    parts: what of [start, end) beyond `data_offset` is no data (layout.py).
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class TwinFile:
         frontier: int,
         on_new_loss: Callable[[str], None],
         on_old_loss: Callable[[str], bool],
+        parts: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.old: BlockFile | None = old
         self.new: BlockFile | None = new
@@ -57,6 +59,7 @@ class TwinFile:
         self._data_offset = data_offset
         self._on_new_loss = on_new_loss
         self._on_old_loss = on_old_loss
+        self._parts = ((0, data_offset), *parts)
         self._path, self._size = old.path, old.size
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._frontier_lock = threading.Lock()
@@ -76,6 +79,10 @@ class TwinFile:
     @property
     def size(self) -> int:
         """The old file's size in bytes."""
+        return self._size
+
+    def remeasure(self) -> int:
+        """See BlockFile. While there are two it stays as it is."""
         return self._size
 
     @property
@@ -103,7 +110,7 @@ class TwinFile:
                 trouble = exc
         with self._hold(off, len(buf)):
             new = self.new
-            if new is not None and (off + len(buf) <= self._data_offset or off + len(buf) <= self.frontier):
+            if new is not None and (self._is_part(off) or off + len(buf) <= self.frontier):
                 return new.preadinto(buf, off)
         raise trouble or OSError(5, "the member is gone", self._path)
 
@@ -255,6 +262,9 @@ class TwinFile:
 
     # Inside
 
+    def _is_part(self, off: int) -> bool:
+        return any(start <= off < end for start, end in self._parts)
+
     def _copy(self, start: int, stop: int, without_lost: bool = False) -> None:
         old, new = self.old, self.new
         if old is None or new is None:
@@ -293,7 +303,7 @@ class TwinFile:
                     act(old, length)
                 except OSError as exc:
                     old_error = exc
-            n = length if always or off < self._data_offset else min(length, self.frontier - off)
+            n = length if always or self._is_part(off) else min(length, self.frontier - off)
             if new is not None and n > 0:
                 try:
                     act(new, n)

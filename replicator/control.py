@@ -30,7 +30,8 @@ import msgpack
 from replicator.core import errors
 
 MAX_FRAME_BYTES = 16 << 20
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 4096
+"""Every pair of the node keeps one connection to the target; each costs a sleeping thread."""
 LAST_WORDS_S = 1.0
 """How long a server that stops lets answers under way go out."""
 _LEN = struct.Struct("<I")

@@ -37,6 +37,9 @@ from replicator.journal.page import (
 Packed = dict[int, bytes]
 NOT_YET = (1 << 63) - 1
 """No record has such a seq: nothing ends the copy until the primary has answered."""
+MAX_EXTENDED = 32
+"""So many copies below other nodes are remembered by name. One SYNCED ends them all, so any one of them keeps the list."""
+MAX_ID_BYTES = 64
 
 
 def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
@@ -133,8 +136,10 @@ def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict
     """Take the blocks of a copy that runs below another node onto this primary's list; masks: None for every block.
 
     Returns {seq}: the SYNCED record that ends that copy comes later than this. Durable: the blocks, and that they count.
-    Raises Refused on a secondary, or while nothing is journaled.
+    Raises Refused on a secondary, or while nothing is journaled, BadInput for masks or an id that cannot be.
     """
+    if not 0 < len(copy_id.encode()) <= MAX_ID_BYTES:
+        raise BadInput(f"{copy_id[:80]!r} cannot name a copy")
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
         if state.role != PRIMARY:
@@ -147,7 +152,8 @@ def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict
         if state.new_epoch_wanted:
             engine.open_epoch()
         seq = engine.pos
-        engine.commit(extended={**state.extended, copy_id: seq})
+        extended = {**state.extended, copy_id: seq}
+        engine.commit(extended=dict(list(extended.items())[-MAX_EXTENDED:]))
         return {"seq": seq}
 
 

@@ -159,6 +159,8 @@ class GroupEngine:
         self._ticket = 0
         self._last_time = state.last_time_ns
         clock.note(state.last_time_ns)
+        self.opened_at_ns = clock.last
+        """No record applied in an earlier life has a later write time."""
         self._admit = _REFUSE
         self.linked: set[int] = set()
         """Slots of the edges over which records flow."""
@@ -230,8 +232,8 @@ class GroupEngine:
     def lose_journal(self, reason: str) -> FarstripeError:
         """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
 
-        Where the group may go on without its peer writers are parked until it has gone over to a bitmap (roles.overflow),
-        else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
+        Where the group may go on without its peer writers are parked until it has gone over to a bitmap
+        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
         could succeed without having written what this one dropped.
         """
         if self.failed:

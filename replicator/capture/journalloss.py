@@ -8,8 +8,8 @@ synced, or nothing may exist on this side alone, the group fails. Three things o
 * A flush whose sync failed was not answered; it is repeated, and then rests on the pool. Flushes that were answered
   rested on syncs that succeeded, and the records they covered are in the pool before the mode changes.
 * The replicator may have read records from the page cache that the disk lost, and the peer holds them. They are in the
-  pool here too, and the sequence goes on behind them, so the peer is behind and nothing else. If the machine loses power
-  before the mode has changed, they may be lost here: that is the loss of a tail like any other (epochs, HANDSHAKE.md).
+  pool here too, and the sequence goes on behind them, so the peer is behind and nothing else. If power is lost before
+  the mode has changed, they may be lost here: that is the loss of a tail like any other (epochs, HANDSHAKE.md).
 * Killed before the mode has changed: the state says `sealed`, and recovery writes everything again (recovery.py).
 
 On a secondary the group fails: nothing more is received, the pool keeps the prefix it has, and can be read.
@@ -56,16 +56,12 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
     """
     if engine.state.role == SECONDARY and _receives(engine):
         if not (engine.failed or engine.state.journal_error):
-            raise Refused(
-                f"the journal of group {engine.state.name} is in use", "add the new file and remove the old one: group journal add"
-            )
+            raise _in_use(engine)
         time.sleep(STOPS_S)  # a link that was killed says so for ever; one that lives has seen the new incarnation
     with engine.apply_lock, engine.checkpoint_lock, engine.opened:
         state, page = engine.state, engine.page
         if state.role == PRIMARY and state.mode == JOURNAL:
-            raise Refused(
-                f"the journal of group {state.name} is in use", "add the new file and remove the old one: group journal add"
-            )
+            raise _in_use(engine)
         pos = page[APPLIED_SEQ] if state.role == SECONDARY else engine.pos
         dropped = engine.pos - pos
         engine.sync_pool()
@@ -79,6 +75,11 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
         page[INCARNATION] += 1
         engine.opened.notify_all()
         return dropped
+
+
+def _in_use(engine: GroupEngine) -> Refused:
+    why = f"the journal of group {engine.state.name} is in use"
+    return Refused(why, "add the new file and remove the old one: farstripe group journal add")
 
 
 def _receives(engine: GroupEngine) -> bool:

@@ -101,7 +101,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
         page.clear(parts.boot)
     try:
         journal = _open_journal(parts, state)
-        if trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error:
+        kept = trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error
+        if kept:
             journal.recover(trusted_head[:2], keep_head=True)
     except (IntegrityError, OSError) as exc:
         if state.role != SECONDARY or state.attaching is not None:
@@ -115,8 +116,10 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     if state.attaching is not None:
         journal.reset(state.attaching["p"], state.attaching["epoch"])
         finish_attach(engine)
+    elif kept:
+        pass  # it has been looked through
     elif state.mode == JOURNAL and not state.journal_error:
-        journal.recover(trusted_head[:2] if trusted else None, keep_head=trusted and state.role == SECONDARY)
+        journal.recover(trusted_head[:2] if trusted else None)
     else:
         journal.start_empty(_position(state, trusted_head[2] if trusted else None), engine.epoch)
     if power_lost:

@@ -1,8 +1,8 @@
 """How long a record is kept, and how full the journal is getting.
 
-By default a record goes once every peer has it on stable storage. With `retain=applied` it stays until every peer has it
-in its pool too, so a peer whose journal is damaged can be sent again what it had not applied. Peers state seqs, the tail
-is an offset: Marks remember some places of the sequence, so the tail may lag a little, never lead.
+By default a record goes once every peer has it on stable storage. With `retain=applied` it stays until every peer has
+it in its pool too, so a peer whose journal is damaged can be sent again what it had not applied. Peers state seqs, the
+tail is an offset: Marks remember some places of the sequence, so the tail may lag a little, never lead.
 
 Times are seconds of a monotonic clock, sizes and rates bytes (a second).
 """

@@ -35,7 +35,7 @@ def still(engine: GroupEngine) -> Iterator[bool]:
 
 
 def add_file(engine: GroupEngine, file: RandomFile, ring_bytes: int) -> int:
-    """Take a prepared file into the journal; returns its index. Its room counts at once. Durable: that it belongs to it.
+    """Take a prepared file into the journal; returns its index. Its room counts at once. Durable: that.
 
     Raises as relayout.add does; an OSError of the superblock that decides fails the group.
     """

@@ -36,11 +36,12 @@ from replicator.capture.state import (
 )
 from replicator.core.errors import BadInput, InternalError, Refused
 from replicator.core.records import HEADER_BYTES
-from replicator.journal.beacons import publish
+from replicator.journal.beacons import look, publish
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
     ARRIVED_GEN,
+    BEACON_GEN,
     DURABLE_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -318,7 +319,9 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                 edge.copy_id = ""
                 edge.degraded, edge.unclean = edge.mode == "sync", state.unclean
             state.upstream = state.copy_id = ""
+            engine.clock.note(look(engine.page.u64, ARRIVED_GEN).time_ns)  # also above what was received and given up
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
+            publish(engine.page.u64, BEACON_GEN, 0, 0)
             try:
                 engine.open_epoch()
             finally:

@@ -86,6 +86,8 @@ class GroupService:
         self._checkpointing = threading.Lock()
         self._overflowing = threading.Lock()
         self._hold_until = 0.0
+        self._held_at_start = False
+        """The hold is that of the start: it ends when every peer was reached."""
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
@@ -113,11 +115,12 @@ class GroupService:
 
     def start(self, *, wait_for_peer: bool = False) -> None:
         """Start the threads. With `wait_for_peer` a primary holds writes until it is released or startup_wait_s passed:
-        its replicator may find that the peer has taken over meanwhile."""
+        its replicator may find that a peer has taken over meanwhile."""
         state = self.engine.state
         if wait_for_peer and state.role == PRIMARY and state.mode == JOURNAL and state.policy.startup_wait_s:
             roles.park(self.engine, "hold")
             self._hold_until = time.monotonic() + state.policy.startup_wait_s
+            self._held_at_start = True
         for name, loop in (("follower", self._follow), ("copier", self._copy), ("keeper", self._keep)):
             thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
             thread.start()
@@ -162,8 +165,8 @@ class GroupService:
         try:
             seq = engine.write(volume, offset, buf, fua)
         except Parked as parked:
-            again = parked.made
-            seq = self._patiently(lambda: engine.make_durable(again) if again else engine.write(volume, offset, buf, fua))
+            made = parked.made
+            seq = self._patiently(lambda: engine.make_durable(made) if made else engine.write(volume, offset, buf, fua))
         except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.waits:
@@ -532,7 +535,9 @@ class GroupService:
         edges.set_link(self.engine, edges.edge_of(self.engine, peer), up)
         if up:
             self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
-            self.release("the peer was reached")
+            downstream = self.engine.state.downstream
+            if self._held_at_start and all(e.slot in self.engine.linked for e in downstream):
+                self.release("all peers were reached" if len(downstream) > 1 else "the peer was reached")
         self._waiters.wake_all()
 
     def follow(self, peer: str) -> None:
@@ -542,6 +547,7 @@ class GroupService:
     def hold(self, deadline_s: float) -> dict[str, Any]:
         """Park new host writes for at most `deadline_s` seconds and wait for those under way. Returns {seq}."""
         pending = roles.park(self.engine, "hold")
+        self._held_at_start = False
         self._hold_until = time.monotonic() + deadline_s
         self._drain(pending)
         self._ring_all()
@@ -550,6 +556,7 @@ class GroupService:
     def release(self, why: str = "") -> None:
         """Let parked writers go on."""
         self._hold_until = 0.0
+        self._held_at_start = False
         if self.engine.parked_for == "hold":
             roles.unpark(self.engine, "hold")
             self._events("hold-released", group=self.engine.state.name, reason=why)

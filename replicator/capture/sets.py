@@ -241,7 +241,7 @@ def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
     if look_close and not arrived and state.role == SECONDARY:
         arrived = max(pending(engine).last_time_ns, engine.applied_time_ns)
     upstream = getattr(state, "upstream", "") if state.role == SECONDARY else ""
-    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, engine.applied_time_ns or engine.clock.last)
+    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, engine.applied_time_ns or engine.opened_at_ns)
 
 
 def _make_durable(services: list[GroupService], bound_ns: int) -> None:

@@ -17,7 +17,7 @@ from replicator.cli.status import loss_lines, lost_text
 from replicator.cli.terms import TERMS
 from replicator.core import decisions, takeover
 from replicator.core import status as states
-from replicator.core.errors import FarstripeError, NotFound
+from replicator.core.errors import BadInput, FarstripeError, NotFound
 
 _PLACES = {
     "group": "GROUP", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
@@ -36,41 +36,72 @@ _ACTIONS = {
 }
 
 
+KINDS = ("group", "raid-group", "member", "word")
+_Thing = tuple[str, str, Any, str]
+"""Kind, what it is called, what --json gives, text."""
+
+
 @click.command()
-@click.argument("what", required=False, metavar="[GROUP|WORD]", shell_complete=names.groups)
+@click.argument("what", required=False, metavar="[GROUP|RAID_GROUP|MEMBER|WORD]", shell_complete=names.explained)
+@click.option("--kind", type=click.Choice(KINDS), help="What is meant, where one name stands for several things.")
 @json_option
 @pass_node
-def explain(here: Node, what: str | None, as_json: bool) -> None:
-    """Explain the state of GROUP (of every group without it), or what WORD means.
+def explain(here: Node, what: str | None, kind: str | None, as_json: bool) -> None:
+    """Explain the state of GROUP (of every group without it), of RAID_GROUP or MEMBER, or what WORD means.
 
     \b
       farstripe explain                every group of this node
       farstripe explain app            why group app is as it is, what it means, what to do
       farstripe explain pool           what is wrong with the pool's RAID groups and members
+      farstripe explain /dev/sdd       how that member is; sdd will do
       farstripe explain SPLIT-BRAIN    a state that status shows
       farstripe explain stale-primary  what two nodes found out in their handshake
       farstripe explain journal        a word of this project
 
-    Words are explained without a running node.
+    Words are explained without a running node. A group, RAID group or member of that name comes before a word.
     """
     if what is None:
         found = view.collect(here)["groups"]
         emit(as_json, found, "\n\n".join(_group_text(one) for one in found) or "no groups; words: " + _words())
         return
     word = explain_word(what)
-    if what.lower() == "pool" and (entries := _pool_troubles(here)) is not None:
+    if kind is None and what.lower() == "pool" and (entries := _pool_troubles(here)) is not None:
         emit(as_json, entries, "\n\n".join([*([_word_text(word)] if word else []), *map(explain_pool.text, entries)]))
         return
-    try:
-        group = view.one_group(here, what)
-    except FarstripeError as exc:
-        if word is None and isinstance(exc, NotFound):
-            raise NotFound(f"{what!r} is neither a group here nor a word", f"words: {_words()}") from exc
-        if word is None:
-            raise
+    things, trouble = _things(here, what, kind)
+    if len(things) > 1:
+        kinds = sorted({one[0] for one in things})
+        which = f"--kind {' or --kind '.join(kinds)}" if len(kinds) > 1 else "give the whole path"
+        raise BadInput(f"{what!r} is {' and '.join(one[1] for one in things)}", f"say which is meant: {which}")
+    if things:
+        emit(as_json, *things[0][2:])
+    elif word is not None and kind in (None, "word"):
         emit(as_json, word, _word_text(word))
-        return
-    emit(as_json, group, _group_text(group))
+    elif trouble is not None and not isinstance(trouble, NotFound):
+        raise trouble
+    else:
+        raise NotFound(f"{what!r} is neither a group, a RAID group or a member here nor a word", f"words: {_words()}")
+
+
+def _things(here: Node, what: str, kind: str | None) -> tuple[list[_Thing], FarstripeError | None]:
+    """What of this node has that name; and why it is not known whether there is a group of it, if it is not."""
+    found: list[_Thing] = []
+    trouble: FarstripeError | None = None
+    if kind in (None, "group"):
+        try:
+            group = view.one_group(here, what)
+            found.append(("group", f"group {group['name']}", group, _group_text(group)))
+        except FarstripeError as exc:
+            trouble = exc
+    if kind in (None, "raid-group", "member"):
+        try:
+            in_pool = explain_pool.named(here.target("pool.status"), what)
+        except FarstripeError:
+            in_pool = []  # no pool; or no node, which the group has told
+        for its_kind, label, entries in in_pool:
+            if kind in (None, its_kind):
+                found.append((its_kind, label, entries, "\n\n".join(map(explain_pool.text, entries))))
+    return found, trouble
 
 
 def _pool_troubles(here: Node) -> list[dict[str, Any]] | None:

@@ -1,10 +1,15 @@
-"""Why the pool is not as it should be, and what to do: one entry for each RAID group and member that is not well."""
+"""Why the pool is not as it should be, and what to do: one entry for each RAID group and member that is not well.
+
+named() tells of one of them by name, also when it is well.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+from replicator.cli import known
 from replicator.cli.units import format_duration, format_size
 
 
@@ -30,6 +35,22 @@ def troubles(status: dict[str, Any]) -> list[dict[str, Any]]:
                                 "it cannot take a lost member's place", "attach it and restart the node, or give it up",
                                 f"farstripe pool spare remove {path}"))  # fmt: skip
     return found
+
+
+def named(status: dict[str, Any], name: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(kind, what it is, entries) of every RAID group, member and spare of that name.
+
+    A member is meant by its path, its uuid, or the last part of its path.
+    """
+    found = [
+        ("raid-group", f"RAID group {name}", [*_group(group, status)] or [_well(group)])
+        for group in status["groups"]
+        if group["name"] == name
+    ]
+    paths = {one["path"] for one in known.members(status) if name in (one["path"], one.get("uuid"))}
+    paths = paths or {one["path"] for one in known.members(status) if os.path.abspath(name) == one["path"]}
+    paths = paths or {one["path"] for one in known.members(status) if os.path.basename(one["path"]) == name}
+    return found + [("member", f"member {path}", _of_member(status, path)) for path in sorted(paths)]
 
 
 def text(entry: dict[str, Any]) -> str:
@@ -77,11 +98,41 @@ def _group(group: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, 
             f"RAID group {group['name']}", "nearly full",
             f"{format_size(group['free'])} of {format_size(group['size'])} are free",
             "writes to new places, and the first write to a place that a snapshot shares, fail when nothing is left",
-            "delete snapshots or volumes, trim filesystems (fstrim), move volumes, or let the pool grow",
-            "farstripe volume list", "farstripe pool add-group LEVEL MEMBER...",
+            "delete snapshots or volumes, trim filesystems (fstrim), move volumes, enlarge all members, or add a group",
+            "farstripe volume list", f"farstripe pool grow {group['name']}",
+            "farstripe pool add-group LEVEL MEMBER...",
         )  # fmt: skip
     for member in group["members"]:
         yield from _member(member, status)
+
+
+def _well(group: dict[str, Any]) -> dict[str, Any]:
+    return _entry(
+        f"RAID group {group['name']}", group["state"], f"all of its {len(group['members'])} members are in sync",
+        f"RAID-{group['level']}, {format_size(group['free'])} of {format_size(group['size'])} are free",
+        "nothing", "farstripe pool status",
+    )  # fmt: skip
+
+
+def _of_member(status: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """Entries of one member, member to be, or spare."""
+    for group in status["groups"]:
+        for one in group["members"]:
+            new = (one.get("replacement") or {}).get("path")
+            if path in (one["path"], new):
+                well = _entry(
+                    f"member {path}", one["state"].replace("_", " "), "nothing is wrong with it",
+                    f"it belongs to RAID group {group['name']}", "nothing", "farstripe pool status",
+                )  # fmt: skip
+                return [*_member(one, status)] or [well]
+    [spare] = [one for one in status["spares"] if one["path"] == path]
+    missing = [entry for entry in troubles(status) if entry["name"] == path]
+    serves = f"RAID group {spare['group']}" if spare.get("group") else "every RAID group"
+    well = _entry(
+        f"spare {path}", "ready", "nothing is wrong with it",
+        f"it takes the place of a member of {serves} that is lost, by itself", "nothing", "farstripe pool spare list",
+    )  # fmt: skip
+    return missing or [well]
 
 
 def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -115,10 +166,11 @@ def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str
         )  # fmt: skip
     if member["state"] != "failed" and (wrong := member.get("checksum_errors", 0) + member.get("read_errors", 0)):
         yield _entry(
-            name, "gives errors", f"{wrong} reads failed or did not fit their checksum since the pool was opened",
+            name, "gives errors", f"{wrong} reads failed or did not fit their checksum since it is a member",
             f"{member.get('repaired', 0)} places were written anew from redundancy; more may come",
-            "look at the disk; see by a scrub what else is wrong; replace it, which keeps redundancy meanwhile",
-            "farstripe pool scrub --check", f"farstripe pool replace {path} NEW",
+            "look at the disk; see by a scrub what else is wrong; replace it, which keeps redundancy meanwhile; or"
+            " clear the counts, when what was wrong has been seen to",
+            "farstripe pool scrub --check", f"farstripe pool replace {path} NEW", f"farstripe pool clear-errors {path}",
         )  # fmt: skip
     if member.get("slow_requests"):
         yield _entry(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import asof, journal, names, policy
+from replicator.cli import asof, journal, known, names, policy
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -99,6 +99,8 @@ def policy_(here: Node, name: str, peer: str | None, as_json: bool, **options: A
 @pass_node
 def delete(here: Node, name: str, force: bool, yes: bool, as_json: bool) -> None:
     """Delete the group NAME, its journal and history; its volumes stay. Refused while it is paired."""
+    if not yes:
+        known.group(here, name)
     confirm(f"Delete group {name} with its journal and history? Its volumes stay.", yes, as_json)
     here.target("group.delete", group=name, force=force, wait_s=300)
     emit(as_json, {"name": name, "deleted": True}, f"group {name} deleted")

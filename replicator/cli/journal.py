@@ -83,8 +83,8 @@ def add(here: Node, group: str, path: str, size: int, as_json: bool) -> None:
 def remove(here: Node, group: str, path: str, as_json: bool) -> None:
     """Take the file or device PATH out of the journal of GROUP; its number will do too.
 
-    Nothing new is put there. It is free once nothing in it is needed, which `show` and `farstripe events` tell; a file
-    is deleted then, a device left.
+    Nothing new is put there: on a primary from now on, on a secondary once the journal has gone round. It is free when
+    nothing in it is needed any more, which `show` and `farstripe events` tell; a file is deleted then, a device left.
     """
     which = path if path.isdecimal() else os.path.abspath(path)
     removed = here.target("group.remove_journal", group=group, path=which, wait_s=60)

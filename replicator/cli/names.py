@@ -37,6 +37,15 @@ def _members(node: Node) -> list[str]:
     return [str(member["path"]) for group in groups for member in group["members"]]
 
 
+def _explained(node: Node) -> list[str]:
+    """Groups, and what there is of the pool if there is one."""
+    found = [str(one["name"]) for one in node.target("group.list")]
+    try:
+        return found + [str(one["name"]) for one in node.target("pool.status")["groups"]] + _members(node)
+    except FarstripeError:
+        return found
+
+
 volumes = _completer(lambda node: [str(one["name"]) for one in node.target("volume.list")])
 groups = _completer(lambda node: [str(one["name"]) for one in node.target("group.list")])
 pairs = _completer(lambda node: [str(one["name"]) for one in node.replicator("pair.list")])
@@ -44,3 +53,4 @@ peers = _completer(lambda node: [str(one["name"]) for one in node.replicator("pe
 members = _completer(_members)
 raid_groups = _completer(lambda node: [str(one["name"]) for one in node.target("pool.status")["groups"]])
 attached = _completer(_attached)
+explained = _completer(_explained)

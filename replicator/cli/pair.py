@@ -94,8 +94,8 @@ def set_(here: Node, group: str, peer: str | None, as_json: bool, **options: Any
     """Change how the pair of GROUP (with PEER) moves its records; on the node that feeds the other.
 
     --limit, --schedule and --compress take effect at once. For the others the link starts over, which takes a moment
-    and copies nothing again. The peer keeps the settings too, for when the roles change. `farstripe pair show` says what
-    is in force.
+    and copies nothing again. The peer keeps the settings too, for when the roles change. `farstripe pair show` says
+    what is in force.
     """
     found = here.replicator("pair.set", **_pair(group, peer), **transfer.given(options))
     emit(as_json, found, f"group {group}: set; see: farstripe pair show {group}")

@@ -25,7 +25,7 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not 0 < seconds <= MOST_OUTAGE_S:
-        raise BadInput(f"{text!r} is not a time for which a journal can be planned", "say 90s, 15m, 4h or 2d; 31d at most")
+        raise BadInput(f"{text!r} is no time to plan a journal for", "say 90s, 15m, 4h or 2d; 31d at most")
     return seconds
 
 

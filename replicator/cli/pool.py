@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import balance, groups, names, progress, where
+from replicator.cli import balance, groups, known, names, progress, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.pool_members import COMMANDS, is_uri, member_path, show_work
@@ -207,6 +207,10 @@ def status(here: Node, as_json: bool) -> None:
         for group in groups
     ]
     table(False, None, ("raid group", "level", "state", "members", "chunk", "size", "free"), rows, "no RAID groups")
+    for group in groups:
+        if group.get("growable"):
+            name, more = group["name"], format_size(group["growable"])
+            click.echo(f"the members of {name} have room to grow by {more}: farstripe pool grow {name}")
     ill = [
         (m["path"], g["name"], _member_state(m), m.get("reason") or "-")
         for g in groups
@@ -300,6 +304,8 @@ def fail(here: Node, member: str, yes: bool, as_json: bool) -> None:
     Refused when the RAID group has no redundancy left to do without it.
     """
     member = member_path(member)
+    if not yes:
+        known.member(here, member)
     confirm(f"Declare {member} lost? Its RAID group loses redundancy until it is replaced.", yes, as_json)
     emit(
         as_json, here.target("pool.fail", member=member), f"{member} counts as lost; replace it: farstripe pool replace"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import names
+from replicator.cli import known, names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
@@ -92,8 +92,24 @@ def remove(here: Node, member: str, yes: bool, as_json: bool) -> None:
     A failed one keeps its place until it is replaced, but cannot be taken back by difference any more.
     """
     member = member_path(member)
+    if not yes:
+        known.member(here, member)
     confirm(f"Let go of {member}?", yes, as_json)
     emit(as_json, here.target("pool.remove", member=member), f"the pool has let go of {member}")
+
+
+@click.command("clear-errors")
+@click.argument("member", required=False, shell_complete=names.members)
+@json_option
+@pass_node
+def clear_errors(here: Node, member: str | None, as_json: bool) -> None:
+    """Set the counts of errors of MEMBER, or of all members, to 0: what was wrong has been seen to.
+
+    They are kept as long as a member is one, over restarts.
+    """
+    member = member_path(member) if member else ""
+    found = here.target("pool.clear_errors", member=member)
+    emit(as_json, found, f"the counts of {found['members']} member(s) are 0 again")
 
 
 @click.group()
@@ -170,4 +186,4 @@ def destroy(here: Node, force: bool, yes: bool, as_json: bool) -> None:
     emit(as_json, done, f"pool {found['name']} is destroyed{left}")
 
 
-COMMANDS: tuple[click.Command, ...] = (readd, remove, spare, rebuild_limit, destroy)
+COMMANDS: tuple[click.Command, ...] = (readd, remove, clear_errors, spare, rebuild_limit, destroy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from replicator.cli import names
+from replicator.cli import known, names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import format_size
@@ -64,6 +64,8 @@ def rollback(here: Node, name: str, snapshot_name: str, yes: bool, as_json: bool
 
     Refused while a client may write to the volume, and while it is in a group.
     """
+    if not yes:
+        known.volume(here, name, snapshot_name)
     confirm(f"Take volume {name} back to {snapshot_name} and lose what was written since?", yes, as_json)
     done = here.target("volume.rollback", name=name, snapshot=snapshot_name, wait_s=300)
     emit(as_json, done, f"volume {name} holds what {snapshot_name} holds")

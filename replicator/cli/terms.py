@@ -53,6 +53,27 @@ TERMS: dict[str, Term] = {
         "follows and can only be read).",
         ("farstripe pair create GROUP --peer NAME", "farstripe status"),
     ),
+    "tree": Term(
+        "All nodes of a group with several pairs. The primary is its top; every other node is fed by one peer, and may "
+        "feed others. Where that is so on both sides it is called a relay: it passes on what it receives, and a "
+        "synchronous one answers only for what the synchronous peers below it have as well.",
+        ("farstripe status GROUP", "farstripe pair list"),
+    ),
+    "set": Term(
+        "Groups of one primary node whose copies are applied only as far as everything has arrived in all of them, so that "
+        "together they hold one instant. A group whose link is down holds the others.",
+        ("farstripe set create NAME GROUP...", "farstripe set list"),
+    ),
+    "marker": Term(
+        "One named instant over groups of any nodes. Writes are held for a moment while every group's sequence gets it; "
+        "each copy keeps an image of it.",
+        ("farstripe marker create NAME --groups GROUP,GROUP@NODE", "farstripe marker list"),
+    ),
+    "write time": Term(
+        "When a write was accepted, by its node's clock, made unique: it rises in the order of all writes of the node, "
+        "whatever the clock does. Copies keep it.",
+        ("farstripe status",),
+    ),
     "journal": Term(
         "A ring that holds every write of a group in order until the peer has it durably and it is in the pool. "
         "Its size divided by the write rate is how long the peer may be away before order is given up for a "

@@ -60,22 +60,22 @@ class ScheduleType(_TextType):
 
 _OPTIONS = (
     click.option("--connections", type=click.IntRange(1, MAX_CONNECTIONS), metavar="N",
-                 help="TCP connections that carry the records side by side: more of a long or lossy line is used. At "
-                 "first: 1."),
+                 help="TCP connections that carry the records side by side: more of a long or lossy line is used. "
+                 "At first: 1."),
     click.option("--transfer", type=click.Choice(["push", "pull"]),
-                 help="push: records are sent as fast as the line takes them. pull: as the receiver asks for them, with "
-                 "at most --window under way. At first: push."),
+                 help="push: records are sent as fast as the line takes them. pull: as the receiver asks for them, "
+                 "with at most --window under way. At first: push."),
     click.option("--window", type=SizeType(least=MIN_WINDOW_BYTES), metavar="SIZE",
                  help=f"What pull keeps under way, up to {format_size(MAX_WINDOW_BYTES)}. At first: 8M."),
     click.option("--compress", type=CompressType(), metavar="LEVEL",
-                 help=f"zstd level for the wire, 1 (fast) to {MAX_COMPRESS}; auto: 1 where a sample of the data shrinks; 0: "
-                 "off. At first: 0."),
+                 help=f"zstd level for the wire, 1 (fast) to {MAX_COMPRESS}; auto: 1 where a sample shrinks; "
+                 "0: off. At first: 0."),
     click.option("--limit", type=RateType(), metavar="RATE",
                  help="Send at most so many bytes of records a second, as 20M, or unlimited. In a synchronous pair "
                  "writes wait for it. At first: unlimited."),
     click.option("--schedule", type=ScheduleType(), metavar="RULES",
-                 help=f"Other limits at other times, by this node's local time: \"{EXAMPLE}\". The first rule that fits "
-                 "counts; where none fits, --limit. none: no schedule."),
+                 help=f"Other limits at other times, by this node's local time: \"{EXAMPLE}\". The first rule that "
+                 "fits counts; where none fits, --limit. none: no schedule."),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from replicator.attach import spawn
-from replicator.cli import names, snapshot, where
+from replicator.cli import known, names, snapshot, where
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -76,6 +76,8 @@ def list_(here: Node, as_json: bool) -> None:
 @pass_node
 def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
     """Delete the volume NAME and everything in it. Refused while a client has it open or a group holds it."""
+    if not yes:
+        known.volume(here, name)
     confirm(f"Delete volume {name} and everything in it?", yes, as_json)
     here.target("volume.delete", name=name, wait_s=300)
     emit(as_json, {"name": name, "deleted": True}, f"volume {name} deleted")
@@ -94,7 +96,8 @@ def resize(here: Node, name: str, size: int, force: bool, yes: bool, as_json: bo
     Devices attached on this host see the new size at once; grow the filesystem afterwards (resize2fs, xfs_growfs).
     Other clients see it when they connect again.
     """
-    if force:
+    if force and not yes:
+        known.volume(here, name)
         confirm(f"Cut volume {name} to {format_size(size)} if it is larger?", yes, as_json)
     made = here.target("volume.resize", name=name, size=size, force=force, wait_s=300)
     devices = spawn.refresh(name, str(here.run))

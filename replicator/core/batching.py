@@ -7,8 +7,8 @@ in bursts.
 
 Gathering: while no write waits for the peer, records gather for a while after each frame: waking two processes on each
 node for a record costs more than all that is done with it. For how long depends on the round trip: a quarter of it adds
-little to what the line adds anyway and makes frames that compress better, GATHER_MIN_S at least, GATHER_MAX_S at most. The
-first record after a pause goes at once, and so does everything while writes wait for the peer.
+little to what the line adds anyway and makes frames that compress better, GATHER_MIN_S at least, GATHER_MAX_S at most.
+The first record after a pause goes at once, and so does everything while writes wait for the peer.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class Decision(NamedTuple):
 def decide(one: Hello, other: Hello) -> Decision:
     """Return the decision for two HELLOs. The order of the arguments does not matter."""
     first, second = sorted((one, other), key=lambda hello: hello.node)
-    relay = _relay(first, second)
-    lead, follow = relay or _order(first, second)
+    relay = _relay(first, second) if one.version == other.version else None
+    lead, follow = relay or (_order(first, second) if one.version == other.version else (first, second))
     comparison = compare(lead.hist, lead.pos, follow.hist, follow.pos)
     facts = _facts(lead, follow, comparison, relay is not None)
     row = look_up(facts)

@@ -1,9 +1,9 @@
 """How large a journal has to be to bear an outage of the peer, from what the group's hosts write. Pure.
 
 What is needed is the most that was ever written in a window as long as the outage, over the hours that were seen; hours
-in between that were not seen count as the busiest one, and what lies beyond the history counts as it, too. Outages shorter than an
-hour are judged by the busiest minute of an hour, bounded by what came in that hour. Headroom comes on top. A given rate
-overrides what was measured.
+in between that were not seen count as the busiest one, and so does what lies beyond the history. Outages shorter than
+an hour are judged by the busiest minute of an hour, bounded by what came in that hour. Headroom comes on top. A given
+rate overrides what was measured.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _in_hours(seen: Mapping[int, Mapping[str, Any]], outage_s: float) -> float:
     rates = [_rate(seen[hour]) if hour in seen else busiest for hour in range(first, last + 1)]
     whole, part = int(outage_s // HOUR_S), outage_s % HOUR_S
     best = 0.0
-    for begin in range(max(1, len(rates) - whole)):
+    for begin in range(max(1, len(rates) - whole + 1)):
         window = [*rates[begin : begin + whole]]
         window += [busiest] * (whole - len(window))
         rest = rates[begin + whole] if begin + whole < len(rates) else busiest

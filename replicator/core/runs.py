@@ -78,7 +78,7 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
             raise BadRecord("payload CRC mismatch")
         if seq <= last_seq and count == 0:
             if epoch > last_epoch:
-                raise BadRecord(f"record {seq} is of epoch {epoch:#x}, which began after {last_epoch:#x} that is held")
+                raise BadRecord(f"record {seq} is of epoch {epoch:#x}, newer than {last_epoch:#x} that is held")
             at = begin = end
             continue
         if seq != last_seq + 1:

@@ -75,6 +75,16 @@ TABLE: tuple[Word, ...] = (
         operator=True,
     ),
     Word(
+        "NO-JOURNAL",
+        "bad",
+        lambda s, f: bool((s.get("journal") or {}).get("error")),
+        "the journal of this node is broken: {reason}",
+        "a primary goes on and counts differences; a secondary receives nothing, and its volumes can be read",
+        "give the group a new journal; the peers then follow by difference, or record by record",
+        ("farstripe group journal replace {group}", "farstripe group journal show {group}"),
+        operator=True,
+    ),
+    Word(
         "STOPPED",
         "bad",
         _in("stopped"),
@@ -346,7 +356,8 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
     decision = facts.get("decision") or {}
     lag = lag_records(status, facts)
     link = "the link is up" if facts.get("linked") else facts.get("link_reason")  # else it says why an older link ended
-    reason = status.get("failed") or status.get("apply_error") or link or "no reason known"
+    broken = (status.get("journal") or {}).get("error")
+    reason = status.get("failed") or status.get("apply_error") or broken or link or "no reason known"
     return {
         "group": str(status.get("name") or "GROUP"),
         "peer": str(facts.get("peer_name") or facts.get("peer") or "the peer"),

@@ -58,8 +58,9 @@ class Listener:
         on_link: LinkHandler,
         event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group,
-        name of the link, whether it exists) -> what takes the connection, called after the answer was sent. All may raise a FarstripeError, sent as an error map.
+        """on_join(frame, address it came from) -> reply; on_rpc(peer, op, args) -> result; on_link(peer, group, name of
+        the link, whether it exists) -> what takes the connection, called after the answer was sent. All may raise a
+        FarstripeError, sent as an error map.
         """
         self.address, self.port = address, port
         self._contexts = contexts

@@ -54,7 +54,8 @@ def change(node: Node, args: dict[str, Any]) -> dict[str, Any]:
         )
     node.pairs.store.change(pair.key, settings.to_map())
     node.pairs.retune(pair)
-    node.events.add("pair.set", f"group {pair.name} to {node.pairs.name_of(pair.peer)}: {text(settings)}", group=pair.name)
+    peer = node.pairs.name_of(pair.peer)
+    node.events.add("pair.set", f"group {pair.name} to {peer}: {text(settings)}", group=pair.name)
     return pairview.view(node, node.pairs.store.get(*pair.key) or pair)
 
 

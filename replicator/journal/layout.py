@@ -1,9 +1,9 @@
 """Where a logical offset of the ring lies, when the ring is made of several files that come and go.
 
-Reasoning. A *layout* is a cyclic list of extents (stretches of files) and holds from one logical offset on, its `start`.
-`phase` is the place in the list at which `start` lies; from there the ring runs through the list again and again. A
-journal has a list of layouts with rising starts: offset o lies where the last layout with start <= o puts it, so records
-stay where they were written although the ring has been changed since.
+Reasoning. A *layout* is a cyclic list of extents (stretches of files) and holds from one logical offset on, its
+`start`. `phase` is the place in the list at which `start` lies; from there the ring runs through the list again and
+again. A journal has a list of layouts with rising starts: offset o lies where the last layout with start <= o puts it,
+so records stay where they were written although the ring has been changed since.
 
 A file is added by putting its extent into the list exactly where the ring stands at the new layout's start, and taken
 away by leaving its extents out. What makes that safe, whatever the history of changes is:

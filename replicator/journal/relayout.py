@@ -53,7 +53,8 @@ def remove(journal: Journal, page: Page, index: int, least_bytes: int, *, alone:
         raise Refused("what remains of the journal would be too small", "add another file first")
     if used > rest - rest // 8:
         raise Refused(
-            f"the journal holds {used} bytes, and {rest} would remain", "wait until the peer has more, or add a file first"
+            f"the journal holds {used} bytes, and {rest} would remain",
+            "wait until the peer has more, or add a file first",
         )
     start = next_start(layouts, page[TAIL_OFF], page[HEAD_OFF] if alone else None)
     journal.relayout(without_file(layouts, start, index), {}, journal.super.next_index)

@@ -1,8 +1,8 @@
 """The journal ring: records of one group, in order, in a preallocated file or device.
 
-Reasoning. Offsets are logical: they start at 0 when the journal is made and only grow; a byte at logical offset o lies
-in a single file at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from the tail to the head
-can be walked by their lengths, and seq rises by one from each to the next.
+Reasoning. Offsets are logical: they start at 0 when the journal is made and only grow; in a single file a byte at logical
+offset o lies at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from the tail
+to the head can be walked by their lengths, and seq rises by one from each to the next.
 
 The space of a record may be overwritten only after a superblock that no longer points at it is durable; so TAIL_OFF in
 the page moves after `set_tail` has synced, never before. After a crash the chain is walked from the durable tail and
@@ -27,16 +27,8 @@ import time
 from collections.abc import Mapping
 
 from replicator.core.errors import IntegrityError
-from replicator.core.records import (
-    HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
-    BadRecord,
-    Header,
-    Kind,
-    check_payload,
-    unpack_header,
-)
-from replicator.core.runs import parse_run
+from replicator.core.records import HEADER_BYTES, BadRecord, Header, unpack_header
+from replicator.journal.chain import SCAN_BYTES, walk
 from replicator.journal.files import Buffer, NoFile, RandomFile
 from replicator.journal.layout import Extent, Layout, Layouts, anchor_of, files_of, piece_at, pieces
 from replicator.journal.page import (
@@ -56,7 +48,6 @@ from replicator.journal.superblock import DATA_START, Super, write_slot
 from replicator.journal.volumes import JournalFiles, newest_generation, open_all, wipe
 
 MIN_CAPACITY = 1 << 20
-_SCAN_BYTES = 4 << 20
 _TAIL_LOOKS = 200
 _LAYOUT_LOOKS = 50
 GENERATION_STEP = 1 << 32
@@ -147,7 +138,8 @@ class Journal:
         A trusted head behind a torn or missing record is an IntegrityError: the medium lost bytes it had taken.
         """
         sup = self.super
-        off, seq, epoch = self._walk(sup.tail_off, sup.tail_seq, sup.min_epoch, trusted_head and trusted_head[0])
+        stop = max(sup.tail_off + self.capacity, self._ring[1][-1].start) if trusted_head is None else trusted_head[0]
+        off, seq, epoch = walk(self.read, sup.tail_off, sup.tail_seq, sup.min_epoch, stop)
         if trusted_head is not None and off < trusted_head[0]:
             raise IntegrityError(
                 f"the journal ends at record {seq}, before records that were written to it",
@@ -184,7 +176,7 @@ class Journal:
         """
         off, head = self._u64[TAIL_OFF], self._u64[HEAD_OFF]
         while off < head:
-            length = min(_SCAN_BYTES, head - off)
+            length = min(SCAN_BYTES, head - off)
             self._write(self.read(off, length), off)
             off += length
         self._synced_off = -1
@@ -197,42 +189,6 @@ class Journal:
         self._publish_head(off, seq, epoch)
         u64 = self._u64
         u64[TAIL_SEQ], u64[DURABLE_SEQ], u64[APPLIED_SEQ] = seq + 1, seq, seq
-
-    def _walk(self, off: int, next_seq: int, epoch: int, stop: int | None) -> tuple[int, int, int]:
-        """Walk valid records from `off`; returns (offset behind the last, its seq, its epoch)."""
-        limit = max(off + self.capacity, self._ring[1][-1].start) if stop is None else stop
-        seq = next_seq - 1
-        want = _SCAN_BYTES
-        while off < limit:
-            chunk = memoryview(self.read(off, min(want, limit - off)))
-            try:
-                run = parse_run(chunk, seq + 1, epoch)
-            except BadRecord:
-                run = None
-            if run is None or run.begin != 0 or run.records == 0:
-                if run is not None and run.begin == 0 and want < MAX_PAYLOAD_BYTES * 2 and want < limit - off:
-                    want *= 2
-                    continue
-                return self._walk_singly(off, seq, epoch, limit)
-            off += run.end
-            seq, epoch = run.last_seq, run.last_epoch
-        return off, seq, epoch
-
-    def _walk_singly(self, off: int, seq: int, epoch: int, limit: int) -> tuple[int, int, int]:
-        """Walk record by record, to end exactly before the first bad one."""
-        while limit - off >= HEADER_BYTES:
-            try:
-                header = unpack_header(self.read(off, HEADER_BYTES))
-                if header.seq != seq + 1 or header.epoch < epoch or off + header.total_bytes > limit:
-                    break
-                if header.epoch != epoch and header.kind != Kind.EPOCH and off != self.super.tail_off:
-                    break
-                check_payload(header, self.read(off + HEADER_BYTES, header.payload_len))
-            except BadRecord:
-                break
-            off += header.total_bytes
-            seq, epoch = header.seq, header.epoch
-        return off, seq, epoch
 
     def _publish_kept(self) -> None:
         u64, sup = self._u64, self.super

@@ -78,8 +78,8 @@ def pack(sup: Super, file_index: int) -> bytes:
     if sup.layouts is None:
         return head + _CRC.pack(crc32c(head))
     body = b"".join(
-        _LAYOUT.pack(layout.start, layout.phase, len(layout.extents)) + b"".join(_EXTENT.pack(*e) for e in layout.extents)
-        for layout in sup.layouts
+        _LAYOUT.pack(start, phase, len(extents)) + b"".join(_EXTENT.pack(*extent) for extent in extents)
+        for start, phase, extents in sup.layouts
     )
     if len(body) > SLOT_BYTES - _LAYOUTS_AT or sup.next_index > MAX_INDEX:
         raise Refused("the journal has been changed too often", "wait until files that were removed are released")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicator.core.errors import Refused
+from replicator.daemon.link.receiver import Receiver
+from replicator.daemon.link.shipper import Stopped
 from replicator.journal import layout, relayout, ring, superblock
 from replicator.journal.page import HEAD_SEQ, LAYOUT_GEN
 from tests.testing.fakedisk import PowerCut
@@ -220,3 +223,17 @@ def test_the_page_says_which_layout_counts() -> None:
     assert rig.appender.super.layout_gen == 0
     rig.add(b"two")
     assert rig.appender.super.layout_gen == 1
+
+
+def test_a_receiver_judges_room_by_the_ring_as_it_is_now() -> None:
+    rig = Rig(4000, remote=True)
+    rig.join(4000)
+    assert rig.appender.room_for(1)  # it knows of both files
+    for _ in range(20):
+        rig.add(bytes(100))
+    receiver = Receiver(SimpleNamespace(u64=rig.page.u64, journal=rig.appender), rig.page[HEAD_SEQ] + 1, 0)  # type: ignore[arg-type]
+    assert receiver.room_for(memoryview(bytes(4500)), 0)
+    rig.leave(0)
+    with pytest.raises(Stopped, match="never fit"):
+        receiver.room_for(memoryview(bytes(4500)), 0)
+    assert receiver.room_for(memoryview(bytes(100)), 0)

@@ -126,7 +126,7 @@ def link_frames() -> list[bytes]:
         wire.HEAD.pack(len(run), wire.DATA, 0, 0, 7) + run,
         wire.HEAD.pack(20, wire.DATA, wire.FLAG_ZSTD, 0, 7) + bytes(20),
         wire.ack(9, 8, 7),
-        wire.beat(9, 1 << 20, 8, 1 << 60),
+        wire.beat(9, 1 << 20, 8, 1 << 60, 9),
         wire.grant(1 << 20),
         wire.need(5, 1 << 20),
         wire.control({"t": "ping", "seq": 9, "role": "primary", "state": "source"}),

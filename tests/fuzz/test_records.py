@@ -56,9 +56,9 @@ def plain_header(data: bytes, at: int) -> Header | None:
     """The header at `at`, None when it is none."""
     raw = data[at : at + 64]
     number = [int.from_bytes(raw[a:b], "little") for a, b in ((8, 16), (16, 24), (24, 32), (32, 36), (36, 40))]
-    if len(raw) < 64 or raw[:4] != b"FSR1" or raw[6:8] != b"\x01\x00" or crc32c(raw[:60]).to_bytes(4, "little") != raw[60:]:
+    if len(raw) < 64 or raw[:4] != b"FSR1" or raw[6:8] != b"\x01\x00":
         return None
-    if number[4] > MAX_PAYLOAD_BYTES:
+    if crc32c(raw[:60]).to_bytes(4, "little") != raw[60:] or number[4] > MAX_PAYLOAD_BYTES:
         return None
     rest = [int.from_bytes(raw[a:b], "little") for a, b in ((40, 48), (48, 56), (56, 60))]
     return Header(raw[4], raw[5], *number, *rest)
@@ -82,7 +82,8 @@ def plain_parse(data: bytes, expect: int, min_epoch: int) -> Run | None:
                 return None
             at = begin = end
             continue
-        known = header.epoch == last_epoch or (header.epoch > last_epoch and (not count or header.kind == Kind.EPOCH))
+        known = header.epoch == last_epoch
+        known = known or (header.epoch > last_epoch and (not count or header.kind == Kind.EPOCH))
         if header.seq != last_seq + 1 or not known:
             return None
         durable = durable or header.kind == Kind.BARRIER or bool(header.flags & FLAG_FUA)
@@ -97,7 +98,8 @@ def test_parse_run_takes_what_a_plain_decoder_takes_and_nothing_else() -> None:
     for number, rng in executions("parse_run"):
         data = mutated(runs, rng)
         first = int.from_bytes(data[16:24], "little") & 0xFFFF  # a seq near it makes most of the run count
-        expect, min_epoch = max(1, first + (0, 0, 1, 3, -1)[number % 5]), (EPOCH, 0, EPOCH - 1, EPOCH + (1 << 24))[number & 3]
+        expect = max(1, first + (0, 0, 1, 3, -1)[number % 5])
+        min_epoch = (EPOCH, 0, EPOCH - 1, EPOCH + (1 << 24))[number & 3]
         # in the middle of a buffer whose neighbours would be taken: a read beyond the end shows
         view = memoryview(runs[0] + data + runs[1])[len(runs[0]) : len(runs[0]) + len(data)]
         try:

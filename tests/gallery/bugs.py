@@ -20,7 +20,8 @@ from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
-from replicator.journal import ring
+from replicator.daemon.link.claims import Claims
+from replicator.journal import chain, ring
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from tests.testing.sim.target import Target
 
@@ -263,11 +264,11 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     def no_runs(*args: Any) -> Any:
-        raise ring.BadRecord("walk singly")
+        raise chain.BadRecord("walk singly")
 
     return [
-        (ring, "parse_run", no_runs),
-        (ring, "check_payload", lambda header, payload: None),
+        (chain, "parse_run", no_runs),
+        (chain, "check_payload", lambda header, payload: None),
         (follower, "iter_run", _iter_without_payload_crc),
     ]
 
@@ -370,6 +371,23 @@ def _() -> list[Patch]:
 
 
 @bug(
+    "journal-lost-goes-on-journaling",
+    "a journal whose sync has failed is synced again, and that counts",
+    mode="async",
+    faults=("eio",),
+    flushes=0.4,
+)
+def _() -> list[Patch]:
+    right = engine.GroupEngine.lose_journal
+
+    def forgiving(self: engine.GroupEngine, reason: str) -> Exception:
+        self.journal._broken = None  # the bug
+        return right(self, reason) if self.state.role != "primary" else engine.Parked()
+
+    return [(engine.GroupEngine, "lose_journal", forgiving)]
+
+
+@bug(
     "discard-without-consent",
     "a former primary's acknowledged writes are overwritten unasked",
     faults=("force-takeover", "kill-node"),
@@ -459,3 +477,114 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = handshake._facts
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
+
+
+# -- trees --------------------------------------------------------------------------------------------------------------
+
+CHAIN = {"kind": "tree", "parents": (0, 1), "edge_modes": ("sync", "sync")}
+"""A node in the middle, and every write waits for both ends below."""
+
+
+@bug(
+    "relay-acknowledges-for-itself",
+    "a node in the middle calls received what the synchronous peer below it does not have",
+    **CHAIN,
+    faults=("kill-replicator", "slow"),
+    on_loss="stall",
+    loss_timeout_s=6.0,
+    write_gap_s=0.01,
+)
+def _() -> list[Patch]:
+    return [(receiver, "held_below", lambda u64, received, durable: (received, durable))]
+
+
+@bug(
+    "fed-by-two",
+    "a session takes records without having claimed the journal",
+    kind="tree",
+    parents=(0, 1, 2),
+    edge_modes=("async", "async", "async"),
+    faults=("force-takeover", "down", "cut"),
+    fault_gap_s=0.3,
+    seeds=100,
+)
+def _() -> list[Patch]:
+    return [(Claims, "take", lambda self, who, evict: True)]
+
+
+@bug(
+    "incomplete-relay-feeds",
+    "a node that is being copied to feeds the nodes below it with what it has so far",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("power", "down", "force-takeover"),
+    fault_gap_s=0.3,
+    blocks=(24,),
+)
+def _() -> list[Patch]:
+    right = handshake._facts
+
+    def careless(lead: Any, follow: Any, comparison: Any, relay: bool) -> Any:
+        facts = right(lead, follow, comparison, relay)
+        return facts._replace(primaries="relay") if facts.primaries == "relay-busy" else facts
+
+    return [(handshake, "_facts", careless), (roles, "attach", _without_dropping(roles.attach))]
+
+
+def _without_dropping(right: Any) -> Any:
+    def attach(e: engine.GroupEngine, *args: Any, **step: Any) -> Any:
+        kept = [edge for edge in e.state.edges if not edge.dropped]
+        result = right(e, *args, **step)
+        for edge in kept:
+            edge.dropped = False
+        return result
+
+    return attach
+
+
+@bug(
+    "copy-below-without-the-primary",
+    "a node in the middle lets a peer be copied to, and nobody asks the primary for the blocks",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=(),
+    blocks=(24,),
+)
+def _() -> list[Patch]:
+    def alone(self: session.Session, event: Any, now: float) -> Any:
+        result = event.result
+        self._copy = {
+            **self._copy, "t": "attach", "p": result["p"], "c": self.decision.c if self.decision else None,
+            "epoch": result["epoch"], "hist": result["hist"], "masks": result["masks"], "full": result["full"],
+            "synced_after": result["p"],
+        }  # fmt: skip
+        return State.OFFERED, [events.Send(self._copy)]
+
+    return [(session.Session, "_planned", alone)]
+
+
+@bug(
+    "forgets-who-feeds-it",
+    "a node that follows another one now does not store that",
+    kind="tree",
+    parents=(0, 0),
+    edge_modes=("async", "async"),
+    faults=("switchover",),
+)
+def _() -> list[Patch]:
+    return [(edges, "follow", lambda e, peer: None)]
+
+
+@bug(
+    "claim-never-let-go",
+    "a session keeps the claim on the journal when it does not receive any more",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("force-takeover",),
+    fault_gap_s=0.4,
+)
+def _() -> list[Patch]:
+    return [(Claims, "release", lambda self, who: None)]

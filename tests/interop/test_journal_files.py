@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.interop.test_groups import EXISTS, NOT_FOUND, REFUSED, group, refused
+from replicator.core.errors import FarstripeError
+from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
+from tests.testing.needs import needs
+from tests.testing.netns import NetNS
 from tests.testing.nodes import GROUP, Node, Pair, wait_until
 from tests.testing.stamped import check_nothing_lost
 from tests.testing.targetproc import MIB, TargetProcess
@@ -38,7 +46,7 @@ def test_a_file_joins_a_journal_and_leaves_it_again(target: TargetProcess) -> No
     handle = target.connect("v")
     assert all(handle.pread(MIB, i * MIB) == bytes([i]) * MIB for i in range(24))
     assert len(files(target)) == 2
-    target.call("group.disarm", group="g")  # nothing needs the journal: all of it is free
+    target.call("group.disarm", group="g", peer=PEER)  # nothing needs the journal: all of it is free
     target.call("group.remove_journal", group="g", path=str(extra))
     wait_until(lambda: not extra.exists(), "the file is released")
     assert files(target) == [("journal", 32 * MIB - 8192, "in use")]
@@ -65,14 +73,14 @@ def test_a_device_joins_and_is_given_back(target: TargetProcess, loop_device: st
     group(target)
     target.call("group.add_journal", group="g", path=loop_device, size=1)
     assert files(target)[1][1] == 32 * MIB - 8192
-    target.call("group.disarm", group="g")
+    target.call("group.disarm", group="g", peer=PEER)
     target.call("group.remove_journal", group="g", path=loop_device)
     wait_until(lambda: len(files(target)) == 1, "the device is released")
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    with Node("A") as a, Node("B", replication_port=10811) as b:
+    with NetNS() as net, Node("A", net) as a, Node("B", net, replication_port=10811) as b:
         yield Pair.create(a.init(), b.init(), {"data": 32 * MIB, "log": 16 * MIB}, ["--mode", "async"], journal="16M")
 
 
@@ -123,6 +131,7 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
     [one] = journal(node)["files"]
     load = pair.load("data", seed=7)
     load.wait_acked(100)
+    needs("strace")
     strace = subprocess.Popen(
         ["strace", "-f", "-p", str(node.pid("target")), "-o", "/dev/null", "-P", one["path"],
          "-e", "trace=fdatasync,pwritev,pwrite64", "-e", "inject=fdatasync:error=EIO"],
@@ -135,13 +144,16 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
         strace.wait(30)
     load.wait_acked(300)
     assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
+    assert "NO-JOURNAL" in node.farstripe("status")
     node.kill()
     node.start()
     load.wait_acked(500)
     assert node.group()["mode"] == "bitmap"
-    node.ask("target", "group.replace_journal", group=GROUP, size=16 * MIB, timeout_s=60)
+    node.farstripe("group", "journal", "replace", GROUP, "--size", "16M", "--yes")
     pair.wait_streaming()
     load.wait_acked(700)
+    assert "16.0 MiB" in node.farstripe("group", "journal", "show", GROUP)
+    assert node.json("plan", "journal", GROUP, "--outage", "4h", "--rate", "20M")["need"] == 4 * 3600 * 25 * MIB
     load.stop()
     pair.assert_images_equal()
     check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
@@ -161,3 +173,30 @@ def test_a_damaged_journal_of_the_secondary_is_repaired_by_retransmission(pair: 
     pair.wait_streaming()
     load.stop()
     pair.assert_images_equal()
+
+
+def test_kills_in_the_middle_of_changes(pair: Pair) -> None:
+    rng = random.Random(11)
+    load = pair.load("data", seed=9)
+    load.wait_acked(100)
+    for round_ in range(6):
+        node = (pair.primary, pair.secondary)[round_ % 2]
+        path = node.dir / f"more{round_}"
+
+        def change(node: Node = node, path: Path = path) -> None:
+            with contextlib.suppress(FarstripeError):
+                node.ask("target", "group.add_journal", group=GROUP, path=str(path), size=16 * MIB)
+                node.ask("target", "group.remove_journal", group=GROUP, path="0")
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        time.sleep(rng.random() * 0.3)
+        node.kill("target")
+        thread.join(30)
+        node.start()
+        pair.wait_streaming()
+        load.wait_acked(50)
+        assert not journal(node)["error"]
+    load.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))

@@ -109,6 +109,9 @@ class Walk:
         op, name, off, data = change
         if op == "create":
             self.stable[name] = bytearray(off)
+        elif op == "enlarge":
+            self.stable[name] += data
+            self._digest ^= _digest_of(name, self.stable[name], off, len(data))
         elif op == "sync":
             for write in self.pending:
                 if write.file == name:

@@ -97,6 +97,17 @@ class FakeDisk:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         self._stores[name] = _Store(bytearray(size))
 
+    def enlarge(self, name: str, tail: bytes) -> None:
+        """Make a file longer by bytes that it happens to hold there, while it is used. Durable: that."""
+        store = self._find(name)
+        with self._lock:
+            self.changed("enlarge", name, len(store.data), tail)
+            store.data += tail
+
+    def length(self, name: str) -> int:
+        """How long a file is, in bytes."""
+        return len(self._find(name).data)
+
     def remove(self, name: str) -> None:
         """Take a file away, like a pulled disk. Raises FileNotFoundError."""
         self._find(name)
@@ -256,7 +267,7 @@ class FakeDisk:
     def changed(self, op: str, name: str, off: int, data: bytes) -> None:
         """Called with each change as it begins, after all that can refuse it; for disks that keep a record.
 
-        op: write, write_durable, punch, sync, or, where the disk drops what was dirty, lost_write and lost_sync.
+        op: write, write_durable, punch, sync, enlarge; where the disk drops what was dirty, lost_write and lost_sync.
         """
 
     # Used by FakeFile
@@ -329,6 +340,10 @@ class FakeFile:
     def size(self) -> int:
         """Size in bytes."""
         return len(self._store().data)
+
+    def remeasure(self) -> int:
+        """See BlockFile."""
+        return self.size
 
     def known_blank(self, start: int) -> bool:
         """See RandomFile."""

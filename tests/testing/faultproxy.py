@@ -8,7 +8,7 @@
         proxy.rate_bytes_s = 100_000                # throttle
         proxy.truncate_after(5000)                  # pass so many bytes more, then cut
         proxy.corrupt(every_bytes=100_000)          # flip a bit now and then
-        proxy.tamper("drop")                        # once: lose a chunk, or double, swap, flip or cut one, or repeat old
+        proxy.tamper("drop")                        # once: lose a chunk; or double, swap, flip, cut one, or repeat
         proxy.half_open()                           # the listener sees a reset, the dialler sees nothing
         proxy.only = 1                              # connection faults hit this one of the standing ones alone
         proxy.record = True ... proxy.replay(n)     # say to the listener again what connection n said

@@ -144,6 +144,12 @@ def _close(world: PoolWorld) -> None:
         model.since_sync.clear()
 
 
+def _grow(world: PoolWorld) -> None:
+    world.grow(5)
+    world.write("a", 20, 90)
+    world.sync()
+
+
 SCENARIOS = [
     Scenario("write", _volumes, _write),
     Scenario("degraded write", _degrade, _write, away=1),
@@ -154,8 +160,9 @@ SCENARIOS = [
     Scenario("zero", _volumes, _zero),
     Scenario("open after a crash", _crash, _open),
     Scenario("close", _volumes, _close),
+    Scenario("grow", _volumes, _grow),
 ]
-"""The tenth is sweep_create."""
+"""The eleventh is sweep_create."""
 
 
 class Sweep:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from crc32c import crc32c
 
@@ -104,7 +105,8 @@ class Rig:
         file = self.disk.open(name)
         volumes.prepare(file, index, self.journal.super, ring_bytes)  # type: ignore[arg-type]
         try:
-            return relayout.add(self.journal, self.page, file, ring_bytes, alone=not self.remote)  # type: ignore[arg-type]
+            joined: Any = file
+            return relayout.add(self.journal, self.page, joined, ring_bytes, alone=not self.remote)
         except Refused:
             self.disk.remove(name)
             raise

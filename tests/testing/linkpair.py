@@ -204,8 +204,8 @@ class LinkPair:
 
     def connect(self) -> LinkPair:
         one, other = tls_pair(self.folder)
-        self.loop_a.connected(Connection(one, "bundle"))
         self.loop_b.connected(Connection(other, "bundle"))
+        self.loop_a.connected(Connection(one, "bundle"))  # the last: once it ships it makes more connections
         return self
 
     def _open_more(self, bundle: str, count: int) -> None:

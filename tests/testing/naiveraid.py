@@ -22,6 +22,8 @@ class Member:
     image: Image
     pool: str
     uuid: str
+    intent_offset: int
+    intent_bytes: int
     slot_offset: int
     checkpoint_bytes: int
     log_bytes: int
@@ -62,7 +64,10 @@ class NaivePool:
             assert not used & set(group["dirty"]), f"an area of group {group['name']} is used and free"
             if any(state != "in_sync" for _, _, state, *_ in group["members"]):
                 continue
-            for area in range(group["areas"]):
+            parts = {first + i for first, count, *_ in group.get("extensions", ()) for i in range(count)}
+            assert not parts & (used | set(group["dirty"])), "an area that holds parts is used or free"
+            self._check_marks(index)
+            for area in set(range(group["areas"])) - parts:
                 for row in self._rows(index, area):
                     if area not in used:
                         assert area in group["dirty"] or not any(map(any, row)), f"free area {area} is not blank"
@@ -70,6 +75,29 @@ class NaivePool:
                     self._check_row(group, area, row)
                     checked += group["level"] != 0
         return checked
+
+    def _check_marks(self, index: int) -> None:
+        """Every sector of the intent map is there, on every member; in a clean pool no region is marked."""
+        group = self.state["groups"][index]
+        regions = -(-group["areas"] // group["region_areas"])
+        sectors = -(-regions // 4064)
+        for uuid, *_ in group["members"]:
+            member = self.members[uuid]
+            pieces = [(member.intent_offset, member.intent_bytes)]
+            for first, _count, intent_bytes, *_ in group.get("extensions", ()):
+                pieces.append((member.data_offset + first * self._rows_of(group) * group["chunk_bytes"], intent_bytes))
+            places = [at + i for at, length in pieces for i in range(0, length, 512)]
+            assert len(places) >= sectors, "the intent map is too short"
+            for at in places[:sectors]:
+                sector = bytes(member.image[at : at + 512])
+                assert _u32(sector, 508) == crc32c(sector[:508]), "a sector of the intent map is damaged"
+                assert not (self.state["clean"] and any(sector[:508])), "a clean pool has a mark"
+
+    def _rows_of(self, group: dict[str, Any]) -> int:
+        """Rows in an area."""
+        n = len(group["members"])
+        data_chunks = {0: n, 1: 1, 5: n - 1, 6: n - 2, 10: n // 2}[group["level"]]
+        return -(-self.area_bytes // (data_chunks * group["chunk_bytes"]))
 
     def _check_row(self, group: dict[str, Any], area: int, row: list[bytes]) -> None:
         level = group["level"]
@@ -103,8 +131,7 @@ class NaivePool:
         """The rows of an area: for levels 0, 1 and 10 by member, for 5 and 6 data columns, then P, then Q."""
         info = self.state["groups"][group]
         level, chunk, n = info["level"], info["chunk_bytes"], len(info["members"])
-        data_chunks = {0: n, 1: 1, 5: n - 1, 6: n - 2, 10: n // 2}[level]
-        rows = -(-self.area_bytes // (data_chunks * chunk))
+        rows = self._rows_of(info)
         found = []
         for r in range(area * rows, (area + 1) * rows):
             by_member = []
@@ -164,6 +191,8 @@ def read_superblock(image: Image) -> Member:
                 image,
                 block[16:32].hex(),
                 block[32:48].hex(),
+                _u64(block, 56),
+                _u64(block, 64),
                 _u64(block, 72),
                 _u64(block, 80),
                 _u64(block, 88),
@@ -179,14 +208,19 @@ def read_state(member: Member) -> tuple[int, int, dict[str, Any]]:
         at = member.slot_offset + slot * (member.checkpoint_bytes + member.log_bytes)
         head = bytes(member.image[at : at + 32])
         length, generation = _u32(head, 12), _u64(head, 16)
-        payload = bytes(member.image[at + 32 : at + 32 + length]) if length < member.checkpoint_bytes else b""
+        room = member.checkpoint_bytes - 32
+        payload = bytes(member.image[at + 32 : at + 32 + min(length, room)])
+        if _u32(head, 8) == 2:
+            place = _u64(payload, 0)
+            payload += bytes(member.image[place : place + length - room])
         if head[:8] != b"FSMETA\0\0" or _u32(head, 28) != crc32c(head[:28]) or _u32(head, 24) != crc32c(payload):
             continue
+        payload = payload[8:] if _u32(head, 8) == 2 else payload
         if best is None or generation > best[0]:
             state = msgpack.unpackb(payload)
             for group in state["groups"]:
                 group["dirty"] = set(run_list(group["dirty"]))
-            assert state["version"] == 2, "version"
+            assert state["version"] == 2 + any("extensions" in group for group in state["groups"]), "version"
             resolve_maps(state["volumes"])
             log = bytes(member.image[at + member.checkpoint_bytes : at + member.checkpoint_bytes + member.log_bytes])
             best = generation, apply_log(state, log, generation), state

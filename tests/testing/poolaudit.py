@@ -29,13 +29,16 @@ def audit(pool: Pool, disk: FakeDisk) -> None:
         images = [disk._find(member.path).data if member.has_row(1 << 40) else None for member in group.members]
         size = group.geometry.area_member_bytes
         blank = bytes(size)
+        parts = {first + i for first, count, *_ in group.info.extensions for i in range(count)}
+        if parts & {area for index, area in owners if index == group.index} or parts & group.info.dirty:
+            raise Violation("an area that holds parts of the members is used, or to be zeroed")
         for area in range(group.info.areas):
             at = group.member_offset(area)
             shares = [None if image is None else bytes(image[at : at + size]) for image in images]
             if (group.index, area) in owners:
                 if all(share is not None for share in shares):
                     _check_redundancy(group, area, [share for share in shares if share is not None])
-            elif area not in group.info.dirty and any(share not in (None, blank) for share in shares):
+            elif area not in parts | group.info.dirty and any(share not in (None, blank) for share in shares):
                 raise Violation(f"free area {area} is not blank")
 
 

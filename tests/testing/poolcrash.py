@@ -147,6 +147,24 @@ def scrubbed(plan: list[Step], seed: int) -> list[Step]:
     return mixed
 
 
+def grown(plan: list[Step], seed: int, share: float = 0.1) -> list[Step]:
+    """The plan, with steps in between in which the first group's members are enlarged and it takes the room."""
+    rng = random.Random(seed)
+    mixed: list[Step] = plan[:2]
+    for number, step in enumerate(plan[2:]):
+        mixed.append(step)
+        if number == 2 or rng.random() < share:
+            mixed += [partial(PoolWorld.grow, areas=rng.choice([1, 3, 6])), write_all]
+    return mixed
+
+
+def write_all(world: PoolWorld) -> None:
+    """Every volume takes areas of the new room, as far as there are enough."""
+    for name in "ab":
+        for first in range(3, world.models[name].size // 512, 32):
+            world.write(name, first, 2)
+
+
 def _member_step(world: PoolWorld, index: int, dice: float) -> None:
     index %= len(world.pool.status()["groups"][0]["members"])
     if dice < 0.58:

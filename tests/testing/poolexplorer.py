@@ -23,10 +23,14 @@ from typing import NamedTuple
 from tests.testing.crashimages import Change, Outcome, RecordingDisk, Walk, outcomes
 from tests.testing.fakedisk import Unsynced
 from tests.testing.poolaudit import audit
-from tests.testing.poolcrash import Step, degraded_workload, workload
+from tests.testing.poolcrash import Step, degraded_workload, grown, workload
 from tests.testing.poolworld import DoubleFault, PoolWorld
 
-PLANS: dict[str, Callable[[int], list[Step]]] = {"healthy": workload, "degraded": degraded_workload}
+PLANS: dict[str, Callable[[int], list[Step]]] = {
+    "healthy": workload,
+    "degraded": degraded_workload,
+    "growing": lambda seed: grown(workload(seed, 16), seed, 0.15),
+}
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
 OUTCOMES_PER_CUT = 20
 OUTCOMES_PER_SECOND_CUT = 4
@@ -48,7 +52,7 @@ class Run(NamedTuple):
         return f"{self.level},{self.members},{self.plan},{self.seed}"
 
 
-RUN_KINDS = [Run(*shape, plan, 0) for plan in PLANS for shape in SHAPES if plan == "healthy" or shape[0]]
+RUN_KINDS = [Run(*shape, plan, 0) for plan in PLANS for shape in SHAPES if plan != "degraded" or shape[0]]
 
 
 @dataclass

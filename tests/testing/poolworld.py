@@ -8,6 +8,7 @@ crash and open:
   cut also any value it had since the last completed sync;
 * where that is not the last acknowledged value, Pool.unclean_ranges covers it;
 * volumes exist, and have the sizes, that completed calls say; a call in flight happened or did not;
+* a group that grows has its old number of areas or its new one;
 * snapshots of one call exist all or not at all, and hold exactly what was acknowledged when they were taken, for ever;
 * Pool.check() finds every area accounted for once;
 * a new volume reads as zeroes wherever it was not written;
@@ -29,7 +30,7 @@ from functools import lru_cache
 from typing import Any
 
 from raidlib import GroupSpec, Pool, Volume
-from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
+from raidlib.errors import MediumError, NotFound, OutOfSpace, RaidError, Refused
 from raidlib.scrub import COUNTS
 from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
 
@@ -124,6 +125,8 @@ class PoolWorld:
         self._tags = itertools.count(1)
         self._in_flight: _InFlight | None = None
         self._member_bytes = _member_bytes(level, members, areas, chunk_bytes, area_bytes) + 4096 * checksums
+        self._areas_of_g: set[int] = set()
+        """How many areas the first group may have; nothing is known before it first grows."""
         for path in self.paths:
             self.disk.create(path, self._member_bytes)
         specs = [GroupSpec("g", level, list(self.paths), chunk_bytes, checksums)]
@@ -152,6 +155,7 @@ class PoolWorld:
         return (
             self._in_flight is other._in_flight
             and self.losing == other.losing
+            and self._areas_of_g == other._areas_of_g
             and self.paths == other.paths
             and self.models == other.models
         )
@@ -250,6 +254,27 @@ class PoolWorld:
             self.paths += paths
             spec = GroupSpec(f"with-{paths[0]}", 1, paths, 4096, self.pool._groups[0].checksums)
             self.pool.add_group(spec, self._open)
+
+    def grow(self, areas: int) -> None:
+        """Enlarge every member of the first group, by what it happens to hold there, and let the group take it."""
+        group = self.pool._groups[0]
+        names = {member.path for member in group.members}
+        tail = areas * group.geometry.area_member_bytes + self.rng.randrange(4096)
+        self._member_bytes += tail
+        for name in self.disk.names():
+            if name in names:
+                self.disk.enlarge(name, self.rng.randbytes(max(0, self._member_bytes - self.disk.length(name))))
+        before = group.info.usable_areas
+        try:
+            after = self.pool.grow("g", dry_run=True)["groups"][0]["size"] // self.area_bytes
+            self._areas_of_g = {before, after}
+            self.pool.grow("g")
+            self._areas_of_g = {after}
+        except (Refused, OutOfSpace):
+            self._areas_of_g = {before}
+        except MediumError:
+            if not self.losing:
+                raise
 
     def remove_group(self) -> None:
         """Have the last group emptied and dropped, if the others have room."""
@@ -417,6 +442,7 @@ class PoolWorld:
         """The pool that was just opened after a crash holds what it must; the model follows where it has a choice."""
         self._settle_lifecycle()
         self._check_members()
+        self._check_size()
         unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
         flight = self._in_flight
         for name, model in self.models.items():
@@ -494,6 +520,13 @@ class PoolWorld:
         for spare in self.pool.status()["spares"]:
             if not spare["there"]:
                 raise Violation(f"spare {spare['path']} is not to be found")
+
+    def _check_size(self) -> None:
+        """The first group has its old size or its new one, and room for it on every member."""
+        info = self.pool._groups[0].info
+        if self._areas_of_g and info.usable_areas not in self._areas_of_g:
+            raise Violation(f"group g has {info.usable_areas} areas, should have {sorted(self._areas_of_g)}")
+        self._areas_of_g = {info.usable_areas}
 
     def check_contents(self) -> None:
         """Every volume holds exactly what was acknowledged."""
@@ -583,6 +616,7 @@ class PoolWorld:
         self.spares += 1
         path = f"spare{self.spares}"
         self.disk.create(path, self._member_bytes)
+        self.disk.corrupt(path, 0, random.Random(path).randbytes(self._member_bytes))  # it was used before
         return path
 
     def _state(self, index: int) -> str:

@@ -17,6 +17,41 @@ class Example(NamedTuple):
 
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "set": (
+        Example(
+            "Two groups whose copies belong together, and the loss of their primary.",
+            (
+                "alpha# farstripe set create all shop books",
+                "beta# farstripe set list",
+                "beta# farstripe set takeover all",
+            ),
+            "The list shows as of when both copies are consistent and for which group the other one waits. The takeover "
+            "makes beta primary of both at the same instant.",
+        ),
+    ),
+    "marker": (
+        Example(
+            "An image of one instant over two nodes, with a filesystem frozen meanwhile.",
+            (
+                "alpha# farstripe marker create monday --groups shop,books@gamma --before 'fsfreeze -f /srv' "
+                "--after 'fsfreeze -u /srv'",
+                "alpha# farstripe marker wait monday",
+                "alpha# farstripe marker show monday",
+            ),
+            "Every copy keeps snapshots such as data.monday. Should a node not answer within two seconds, no marker is "
+            "made and all writes go on.",
+        ),
+        Example(
+            "An image every minute, and the loss of both primaries.",
+            (
+                "alpha# farstripe marker schedule often --every 60 --keep 5 --groups shop,books@gamma",
+                "beta# farstripe marker takeover --groups shop,books@delta",
+                "delta# farstripe marker takeover often-20260102-030405.678 --groups books,shop@beta",
+            ),
+            "beta takes the newest marker that its copy of shop and delta's copy of books have, and names it; delta is "
+            "told the name, so both go on from the same instant.",
+        ),
+    ),
     "farstripe": (
         Example(
             "Two nodes with a pool each, which meet once.",
@@ -146,6 +181,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "stays a member until the new one is complete.",
         ),
         Example(
+            "A cable was loose; it is mended, and the errors it caused are to be counted no longer.",
+            ("farstripe pool scrub --check --wait", "farstripe pool clear-errors /dev/sdd"),
+            "Errors of a member are counted as long as it is one, over restarts.",
+        ),
+        Example(
             "Read everything and compare it, not faster than 200 MiB a second.",
             ("farstripe pool scrub --limit 200M --wait", "systemctl enable --now farstripe-scrub.timer"),
             "The exit code is 9 when something could not be repaired; `farstripe pool status` names the ranges of "
@@ -162,6 +202,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "More room.",
             ("farstripe pool add-group more=raid6 /dev/sd{j..o}",),
             "The new RAID group has room for volumes at once; what lies on others stays there.",
+        ),
+        Example(
+            "Disks, files or exports were enlarged, and volumes are to have the room.",
+            ("truncate -s 2T /disks/{0..5}", "farstripe pool grow --dry-run", "farstripe pool grow"),
+            "All members of a RAID group have to be larger: the smallest decides. Hosts go on meanwhile. Members that "
+            "were replaced one by one by larger ones give their room in the same way.",
         ),
         Example(
             "Old disks leave the pool while hosts go on.",
@@ -266,8 +312,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "farstripe group journal add shop /dev/disk/by-id/nvme-spare-part1",
                 "farstripe group journal remove shop /dev/disk/by-id/nvme-spare-part1",
             ),
-            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any more; "
-            "`journal show` no longer lists it then.",
+            "The room counts at once, while hosts write. The device is free again when nothing in it is needed any "
+            "more; `journal show` no longer lists it then.",
         ),
         Example(
             "The journal's disk has failed. Hosts went on, and differences were counted.",
@@ -306,6 +352,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
     ),
     "pair": (
+        Example(
+            "A second copy far away, and from there a third one.",
+            (
+                "alpha# farstripe pair create shop --peer gamma --mode async",
+                "alpha# farstripe pair wait shop gamma --progress",
+                "gamma# farstripe pair create shop --peer delta",
+                "alpha# farstripe status shop",
+            ),
+            "Records go once over the line to gamma, which passes them on to delta. The status has a line for each pair of "
+            "the node, and says what the loss of each node would mean.",
+        ),
         Example(
             "Replicate a group, and know when the copy is complete.",
             ("farstripe pair create shop --peer beta --mode sync", "farstripe pair wait shop --state sync --progress"),

@@ -45,6 +45,16 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "A volume that is in no group is not replicated. Snapshots and clones share the space of what they were taken "
         "from until either side is overwritten.",
     ),
+    "set": (
+        "Write times of one node rise in the order in which its writes depend on each other; those of two nodes cannot be "
+        "compared. So a set lives on one primary node, and markers serve across nodes.",
+    ),
+    "marker": (
+        "Commands given with --before and --after are run by the shell of the coordinating node, as the user that the "
+        "replicator runs as, with FARSTRIPE_MARKER in their environment, and may take 30 seconds. To mark what a "
+        "filesystem has flushed, freeze it before and thaw it after.",
+        "Snapshots of a marker are named VOLUME.MARKER and are volumes like others: they can be read, and cloned.",
+    ),
     "pair": (
         "Where the two sides stand to each other is settled each time they meet, from the histories both keep. "
         "Nothing that a host was told is stored is given up without the name of the node it is on: see `pair resync "
@@ -75,6 +85,11 @@ FILES: dict[str, tuple[Item, ...]] = {
     "peer": (
         (f"{DEFAULT_STATE}/keys/", "This node's private key and certificate; readable by its owner only."),
         (f"{DEFAULT_STATE}/peers/", "Names, addresses and certificates of the peers."),
+    ),
+    "set": ((f"{DEFAULT_STATE}/sets/", "Each set: its groups, and the time up to which their copies go."),),
+    "marker": (
+        (f"{DEFAULT_STATE}/markers/", "The markers and schedules of this node as coordinator."),
+        (f"{DEFAULT_STATE}/groups/UUID/markers", "What a group's copy has of which marker."),
     ),
     "pair": ((f"{DEFAULT_STATE}/pairs/", "Which group is paired with whom. Positions are in the group's state."),),
     "verbs": (

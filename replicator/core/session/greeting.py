@@ -37,6 +37,8 @@ class Greeting(SessionBase):
         self.status = event.result
         if event.result.get("failed"):
             return self._go_down(now, f"this node's group has failed: {event.result['failed']}", close=True, soon=False)
+        if why := (event.result.get("journal") or {}).get("error"):
+            return self._go_down(now, f"this node's group has no journal: {why}", close=True, soon=False)
         if now >= self._discard_until:
             self.discard = ""
         successor = self.handover if event.result.get("role") != "primary" else ""
@@ -70,7 +72,7 @@ class Greeting(SessionBase):
         decision = self.decision
         assert decision is not None and self.mine is not None and self.theirs is not None
         theirs = {key: value for key, value in event.frame.items() if key != "t"}
-        if theirs != decision.verdict():
+        if theirs != decision.verdict() and decision.label != "version":
             raise ProtocolError(
                 f"the peer decided {theirs}, this node {decision.verdict()}", "run the same version on both"
             )

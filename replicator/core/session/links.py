@@ -6,6 +6,7 @@ from typing import Any
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import CloseLink, Dial, Effect, FrameIn, LinkDown, LinkUp, Log, Send, Tick
+from replicator.core.hello import VERSION
 from replicator.core.session.base import (
     HANDSHAKE_S,
     IDLE_POLL_S,
@@ -51,7 +52,13 @@ class Links(SessionBase):
         return state, [self._tell("group.link", up=False), *effects]
 
     def _link_lost(self, event: LinkDown, now: float) -> Step:
-        return self._go_down(now, event.reason, close=False, soon=False)
+        reason = event.reason
+        if self.theirs is not None and self.theirs.version != VERSION:
+            reason = (
+                f"the peer speaks version {self.theirs.version} of the protocol, this node version {VERSION}: run the "
+                "same version of farstripe on both"
+            )
+        return self._go_down(now, reason, close=False, soon=False)
 
     def _link_lost_while_busy(self, event: LinkDown, now: float) -> Step:
         self.link = 0

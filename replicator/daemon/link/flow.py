@@ -1,7 +1,7 @@
 """The flow of records on one link: what StartShipping, StartReceiving and their ends mean in files and frames.
 
-At most one direction flows at a time, and one stretch a link: so no record of a former stretch is under way on one of its
-connections. A flow ends by itself with Stopped; the loop tells the session.
+At most one direction flows at a time, and one stretch a link: so no record of a former stretch is under way on one of
+its connections. A flow ends by itself with Stopped; the loop tells the session.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ class Flow:
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
-        if receiver.held_bytes and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
-            raise Lost(f"record {receiver.expect} did not come for {GAP_S:g} s, later ones did")
+        if receiver.misses and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
+            raise Lost(f"record {receiver.expect} was sent and did not come for {GAP_S:g} s")
         lazy = now >= self._next_lazy
         if lazy:
             self._next_lazy = now + ACK_LAZY_S
@@ -226,12 +226,13 @@ class Flow:
                 self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
         if kind == wire.BEAT:
-            head_seq, unsent_bytes, *beacon = wire.BEAT_BODY.unpack(body)
+            head_seq, unsent_bytes, seq, time_ns, sent_seq = wire.BEAT_BODY.unpack(body)
             self.peer_beat = head_seq, unsent_bytes
             if self.receiver is not None:
-                self.receiver.note_beacon(*beacon)
-                if beacon[1]:
-                    self._remote.heard(*beacon, self.receiver.expect - 1, now)
+                self.receiver.note_beacon(seq, time_ns)
+                self.receiver.sent_seq = sent_seq
+                if time_ns:
+                    self._remote.heard(seq, time_ns, self.receiver.expect - 1, now)
             return None
         return self._acked(wire.TRIPLE.unpack(body), now)
 

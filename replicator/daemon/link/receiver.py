@@ -1,8 +1,8 @@
 """Frames -> journal: the receiving half of a pair.
 
-A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of the
-link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what is
-durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
+A frame's records are judged as a whole before a byte of them is kept. One that came before its turn, over another of
+the link's connections, is held as it is (core/reassembly.py). What was appended is acknowledged once a poll round; what
+is durable or applied here is told when it changes, but not at once: nobody waits for it, except that records which must
 be durable (the group's policy, a barrier, a FUA write) are synced at once and told at once.
 
 When the journal is full, or too much is held, the frame waits in its connection, unread frames wait in TCP, and the
@@ -36,10 +36,8 @@ from replicator.journal.page import (
     EDGE_WANTS,
     EDGES,
     EPOCH,
-    HEAD_OFF,
     HEAD_SEQ,
     SYNC_ON,
-    TAIL_OFF,
     edge_slot,
 )
 
@@ -84,6 +82,8 @@ class Receiver:
         self.grants: Grants | None = None
         """What the sender may send, once it has said that it is to be pulled."""
         self._wanted = 0
+        self.sent_seq = 0
+        """The last record that the sender says it has sent."""
         self._gap: tuple[int, int] = (0, 0)
         self._gap_since = 0.0
 
@@ -148,23 +148,30 @@ class Receiver:
         if self.grants is not None:
             self.grants.done(size + wire.HEAD_BYTES)
 
+    @property
+    def misses(self) -> bool:
+        """Whether a record is missing that was sent: later ones are held, or the sender has said so."""
+        return self.expect <= self.sent_seq or self._early.held_bytes > 0
+
     def gap_lasts(self, data_bytes: int, now: float) -> bool:
-        """Whether runs have been held for GAP_S while neither the next one came nor any byte that could be of it.
+        """Whether what is missing has been for GAP_S, and no byte came that could be of it.
 
         data_bytes: that came over the link so far, other frames left out.
         """
         mark = (self.expect, data_bytes)
-        if not len(self._early) or self.waits_for_room or mark != self._gap:
+        if not self.misses or self.waits_for_room or mark != self._gap:
             self._gap, self._gap_since = mark, now
         return now - self._gap_since >= GAP_S
 
     def room_for(self, body: memoryview, flags: int) -> bool:
         """Whether the journal can take the frame now. Raises ProtocolError or Stopped when it never can."""
         size = len(body) if not flags else _plain_bytes(body)
-        u64 = self._u64
+        try:
+            if self._journal.room_for(size):
+                return True
+        except OSError as exc:
+            raise Stopped("medium", f"the journal's files have changed: {exc.strerror or exc}") from exc
         capacity = self._journal.capacity
-        if u64[HEAD_OFF] + size - u64[TAIL_OFF] <= capacity:
-            return True
         if size > capacity:
             raise Stopped("medium", f"a run of {size} bytes can never fit into this node's journal of {capacity} bytes")
         return False

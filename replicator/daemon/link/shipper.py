@@ -1,10 +1,10 @@
 """Journal -> frames: the sending half of a pair.
 
 The idea: a cursor (offset, seq) in the journal. Whenever one of the link's connections has nothing unsent, the next
-stretch of the journal is read into that connection's buffer behind room for a frame header, judged by parse_run, and sent
-as one frame. TCP is the window, and in a pulled transfer the receiver's credit as well: nothing is queued here, so memory
-does not depend on the lag. How long a frame may be: core/batching.py. A limit holds back frames, never what else the
-link carries.
+stretch of the journal is read into that connection's buffer behind room for a frame header, judged by parse_run, and
+sent as one frame. TCP is the window, and in a pulled transfer the receiver's credit as well: nothing is queued here, so
+memory does not depend on the lag. How long a frame may be: core/batching.py. A limit holds back frames, never what else
+the link carries.
 
 Every stretch is checked before it leaves: that its records follow one another, and for the first PROVE_BYTES of a
 connection their CRCs too. The peer checks all of it before it keeps a byte. So rot ends the connection at most,
@@ -240,7 +240,7 @@ class Shipper:
         beacon = look(u64, BEACON_GEN)
         if beacon.seq >= self.seq:
             beacon = NOTHING
-        return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon)
+        return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon, self.seq - 1)
 
 
 def locate(files: GroupFiles, seq: int) -> int:

@@ -10,15 +10,16 @@
     DATA     journal records back to back, whole ones, in order; the body's bytes are the journal's
     ACK      u64 received, u64 durable, u64 applied: seqs
     CONTROL  one msgpack map, see replicator.core.events
-    BEAT     u64 head seq, u64 bytes in the journal behind what was sent: what a secondary can say about its lag once the
-             primary is silent; u64 seq, u64 time (ns) of a beacon, 0 for none: every record with a write time up to
-             that time has a seq up to that seq
+    BEAT     u64 head seq, u64 bytes in the journal behind what was sent: what a secondary can say about its lag once
+             the primary is silent; u64 seq, u64 time (ns) of a beacon, 0 for none: every record with a write time up to
+             that time has a seq up to that seq; u64 seq of the last record sent: who lacks it and hears nothing more
+             has lost one of the link's connections
     GRANT    u64 total: pulled transfers (core/credits.py): DATA frames may go on up to so many bytes, headers included,
              counted over all connections since the records began to flow
     NEED     u64 sent, u64 total: the sender has sent so many bytes, and its next frame ends there
 
-A link has one connection or several. All but DATA go over the first; DATA frames over any of them, with rising first_seq
-on each. A record is at most 64 MiB, so a DATA body is at most that and its header.
+A link has one connection or several. All but DATA go over the first; DATA frames over any of them, with rising
+first_seq on each. A record is at most 64 MiB, so a DATA body is at most that and its header.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FLAG_ZSTD: Final = 1
 TRIPLE = struct.Struct("<QQQ")
 TOTAL = struct.Struct("<Q")
 DOUBLE = struct.Struct("<QQ")
-BEAT_BODY = struct.Struct("<QQQQ")
+BEAT_BODY = struct.Struct("<QQQQQ")
 MAX_DATA_BYTES = MAX_PAYLOAD_BYTES + HEADER_BYTES
 MAX_CONTROL_BYTES = 16 << 20
 _LIMITS = {
@@ -80,10 +81,10 @@ def ack(received: int, durable: int, applied: int) -> bytes:
     return HEAD.pack(TRIPLE.size, ACK, 0, 0, 0) + TRIPLE.pack(received, durable, applied)
 
 
-def beat(head_seq: int, unsent_bytes: int, beacon_seq: int, beacon_time_ns: int) -> bytes:
+def beat(head_seq: int, unsent_bytes: int, beacon_seq: int, beacon_time_ns: int, sent_seq: int) -> bytes:
     """Return the bytes of a BEAT frame."""
     return HEAD.pack(BEAT_BODY.size, BEAT, 0, 0, 0) + BEAT_BODY.pack(
-        head_seq, unsent_bytes, beacon_seq, beacon_time_ns
+        head_seq, unsent_bytes, beacon_seq, beacon_time_ns, sent_seq
     )
 
 

@@ -44,6 +44,8 @@ class SimConnection:
         self.open = True
         self.silent = False  # what is sent disappears
         self._network = network
+        self.bundle = "simulated"  # the name of every link
+        self.more: list[SimConnection] = []  # further connections of the link, at its first one
         self.bytes_in = 0
         self.in_flight_bytes = 0
         self.last_arrival = 0.0
@@ -70,6 +72,13 @@ class SimConnection:
             self._network.closed(self)
 
 
+    def drop(self) -> None:
+        """End it without a word: a further connection ends after the first one, of which the peer hears."""
+        for end in (self, self.peer):
+            if end is not None:
+                end.open, end.silent = False, True
+
+
 class Network:
     """Makes connections and carries frames between two ends."""
 
@@ -80,6 +89,7 @@ class Network:
         """Wires that are down, by the names of their nodes."""
         self.delay_s = 0.002
         self.replay = 0.0  # probability that a delivered data frame comes again on a later connection
+        self.connections = 1  # of each link
         self.late = 0.0  # probability that a frame in flight when its connection breaks still arrives
         self._number = 0
         self._pairs: list[tuple[SimConnection, SimConnection]] = []
@@ -95,14 +105,23 @@ class Network:
                 failed("no route" if down else "connection refused")
                 return
             self._number += 1
-            one, two = SimConnection(self, caller, self._number), SimConnection(self, other, self._number)
-            one.peer, two.peer = two, one
-            self._pairs = [pair for pair in self._pairs if pair[0].open or pair[1].open] + [(one, two)]
+            self._pairs = [pair for pair in self._pairs if pair[0].open or pair[1].open]
+            one, two = self._join(caller, other)
+            for _ in range(self.connections - 1):
+                mine, theirs = self._join(caller, other)
+                one.more.append(mine)
+                two.more.append(theirs)
             other.linked(two)
             if one.open:
                 caller.linked(one)
 
         self._clock.after(self._latency() * 2, arrive)
+
+    def _join(self, caller: End, other: End) -> tuple[SimConnection, SimConnection]:
+        one, two = SimConnection(self, caller, self._number), SimConnection(self, other, self._number)
+        one.peer, two.peer = two, one
+        self._pairs.append((one, two))
+        return one, two
 
     def cut_off(self, one: str, other: str) -> bool:
         """Whether nothing goes between two nodes now."""

@@ -34,10 +34,10 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import Session
-from replicator.core.transfer import Transfer
+from replicator.core.transfer import Transfer, from_map
 from replicator.daemon import pairs
 from replicator.daemon.link import wire
-from replicator.daemon.link.bundle import Bundle
+from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.flow import Flow
@@ -106,9 +106,10 @@ class Edge:
         self.answers: dict[int, Answer] = {}
         self._last_rx = 0.0
         self._asks: deque[AskTarget] = deque()
-        self._held: deque[bytes] = deque()
+        self._held: dict[SimConnection, deque[bytes]] = {}
         self._command = 0
         self._shared_policy: dict[str, Any] | None = None
+        self.settings: Transfer = node.world.transfer
         self.clock.after(WORK_S, self._work)
 
     @property
@@ -160,7 +161,10 @@ class Edge:
         if self.conn is not None:
             self._lost(self.link, "the peer made a new connection")
         self.conn = conn
-        self.bundle = Bundle(conn)  # type: ignore[arg-type]  # a connection by shape
+        self.bundle = Bundle(conn, conn.bundle)  # type: ignore[arg-type]  # connections by shape
+        for more in conn.more:
+            self.bundle.add(more)  # type: ignore[arg-type]
+        self._held = {one: deque() for one in (conn, *conn.more)}
         self.link += 1
         self.links[conn.number] = self.link
         self._last_rx = self.clock.now
@@ -168,7 +172,7 @@ class Edge:
 
     def unlinked(self, conn: SimConnection, reason: str) -> None:
         """The connection broke."""
-        if self.alive and conn is self.conn:
+        if self.alive and conn in self._held:
             self.node.run("replicator", lambda: self._lost(self.link, reason))
 
     def frame(self, conn: SimConnection, data: bytes) -> None:
@@ -177,12 +181,12 @@ class Edge:
             self.node.run("replicator", lambda: self._frame(conn, data))
 
     def _frame(self, conn: SimConnection, data: bytes) -> None:
-        if conn is not self.conn:
+        if conn not in self._held:
             if data[4] == wire.CONTROL and conn.number in self.links:
                 self._late(FrameIn(self.links[conn.number], wire.parse_control(memoryview(data)[wire.HEAD_BYTES :])))
             return
         self._last_rx = self.clock.now
-        self._held.append(data)
+        self._held[conn].append(data)
         link = self.link
         try:
             self._drain_held()
@@ -203,28 +207,36 @@ class Edge:
             self.node.note(f"late frame refused: {exc.message}")
 
     def _drain_held(self) -> None:
-        """Take frames in order, unless one waits for journal room."""
+        """Take frames, in order on each connection; what waits for room, or for what comes before it, is left there."""
         bundle = self.bundle
         assert bundle is not None
-        lane = bundle.lanes[0]
-        if lane.waiting is not None:
-            self.flow.unblock(bundle)
-        while self._held and lane.waiting is None:
-            data = self._held.popleft()
-            _, kind, flags, _, first_seq = wire.HEAD.unpack_from(data)
-            body = memoryview(data)[wire.HEAD_BYTES :]
-            if kind == wire.CONTROL:
-                self._control(wire.parse_control(body))
-            else:
-                acked = self.flow.take_frame(lane, kind, flags, first_seq, body, self.clock.now)
-                if acked:
-                    self.feed(Acked(self.link, *acked))
+        moved = True
+        while moved and self.bundle is bundle:
+            moved = (bundle.waiting or self.flow.blocked) and self.flow.unblock(bundle)
+            for lane in bundle.lanes:
+                held = self._held.get(lane.conn, ())  # type: ignore[call-overload]  # a connection by shape
+                while held and lane.waiting is None and (not lane.number or self.flow.flows):
+                    moved = True
+                    self._take(lane, held.popleft())
+
+    def _take(self, lane: Lane, data: bytes) -> None:
+        _, kind, flags, _, first_seq = wire.HEAD.unpack_from(data)
+        body = memoryview(data)[wire.HEAD_BYTES :]
+        if kind == wire.CONTROL:
+            self._control(wire.parse_control(body))
+            return
+        acked = self.flow.take_frame(lane, kind, flags, first_seq, body, self.clock.now)
+        if acked:
+            self.feed(Acked(self.link, *acked))
 
     def _control(self, frame: dict[str, Any]) -> None:
-        """Policy frames are between the shells; everything else is the session's."""
+        """Policy and transfer frames are between the shells; everything else is the session's."""
         if frame.get("t") in ("ping", "pong"):
             self.flow.heard_of_tree(frame.get("tree_durable"))
-        if frame.get("t") != "policy":
+        if frame.get("t") == "transfer":
+            if self.flow.receiver is not None:
+                self.flow.tune(from_map(frame["settings"]))
+        elif frame.get("t") != "policy":
             self.feed(FrameIn(self.link, frame))
         elif self.flow.receiver is not None:
             policy = frame["policy"]
@@ -253,9 +265,11 @@ class Edge:
 
     def _drop(self) -> None:
         conn, self.conn, self.bundle = self.conn, None, None
-        self._held.clear()
+        self._held = {}
         if conn is not None:
             conn.close()
+            for more in conn.more:
+                more.drop()
 
     # -- the session ------------------------------------------------------------------------------------------------
 
@@ -338,7 +352,8 @@ class Edge:
         elif isinstance(effect, StartShipping):
             if bundle is not None:
                 self._shared_policy = None
-                flow.ship(bundle, effect.from_seq, Transfer())
+                flow.ship(bundle, effect.from_seq, self.settings)
+                bundle.send(wire.control({"t": "transfer", "settings": self.settings.to_map()}))
         elif isinstance(effect, StartReceiving):
             if bundle is not None:
                 flow.receive(bundle, effect.expect_seq, effect.min_epoch)

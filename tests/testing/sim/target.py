@@ -123,8 +123,15 @@ class Target:
         try:
             if engine.state.role == SECONDARY:
                 follower.apply_some(engine, self.rng.choice((1, APPLY_BYTES)))
+                if self.service._is_waited_for():
+                    self.service._relieve()
+                else:
+                    self.service._full_since = None
             elif engine.state.copying and copier.may_copy(engine):
-                copier.copy_some(engine, COPY_BYTES)
+                if copier.copy_some(engine, COPY_BYTES):
+                    self.service._full_since = None
+                elif self.service._journal_used() > service.COPY_FULL_FRACTION:
+                    self.service._relieve()
         except (OSError, FarstripeError) as exc:
             self.node.note(f"step failed: {exc}")
 

@@ -15,8 +15,10 @@ from typing import Any
 from replicator.capture import copier, service
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
+from replicator.core.credits import MIN_WINDOW_BYTES
 from replicator.core.errors import MediumError
 from replicator.core.events import Log
+from replicator.core.transfer import PULL, Transfer
 from replicator.core.transitions import State
 from replicator.daemon.link import shipper
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
@@ -33,6 +35,14 @@ from tests.testing.sim.truth import Truth, Violation
 GROUP = "cd" * 16
 BLOCK = 65536
 LIVENESS_S = 90.0
+
+
+_WAYS = (
+    Transfer(),
+    Transfer(connections=3),
+    Transfer(transfer=PULL, window=MIN_WINDOW_BYTES),
+    Transfer(connections=2, transfer=PULL, window=MIN_WINDOW_BYTES),
+)
 
 
 @dataclass
@@ -145,6 +155,8 @@ class World:
     ) -> None:
         """kind: "pair" (two nodes) or "tree" (three to five); says how options are drawn that are not given."""
         self.seed = seed
+        self.transfer = _WAYS[seed % len(_WAYS)]
+        """How records are moved in this world; by the seed, so that it changes nothing else that is drawn."""
         self.rng = random.Random(seed)
         drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
         self.options = options or drawn
@@ -152,6 +164,9 @@ class World:
         self.clock = Clock(verbose=verbose)
         self.network = Network(self.clock, random.Random(self.rng.getrandbits(64)))
         self.network.delay_s, self.network.replay, self.network.late = o.delay_s, o.replay, o.late
+        self.network.connections = self.transfer.connections
+        if self.transfer.transfer == PULL:
+            self.network.replay = 0.0  # a frame that nobody asked for ends a pulled link, every time
         sizes = [n * BLOCK for n in o.blocks]
         self.truth = Truth(sizes)
         names = "abcdef"[: 1 + len(o.parents)]
@@ -377,6 +392,8 @@ class World:
             state = up.target.engine.state
             if up.target.engine.failed or state.copy != OK or (state.role == SECONDARY and not state.upstream):
                 continue
+            if state.journal_error or down.target.engine.state.journal_error:
+                continue  # it gets a new journal first
             try:
                 up.target.service.arm(down.node_id, mode)
                 down.target.service.arm(up.node_id, mode, upstream=True)
@@ -431,6 +448,8 @@ class World:
         deadline = self.clock.now + LIVENESS_S
         while self.clock.now < deadline:
             for node in self.nodes:
+                if node.target is not None and "the file is broken" in node.target.engine.failed:
+                    node.die("power")  # it failed without a journal: it is restarted, as `explain` says, and gets one
                 self.start(node)
             self.clock.run_until(self.clock.now + 1.0)
             self._operator()

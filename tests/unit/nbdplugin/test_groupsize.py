@@ -4,11 +4,14 @@ import errno
 
 import pytest
 
-from nbdplugin.grouphost import MAX_GROUP_BYTES, MAX_VOLUMES, _check_extent, _no_journal
-from replicator.capture.state import SLOT_BYTES, GroupState, StateFile
+from nbdplugin.grouphost import MAX_GROUP_BYTES, MAX_VOLUMES, _check_extent
+from nbdplugin.journalhost import _no_journal
+from replicator.capture.copies import MAX_EXTENDED
+from replicator.capture.state import SLOT_BYTES, Edge, GroupState, StateFile
 from replicator.control import MAX_FRAME_BYTES
 from replicator.core.errors import BadInput
 from replicator.daemon.link.wire import MAX_CONTROL_BYTES
+from replicator.journal.page import EDGES
 from tests.testing.fakedisk import FakeDisk
 
 HISTORY = [[1 << 63, 1 << 62]] * 128
@@ -29,8 +32,10 @@ def test_the_bitmaps_of_the_largest_group_fit_into_one_message_of_either_kind() 
 
 def test_the_state_of_the_largest_group_fits_with_the_longest_history() -> None:
     volumes = [{"index": i, "name": "x" * 64, "uuid": "f" * 32, "size": 1 << 60} for i in range(MAX_VOLUMES)]
-    attaching = {"p": 1 << 60, "epoch": 1 << 62, "hist": HISTORY, "copy_id": "f" * 32}
+    attaching = {"p": 1 << 60, "epoch": 1 << 62, "hist": HISTORY, "copy_id": "f" * 32, "synced_after": 1 << 60}
     state = GroupState("f" * 32, "n" * 64, 1, volumes, hist=HISTORY, attaching=attaching)
+    state.edges = [Edge(k, "f" * 32, copy_id="f" * 64, synced_after=1 << 60, synced_seq=1 << 60) for k in range(EDGES)]
+    state.extended = {f"{k:064x}": 1 << 60 for k in range(MAX_EXTENDED)}
     disk = FakeDisk()
     disk.create("state", 2 * SLOT_BYTES)
     StateFile(disk.open("state")).save(state)  # type: ignore[arg-type]  # a RandomFile by shape

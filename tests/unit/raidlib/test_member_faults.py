@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from raidlib import member as member_module
-from raidlib.errors import OutOfSpace
+from raidlib.errors import MediumError, OutOfSpace
 from raidlib.state import PoolState
 from tests.testing.fakedisk import FakeFile
 from tests.testing.pools import AREA, new_pool, pattern, reopen, states
@@ -130,3 +130,74 @@ def test_metadata_of_version_1_is_read_and_written_as_2() -> None:
     state = PoolState.decode(msgpack.packb(raw), 7)
     assert state.spares == [] and state.groups[0].missed == set() and state.groups[0].members[0].away is None
     assert PoolState.decode(state.encode(), 7) == state
+
+
+def test_an_area_of_raid_0_that_could_not_be_zeroed_is_free_again_once_it_can() -> None:
+    disk, pool = new_pool(0, 2)
+    areas = pool.status()["groups"][0]["free_areas"]
+    volume = pool.create_volume("v", areas * AREA)
+    for index in range(areas):
+        volume.pwrite(b"old data", index * AREA)
+    group = pool._groups[0]
+    bad = group.member_offset(volume.info.areas[3] & 0xFFFFFFFF)
+    disk.fail_writes("m0", bad, bad + 1)
+    with pytest.raises(MediumError):
+        volume.zero(0, 6 * AREA)
+    assert pool.status()["groups"][0]["free_areas"] == 6
+    for index in (0, 1, 2, 4, 5):
+        volume.pwrite(b"new", index * AREA)
+    with pytest.raises(MediumError):
+        volume.pwrite(b"new", 3 * AREA)
+    disk.heal("m0")
+    volume.pwrite(b"new", 3 * AREA)
+    assert volume.pread(6 * AREA, 0) == (b"new" + bytes(AREA - 3)) * 6
+    assert pool.check()["problems"] == []
+
+
+def test_one_area_that_cannot_be_zeroed_does_not_keep_others_from_being_used() -> None:
+    disk, pool = new_pool(0, 2)
+    areas = pool.status()["groups"][0]["free_areas"]
+    volume = pool.create_volume("v", areas * AREA)
+    volume.pwrite(b"x" * areas * AREA, 0)
+    pool.delete_volume("v")
+    disk.crash(lambda _i, _w: "drop")
+    pool = reopen(disk)
+    pool._groups[0].info.dirty.update(range(areas))
+    pool._allocators[0]._clean.clear()
+    bad = pool._groups[0].member_offset(0)
+    disk.fail_writes("m1", bad, bad + 1)
+    volume = pool.create_volume("w", areas * AREA)
+    for index in range(areas - 1):
+        volume.pwrite(b"y", index * AREA)
+    with pytest.raises(MediumError):
+        volume.pwrite(b"y", (areas - 1) * AREA)
+
+
+def test_errors_of_a_member_are_counted_over_restarts_until_they_are_cleared_or_it_is_replaced() -> None:
+    disk, pool = new_pool(1, 2, checksums=True)
+    volume = pool.create_volume("v", SIZE)
+    volume.pwrite(pattern(SIZE), 0)
+    at = pool._groups[0].member_offset(0)
+    for turn in (1, 2):
+        disk.corrupt("m0", at + 100)
+        assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+        report = pool.status()["groups"][0]["members"][0]
+        assert (report["checksum_errors"], report["repaired"]) == (turn, turn)
+        assert report["since_open"]["checksum_errors"] == 1
+        pool.close()
+        pool = reopen(disk)
+    report = pool.status()["groups"][0]["members"][0]
+    assert (report["checksum_errors"], report["since_open"]["checksum_errors"]) == (2, 0)
+    assert pool.check()["problems"] == []
+    assert pool.clear_errors("m1") == 0 and pool.clear_errors() == 1
+    disk.kill()
+    pool = reopen(disk)
+    assert pool.status()["groups"][0]["members"][0]["checksum_errors"] == 0
+    disk.corrupt("m0", at + 100)
+    assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE)
+    disk.create("n", 512 << 10)
+    pool.replace_member("m0", "n", disk.open_exclusive)
+    while pool.rebuild_step():
+        pass
+    pool.close()
+    assert reopen(disk).status()["groups"][0]["members"][0]["checksum_errors"] == 0

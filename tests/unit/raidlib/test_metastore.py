@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import random
 
+from raidlib.layout import Layout
 from raidlib.metastore import MetaStore
 from raidlib.state import Kind, PoolState, Record, pack_record
-from raidlib.superblock import Layout
 from tests.testing.fakedisk import FakeDisk
 
 LAYOUT = Layout(16384, 4096, 20480, 8192, 4096, 45056, 0, 49152)

@@ -181,3 +181,42 @@ def test_a_server_that_was_killed_and_returns_gets_only_what_it_missed(servers: 
     pool = Pool.open([uris[1]])
     assert pool.volume("v").pread(size, 0) == expected
     pool.close()
+
+
+def test_an_export_that_was_enlarged_is_reached_to_its_new_end(servers: list[Server]) -> None:
+    file = NbdFile.open(servers[0].uri)
+    file.pwrite(b"before", 0)
+    assert file.remeasure() == file.size == SIZE
+    os.truncate(servers[0].backing, 2 * SIZE)
+    assert file.size == SIZE, "the server has not been asked yet"
+    assert file.remeasure() == file.size == 2 * SIZE
+    file.pwrite(b"behind", 2 * SIZE - 6)
+    file.fdatasync()
+    assert file.pread(6, 2 * SIZE - 6) == b"behind" and file.pread(6, 0) == b"before"
+    file.close()
+
+
+def test_a_server_that_was_restarted_with_a_larger_export_is_gone_and_not_taken_for_the_same(
+    servers: list[Server],
+) -> None:
+    file = NbdFile.open(servers[0].uri)
+    servers[0].kill()
+    os.truncate(servers[0].backing, 2 * SIZE)
+    servers[0].start()
+    with pytest.raises(OSError):
+        file.remeasure()
+    assert file.gone and file.size == SIZE
+
+
+def test_a_larger_export_without_multi_conn_is_seen_at_the_next_open(tmp_path: Path) -> None:
+    server = Server(tmp_path, "one", "multi-conn", "multi-conn-mode=disable")
+    try:
+        file = NbdFile.open(server.uri)
+        os.truncate(server.backing, 2 * SIZE)
+        with pytest.raises(OSError, match="when the node is restarted"):
+            file.remeasure()
+        file.pwrite(b"still there", 0)
+        file.close()
+        assert NbdFile.open(server.uri).size == 2 * SIZE
+    finally:
+        server.kill()

@@ -150,3 +150,14 @@ def test_calls_of_many_threads_do_not_mix(server: ControlServer) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.usefixtures("server")
+def test_a_node_of_many_pairs_has_a_connection_for_each(tmp_path: Path) -> None:
+    """Each pair's thread keeps one to the target: with room for 64 the sixty-third group could not be paired."""
+    clients = [ControlClient(tmp_path / "x.sock", 5) for _ in range(300)]
+    try:
+        assert [client.call("test.echo", n=n)["n"] for n, client in enumerate(clients)] == list(range(300))
+    finally:
+        for client in clients:
+            client.close()

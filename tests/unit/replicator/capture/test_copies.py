@@ -235,6 +235,17 @@ def test_what_cannot_be_copied_through_is_refused(chain: Tree) -> None:
         copies.extend_copy(a.engine, "x", None)
 
 
+def test_copies_that_never_end_do_not_outgrow_the_state(chain: Tree) -> None:
+    a = chain.top.engine
+    for n in range(copies.MAX_EXTENDED + 5):
+        copies.extend_copy(a, f"copy{n}", None)
+    assert len(a.state.extended) == copies.MAX_EXTENDED and f"copy{n}" in a.state.extended
+    with pytest.raises(BadInput, match="name"):
+        copies.extend_copy(a, "x" * 65, None)
+    chain.settle()
+    assert not a.state.extended
+
+
 def test_power_loss_makes_every_peer_a_target_of_a_copy(fan: Tree) -> None:
     a, b, c = fan.sides.values()
     a.write(0, 1)

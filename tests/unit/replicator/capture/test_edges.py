@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.capture import copier, copies, edges, follower, roles
-from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, StateFile
+from replicator.capture import copier, edges, follower, roles
+from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, RESYNC, StateFile
 from replicator.core.errors import BadInput, NotFound, Refused
-from replicator.core.records import Kind
 from replicator.journal.page import (
     EDGE_DURABLE_OFF,
-    EDGE_DURABLE_SEQ,
     EDGE_TREE_DURABLE,
     EDGES,
     HEAD_OFF,
@@ -277,3 +275,33 @@ def test_an_old_bitmap_is_dropped_when_every_tree_below_holds_the_new_one(
     copier.rotate_bitmaps(a.engine)
     fan.settle()
     assert [len(side.engine.state.bitmaps) for side in fan.sides.values()] == [1, 1, 1]
+
+
+# -- groups of a version that knew one peer -------------------------------------------------------------------------
+
+
+def forget_names(tree: Tree) -> None:
+    for side in tree.sides.values():
+        side.engine.state.edges[0].peer, side.engine.state.upstream = "", ""
+        side.engine.save()
+
+
+def test_the_first_peer_that_asks_takes_over_an_edge_that_names_nobody() -> None:
+    tree = running_tree("ab", {"b": "a"})
+    forget_names(tree)
+    a, b = tree.sides.values()
+    assert edges.edge_of(a.engine, b.node_id).slot == 0
+    assert on_disk(a).edges[0].peer == b.node_id  # type: ignore[attr-defined]
+    assert edges.edge_of(b.engine, a.node_id).slot == 0
+    assert on_disk(b).upstream == a.node_id, "who feeds a secondary need not be kept a journal for"  # type: ignore[attr-defined]
+    with pytest.raises(NotFound):
+        edges.edge_of(a.engine, "f" * 32)
+    a.write(0, 3)
+    tree.settle()
+
+
+def test_a_pair_that_names_nobody_can_be_ended() -> None:
+    tree = running_tree("ab", {"b": "a"})
+    forget_names(tree)
+    roles.disarm(tree.top.engine, tree.sides["b"].node_id)
+    assert tree.top.engine.state.edges == []

@@ -16,6 +16,7 @@ from replicator.core.handshake import Action
 from replicator.journal import volumes
 from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, HEAD_OFF, Doorbell
 from replicator.journal.ring import DATA_START
+from tests.testing.fakedisk import PowerCut
 from tests.testing.pairharness import Pair, Side, running_pair
 
 
@@ -241,3 +242,50 @@ def test_a_secondary_that_lost_its_journal_and_power_is_copied_anew(pair: Pair) 
     pair.b.start()
     renew(pair.b)
     pair.sync_up()
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_the_power_cut_shows_whether_the_pool_was_synced_first(pair: Pair, synced: bool) -> None:
+    side = pair.a
+    side.write(0, 1)
+    side.disk.fail_next_sync("journal")
+    with pytest.raises(JournalLost):
+        side.engine.flush()
+    if not synced:
+        side.engine.pool_sync = lambda: None  # the seeded bug: the mode is changed before the pool is synced
+    go_over(side)
+    side.power_cut("drop")
+    side.start()
+    assert (side.image()[0][0] == 1) is synced
+
+
+def test_a_replacement_cut_at_any_write_leaves_a_group_that_goes_on() -> None:
+    cut, done = 0, False
+    while not done:
+        pair = running_pair()
+        side = pair.a
+        side.disk.fail_writes("journal")
+        with pytest.raises(JournalLost):
+            side.write(0, 1)
+        go_over(side)
+        side.write(0, 2)
+        side.engine.flush()
+        side.disk.heal("journal")
+        side.disk.cut_at(side.disk.operations + cut)
+        try:
+            renew(side)
+            done = True
+        except PowerCut:
+            pass
+        side.disk.cut_at(None)
+        side.power_cut()
+        side.start()
+        state = side.engine.state
+        assert state.mode == BITMAP and side.image()[0][0] == 2
+        assert not (done and state.journal_error)
+        if state.journal_error:
+            renew(side)
+        pair.sync_up()
+        assert pair.b.image() == side.image()
+        cut += 1
+    assert cut > 5

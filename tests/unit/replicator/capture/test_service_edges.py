@@ -209,6 +209,28 @@ def test_a_full_journal_does_not_drop_a_peer_that_writes_may_not_do_without(fan:
     assert not fan.stored(c).dropped
 
 
+def test_a_restarted_primary_holds_writers_until_no_peer_can_have_taken_over(fan: Served) -> None:
+    b, c = fan.tree.sides["b"], fan.tree.sides["c"]
+    fan.service.set_policy({"startup_wait_s": 30.0})
+    fan.service.start(wait_for_peer=True)
+    try:
+        fan.service.set_link(b.node_id, True)
+        assert fan.side.engine.parked_for == "hold", "c may have"
+        fan.service.set_link(c.node_id, True)
+        assert not fan.side.engine.parked_for
+    finally:
+        fan.service.stop()
+
+
+def test_a_peer_that_comes_does_not_end_a_hold_for_another(fan: Served) -> None:
+    fan.service.hold(30.0)
+    for name in "bc":
+        fan.service.set_link(fan.tree.sides[name].node_id, True)
+    assert fan.side.engine.parked_for == "hold", "a switchover has promised a position"
+    fan.service.release()
+    assert not fan.side.engine.parked_for
+
+
 def test_every_edge_whose_replicator_sleeps_is_woken(fan: Served) -> None:
     page = fan.side.page
     for slot in (0, 1):

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import random
+import struct
+from dataclasses import asdict
 
+import msgpack
 import pytest
+from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicator.capture.state import RESYNC, SECONDARY, STATE_FILE_BYTES, GroupState, Policy, StateFile
+from replicator.capture.state import (
+    BITMAP,
+    JOURNAL,
+    PRIMARY,
+    RESYNC,
+    SECONDARY,
+    STATE_FILE_BYTES,
+    UNTRACKED,
+    Edge,
+    GroupState,
+    Policy,
+    StateFile,
+)
 from replicator.core.errors import BadInput, IntegrityError
 from tests.testing.fakedisk import FakeDisk
 
@@ -31,6 +47,8 @@ def test_everything_comes_back() -> None:
     d = disk()
     saved = state(role=SECONDARY, copy=RESYNC, hist=[[1 << 24 | 7, 0]], bitmaps={2: 77}, policy=Policy(mode="sync"))
     saved.attaching = {"p": 5, "epoch": 9, "hist": [[9, 4]], "copy_id": "c"}
+    saved.edges = [Edge(3, "b" * 32, "sync", degraded=True), Edge(0, "c" * 32, copy_id="x", synced_after=9)]
+    saved.upstream, saved.extended = "b" * 32, {"x": 12}
     StateFile(d.open("state")).save(saved)  # type: ignore[arg-type]
     assert load(d) == saved
 
@@ -148,3 +166,53 @@ def test_a_state_whose_sync_failed_is_made_durable_before_the_next_save_takes_th
         file.medium[offset : offset + len(data)] = data
     file.shown[:] = file.medium
     assert StateFile(file).load().floor == 2  # type: ignore[arg-type]
+
+
+# -- states of a version whose groups had one peer --------------------------------------------------------------------
+
+
+def store_old(d: FakeDisk, **fields: object) -> None:
+    """Write a state as that version did."""
+    values = asdict(state())
+    for new in ("edges", "upstream", "extended"):
+        del values[new]
+    old = {"degraded": False, "sync_on": False, "copying": False, "synced_seq": 0}
+    body = msgpack.packb({**values, **old, **fields})
+    head = struct.pack("<4sIQ", b"FSRG", len(body), 4)
+    d.open("state").pwrite(head + struct.pack("<I", crc32c(body, crc32c(head))) + body, 0)
+
+
+def test_the_one_peer_of_an_older_version_becomes_an_edge_that_names_nobody() -> None:
+    d = disk()
+    policy = asdict(Policy(mode="sync"))
+    store_old(d, mode=JOURNAL, role=PRIMARY, policy=policy, degraded=True, copying=True, copy_id="x", synced_seq=7)
+    found = load(d)
+    assert found.edges == [Edge(0, "", "sync", degraded=True, copying=True, copy_id="x", synced_seq=7)]
+    assert (found.copy_id, found.upstream) == ("", "")
+
+
+def test_the_copy_of_an_older_secondary_stays_the_copy_it_receives() -> None:
+    d = disk()
+    store_old(d, mode=JOURNAL, role=SECONDARY, copy=RESYNC, copy_id="x")
+    found = load(d)
+    assert found.copy_id == "x" and found.edges == [Edge(0, "")]
+
+
+def test_what_an_older_primary_owed_its_peer_is_owed_still() -> None:
+    d = disk()
+    store_old(d, mode=BITMAP, role=PRIMARY, unclean=True)
+    [edge] = load(d).edges
+    assert edge.dropped and edge.unclean
+    store_old(d, mode=UNTRACKED, role=PRIMARY)
+    assert load(d).edges == []
+
+
+def test_an_edge_of_a_newer_version_is_refused() -> None:
+    d = disk()
+    saved = asdict(state(edges=[Edge(0, "b" * 32)]))
+    saved["edges"][0]["colour"] = "red"
+    body = msgpack.packb(saved)
+    head = struct.pack("<4sIQ", b"FSRG", len(body), 4)
+    d.open("state").pwrite(head + struct.pack("<I", crc32c(body, crc32c(head))) + body, 0)
+    with pytest.raises(IntegrityError, match="colour"):
+        load(d)

@@ -37,6 +37,10 @@ Asked = dict[str, Any]
          {"group": {"name": "fast", "level": 1, "members": ["/a", "/b"]}, "force": False}),
         (["pool", "add-group", "fast=raid1", "/a", "/b", "--no-checksums"], "pool.add_group",
          {"group": {"name": "fast", "level": 1, "members": ["/a", "/b"], "checksums": False}, "force": False}),
+        (["pool", "grow"], "pool.grow", {"name": None, "dry_run": False}),
+        (["pool", "grow", "fast", "--dry-run"], "pool.grow", {"name": "fast", "dry_run": True}),
+        (["pool", "clear-errors"], "pool.clear_errors", {"member": ""}),
+        (["pool", "clear-errors", "/a"], "pool.clear_errors", {"member": "/a"}),
         (["pool", "remove-group", "fast", "-y"], "pool.remove_group", {"name": "fast"}),
         (["pool", "keep-group", "fast"], "pool.keep_group", {"name": "fast"}),
     ],
@@ -44,7 +48,8 @@ Asked = dict[str, Any]
 def test_a_command_asks_the_target(node: FakeNode, words: list[str], op: str, asked: Asked) -> None:
     node.target.answers[op] = {
         "ranges": [{"start": 0, "length": 4 << 20, "group": "g"}], "moves": [], "problems": [], "groups": [],
-        "images": 3, "size": 12 << 20, "mapped_start": 8 << 20, "mapped_end": 12 << 20, "cancelled": 1,
+        "refused": [], "members": 1, "images": 3,
+        "size": 12 << 20, "mapped_start": 8 << 20, "mapped_end": 12 << 20, "cancelled": 1,
     }  # fmt: skip
     done = node.run(*words)
     assert (done.code, done.err) == (0, "")
@@ -85,6 +90,7 @@ def test_waiting_for_a_move_ends_when_it_is_gone_from_the_status(node: FakeNode)
 
 
 def test_taking_a_volume_back_or_a_group_out_asks_first(node: FakeNode) -> None:
+    node.target.answers |= {"volume.list": [{"name": "a"}, {"name": "x"}], "pool.status": {"groups": [{"name": "g"}]}}
     assert node.run("volume", "rollback", "a", "x").code == 4
     assert node.run("pool", "remove-group", "g").code == 4
-    assert node.target.calls == []
+    assert {op for op, _ in node.target.calls} == {"volume.list", "pool.status"}

@@ -135,8 +135,9 @@ def test_waiting_can_have_an_end(node: FakeNode) -> None:
 
 def test_declaring_a_member_lost_asks_first(node: FakeNode) -> None:
     node.target.answers["pool.fail"] = pool_status()
+    node.target.answers["pool.status"] = pool_status({"path": "/d/0", "uuid": "00"})
     assert node.run("pool", "fail", "/d/0").code == 4
-    assert node.target.calls == []
+    assert [op for op, _ in node.target.calls] == ["pool.status"]
     assert node.run("pool", "fail", "/d/0", "--yes").code == 0
     assert node.target.asked("pool.fail") == {"member": "/d/0"}
 
@@ -181,8 +182,9 @@ def test_no_volumes_says_how_to_make_one(node: FakeNode) -> None:
 
 def test_deleting_a_volume_asks_first(node: FakeNode) -> None:
     node.target.answers["volume.delete"] = None
+    node.target.answers["volume.list"] = [{"name": "data"}]
     assert node.run("volume", "delete", "data").code == 4
-    assert node.target.calls == []
+    assert [op for op, _ in node.target.calls] == ["volume.list"]
     assert node.run("volume", "delete", "data", "-y", "--json").json == {"name": "data", "deleted": True}
 
 
@@ -191,6 +193,7 @@ def test_volume_resize(node: FakeNode) -> None:
     done = node.run("volume", "resize", "data", "--size", "2G")
     assert done.code == 0 and "2 GiB" in done.out
     assert node.target.asked("volume.resize") == {"name": "data", "size": 2 << 30, "force": False}
+    node.target.answers["volume.list"] = [{"name": "data"}]
     assert node.run("volume", "resize", "data", "--size", "1G", "--force").code == 4  # nobody there to confirm
     assert node.run("volume", "resize", "data", "--size", "1G", "--force", "--yes").code == 0
     assert node.target.asked("volume.resize")["force"] is True
@@ -219,12 +222,27 @@ def test_group_policy_changes_what_is_given_and_shows_the_rest(node: FakeNode) -
 
 
 def test_group_delete_asks_and_forces_only_when_told(node: FakeNode) -> None:
-    node.target.answers["group.delete"] = None
+    node.target.answers |= {"group.delete": None, "group.list": [{"name": "app", "uuid": "00"}]}
     assert node.run("group", "delete", "app").code == 4
     assert node.run("group", "delete", "app", "--yes").code == 0
     assert node.target.asked("group.delete") == {"group": "app", "force": False}
     assert node.run("group", "delete", "app", "--yes", "--force").code == 0
     assert node.target.asked("group.delete")["force"] is True
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("volume", "delete", "nope"), ("volume", "rollback", "data", "nope"), ("volume", "rollback", "nope", "data"),
+        ("volume", "resize", "nope", "--size", "1G", "--force"), ("group", "delete", "nope"),
+        ("pool", "remove-group", "nope"), ("pool", "fail", "/nope"), ("pool", "remove", "/nope"),
+    ],
+)  # fmt: skip
+def test_nobody_is_asked_about_what_is_not_there(node: FakeNode, words: tuple[str, ...]) -> None:
+    status = pool_status({"path": "/d/0", "uuid": "00"})
+    node.target.answers |= {"volume.list": [{"name": "data"}], "group.list": [], "pool.status": status}
+    done = node.run(*words)
+    assert done.code == 5 and "nope" in done.err and "Nobody is there" not in done.err
 
 
 # -- events --------------------------------------------------------------------------------------------------

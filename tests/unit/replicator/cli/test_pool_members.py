@@ -105,3 +105,36 @@ def test_every_trouble_is_explained_with_a_command_that_helps(node: FakeNode) ->
     node.target.answers["pool.status"] = ill
     out = node.run("explain", "pool").out
     assert "farstripe pool readd /a" in out and "farstripe pool replace /b NEW" in out
+
+
+def test_raid_groups_and_members_are_explained_by_name(node: FakeNode) -> None:
+    spare = {"path": "/d/spare", "uuid": "5", "size": 1, "group": None, "there": True}
+    ill = status(member("/d/a", uuid="1"), member("/d/b", "failed", uuid="2", reason="write: EIO"), spares=[spare])
+    node.target.answers |= {"pool.status": ill, "group.list": []}
+    node.replicator.answers["status"] = {"node": {}, "pairs": [], "peers": []}
+    out = node.run("explain", "safe").out
+    assert out.startswith("RAID group safe: degraded") and "member /d/b: failed" in out
+    for word in ("/d/b", "b", "2"):
+        assert node.run("explain", word).out.startswith("member /d/b: failed")
+    assert node.run("explain", "/d/a").out.startswith("member /d/a: in sync")
+    assert "takes the place" in node.run("explain", "spare", "--kind", "member").out
+    (entry,) = node.run("explain", "b", "--json").json
+    assert entry["state"] == "failed"
+    node.target.answers["pool.status"] = status(member("/d/a"), state="ok")
+    assert node.run("explain", "safe").out.startswith("RAID group safe: ok")
+
+
+def test_a_name_that_stands_for_several_things_is_not_guessed(node: FakeNode) -> None:
+    node.target.answers |= {
+        "pool.status": status(member("/d/safe"), member("/e/x"), member("/f/x"), state="ok"), "group.list": [],
+    }  # fmt: skip
+    node.replicator.answers["status"] = {"node": {}, "pairs": [], "peers": []}
+    done = node.run("explain", "safe")
+    assert done.code == 3 and "RAID group safe and member /d/safe" in done.err and "--kind member" in done.err
+    assert node.run("explain", "safe", "--kind", "raid-group").out.startswith("RAID group safe: ok")
+    assert node.run("explain", "safe", "--kind", "member").out.startswith("member /d/safe")
+    done = node.run("explain", "x")
+    assert done.code == 3 and "/e/x" in done.err and "whole path" in done.err
+    assert node.run("explain", "/f/x").code == 0
+    assert node.run("explain", "safe", "--kind", "group").code == 5
+    assert node.run("explain", "journal", "--kind", "word").code == 0

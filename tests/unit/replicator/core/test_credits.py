@@ -1,4 +1,4 @@
-"""A pulled transfer: the sender never exceeds its credit, the receiver never holds more than its window, nothing stops."""
+"""A pulled transfer: the sender stays within its credit, the receiver within its window, and nothing stops."""
 
 from __future__ import annotations
 

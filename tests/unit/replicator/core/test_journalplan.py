@@ -16,7 +16,9 @@ MIB = 1 << 20
 def hours(*totals: float, first: int = 100, peak: float = 0) -> list[dict[str, Any]]:
     """Hours seen whole, with so many bytes each; None leaves one out."""
     return [
-        {"hour": first + n, "seconds": 3600, "bytes": total, "peak_minute": peak} for n, total in enumerate(totals) if total >= 0
+        {"hour": first + n, "seconds": 3600, "bytes": total, "peak_minute": peak}
+        for n, total in enumerate(totals)
+        if total >= 0
     ]
 
 
@@ -69,7 +71,9 @@ def test_longer_outages_never_need_less() -> None:
     assert [n.written for n in needs if n] == sorted(n.written for n in needs if n)
 
 
-@pytest.mark.parametrize(("have", "add"), [(2000 * MIB, 0), (1250 * MIB, 0), (1249 * MIB, 16 * MIB), (None, 1250 * MIB)])
+@pytest.mark.parametrize(
+    ("have", "add"), [(2000 * MIB, 0), (1250 * MIB, 0), (1249 * MIB, 16 * MIB), (None, 1250 * MIB)]
+)
 def test_each_node_is_told_what_it_lacks(have: int | None, add: int) -> None:
     need = need_bytes([], 100, rate=10 * MIB)
     assert need is not None

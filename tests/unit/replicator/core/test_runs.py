@@ -89,7 +89,7 @@ def test_a_barrier_or_a_fua_write_wants_to_be_durable() -> None:
     assert not parse_run(record(1, b"x"), 1, 0).wants_durable
     assert parse_run(record(1, b"x", flags=FLAG_FUA), 1, 0).wants_durable
     assert parse_run(record(1, kind=Kind.BARRIER), 1, 0).wants_durable
-    assert not parse_run(record(1, kind=Kind.BARRIER) + record(2), 2, 0).wants_durable, "the duplicate was durable once"
+    assert not parse_run(record(1, kind=Kind.BARRIER) + record(2), 2, E1).wants_durable, "it was durable once"
 
 
 def test_iter_run_gives_headers_and_payload_offsets() -> None:
@@ -102,3 +102,9 @@ def test_iter_run_finds_rot() -> None:
     bad[-1] ^= 1
     with pytest.raises(BadRecord):
         iter_run(memoryview(bad))
+
+
+def test_a_duplicate_of_a_newer_epoch_than_what_is_held_is_of_another_history() -> None:
+    with pytest.raises(BadRecord, match="newer than"):
+        parse_run(record(1, epoch=E2) + record(2, epoch=E2), 2, E1)
+    assert parse_run(record(1, epoch=E1) + record(2, epoch=E2), 2, E1).records == 1

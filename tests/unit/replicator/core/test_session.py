@@ -598,3 +598,17 @@ def test_a_node_reports_what_all_below_it_hold():
     assert tree_durable({"durable": 9, "edges": [edge(7), edge(8)]}) == 7
     assert tree_durable({"durable": 9, "edges": [edge(7, linked=False)]}) == 0
     assert tree_durable({"durable": 9, "edges": [edge(0, upstream=True), edge(12)]}) == 9
+
+
+def test_a_peer_of_another_version_is_refused_and_said_so_also_once_it_hangs_up():
+    couple = Couple()
+    session = couple.a.session
+    for event in (Tick(), LinkUp(1)):
+        effects = session.handle(event, couple.now)
+    ask = next(e for e in effects if isinstance(e, AskTarget))
+    session.handle(Reply(ask.token, couple.a.target.status), couple.now)
+    session.handle(FrameIn(1, {"t": "hello", "version": 1, "node": B, "group": GROUP}), couple.now)
+    session.handle(FrameIn(1, {"t": "verdict", "label": "version", "lead": B}), couple.now)
+    assert session.state is State.REFUSED
+    session.handle(LinkDown(1, "closed by the peer"), couple.now)
+    assert "the peer speaks version 1 of the protocol, this node version 2" in session.link_reason

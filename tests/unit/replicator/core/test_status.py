@@ -32,6 +32,7 @@ def refused(label: str) -> dict[str, Any]:
         ("REPLICATOR-DOWN", STATUS, None),
         ("UNPAIRED", {**STATUS, "mode": "none"}, None),
         ("FAILED", {**STATUS, "failed": "disk x"}, FACTS),
+        ("NO-JOURNAL", {**STATUS, "mode": "bitmap", "journal": {"error": "disk x"}}, FACTS),
         ("STOPPED", STATUS, {**FACTS, "session": "stopped"}),
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("former-primary")}),

@@ -34,7 +34,9 @@ class StubTarget:
         self.volumes: list[dict[str, Any]] = []
         self.fail: dict[str, Exception] = {}
         self.delay_s = 0.0
-        ops = ("status", "policy", "arm", "disarm", "adopt", "delete", "list", "link", "follow", "promote", "demote")
+        self.answer: dict[str, Callable[[dict[str, Any]], Any]] = {}
+        ops = ("status", "policy", "arm", "disarm", "adopt", "delete", "list", "link", "follow", "promote", "demote",
+               "extend_copy", "resume_copy")  # fmt: skip
         handlers = {f"group.{op}": self._handler(f"group.{op}") for op in ops}
         handlers["volume.list"] = self._handler("volume.list")
         self.server = ControlServer(path, handlers)
@@ -56,6 +58,8 @@ class StubTarget:
             time.sleep(self.delay_s)
             if op in self.fail:
                 raise self.fail[op]
+            if op in self.answer:
+                return self.answer[op](args)
             if op == "volume.list":
                 return self.volumes
             if op == "group.list":

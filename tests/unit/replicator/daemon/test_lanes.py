@@ -107,6 +107,16 @@ def test_a_run_that_never_comes_ends_the_link(make: Callable[..., Lanes]) -> Non
     assert pair.a.page[PEER_RECEIVED_SEQ] == pair.b.page[HEAD_SEQ]
 
 
+def test_a_last_run_that_never_comes_ends_the_link_too(make: Callable[..., Lanes]) -> None:
+    """Nothing follows that would show the gap; the sender's heartbeat does."""
+    pair = make(Transfer(connections=3)).connect()
+    for proxy in pair.proxies:
+        proxy.stall("up")
+    for _ in range(3):  # one over each connection
+        assert not pair.a.wait_acked(pair.a.append(b"x"), 0.05) or pair.b.page[HEAD_SEQ] < 3
+    assert "was sent and did not come" in pair.sink.saw(LinkDown, 15.0).reason
+
+
 def test_the_loss_of_one_connection_ends_the_link_and_the_next_goes_on_without_loss(
     make: Callable[..., Lanes],
 ) -> None:
@@ -137,7 +147,7 @@ def test_only_records_may_come_over_further_connections(make: Callable[..., Lane
     pair = make(Transfer(connections=2)).connect()
     one, other = tls_pair(tmp_path)
     pair.loop_b.joined(Connection(other, "bundle"))
-    one.sendall(wire.beat(1, 2, 3, 4))
+    one.sendall(wire.beat(1, 2, 3, 4, 5))
     assert "something else than records" in pair.sink.saw(LinkDown).reason
 
 
