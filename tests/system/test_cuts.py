@@ -8,6 +8,7 @@ that was never announced is a cut through time.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -220,6 +221,27 @@ def test_copies_stand_at_a_suspending_marker_while_writes_go_on(two: tuple[Node,
     assert judge((b, "log"), (b, "data")) == load.committed
     a.farstripe("marker", "delete", "night", "--yes")
     assert "log.night" not in b.farstripe("volume", "list")
+
+
+def test_a_marker_made_by_the_path_of_the_data_also_while_writes_are_held(two: tuple[Node, Node]) -> None:
+    a, b = two
+    door = a.connect(".marker")
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 50, "no load")
+    a.ask("target", "group.hold", group="log", deadline_s=20)
+    with pytest.raises(nbd.Error):  # it is answered, though writes of the group wait, and somebody else holds them
+        door.pwrite(b"early log,data\n", 0)
+    assert "held" in json.loads(bytes(door.pread(4096, 0)).rstrip(b"\0"))["error"]["message"]
+    a.ask("target", "group.release", group="log")
+    door.pwrite(b"door log,data 5\n".ljust(4096, b"\0"), 0)
+    assert json.loads(bytes(door.pread(4096, 0)).rstrip(b"\0"))["ok"]
+    a.farstripe("marker", "wait", "door")
+    load.stop()
+    assert judge((b, "log.door"), (b, "data.door")) > 50
+    with pytest.raises(nbd.Error):
+        door.pwrite(b"door log,data\n".ljust(4096, b"\0"), 0)
+    assert "door" in json.loads(bytes(door.pread(4096, 0)).rstrip(b"\0"))["error"]["message"]
+    assert ".marker" not in a.farstripe("volume", "list")
 
 
 def test_a_schedule_goes_on_after_a_restart_and_keeps_what_it_is_told(two: tuple[Node, Node]) -> None:
