@@ -37,6 +37,7 @@ from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
 from replicator.capture.writerates import WriteRates
+from replicator.core.batching import Crowd
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
@@ -63,6 +64,7 @@ class GroupHost:
         self._exports = exports
         self._events = events
         self._services: dict[str, GroupService] = {}
+        self._crowd = Crowd()
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
         self.cuts = CutHost(
@@ -189,7 +191,7 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""

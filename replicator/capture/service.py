@@ -26,6 +26,7 @@ from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.capture.waiters import Waiters
 from replicator.capture.writerates import WriteRates
+from replicator.core.batching import Crowd, apply_gather_s
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import BadRecord
@@ -56,8 +57,8 @@ LARGEST_WRITE_BYTES = 4 << 20
 DRAIN_S = 30.0
 RETRY_APPLY_S = 1.0
 GATHER_BYTES = 1 << 20
-GATHER_S = 0.02
-"""After a small batch the follower lets the next one gather: each costs a sync, and nobody waits for the pool."""
+"""After a batch smaller than this the follower lets the next one gather: each costs a sync, and nobody waits for the
+pool."""
 
 
 class GroupService:
@@ -70,9 +71,11 @@ class GroupService:
         edge_bell: Callable[[int], Doorbell],
         events: Events,
         rates: WriteRates | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
         """own_bell wakes the target; edge_bell opens the doorbell that wakes the replicator of an edge, by its slot.
-        events(name, **detail) records what happened. rates: what hosts have written so far, by the hour."""
+        events(name, **detail) records what happened. rates: what hosts have written so far, by the hour.
+        crowd: shared by all groups of the process, to know how many are busy."""
         self.engine = engine
         self._own_bell = own_bell
         self._edge_bell = edge_bell
@@ -95,6 +98,7 @@ class GroupService:
         self._trend = Trend()
         self._threshold = Threshold()
         self.rates = rates or WriteRates(None)
+        self._crowd = crowd or Crowd()
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
@@ -381,7 +385,7 @@ class GroupService:
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 if busy < GATHER_BYTES and engine.state.copy == OK:
-                    self._stop.wait(GATHER_S)
+                    self._stop.wait(apply_gather_s(self._crowd.note(self, time.monotonic())))
                 continue
             page[TARGET_ASLEEP] = 1
             waits = limits.still_waits(engine, page[APPLIED_OFF])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from replicator.core.batching import GATHER_BYTES, gather_s
+from replicator.core.batching import GATHER_BYTES, Crowd, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
 from replicator.core.rpo import RemoteClock
 from replicator.core.transfer import Transfer
@@ -50,8 +50,10 @@ FRAMES_A_ROUND = 32
 class Flow:
     """The present direction of records, or none."""
 
-    def __init__(self, open_files: Callable[[], GroupFiles]) -> None:
+    def __init__(self, open_files: Callable[[], GroupFiles], crowd: Crowd | None = None) -> None:
+        """crowd: shared by all flows of the process, to know how many are busy."""
         self._open_files = open_files
+        self._crowd = crowd or Crowd()
         self.files: GroupFiles | None = None
         self.shipper: Shipper | None = None
         self.receiver: Receiver | None = None
@@ -180,7 +182,7 @@ class Flow:
         else:
             return
         if shipper.seq != before and not self.waited_for:
-            self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
+            self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now))
         shipper.shrink()
         if now >= self._next_beat and not bundle.first.unsent:
             self._next_beat = now + (u64[BEACON_PACE_MS] / 1000 or BEAT_S)
