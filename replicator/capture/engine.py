@@ -47,6 +47,7 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
+    STATE_GEN,
     SYNC_ON,
     TAIL_OFF,
     Page,
@@ -273,6 +274,7 @@ class GroupEngine:
         state.last_time_ns = max(self._last_time, self.applied_time_ns)
         try:
             self.state_file.save(state)
+            self._u64[STATE_GEN] += 1
         except OSError as e:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e

@@ -38,6 +38,7 @@ from replicator.journal.page import (
     EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
+    SYNC_ON,
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
@@ -48,6 +49,11 @@ T = TypeVar("T")
 Events = Callable[..., None]
 
 KEEPER_S = 0.25
+QUIET_KEEPER_S = 5.0
+NAP_S = 0.05
+QUIET_NAP_S = 5.0
+QUIET_S = 5.0
+"""A thread that is kicked when there is work looks this often all the same."""
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.5
 COPY_FULL_FRACTION = 0.9
@@ -92,6 +98,7 @@ class GroupService:
         self._hold_until = 0.0
         self._held_at_start = False
         """The hold is that of the start: it ends when every peer was reached."""
+        self._keeper_saw = 0
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
@@ -360,9 +367,11 @@ class GroupService:
 
     def _follow(self) -> None:
         page, engine = self.engine.page, self.engine
+        fence = threading.Lock()
+        nap_until = 0.0
         while not self._stop.is_set():
             if engine.state.role != SECONDARY or engine.failed:
-                self._role_changed.wait(0.5)
+                self._role_changed.wait(QUIET_S)
                 self._role_changed.clear()
                 continue
             try:
@@ -381,16 +390,20 @@ class GroupService:
                 self._stop.wait(RETRY_APPLY_S)
                 continue
             if busy:
+                nap_until = time.monotonic() + QUIET_S
                 engine.wake_replicator()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 if busy < GATHER_BYTES and engine.state.copy == OK:
                     self._stop.wait(apply_gather_s(self._crowd.note(self, time.monotonic())))
                 continue
+            now = time.monotonic()
             page[TARGET_ASLEEP] = 1
+            with fence:
+                pass  # a lock is a barrier: what the replicator appended before it could see that we sleep is seen here
             waits = limits.still_waits(engine, page[APPLIED_OFF])
-            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody knew that we sleep
-                self._own_bell.wait(0.05)
+            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:
+                self._own_bell.wait(NAP_S if waits or now < nap_until else QUIET_NAP_S)
             page[TARGET_ASLEEP] = 0
 
     def _is_waited_for(self) -> bool:
@@ -421,13 +434,13 @@ class GroupService:
             copies_run = engine.state.copying and engine.state.role == PRIMARY
             if copies_run and freeable > engine.journal.capacity // 16:
                 self._kick_keeper.set()  # the peer has made room that a checkpoint frees
-            self._kick_copier.wait(0.005 if copies_run else 0.5)
+            self._kick_copier.wait(0.005 if copies_run else 0.5 if engine.state.copying else QUIET_S)
             self._kick_copier.clear()
 
     def _keep(self) -> None:
         engine = self.engine
         while not self._stop.is_set():
-            self._kick_keeper.wait(KEEPER_S)
+            self._kick_keeper.wait(self._keeper_pause_s())
             self._kick_keeper.clear()
             now = time.monotonic()
             if self._hold_until and now >= self._hold_until:
@@ -450,6 +463,14 @@ class GroupService:
                 continue  # its journal failed just now
             except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
+
+    def _keeper_pause_s(self) -> float:
+        """How long the keeper rests: less often while nothing is written and nothing waits."""
+        head, before = self._u64[HEAD_SEQ], self._keeper_saw
+        self._keeper_saw = head
+        engine = self.engine
+        busy = head != before or self._hold_until or engine.parked_for or engine.journal_lost or self._u64[SYNC_ON]
+        return KEEPER_S if busy else QUIET_KEEPER_S
 
     def _watch_room(self, now: float) -> None:
         """Note how the journal fills, and tell once when it has passed the threshold, or fallen below it again."""
@@ -538,8 +559,8 @@ class GroupService:
     def set_link(self, peer: str, up: bool) -> None:
         """The replicator says whether records flow to the peer."""
         edges.set_link(self.engine, edges.edge_of(self.engine, peer), up)
+        self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
         if up:
-            self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
             downstream = self.engine.state.downstream
             if self._held_at_start and all(e.slot in self.engine.linked for e in downstream):
                 self.release("all peers were reached" if len(downstream) > 1 else "the peer was reached")
@@ -554,6 +575,7 @@ class GroupService:
         pending = roles.park(self.engine, "hold")
         self._held_at_start = False
         self._hold_until = time.monotonic() + deadline_s
+        self._kick_keeper.set()
         self._drain(pending)
         self._ring_all()
         return {"seq": self.engine.pos}
