@@ -25,7 +25,7 @@ from raidlib.create import OpenFile, open_member
 from raidlib.errors import BadInput, IntegrityError, MediumError, MemberInUse, NotFound, RaidError, Refused
 from raidlib.geometry import Geometry
 from raidlib.member import Member
-from raidlib.metastore import Found, MetaStore
+from raidlib.metastore import Found, MetaStore, Raw
 from raidlib.readd import why_not
 from raidlib.state import MemberInfo, MemberState, PoolState
 from raidlib.superblock import Layout, Superblock, read_superblock
@@ -65,6 +65,8 @@ class _Search:
     candidates: dict[str, _Candidate] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
+    _decoded: dict[Raw, Found] = field(default_factory=dict)
+    """Members mostly hold the same, which is decoded once: of a large pool that is a large part of opening it."""
 
     def try_path(self, path: str, given: bool) -> None:
         """Look at one path; `given` by the caller, or else known from metadata."""
@@ -110,7 +112,9 @@ class _Search:
         store = MetaStore(file, superblock.layout)
         found: Found | None = None
         try:
-            found = store.read()
+            raw = store.read_raw()
+            if raw is not None:
+                found = self._decoded.get(raw) or self._decoded.setdefault(raw, raw.decode())
         except OSError as exc:
             self.remarks.append(f"{path}: metadata cannot be read: {exc.strerror}")
         self.pool_uuid, self.pool_path = superblock.pool_uuid, self.pool_path or path

@@ -23,7 +23,7 @@ from raidlib.scrub import Scrub
 from tests.testing.fakedisk import FakeDisk
 from tests.testing.poolcrash import degraded_workload, explore, workload
 from tests.testing.pools import AREA, new_pool, pattern, reopen
-from tests.testing.poolworld import Violation
+from tests.testing.poolmodel import Violation
 
 Patch = pytest.MonkeyPatch
 Found = (Violation, RaidError, OSError)

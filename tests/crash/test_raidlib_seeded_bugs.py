@@ -35,7 +35,7 @@ from tests.testing.poolcrash import (
     move_workload,
     workload,
 )
-from tests.testing.poolworld import Violation
+from tests.testing.poolmodel import Violation
 
 Patch = pytest.MonkeyPatch
 
