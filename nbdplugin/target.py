@@ -42,6 +42,7 @@ from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
+from nbdplugin.membertimer import MemberTimer
 from nbdplugin.sampling import Sampling
 from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
@@ -94,6 +95,8 @@ class Target:
         self.scrubber.start()
         self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
         self.sampling.start()
+        self._member_timer = MemberTimer(self.pools, self.events)
+        self._member_timer.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -198,6 +201,7 @@ class Target:
         self._closed = True
         self.control.stop()
         self.sampling.stop()
+        self._member_timer.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()

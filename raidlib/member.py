@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile, ChecksumMismatch
+from raidlib.membertimes import TimedFile, Times
 from raidlib.metastore import MetaStore
 from raidlib.state import MemberInfo, MemberState
 from raidlib.superblock import Layout
 from raidlib.twin import TwinFile
-
-SLOW_S = 2.0
-"""A sync that takes longer counts as slow."""
 
 
 class Member:
@@ -35,6 +33,8 @@ class Member:
         if file is not None:
             self.attach(file)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
+        self.timed: TimedFile | None = None
+        """Stands in for the file while it is looked at how long requests take (looks.py)."""
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
         self.twin: TwinFile | None = None
@@ -51,9 +51,7 @@ class Member:
         """Blocks read since then whose checksum did not fit."""
         self.repaired = 0
         """Unreadable or wrong places since then that were written anew from redundancy."""
-        self.slow_requests = 0
-        """Syncs that took longer than SLOW_S. Whether it is failed for that is the operator's choice."""
-        self.slowest_s = 0.0
+        self.times = Times()
 
     def attach(self, file: BlockFile) -> None:
         """Let `file` be the member's from now on."""
@@ -85,14 +83,9 @@ class Member:
         else:
             self.read_errors += 1
 
-    def note_duration(self, seconds: float) -> None:
-        """A sync of it took so long."""
-        if seconds > SLOW_S:
-            self.slow_requests += 1
-        self.slowest_s = max(self.slowest_s, seconds)
-
     def live_file(self) -> BlockFile:
         """The file of a member that carries. Raises OSError when it has none."""
         if self.file is None:
             raise OSError(5, "the member is missing", self.path)
-        return self.file
+        timed = self.timed
+        return self.file if timed is None or timed.inner is not self.file else timed

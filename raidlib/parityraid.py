@@ -34,7 +34,7 @@ from raidlib.fillrows import fill_parity, rows_at_a_time
 from raidlib.gf256 import generator, recovery, update
 from raidlib.member import Member
 from raidlib.parity import Scratch, Span, span_of
-from raidlib.raidgroup import RaidGroup, unavailable
+from raidlib.raidgroup import RaidGroup
 from raidlib.reconcile import settle_parity
 from raidlib.state import MemberState
 from raidlib.stripejournal import COLUMNS, PUNCHED, StripeJournal, read_journal
@@ -65,12 +65,9 @@ class ParityGroup(RaidGroup):
         n = self.geometry.members
         self._row_members = [[self.geometry.member_of(row, column) for column in range(n)] for row in range(n)]
 
-    def refresh(self) -> None:
+    def _reader(self, row: int, column: int, chunk: int) -> Member | None:
         """See RaidGroup. While a row is torn every read goes the slow way, where that is looked at."""
-        super().refresh()
-        if self._torn:
-            for table in self.read_tables:
-                table[:] = [unavailable] * len(table)
+        return None if self._torn else super()._reader(row, column, chunk)
 
     def read(self, area: int, off: int, view: memoryview, *, once: bool = False) -> None:
         """See RaidGroup. While members are gone, row by row."""

@@ -120,10 +120,12 @@ def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str
             "look at the disk; see by a scrub what else is wrong; replace it, which keeps redundancy meanwhile",
             "farstripe pool scrub --check", f"farstripe pool replace {path} NEW",
         )  # fmt: skip
-    if member.get("slow_requests"):
+    long = member.get("slow_requests", 0)
+    if long or member.get("slow"):
+        longest = [f"{long} requests took more than 2 s, the longest {member['slowest_s']} s"] if long else []
         yield _entry(
-            name, "slow", f"{member['slow_requests']} syncs took too long, the longest {member['slowest_s']} s",
-            "flushes of all volumes of its group wait for it; whether to go on with it is your choice",
+            name, "slow", "; ".join([*longest, member.get("slow", "")]).removesuffix("; "),
+            "requests of all volumes of its group wait for it; whether to go on with it is your choice",
             "look at the disk; or replace it, which keeps redundancy meanwhile", f"farstripe pool replace {path} NEW",
         )  # fmt: skip
 

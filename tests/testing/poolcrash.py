@@ -207,6 +207,8 @@ def away_workload(seed: int, steps: int = 30) -> list[Step]:
         lambda w: w.create_volume("a", 8 * 16384),
         lambda w: w.create_volume("b", 6 * 16384),
         lambda w: w.write("a", 0, 250),
+        lambda w: w.create_volume("t", 4 * 16384, thin=False),
+        _write_thick,
     ]
     for _ in range(steps):
         index, area, dice = rng.randrange(4), rng.randrange(6), rng.random()
@@ -214,10 +216,12 @@ def away_workload(seed: int, steps: int = 30) -> list[Step]:
             plan.append(_draw(rng))
         elif dice < 0.36:
             plan += [partial(_vanish, index=index), partial(_write_somewhere, first=area * 32)]
-        elif dice < 0.52:
+        elif dice < 0.44:
             plan.append(partial(_trim_areas, first=area, areas=1 + index))
+        elif dice < 0.54:
+            plan.append(_write_thick)
         elif dice < 0.70:
-            plan.append(partial(_remake_thick, areas=1 + index))
+            plan.append(partial(_remake_thick, areas=3 + index))
         elif dice < 0.82:
             plan += [PoolWorld.clear_intents, PoolWorld.clear_intents]
         else:
@@ -276,6 +280,15 @@ def _remake_thick(world: PoolWorld, areas: int) -> None:
         world.delete_volume("t")
     else:
         world.create_volume("t", areas * 16384, thin=False)
+
+
+def _write_thick(world: PoolWorld) -> None:
+    """Volume t, if it is there, is written all over, and its marks are cleared: when it goes, nothing tells of it."""
+    if "t" in world.models:
+        world.write("t", 0, world.models["t"].size // 512)
+        world.sync()
+        for _ in range(2):
+            world.clear_intents()
 
 
 def _remake(world: PoolWorld) -> None:

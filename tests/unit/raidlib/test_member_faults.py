@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections import Counter
 
 import msgpack
 import pytest
 
-from raidlib import member as member_module
 from raidlib.errors import OutOfSpace
 from raidlib.state import PoolState
 from tests.testing.fakedisk import FakeFile
@@ -80,24 +78,6 @@ def test_a_member_that_vanishes_fails_nothing_else_and_is_remembered_as_away(lev
     disk.kill()
     pool = reopen(disk) if level != 1 else reopen(disk, force=True)
     assert pool.volume("v").pread(SIZE, 0) == pattern(SIZE, 2)
-
-
-def test_a_slow_member_is_counted_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(member_module, "SLOW_S", 0.02)
-    good = FakeFile.fdatasync
-
-    def slow(self: FakeFile) -> None:
-        if self.path == "m1":
-            time.sleep(0.03)
-        good(self)
-
-    monkeypatch.setattr(FakeFile, "fdatasync", slow)
-    _, pool = new_pool(5, 3)
-    for _ in range(3):
-        pool.sync()
-    found = pool.status()["groups"][0]["members"]
-    assert found[1]["slow_requests"] >= 3 and found[1]["slowest_s"] >= 0.03
-    assert found[0]["slow_requests"] == 0 and set(states(pool)) == {"in_sync"}
 
 
 @pytest.mark.parametrize(("level", "members"), [(1, 2), (1, 4), (10, 4)])
