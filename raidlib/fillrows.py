@@ -1,8 +1,9 @@
 """Filling a rebuilding member many rows at a time: the rows of an area are contiguous on every member.
 
-Read each source once in one large piece, all sources at the same time, compute row by row in memory, write one large
-piece: so a rebuild runs at the speed of the members and not of the interpreter. Any trouble with a source is left to
-the caller's way row by row, which can take another source for every single row.
+Read each source once in large pieces, all sources at the same time, compute row by row in memory, write large pieces,
+each while the next one is read: so a rebuild runs at the speed of the members, also where a write takes as long as a
+read, and not at that of the interpreter. Any trouble with a source is left to the caller's way row by row, which can
+take another source for every single row.
 
 The caller holds the stripe locks of the rows.
 """
@@ -10,8 +11,9 @@ The caller holds the stripe locks of the rows.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
+from types import TracebackType
 
 from raidlib.gf256 import recovery
 from raidlib.member import Member
@@ -21,6 +23,9 @@ from raidlib.state import MemberState
 
 PIECE_BYTES = 2 << 20
 """Bytes of each member taken at a time."""
+SLICE_BYTES = 256 << 10
+"""Bytes of each member read in one request: large enough for any disk, and small beside the piece, for the first one is
+read while nothing is written, and the last one written while nothing is read."""
 
 _local = threading.local()
 
@@ -39,9 +44,14 @@ def fill_mirror(group: RaidGroup, sources: list[Member], member: Member, first: 
     at = group.layout.data_offset + first * chunk_bytes
     span = _scratch(1, count * chunk_bytes)[0]
     for source in sources:
-        if _read(source, span, at):
-            member.live_file().pwrite(span.view, at)
-            return True
+        with _WriteBehind(member) as behind:
+            for start, end in _slices(count, chunk_bytes):
+                piece = span.part(start, end)
+                if not _read(source, piece, at + start):
+                    break
+                behind.write(piece, at + start)
+            else:
+                return True
     return False
 
 
@@ -59,16 +69,52 @@ def fill_parity(group: RaidGroup, member: Member, first: int, count: int) -> boo
     sources = (present[turn:] + present[:turn])[:k]
     at = group.layout.data_offset + first * chunk_bytes
     *spans, made = _scratch(k + 1, count * chunk_bytes)
-    if not _read_all(sources, spans, at):
-        return False
-    for i in range(count):
-        column_of = {geometry.member_of(first + i, column): column for column in range(k + r)}
-        basis = sorted((column_of[source.index], span) for source, span in zip(sources, spans, strict=True))
-        start, end = i * chunk_bytes, (i + 1) * chunk_bytes
-        matrix = recovery(k, r, tuple(column for column, _ in basis), (column_of[member.index],))
-        group.engine.apply(matrix, [span.part(start, end) for _, span in basis], [made.part(start, end)], chunk_bytes)
-    member.live_file().pwrite(made.view, at)
+    with _WriteBehind(member) as behind:
+        for start, end in _slices(count, chunk_bytes):
+            if not _read_all(sources, [span.part(start, end) for span in spans], at + start):
+                return False
+            for row_at in range(start, end, chunk_bytes):
+                row, row_end = first + row_at // chunk_bytes, row_at + chunk_bytes
+                column_of = {geometry.member_of(row, column): column for column in range(k + r)}
+                basis = sorted((column_of[source.index], span) for source, span in zip(sources, spans, strict=True))
+                matrix = recovery(k, r, tuple(column for column, _ in basis), (column_of[member.index],))
+                known = [span.part(row_at, row_end) for _, span in basis]
+                group.engine.apply(matrix, known, [made.part(row_at, row_end)], chunk_bytes)
+            behind.write(made.part(start, end), at + start)
     return True
+
+
+def _slices(count: int, chunk_bytes: int) -> list[tuple[int, int]]:
+    """Cut so many rows into slices of whole rows: (start, end), bytes of a member from the first row on."""
+    step = max(1, SLICE_BYTES // chunk_bytes) * chunk_bytes
+    return [(start, min(start + step, count * chunk_bytes)) for start in range(0, count * chunk_bytes, step)]
+
+
+class _WriteBehind:
+    """Writes to a member while its user goes on. On leaving all is written, or OSError is raised: the first there was.
+
+    The buffers stay as they are until then. Where threads are not worth it, a write is done at once.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._file = member.live_file()
+        self._writes: list[Future[None]] = []
+
+    def __enter__(self) -> _WriteBehind:
+        return self
+
+    def write(self, span: Span, at: int) -> None:
+        """Have it written. Raises OSError, now or on leaving."""
+        if self._file.parallel_sync:
+            self._writes.append(_threads().submit(self._file.pwrite, span.view, at))
+        else:
+            self._file.pwrite(span.view, at)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        wait(self._writes)
+        for one in self._writes:
+            if (trouble := one.exception()) is not None:
+                raise trouble
 
 
 def _has_rows(member: Member, end: int) -> bool:
@@ -93,12 +139,12 @@ def _read_all(sources: list[Member], spans: list[Span], at: int) -> bool:
     """Read one piece of each source at the same time, where that is worth it."""
     if not all(source.live_file().parallel_sync for source in sources):
         return all(_read(source, span, at) for source, span in zip(sources, spans, strict=True))
-    return all(_readers().map(_read, sources, spans, [at] * len(sources)))
+    return all(_threads().map(_read, sources, spans, [at] * len(sources)))
 
 
 @lru_cache(maxsize=1)
-def _readers() -> ThreadPoolExecutor:
-    """Threads that read, made at the first rebuild; idle afterwards."""
+def _threads() -> ThreadPoolExecutor:
+    """Threads that read and write, made at the first rebuild; idle afterwards."""
     return ThreadPoolExecutor(8, "raidlib-fill")
 
 
