@@ -260,6 +260,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 its_members[member.index] = back = Member(
                     member.group, member.index, member.info, member.layout, candidate.file, candidate.store
                 )
+                back.info.path = candidate.file.path
                 back.info.state, back.info.reason, back.info.away = MemberState.IN_SYNC, "", None
     for uuid, candidate in search.candidates.items():
         if uuid not in used:

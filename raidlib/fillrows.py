@@ -10,8 +10,12 @@ The caller holds the stripe locks of the rows.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import deque
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from functools import lru_cache
 from types import TracebackType
 
@@ -26,6 +30,9 @@ PIECE_BYTES = 2 << 20
 SLICE_BYTES = 256 << 10
 """Bytes of each member read in one request: large enough for any disk, and small beside the piece, for the first one is
 read while nothing is written, and the last one written while nothing is read."""
+
+READ_AHEAD = 2
+"""Slices that are being read at a time."""
 
 _local = threading.local()
 
@@ -44,14 +51,13 @@ def fill_mirror(group: RaidGroup, sources: list[Member], member: Member, first: 
     at = group.layout.data_offset + first * chunk_bytes
     span = _scratch(1, count * chunk_bytes)[0]
     for source in sources:
-        with _WriteBehind(member) as behind:
-            for start, end in _slices(count, chunk_bytes):
-                piece = span.part(start, end)
-                if not _read(source, piece, at + start):
-                    break
-                behind.write(piece, at + start)
-            else:
-                return True
+        with _WriteBehind(member) as behind, closing(_read_slices([source], [span], at, count, chunk_bytes)) as slices:
+            try:
+                for start, end in slices:
+                    behind.write(span.part(start, end), at + start)
+            except _Unreadable:
+                continue
+            return True
     return False
 
 
@@ -69,18 +75,19 @@ def fill_parity(group: RaidGroup, member: Member, first: int, count: int) -> boo
     sources = (present[turn:] + present[:turn])[:k]
     at = group.layout.data_offset + first * chunk_bytes
     *spans, made = _scratch(k + 1, count * chunk_bytes)
-    with _WriteBehind(member) as behind:
-        for start, end in _slices(count, chunk_bytes):
-            if not _read_all(sources, [span.part(start, end) for span in spans], at + start):
-                return False
-            for row_at in range(start, end, chunk_bytes):
-                row, row_end = first + row_at // chunk_bytes, row_at + chunk_bytes
-                column_of = {geometry.member_of(row, column): column for column in range(k + r)}
-                basis = sorted((column_of[source.index], span) for source, span in zip(sources, spans, strict=True))
-                matrix = recovery(k, r, tuple(column for column, _ in basis), (column_of[member.index],))
-                known = [span.part(row_at, row_end) for _, span in basis]
-                group.engine.apply(matrix, known, [made.part(row_at, row_end)], chunk_bytes)
-            behind.write(made.part(start, end), at + start)
+    with _WriteBehind(member) as behind, closing(_read_slices(sources, spans, at, count, chunk_bytes)) as slices:
+        try:
+            for start, end in slices:
+                for row_at in range(start, end, chunk_bytes):
+                    row, row_end = first + row_at // chunk_bytes, row_at + chunk_bytes
+                    column_of = {geometry.member_of(row, column): column for column in range(k + r)}
+                    basis = sorted((column_of[source.index], span) for source, span in zip(sources, spans, strict=True))
+                    matrix = recovery(k, r, tuple(column for column, _ in basis), (column_of[member.index],))
+                    known = [span.part(row_at, row_end) for _, span in basis]
+                    group.engine.apply(matrix, known, [made.part(row_at, row_end)], chunk_bytes)
+                behind.write(made.part(start, end), at + start)
+        except _Unreadable:
+            return False
     return True
 
 
@@ -135,17 +142,43 @@ def _read(member: Member, span: Span, at: int) -> bool:
     return True
 
 
-def _read_all(sources: list[Member], spans: list[Span], at: int) -> bool:
-    """Read one piece of each source at the same time, where that is worth it."""
+class _Unreadable(Exception):
+    """A source could not be read."""
+
+
+def _read_slices(
+    sources: list[Member], spans: list[Span], at: int, count: int, chunk_bytes: int
+) -> Generator[tuple[int, int], None, None]:
+    """Read so many rows of each source into its span; yield each slice once it is there. Raises _Unreadable.
+
+    All sources are read at the same time, and READ_AHEAD slices, where threads are worth it. Close the generator: then
+    nothing is written to the spans any more.
+    """
+    slices = _slices(count, chunk_bytes)
     if not all(source.live_file().parallel_sync for source in sources):
-        return all(_read(source, span, at) for source, span in zip(sources, spans, strict=True))
-    return all(_threads().map(_read, sources, spans, [at] * len(sources)))
+        for start, end in slices:
+            if not all(_read(one, span.part(start, end), at + start) for one, span in zip(sources, spans, strict=True)):
+                raise _Unreadable
+            yield start, end
+        return
+    ahead, under_way = iter(slices), deque[list[Future[bool]]]()
+    try:
+        for start, end in slices:
+            for begin, stop in itertools.islice(ahead, READ_AHEAD - len(under_way)):
+                parts = [span.part(begin, stop) for span in spans]
+                under_way.append([_threads().submit(_read, *one, at + begin) for one in zip(sources, parts, strict=True)])
+            if not all([one.result() for one in under_way[0]]):
+                raise _Unreadable
+            under_way.popleft()
+            yield start, end
+    finally:
+        wait([one for reads in under_way for one in reads])
 
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
     """Threads that read and write, made at the first rebuild; idle afterwards."""
-    return ThreadPoolExecutor(8, "raidlib-fill")
+    return ThreadPoolExecutor(16, "raidlib-fill")
 
 
 def _scratch(count: int, size: int) -> list[Span]:

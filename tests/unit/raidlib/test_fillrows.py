@@ -50,6 +50,7 @@ def test_what_was_filled_in_slices_is_right(level: int, members: int, checksums:
 def test_a_slice_is_written_while_the_next_one_is_read(
     level: int, members: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("raidlib.fillrows.READ_AHEAD", 1)
     writing, read_meanwhile = threading.Event(), threading.Event()
 
     def before(disk: FakeDisk, op: str, name: str, off: int, length: int, data: bytes = b"") -> None:
