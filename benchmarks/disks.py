@@ -1,9 +1,9 @@
 """Rows on disks of a known speed: rebuild and scrub against nbdcopy going through one disk.
 
-A disk is an NBD export of nbdkit's file plugin behind its rate filter, a token bucket for reads and one for writes, that
-hold a tenth of a second: so the members do not share a disk, as files in one directory do, and a write takes as long as
-a read. RATE_BYTES_S is low enough for all of them together to stay far below what an idle machine can do; nbdcopy on
-the same disks tells what it can do now.
+A disk is an NBD export of nbdkit's file plugin behind its rate filter, a token bucket for reads and one for writes,
+that hold a tenth of a second: so the members do not share a disk, as files in one directory do, and a write takes as
+long as a read. RATE_BYTES_S is low enough for all of them together to stay far below what an idle machine can do;
+nbdcopy on the same disks tells what it can do now.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Disk:
         os.truncate(file, size_bytes)
         self.uri = unix_uri(sock)
         rate = [f"rate={8 * RATE_BYTES_S}", "burstiness=0.1"]
-        space.spawn_server(["nbdkit", "-f", "-U", str(sock), "--filter=noextents", "--filter=rate", "file", str(file), *rate], sock)
+        filters = ["--filter=noextents", "--filter=rate"]
+        space.spawn_server(["nbdkit", "-f", "-U", str(sock), *filters, "file", str(file), *rate], sock)
 
 
 def _pool(space: Workspace, level: str, members: int, data: int) -> tuple[Node, list[str]]:

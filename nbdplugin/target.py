@@ -40,9 +40,9 @@ from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
+from nbdplugin.membertimer import MemberTimer
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
-from nbdplugin.membertimer import MemberTimer
 from nbdplugin.sampling import Sampling
 from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together

@@ -166,8 +166,10 @@ def _read_slices(
         for start, end in slices:
             for begin, stop in itertools.islice(ahead, READ_AHEAD - len(under_way)):
                 parts = [span.part(begin, stop) for span in spans]
-                under_way.append([_threads().submit(_read, *one, at + begin) for one in zip(sources, parts, strict=True)])
-            if not all([one.result() for one in under_way[0]]):
+                under_way.append(
+                    [_threads().submit(_read, *one, at + begin) for one in zip(sources, parts, strict=True)]
+                )
+            if not all(one.result() for one in under_way[0]):
                 raise _Unreadable
             under_way.popleft()
             yield start, end

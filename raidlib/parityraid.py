@@ -100,9 +100,7 @@ class ParityGroup(ParityWrites):
         good = [member for member in self.members if member.info.state is MemberState.IN_SYNC]
         copies = self.geometry.parity_chunks - (len(self.members) - len(good)) + 1
         generation = self.ledger.state.generation + 1
-        self._journal = StripeJournal(
-            self.layout, good[:copies], generation, self._complete_and_sync, self.ledger.fail
-        )
+        self._journal = StripeJournal(self.layout, good[:copies], generation, self._complete_and_sync, self.ledger.fail)
         self.info.journaled = generation
 
     def replay_journal(self) -> int:

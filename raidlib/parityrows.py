@@ -1,7 +1,7 @@
 """The rows of a RAID 5 or 6 group: where columns lie, recovering what is missing, writing what was computed.
 
-Whoever calls in here holds the row's stripe lock. Columns: data 0..k-1, P = k, Q = k + 1. Work is limited to a byte range
-[lo, hi) of the columns.
+Whoever calls in here holds the row's stripe lock. Columns: data 0..k-1, P = k, Q = k + 1. Work is limited to a byte
+range [lo, hi) of the columns.
 
 A write that a member refuses and that cannot go on without it leaves a row half written: its caller gets an error, but
 what other columns of the row hold must not change with it. So the row is kept in `_torn` with what was to be written,

@@ -89,7 +89,7 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
 
 
 def _times(group: RaidGroup) -> list[dict[str, Any]]:
-    """By member: how long its reads and writes take on average, and what of that is slow beside the others, in words."""
+    """By member: how long its reads and writes take on average, and in words what of that is slow beside the others."""
     now = monotonic()
     found: list[dict[str, Any]] = [{"slow": ""} for _ in group.members]
     for kind in ("read", "write"):

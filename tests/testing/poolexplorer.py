@@ -43,7 +43,6 @@ from tests.testing.poolmodel import DoubleFault
 from tests.testing.poolworld import PoolWorld
 
 
-
 class Plan(NamedTuple):
     """A kind of workload and of pool."""
 

@@ -39,7 +39,7 @@ def rebuild(pool: Pool) -> None:
 @pytest.mark.parametrize("checksums", [False, True])
 @pytest.mark.parametrize(("level", "members"), SHAPES)
 def test_what_was_filled_in_slices_is_right(level: int, members: int, checksums: bool) -> None:
-    disk, pool = degraded(level, members, checksums)
+    _, pool = degraded(level, members, checksums)
     rebuild(pool)
     assert set(states(pool)) == {"in_sync"}
     pool.fail_member("m0")
