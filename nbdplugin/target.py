@@ -42,6 +42,7 @@ from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
+from nbdplugin.membertimer import MemberTimer
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
 from nbdplugin.sampling import Sampling
@@ -99,6 +100,8 @@ class Target:
         self.scrubber.start()
         self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
         self.sampling.start()
+        self._member_timer = MemberTimer(self.pools, self.events)
+        self._member_timer.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -206,6 +209,7 @@ class Target:
         self.control.stop()
         self.sampling.stop()
         self.views.stop()
+        self._member_timer.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()
