@@ -45,6 +45,7 @@ from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
 from nbdplugin.markerdoor import MarkerDoor
+from nbdplugin.membertimer import MemberTimer
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
 from nbdplugin.sampling import Sampling
@@ -103,6 +104,8 @@ class Target:
         self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
         self.sampling.start()
         self.marker_door = MarkerDoor(self._ask_replicator)
+        self._member_timer = MemberTimer(self.pools, self.events)
+        self._member_timer.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -217,6 +220,7 @@ class Target:
         self.control.stop()
         self.sampling.stop()
         self.views.stop()
+        self._member_timer.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()
