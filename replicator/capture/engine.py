@@ -188,6 +188,8 @@ class GroupEngine:
         self.limit_time_ns = 0
         """See limits.py for this and the next; 0: no limit."""
         self.limit_seq = 0
+        self.applies_through = False
+        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold back."""
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""

@@ -623,9 +623,9 @@ class GroupService:
         """See copies.pin_copy."""
         return copies.pin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
 
-    def copy_until(self, peer: str, copy_id: str, seq: int) -> dict[str, Any]:
+    def copy_until(self, peer: str, copy_id: str, seq: int, epoch: int) -> dict[str, Any]:
         """See copies.copy_until."""
-        return copies.copy_until(self.engine, edges.edge_of(self.engine, peer), copy_id, seq)
+        return copies.copy_until(self.engine, edges.edge_of(self.engine, peer), copy_id, seq, epoch)
 
     def extend_copy(self, copy_id: str, masks: dict[int, bytes] | None) -> dict[str, Any]:
         """See copies.extend_copy."""

@@ -558,7 +558,7 @@ def _() -> list[Patch]:
         self._copy = {
             **self._copy, "t": "attach", "p": result["p"], "c": self.decision.c if self.decision else None,
             "epoch": result["epoch"], "hist": result["hist"], "masks": result["masks"], "full": result["full"],
-            "synced_after": result["p"],
+            "synced_after": result["p"], "synced_epoch": 0,
         }  # fmt: skip
         return State.OFFERED, [events.Send(self._copy)]
 

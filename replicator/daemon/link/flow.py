@@ -274,8 +274,8 @@ class Flow:
 
     def _acked(self, triple: tuple[int, int, int], now: float) -> tuple[int, int, int] | None:
         shipper, files = self.shipper, self.files
-        if shipper is None or files is None:
-            return None
+        if shipper is None or files is None or not files.current:
+            return None  # what it says is of another journal: the target has forgotten it
         received, durable, applied = triple
         if received > files.u64[HEAD_SEQ] or durable > received or applied > received:
             raise ProtocolError(f"the peer acknowledged {triple}, the journal ends at {files.u64[HEAD_SEQ]}")

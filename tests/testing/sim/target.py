@@ -343,7 +343,7 @@ class Target:
             "group.policy": lambda: svc.set_policy(args, peer),
             "group.pin_copy": lambda: svc.pin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.extend_copy": lambda: svc.extend_copy(args["copy_id"], args["masks"]),
-            "group.copy_until": lambda: svc.copy_until(peer, args["copy_id"], args["seq"]),
+            "group.copy_until": lambda: svc.copy_until(peer, args["copy_id"], args["seq"], args["epoch"]),
             "group.bitmap": lambda: svc.common_bitmap(args.get("c")),
             "group.begin_copy": lambda: svc.begin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.resume_copy": svc.resume_copy,
