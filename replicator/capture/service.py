@@ -18,7 +18,18 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from replicator.capture import copier, copies, edges, follower, limits, recovery, retention, ringchange, roles
+from replicator.capture import (
+    copier,
+    copies,
+    edges,
+    follower,
+    limits,
+    recovery,
+    retention,
+    ringchange,
+    roles,
+    volumeset,
+)
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.relayloss import RelayWatch
@@ -29,7 +40,7 @@ from replicator.capture.writerates import WriteRates
 from replicator.core.batching import Crowd, apply_gather_s
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
-from replicator.core.records import BadRecord
+from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -450,6 +461,8 @@ class GroupService:
                     self._events("journal-released", group=engine.state.name, path=path)
                 if engine.journal_lost:
                     self._go_over()
+                if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
+                    volumeset.settle(engine)
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 for peer in self._relay_watch.look(now):
@@ -587,6 +600,23 @@ class GroupService:
         if self.engine.parked_for == "hold":
             roles.unpark(self.engine, "hold")
             self._events("hold-released", group=self.engine.state.name, reason=why)
+
+    def change_volumes(self, kind: Kind, name: str, size: int = 0) -> dict[str, Any]:
+        """See volumeset.change. Writers wait meanwhile: for those under way, and for a sync of the pool."""
+        engine = self.engine
+        with self._overflowing:
+            if engine.parked_for:
+                raise Refused(f"group {engine.state.name} is held just now", "try again in a moment")
+            try:
+                self._drain(roles.park(engine, "volumes"))
+                entry = volumeset.change(engine, kind, name, size)
+            finally:
+                roles.unpark(engine, "volumes")
+        with suppress(Refused, TimedOut):
+            volumeset.settle(engine)  # else the keeper does
+        self._ring_all()
+        self._events("volumes-changed", group=engine.state.name, change=kind.name, volume=name, size=entry["size"])
+        return entry
 
     def set_sync(self, peer: str, on: bool) -> dict[str, Any]:
         """See edges.set_sync."""
