@@ -124,7 +124,9 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.begin_copy": on(lambda g, a: g.begin_copy(*_copy(a))),
         "group.pin_copy": on(lambda g, a: g.pin_copy(*_copy(a))),
         "group.copy_until": on(
-            lambda g, a: g.copy_until(_peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"))
+            lambda g, a: g.copy_until(
+                _peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"), arguments.integer(a, "epoch")
+            )
         ),
         "group.extend_copy": on(lambda g, a: g.extend_copy(arguments.text(a, "copy_id"), a["masks"])),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),

@@ -295,7 +295,9 @@ class GroupService:
             return
         state = self.engine.state
         policy = "bitmap" if state.role == SECONDARY else ""  # hosts here are those of the node above
-        given_up = [e for e in edges.holders(self.engine) if self._verdict(e, self._full_since, policy) is Verdict.OVERFLOW]
+        given_up = [
+            e for e in edges.holders(self.engine) if self._verdict(e, self._full_since, policy) is Verdict.OVERFLOW
+        ]
         rest = state.role == SECONDARY or any(not e.dropped and e not in given_up for e in state.downstream)
         if given_up and rest:
             self._drop(given_up)
@@ -466,7 +468,9 @@ class GroupService:
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 for peer in self._relay_watch.look(now):
-                    self._events("degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s)
+                    self._events(
+                        "degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s
+                    )
                 self._note_head(now)
                 self._watch_room(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
@@ -644,12 +648,14 @@ class GroupService:
         return copies.common_bitmap(self.engine, c)
 
     def begin_copy(
-        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str
+        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes | None] | None, copy_id: str
     ) -> dict[str, Any]:
         """See copies.begin_copy. The copier starts with resume_copy, when the peer is attached."""
         return copies.begin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
 
-    def pin_copy(self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str) -> dict[str, Any]:
+    def pin_copy(
+        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes | None] | None, copy_id: str
+    ) -> dict[str, Any]:
         """See copies.pin_copy."""
         return copies.pin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
 
