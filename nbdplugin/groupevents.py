@@ -16,6 +16,7 @@ _SENTENCES = {
     "apply-resumed": "received writes are applied again",
     "copy-stopped": "the copy to the peer stopped: {reason}",
     "group-failed": "the group has failed: {reason}",
+    "volumes-changed": "{change} {volume}, {size} bytes: every copy does so at the same place of the write order",
     "hold-released": "parked writes go on: {reason}",
     "promoted": "primary here from now on, epoch {epoch}",
     "demoted": "secondary here from now on, at write {seq}",

@@ -207,6 +207,8 @@ class MarkerHost:
             changed: dict[int, list[tuple[int, int]]] = {}
             names = {volume["index"]: volume["name"] for volume in engine.state.volumes}
             pool = self._pools.require()
+            if set(names.values()) != set(entry.snapshots):
+                raise Refused(f"group {engine.state.name} had other volumes at marker {entry.name}")
             for index, name in names.items():
                 changed[index] = pool.snapshot_diff(entry.snapshots[name], name)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
@@ -38,6 +39,8 @@ def rewind(
         with engine.checkpoint_lock, engine.lock:
             if state.role != SECONDARY:
                 raise Refused(f"group {state.name} is primary here", "only a secondary goes back to a marker")
+            if seq < volumeset.passes_over(state)[1]:
+                raise Refused(f"the volumes of group {state.name} were changed since", "take over without the marker")
             again = state.rewind is not None and state.rewind["seq"] == seq
             if state.copy != OK and not again:
                 raise Refused(f"the copy of group {state.name} is {state.copy}", "let the resync finish")

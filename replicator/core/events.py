@@ -25,7 +25,7 @@ Control frames are msgpack maps with the key "t":
     hello      both           see hello.py
     verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
-    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full (as group.begin_copy or group.pin_copy
+    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full, volumes (as group.begin_copy or group.pin_copy
                               returned them), copy_id, synced_after (the SYNCED that ends the copy has a higher seq)
     attached   copy target    copy_id
     copied     copy target    seq (applied and durable position that includes SYNCED)

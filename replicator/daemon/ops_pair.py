@@ -206,7 +206,7 @@ def _adopt_at_peer(
             ADOPT_S,
             group=status["uuid"],
             name=status["name"],
-            volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
+            volumes=[{key: volume.get(key, 0) for key in ("name", "size", "index", "born")} for volume in volumes],
             journal_bytes=journal_bytes,
             policy=policy,
             transfer=settings_from(args, Transfer()).to_map(),
