@@ -84,7 +84,7 @@ class TreeAftermath:
         self.before, self.lost, self.rng = before, lost, rng
         names, shape = before.shape
         self.tree = Tree(names, shape, lambda name: Side(name, seed=rng.getrandbits(32)))
-        self.tree.truth.records.update(before.tree.truth.records)
+        self.tree.truth.learn(before.tree.truth)
         for line in self.tree.lines.values():
             line.copies = rng.getrandbits(32)
         for name, side in self.tree.sides.items():

@@ -138,7 +138,7 @@ class Aftermath:
         self.a.restore(saved[0])
         self.b.restore(saved[1])
         self.pair = Pair(self.a, self.b)
-        self.pair.truth.records.update(before.pair.truth.records)
+        self.pair.truth.learn(before.pair.truth)
         self.old_epochs = {epoch for epoch, _ in before.pair.truth.records} | _durable_epochs(saved)
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ seq.
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ class Truth:
     sizes: list[int]
     records: dict[tuple[int, int], Change | None] = field(default_factory=dict)
     by_seq: dict[int, list[Change]] = field(default_factory=dict)
+    by_epoch: dict[int, list[int]] = field(default_factory=dict)
+    """Seqs of the records that change something, ascending: between them may be millions of numbers given to none."""
     genesis: list[bytes] = field(default_factory=list)
     power_left: dict[int, list[Change]] = field(default_factory=dict)
     """By epoch: what a power loss left in the image that the epoch begins with and no record tells of."""
@@ -58,20 +61,29 @@ class Truth:
             raise Violation(f"record {seq} of epoch {epoch:#x} was given out twice with different contents")
         if key not in self.records and value is not None:
             self.by_seq.setdefault(seq, []).append(value)
+            insort(self.by_epoch.setdefault(epoch, []), seq)
         self.records[key] = value
+
+    def learn(self, other: Truth) -> None:
+        """Take over every record of another run, which went the same way as this one up to now."""
+        self.records.update(other.records)
+        self.by_seq.update({seq: list(changes) for seq, changes in other.by_seq.items()})
+        self.by_epoch.update({epoch: list(seqs) for epoch, seqs in other.by_epoch.items()})
 
     def at(self, seq: int) -> list[Change]:
         """What the records with this seq do, in any epoch."""
         return self.by_seq.get(seq, [])
 
     def lineage(self, hist: Hist, after: int, upto: int) -> list[tuple[int, int]]:
-        """(epoch, seq) of the positions after < seq <= upto along `hist`; 0 as seq marks the beginning of an epoch."""
+        """(epoch, seq) of the records after < seq <= upto along `hist`; 0 as seq marks the beginning of an epoch."""
         found: list[tuple[int, int]] = []
         for index, (epoch, base) in enumerate(hist):
             end = hist[index + 1][1] if index + 1 < len(hist) else upto
             if base >= after and base <= upto and (index or not after):
                 found.append((epoch, 0))
-            found += [(epoch, seq) for seq in range(max(base, after) + 1, min(end, upto) + 1)]
+            seqs = self.by_epoch.get(epoch, [])
+            first, last = bisect_right(seqs, max(base, after)), bisect_right(seqs, min(end, upto))
+            found += [(epoch, seq) for seq in seqs[first:last]]
         return found
 
     def holds(self, hist: Hist, pos: int, epoch: int, seq: int) -> bool:
