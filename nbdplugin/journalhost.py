@@ -87,9 +87,9 @@ def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, An
         volumes.prepare(file, index, engine.journal.super, size - DATA_START)
         directory.link(index, path)
         ringchange.add_file(engine, file, size - DATA_START)
-    except JournalLost:
-        raise  # whether the file belongs to the journal nobody knows
     except BaseException as exc:
+        if isinstance(exc, JournalLost) or engine.failed:
+            raise  # whether the file belongs to the journal nobody knows
         if file is not None:
             file.close()
         if not is_block_device(path):

@@ -146,6 +146,8 @@ class GroupEngine:
         self.opened = threading.Condition(self.lock)
         """Notified when parked writers should try again."""
         self.failed = ""
+        self.failed_by_journal = False
+        """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
@@ -247,6 +249,7 @@ class GroupEngine:
         if self.failed:
             return self._refusal()
         if not journalloss.may_go_over(self):
+            self.failed_by_journal = True
             self._seal(reason)
             return self._refusal()
         if not self.journal_lost:

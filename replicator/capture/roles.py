@@ -318,6 +318,8 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
             cut(engine)
         apply_through(engine)
         settle(engine)
+        engine.journal.forget_beyond_head()  # what a killed replicator had written and not published,
+        engine.sync_journal()  # which may be on the disk already: the new epoch takes its place
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
         with engine.checkpoint_lock, engine.lock:

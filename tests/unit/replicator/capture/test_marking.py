@@ -106,6 +106,19 @@ def test_no_marker_after_the_hold_has_ended_in_any_way(bench: Bench, end: str) -
     assert bench.a.page[HEAD_SEQ] == before
 
 
+def test_two_markers_do_not_hold_the_same_group_at_once(bench: Bench) -> None:
+    """The second one's hold could stand for the first one's, which something else had ended meanwhile."""
+    token = bench.marking.hold(1, bench.booked(), 1.0)
+    roles.park(bench.a.engine, "hold")
+    roles.unpark(bench.a.engine, "hold")
+    bench.a.write(0, 1)
+    with pytest.raises(Refused):
+        bench.marking.hold(2, bench.booked(), 1.0)
+    with pytest.raises(Refused):
+        bench.marking.mark(Marker(1, "m1", "c", 1), token)
+    assert bench.marking.hold(2, bench.booked(), 1.0)
+
+
 def test_a_mark_for_an_earlier_hold_of_the_same_number_is_refused(bench: Bench) -> None:
     token = bench.marking.hold(1, bench.booked(), 1.0)
     bench.marking.release(1)
