@@ -102,7 +102,13 @@ TABLE: tuple[Row, ...] = (
         compat="version",
     ),
     _row("wrong-group", Action.REFUSE, "", "the nodes were joined over different groups", compat="group"),
-    _row("size-mismatch", Action.REFUSE, "", "the volumes of the two sides differ in number or size", compat="volumes"),
+    _row(
+        "size-mismatch",
+        Action.REFUSE,
+        "",
+        "the volumes of the two sides differ in number or size, and no change of them explains it",
+        compat="volumes",
+    ),
     _row(
         "split-wanted",
         Action.WAIT,

@@ -98,6 +98,12 @@ def wants_sync(status: dict[str, Any]) -> bool:
     return bool((status.get("policy") or {}).get("mode") == "sync")
 
 
+def of_shared(mine: Hello, theirs: Hello, bitmaps: dict[int, Any]) -> dict[int, Any]:
+    """Of the peer's bitmaps those of volumes that both sides have, with the same size; None for our other volumes."""
+    shared = {index for index, *_ in set(mine.volumes) & set(theirs.volumes)}
+    return {index: bitmaps[index] if index in shared else None for index, *_ in mine.volumes}
+
+
 def to_frame(hello: Hello) -> dict[str, Any]:
     """Return the control frame for a Hello."""
     frame: dict[str, Any] = {"t": "hello", **hello._asdict()}

@@ -298,6 +298,8 @@ class Pair:
         lead, follow = (self.a, self.b) if decision.lead == self.a.node_id else (self.b, self.a)
         c = None if decision.full else decision.c
         bitmaps = copies.common_bitmap(follow.engine, c)["volumes"]
+        if bitmaps is not None:
+            bitmaps = hello.of_shared(self.hello(lead), self.hello(follow), bitmaps)
         self.copies += 1
         offer = copies.begin_copy(lead.engine, lead.edge(follow), c, bitmaps, f"copy{self.copies}")
         roles.attach(
