@@ -292,7 +292,8 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            for edge in request.edges:
+            # Nothing is promised of an edge that the operator made asynchronous while the write waited.
+            for edge in (e for e in request.edges if e.mode == "sync"):
                 self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
         self._answer(request, "ok")
 
