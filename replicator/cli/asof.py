@@ -87,8 +87,8 @@ def retained_lines(one: dict[str, Any]) -> list[str]:
     lines = []
     if one["stands_at"]:
         lines.append(
-            f"stands at the marker that is record {one['stands_at']}; what comes after it is kept in the journal and not "
-            f"applied until: farstripe marker resume --groups {one['name']}"
+            f"stands at the marker that is record {one['stands_at']}; what comes after it is kept in the journal and "
+            f"not applied until: farstripe marker resume --groups {one['name']}"
         )
     if kept := one["kept_image"]:
         written = f" ({kept['time']})" if kept["time"] else ""

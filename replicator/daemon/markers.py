@@ -69,7 +69,8 @@ class Markers:
             failed = self._run_after(after, name)
         if failed:
             raise Refused(
-                f"marker {name} was made, but {failed}", "the marker stays; see that what --before stopped goes on again"
+                f"marker {name} was made, but {failed}",
+                "the marker stays; see that what --before stopped goes on again",
             )
         return self.store.find(name)
 
@@ -102,7 +103,7 @@ class Markers:
         self._node.events.add("marker.made", f"marker {name} was put into {listed}", marker=name)
 
     def _run_after(self, command: str, name: str) -> str:
-        """Run the hook that ends what `before` began. Returns why it failed, "" when it did not; that is an event too."""
+        """Run the hook that ends what `before` began. Returns why it failed, which is an event too; else ""."""
         try:
             run_hook(command, name)
         except FarstripeError as exc:

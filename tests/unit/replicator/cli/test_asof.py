@@ -104,7 +104,8 @@ def test_status_tells_of_the_window_and_of_a_kept_image() -> None:
     first, second = retained_lines({"name": "g", "retention": WINDOW, "kept_image": kept, "stands_at": None})
     assert "record 7 (1970-01-01" in first and "a-before-resync" in first
     assert "farstripe snapshot g --at" in second and "(seq 12)" in second
-    [line] = retained_lines({"name": "g", "retention": {**WINDOW, "failed": "EIO"}, "kept_image": None, "stands_at": None})
+    failed = {**WINDOW, "failed": "EIO"}
+    [line] = retained_lines({"name": "g", "retention": failed, "kept_image": None, "stands_at": None})
     assert "no longer kept: EIO" in line
     assert retained_lines({"name": "g", "retention": None, "kept_image": None, "stands_at": None}) == []
 
