@@ -111,7 +111,8 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
     if not found:
         found = [one for one in files if os.path.realpath(which) == os.path.realpath(one["path"])]
     if not found:
-        raise NotFound(f"{which} is no part of the journal of group {engine.state.name}", "farstripe group journal show")
+        name = engine.state.name
+        raise NotFound(f"{which} is no part of the journal of group {name}", f"farstripe group journal show {name}")
     index = found[0]["index"]
     if found[0]["state"] == "in use":
         try:

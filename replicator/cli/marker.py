@@ -95,7 +95,9 @@ def list_(here: Node, as_json: bool) -> None:
             if entry["n"] not in made:
                 rows.append((entry["name"], book["group"], entry["state"], entry["why"] or "-"))
     for name, what in sorted(found["schedules"].items()):
-        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", f"keeps {what['keep']}"))
+        failing = found.get("failing", {}).get(name)
+        remark = f"keeps {what['keep']}" + (f"; FAILS: {failing}" if failing else "")
+        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", remark))
     table(as_json, found, ("marker", "groups", "state", "remark"), rows, "no markers")
 
 
