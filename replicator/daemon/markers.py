@@ -80,7 +80,8 @@ class Markers:
         Raises Refused when it was not made; what was made of it by then is undone, as far as nodes can be reached.
         """
         name, n = record["name"], record["n"]
-        seqs, why, owed, way_out = {}, "an error", True, "try again; writes go on"
+        seqs: dict[str, int] = {}
+        why, owed, way_out = "an error", True, "try again; writes go on"
         try:
             try:
                 run_hook(before, name)
