@@ -22,6 +22,7 @@ import pytest
 from replicator.capture import follower, roles, volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY
+from replicator.core import handshake
 from replicator.core.errors import Refused
 from replicator.core.records import Kind
 from tests.testing.fakedisk import Fate
@@ -210,17 +211,8 @@ def test_bug_redo_that_does_not_pass_over_what_is_done_is_found(monkeypatch: pyt
     assert found()
 
 
-def test_bug_a_record_that_is_not_synced_before_the_list_counts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    say = volumeset._say
-
-    def unsynced(engine: GroupEngine, kind: Kind, entry: dict[str, Any]) -> Any:
-        sync, engine.journal.sync = engine.journal.sync, lambda: None  # type: ignore[method-assign]
-        try:
-            return say(engine, kind, entry)
-        finally:
-            engine.journal.sync = sync  # type: ignore[method-assign]
-
-    monkeypatch.setattr(volumeset, "_say", unsynced)
+def test_bug_a_handshake_that_wants_equal_lists_everywhere_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "_same_list", lambda *_sides: True)
     assert found()
 
 
