@@ -38,6 +38,7 @@ from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState, StateFile
 from replicator.capture.writerates import WriteRates
+from replicator.core.batching import Crowd
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
@@ -64,6 +65,7 @@ class GroupHost:
         self._exports = exports
         self._events = events
         self._services: dict[str, GroupService] = {}
+        self._crowd = Crowd()
         self._hosts: dict[str, GroupVolumes] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
@@ -208,7 +210,7 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -354,7 +356,8 @@ class GroupHost:
             self._exports.join_group({v["name"]: v["index"] for v in volumes}, service)
             sync_directory(new)
             new.rename(final)
-            parts.journal.directory = final
+            if isinstance(parts.journal, JournalDirectory):
+                parts.journal.directory = final
             sync_directory(self._dir)
             host.service = service
         except BaseException:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nbdplugin.exports import Exports
 from nbdplugin.poolhost import PoolHost
-from replicator.capture.bitmaps import blocks_of
+from replicator.capture.bitmaps import MapFile, blocks_of
 from replicator.capture.service import GroupService
 from replicator.core.errors import NotFound, Refused
 from replicator.journal.files import MappedFile, sync_directory
@@ -59,7 +59,7 @@ class GroupVolumes:
         for volume in self._served[1:]:
             volume.raise_if_lost()
 
-    def map_file(self, index: int, size: int) -> MappedFile:
+    def map_file(self, index: int, size: int) -> MapFile:
         """See VolumeHost."""
         return MappedFile(self._directory / f"bitmap.{index}", blocks_of(size))
 

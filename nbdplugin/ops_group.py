@@ -13,10 +13,10 @@ durable, GroupService says. The replicator may name its peer also where that mak
     group.bitmap {c}                                     -> {start, volumes}
     group.begin_copy {peer, c, peer_bitmaps, copy_id}    -> {p, epoch, hist, masks, full, todo_blocks}
     group.pin_copy {peer, c, peer_bitmaps, copy_id}      -> {p, epoch, hist, masks, full}; then:
-    group.extend_copy {copy_id, masks}                   -> {seq}; on the primary; masks None: every block
-    group.copy_until {peer, copy_id, seq}                -> {copying}; on the node that pinned, before the peer attaches
+    group.extend_copy {copy_id, masks}                   -> {seq, epoch}; on the primary; masks None: every block
+    group.copy_until {peer, copy_id, seq, epoch}         -> {copying}; on the node that pinned, before the peer attaches
     group.resume_copy {}
-    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, volumes?}
+    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, synced_epoch?, volumes?}
     group.add_volume {group, volume}, group.remove_volume {group, volume}     on the primary; see listchange.py
     group.check_volume {group, volume, size}                                  could it be made here?
     group.hold {deadline_s}, group.release {}, group.promote {force?}, group.demote {diverged?, upto?}
@@ -47,9 +47,8 @@ def handlers(target: Target) -> dict[str, Handler]:
     def attach(service: GroupService, args: dict[str, Any]) -> object:
         step = _step(args)
         with target.views.keeping_image(service.engine, step["masks"], full=bool(step["full"])):
-            return service.attach(
-                _peer(args), synced_after=_position(args, "synced_after"), volumes=args.get("volumes"), **step
-            )
+            until = {"synced_after": _position(args, "synced_after"), "synced_epoch": _position(args, "synced_epoch") or 0}
+            return service.attach(_peer(args), volumes=args.get("volumes"), **until, **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -125,7 +124,9 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.begin_copy": on(lambda g, a: g.begin_copy(*_copy(a))),
         "group.pin_copy": on(lambda g, a: g.pin_copy(*_copy(a))),
         "group.copy_until": on(
-            lambda g, a: g.copy_until(_peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"))
+            lambda g, a: g.copy_until(
+                _peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"), arguments.integer(a, "epoch")
+            )
         ),
         "group.extend_copy": on(lambda g, a: g.extend_copy(arguments.text(a, "copy_id"), a["masks"])),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),

@@ -32,7 +32,8 @@ Bytes = npt.NDArray[np.uint8]
 class MapFile(Protocol):
     """A mapped file: `buf` is its memory."""
 
-    buf: object
+    @property
+    def buf(self) -> object: ...
 
     def sync(self) -> None:
         """Durable: all bytes stored before the call."""

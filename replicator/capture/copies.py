@@ -9,7 +9,8 @@ not needed changes nothing. When the list is empty one SYNCED record follows, an
 the list before. So a copy may begin while another is under way: its blocks join the list, and nobody else notices.
 
 A copy is void when the primary loses its list: it begins a new epoch then, or another node does, and an EPOCH record
-behind `synced_after` tells everybody on the way (follower.py).
+tells everybody on the way (follower.py). That record may come before the place where the blocks were listed: who takes
+over need not have got so far. So of a copy through a secondary the epoch in which they were listed is known too.
 
 Source: seed 000 section 9.3 (ATTACH), 001 section 4.
 """
@@ -22,7 +23,8 @@ from typing import Any
 from replicator.capture import journalloss, volumeset
 from replicator.capture.bitmaps import TODO, BlockMap, union_packed
 from replicator.capture.engine import GroupEngine
-from replicator.capture.follower import apply_all
+from replicator.capture.follower import apply_all, goes_beyond
+from replicator.capture.limits import mark_pending
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import BadInput, Refused
 from replicator.journal.page import (
@@ -47,10 +49,13 @@ MAX_ID_BYTES = 64
 def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
     """Return the newest bitmap that reaches back to common position c: {"start", "volumes": {index: packed bits}}.
 
-    Both are None when there is none (then every block may differ).
+    Both are None when there is none (then every block may differ). What a limit holds back here counts as applied: it is
+    before the copy begins.
     """
-    with engine.lock:
+    with engine.apply_lock, engine.lock:
         bit = None if c is None else engine.bitmaps.newest_for(c)
+        if engine.state.role == SECONDARY:
+            mark_pending(engine)
         if bit is None:
             return {"start": None, "volumes": None}
         start = next(v for s, v in engine.state.bitmaps.items() if 1 << s == bit)
@@ -118,8 +123,8 @@ def pin_copy(
             return _offer(engine, p, masks)
 
 
-def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int) -> dict[str, Any]:
-    """A SYNCED record after `seq`, and in the same epoch, ends the pinned copy `copy_id`; one may have been applied by now.
+def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int, epoch: int) -> dict[str, Any]:
+    """A SYNCED record after `seq`, and in `epoch`, ends the pinned copy `copy_id`; one may have been applied by now.
 
     Returns {copying}. Raises Refused when the copy is void by now, or another than the one that was pinned last. Durable.
     """
@@ -127,11 +132,11 @@ def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int) -> dict[
         state = engine.state
         if not copy_id or edge.copy_id != copy_id:
             raise Refused(f"the copy {copy_id} of group {state.name} is not under way", "begin it anew")
-        if state.hist and state.hist[-1][1] >= seq:
+        if state.hist and (state.hist[-1][1] >= seq or goes_beyond(state.hist[-1][0], epoch)):
             engine.commit({edge.slot: {"copying": False, "copy_id": ""}})
             raise Refused(f"the primary of group {state.name} lost the list of copy {copy_id}", "begin it anew")
-        done = state.synced_seq > seq
-        changes = {"synced_after": seq, "copying": not done}
+        done = state.synced_seq > seq and engine.epoch == epoch
+        changes = {"synced_after": seq, "synced_epoch": epoch, "copying": not done}
         engine.commit({edge.slot: changes | ({"synced_seq": state.synced_seq} if done else {})})
         return {"copying": edge.copying}
 
@@ -139,7 +144,8 @@ def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int) -> dict[
 def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict[str, Any]:
     """Take the blocks of a copy that runs below another node onto this primary's list; masks: None for every block.
 
-    Returns {seq}: the SYNCED record that ends that copy comes later than this. Durable: the blocks, and that they count.
+    Returns {seq, epoch}: the SYNCED record that ends that copy comes later than this, in this epoch. Durable: the blocks,
+    and that they count.
     Raises Refused on a secondary, or while nothing is journaled, BadInput for masks or an id that cannot be.
     """
     if not 0 < len(copy_id.encode()) <= MAX_ID_BYTES:
@@ -159,7 +165,7 @@ def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict
         seq = engine.pos
         extended = {**state.extended, copy_id: seq}
         engine.commit(extended=dict(list(extended.items())[-MAX_EXTENDED:]))
-        return {"seq": seq}
+        return {"seq": seq, "epoch": engine.epoch}
 
 
 def _blocks(engine: GroupEngine, c: int | None, peer_bitmaps: Theirs | None) -> Packed | None:
@@ -202,6 +208,7 @@ def _begun(edge: Edge, copy_id: str, synced_after: int) -> dict[str, Any]:
         "copying": True,
         "copy_id": copy_id,
         "synced_after": synced_after,
+        "synced_epoch": 0,
         "dropped": False,
         "unclean": False,
         "sync_on": False,

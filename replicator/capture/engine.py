@@ -47,6 +47,7 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
+    STATE_GEN,
     SYNC_ON,
     TAIL_OFF,
     Page,
@@ -55,8 +56,8 @@ from replicator.journal.page import (
 from replicator.journal.ring import Journal
 
 if TYPE_CHECKING:
-    from replicator.capture.volumeset import VolumeHost
     from replicator.capture.preimages.recorder import PreImages
+    from replicator.capture.volumeset import VolumeHost
 
 RANGE_SHIFT = 20  # a range lock covers 1 MiB
 RANGE_LOCKS = 256
@@ -145,6 +146,8 @@ class GroupEngine:
         self.opened = threading.Condition(self.lock)
         """Notified when parked writers should try again."""
         self.failed = ""
+        self.failed_by_journal = False
+        """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
@@ -192,6 +195,8 @@ class GroupEngine:
         self.limit_time_ns = 0
         """See limits.py for this and the next; 0: no limit."""
         self.limit_seq = 0
+        self.applies_through = False
+        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold back."""
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""
@@ -244,6 +249,7 @@ class GroupEngine:
         if self.failed:
             return self._refusal()
         if not journalloss.may_go_over(self):
+            self.failed_by_journal = True
             self._seal(reason)
             return self._refusal()
         if not self.journal_lost:
@@ -278,6 +284,7 @@ class GroupEngine:
         state.last_time_ns = max(self._last_time, self.applied_time_ns)
         try:
             self.state_file.save(state)
+            self._u64[STATE_GEN] += 1
         except OSError as e:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e

@@ -17,6 +17,7 @@ from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
+from replicator.core.epochs import counter_of
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, LIST_KINDS, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
@@ -192,6 +193,7 @@ def settle(engine: GroupEngine) -> None:
         elif limited(engine):
             held = pending(engine)
             u64[HEAD_SEQ], engine.pending_epochs = held.last_seq, held.epochs
+            engine.last_host_seq = max(engine.last_host_seq, held.host_seq)
 
 
 def apply_all(engine: GroupEngine) -> None:
@@ -205,14 +207,19 @@ def apply_through(engine: GroupEngine, *, keep_bound: bool = False) -> None:
 
     keep_bound: but nothing beyond the bound of the group's set. Otherwise the set is no cut any more, durably, first.
     """
-    if not keep_bound:
-        lift(engine)
-    while True:
-        if engine.limit_seq:
-            engine.on_lift()
-            engine.limit_seq = 0
-        if not apply_some(engine):
-            return
+    with engine.apply_lock:
+        if not keep_bound:
+            lift(engine)
+        engine.applies_through = not keep_bound
+        try:
+            while True:
+                if engine.limit_seq:
+                    engine.on_lift()
+                    engine.limit_seq = 0
+                if not apply_some(engine):
+                    return
+        finally:
+            engine.applies_through = False
 
 
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
@@ -242,9 +249,15 @@ def in_range(engine: GroupEngine, header: Header) -> bool:
     return header.volume < len(volumes) and header.offset + header.length <= volumes[header.volume].size
 
 
-def completes_copy(state: GroupState, seq: int) -> bool:
-    """Say whether SYNCED record `seq` completes the copy under way to this node."""
-    return state.copy == RESYNC and seq > state.copy_from_seq
+def completes_copy(state: GroupState, synced: Header) -> bool:
+    """Say whether a SYNCED record completes the copy under way to this node."""
+    return state.copy == RESYNC and synced.seq > state.copy_from_seq and state.copy_epoch in (0, synced.epoch)
+
+
+def goes_beyond(epoch: int, listed: int) -> bool:
+    """Say whether `epoch` is no part of the history in which the blocks of a copy were listed in epoch `listed` (0: not
+    known), or a later one of it. Epochs of that history from before are older."""
+    return bool(listed) and epoch != listed and counter_of(epoch) >= counter_of(listed)
 
 
 def _check_range(engine: GroupEngine, header: Header) -> None:
@@ -263,7 +276,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
                 state.hist.append([header.epoch, header.seq - 1])
                 del state.hist[:-HIST_ENTRIES]
                 engine.note_epoch(header.epoch)
-                _void_copies(engine, header.seq)
+                _void_copies(engine, header)
     elif header.kind == Kind.BITMAP_OPEN:
         with engine.lock:
             engine.bitmaps.open(header.seq)
@@ -275,7 +288,7 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
     elif header.kind == Kind.SYNCED:
         if state.role == SECONDARY:
             with engine.lock:
-                _end_copies(engine, header.seq)
+                _end_copies(engine, header)
     elif header.kind != Kind.BARRIER:
         raise IntegrityError(
             f"record {header.seq} of group {state.name} has kind {header.kind}, which is not known here",
@@ -283,25 +296,29 @@ def _apply_control(engine: GroupEngine, header: Header) -> None:
         )
 
 
-def _end_copies(engine: GroupEngine, seq: int) -> None:
-    """SYNCED record `seq` ends the copy to this node, and those it lets through, that were registered before it."""
-    state = engine.state
-    ended = [e for e in state.edges if e.copying and seq > e.synced_after]
+def _end_copies(engine: GroupEngine, synced: Header) -> None:
+    """A SYNCED record ends the copy to this node, and those it lets through, that were registered before it."""
+    state, seq = engine.state, synced.seq
+    ended = [e for e in state.edges if e.copying and seq > e.synced_after and e.synced_epoch in (0, synced.epoch)]
     changes = {e.slot: {"copying": False, "synced_seq": seq} for e in ended}
-    if completes_copy(state, seq):
+    if completes_copy(state, synced):
         engine.sync_pool()
         engine.commit(changes, copy=OK, floor=seq, copy_id="", synced_seq=seq)
     else:
         engine.commit(changes, synced_seq=seq)
 
 
-def _void_copies(engine: GroupEngine, seq: int) -> None:
-    """With EPOCH record `seq` the primary's copy list is gone: a copy that needs it is begun anew by the handshake."""
+def _void_copies(engine: GroupEngine, begun: Header) -> None:
+    """With an EPOCH record the primary's copy list is gone: a copy that needs it is begun anew by the handshake."""
     state = engine.state
+
+    def is_later(seq: int, epoch: int) -> bool:
+        return begun.seq > seq or goes_beyond(begun.epoch, epoch)
+
     fed = state.role == SECONDARY
-    void = [e for e in state.edges if fed and e.copying and seq > e.synced_after]
+    void = [e for e in state.edges if fed and e.copying and is_later(e.synced_after, e.synced_epoch)]
     changes = {e.slot: {"copying": False, "copy_id": ""} for e in void}
-    own = fed and state.copy == RESYNC and state.copy_id != "" and seq > state.copy_from_seq
+    own = fed and state.copy == RESYNC and state.copy_id != "" and is_later(state.copy_from_seq, state.copy_epoch)
     if own:
         engine.commit(changes, copy_id="", copy_from_seq=NEVER)
     else:

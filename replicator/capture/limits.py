@@ -6,16 +6,35 @@
 Write times are unique on the primary's node and a group's bound is only raised once everything up to it has arrived, so
 `<=` is right for both. Limits hold for a consistent copy that follows; a copy that is being made takes what comes.
 A takeover at a limit drops what lies beyond it: the journal is cut there, durably, so no later start applies it.
+
+What is held back is received all the same: it counts in everything that this node says of itself to others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from replicator.capture.retention import Marks
 from replicator.capture.state import OK, SECONDARY
 from replicator.core.errors import IntegrityError
-from replicator.core.records import BadRecord, Header, Kind
-from replicator.journal.page import APPLIED_OFF, APPLIED_SEQ, DURABLE_OFF, DURABLE_SEQ, HEAD_OFF, HEAD_SEQ, INCARNATION
+from replicator.core.records import DATA_KINDS, BadRecord, Header, Kind
+from replicator.journal.page import (
+    APPLIED_OFF,
+    APPLIED_SEQ,
+    DURABLE_OFF,
+    DURABLE_SEQ,
+    EDGE_APPLIED_SEQ,
+    EDGE_DURABLE_OFF,
+    EDGE_DURABLE_SEQ,
+    EDGE_RECEIVED_SEQ,
+    EDGE_TREE_DURABLE,
+    HEAD_OFF,
+    HEAD_SEQ,
+    INCARNATION,
+    edge_slot,
+)
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -33,14 +52,20 @@ def limited(engine: GroupEngine) -> bool:
     """Whether records may be held back at all."""
     if engine.state.role != SECONDARY:
         return False
-    return bool(engine.limit_seq or (engine.limit_time_ns and engine.state.copy == OK))
+    return bool(engine.limit_seq or _bound(engine))
+
+
+def _bound(engine: GroupEngine) -> int:
+    """The set's limit where it holds, else 0."""
+    return 0 if engine.applies_through or engine.state.copy != OK else engine.limit_time_ns
 
 
 def may_apply(engine: GroupEngine, seq: int, time_ns: int) -> bool:
     """Whether a record with this seq and write time may be applied now."""
     if engine.limit_seq and seq > engine.limit_seq:
         return False
-    return not engine.limit_time_ns or engine.state.copy != OK or time_ns <= engine.limit_time_ns
+    bound = _bound(engine)
+    return not bound or time_ns <= bound
 
 
 def still_waits(engine: GroupEngine, off: int) -> bool:
@@ -62,27 +87,49 @@ def permitted(engine: GroupEngine, at: int, records: list[tuple[Header, int]]) -
 
 
 class Pending(NamedTuple):
-    """What was received and not applied: its last seq (the applied one without any), last write time, new epochs."""
+    """What was received and not applied: its last seq (the applied one without any), last write time, new epochs, the seq
+    of its last host write (0 without any)."""
 
     last_seq: int
     last_time_ns: int
     epochs: list[list[int]]
+    host_seq: int
 
 
 def pending(engine: GroupEngine) -> Pending:
     """Walk over the records between the applied position and the journal's end. Raises IntegrityError."""
+    seq, time_ns, host_seq = engine.page[APPLIED_SEQ], 0, 0
+    epochs = []
+    for header in _held_back(engine):
+        if header.kind == Kind.EPOCH:
+            epochs.append([header.epoch, header.seq - 1])
+        elif header.kind <= Kind.TRIM:
+            host_seq = header.seq
+        seq, time_ns = header.seq, header.write_time
+    return Pending(seq, time_ns, epochs, host_seq)
+
+
+def mark_pending(engine: GroupEngine) -> None:
+    """Mark the blocks of what was received and not applied in every live bitmap: before a copy all of it will be applied.
+
+    The caller holds apply_lock and the group lock. Raises IntegrityError.
+    """
+    maps = engine.bitmaps.maps
+    for header in _held_back(engine):
+        if header.kind in DATA_KINDS and header.volume < len(maps):
+            maps[header.volume].mark(engine.bitmaps.live, header.offset, header.length)
+
+
+def _held_back(engine: GroupEngine) -> Iterator[Header]:
     u64 = engine.page.u64
-    off, head, seq = u64[APPLIED_OFF], u64[HEAD_OFF], u64[APPLIED_SEQ]
-    time_ns, epochs = 0, []
+    off, head = u64[APPLIED_OFF], u64[HEAD_OFF]
     while off < head:
         try:
             header = engine.journal.header_at(off)
         except BadRecord as exc:
             raise IntegrityError(f"journal of group {engine.state.name} is damaged at offset {off}: {exc}") from exc
-        if header.kind == Kind.EPOCH:
-            epochs.append([header.epoch, header.seq - 1])
-        off, seq, time_ns = off + header.total_bytes, header.seq, header.write_time
-    return Pending(seq, time_ns, epochs)
+        yield header
+        off += header.total_bytes
 
 
 def lift(engine: GroupEngine) -> None:
@@ -104,13 +151,31 @@ def cut(engine: GroupEngine) -> int:
         if engine.preimages is not None:
             engine.preimages.leave(seq)
         if off != u64[HEAD_OFF]:
+            with suppress(IntegrityError):  # what is given up may be damaged
+                for epoch, _ in pending(engine).epochs:
+                    engine.note_epoch(epoch)  # ours will be newer: what is left of theirs in the ring cannot follow it
+            engine.save()
+            _forget_of_peers(engine, seq, off)
             engine.journal.end_at(off, seq, engine.epoch)
             if u64[DURABLE_OFF] > off:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
             u64[INCARNATION] += 1
         else:
             u64[HEAD_SEQ] = seq
+        engine.last_host_seq = min(engine.last_host_seq, seq)
         engine.waiting = None
         engine.pending_epochs = []
     engine.sync_journal()
     return dropped
+
+
+def _forget_of_peers(engine: GroupEngine, seq: int, off: int) -> None:
+    """Peers below may hold what is given up here. Other records will take its numbers, and its place in the journal."""
+    u64 = engine.page.u64
+    for edge in engine.state.edges:
+        for what in (EDGE_RECEIVED_SEQ, EDGE_DURABLE_SEQ, EDGE_APPLIED_SEQ, EDGE_TREE_DURABLE):
+            slot = edge_slot(edge.slot, what)
+            u64[slot] = min(u64[slot], seq)
+        slot = edge_slot(edge.slot, EDGE_DURABLE_OFF)
+        u64[slot] = min(u64[slot], off)
+    engine.marks = Marks()

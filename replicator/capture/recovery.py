@@ -46,7 +46,8 @@ from replicator.journal.page import (
     Page,
     edge_slot,
 )
-from replicator.journal.ring import DATA_START, Journal
+from replicator.journal.ring import Journal
+from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalFiles
 
 NEVER = (1 << 63) - 1

@@ -1,12 +1,12 @@
 """Taking a secondary back to the image of a marker, so that it becomes primary there with the others of the marker.
 
-The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends there.
-What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the former primary
-comes back, the blocks it holds beyond that position are copied back to it: every block that was changed after the marker
-is marked in the bitmaps first.
+The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends
+there. What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the
+former primary comes back, the blocks it holds beyond that position are copied back to it: every block that was
+changed after the marker is marked in the bitmaps first.
 
-In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is done
-again from the start, which gives the same, for the snapshots stay.
+In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is
+done again from the start, which gives the same, for the snapshots stay.
 """
 
 from __future__ import annotations

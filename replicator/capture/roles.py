@@ -157,13 +157,15 @@ def attach(
     copy_id: str,
     full: bool,
     synced_after: int | None = None,
+    synced_epoch: int = 0,
     volumes: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next record
     is p + 1.
 
-    synced_after: only a SYNCED record later than this completes the copy; p when None. volumes: the group's at p; what
-    this node has not is made, what the group has no longer leaves it here. None: those that it has.
+    synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of this
+    epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group has no
+    longer leaves it here. None: those that it has.
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
     the journal was given up for the peers that this node feeds.
     """
@@ -176,6 +178,7 @@ def attach(
             apply_through(engine)  # what c counts on must not be dropped with the journal
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
         step["synced_after"] = p if synced_after is None else synced_after
+        step["synced_epoch"] = synced_epoch
         if engine.state.role != SECONDARY:
             raise Refused(f"group {engine.state.name} is primary here", "a primary is never copied to")
         prepared = None
@@ -245,6 +248,7 @@ def finish_attach(engine: GroupEngine) -> None:
     engine.note_epoch(step["epoch"])
     state.copy_id = step["copy_id"]
     state.copy_from_seq = step.get("synced_after", step["p"])  # a step of an older version has none
+    state.copy_epoch = step.get("synced_epoch", 0)
     state.unclean = False
     state.attaching = None
     publish(engine.page.u64, ARRIVED_GEN, 0, 0)
@@ -314,10 +318,14 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
             cut(engine)
         apply_through(engine)
         settle(engine)
+        engine.journal.forget_beyond_head()  # what a killed replicator had written and not published,
+        engine.sync_journal()  # which may be on the disk already: the new epoch takes its place
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
         with engine.checkpoint_lock, engine.lock:
             state = engine.state
+            if engine.page[APPLIED_OFF] != engine.page[HEAD_OFF]:
+                raise Refused(f"group {state.name} holds records that are not applied", "try again in a moment")
             if state.copy != OK and not (accept_diverged and state.copy == DIVERGED):
                 why = {
                     FRESH: "its first copy was never completed",

@@ -98,6 +98,7 @@ class Edge:
     copying: bool = False  # a copy to the peer is under way
     copy_id: str = ""  # names the last copy whose blocks are known; "" once that is no longer so
     synced_after: int = 0  # only a SYNCED record with a higher seq ends that copy
+    synced_epoch: int = 0  # and of this epoch; 0 for a copy from here: nobody else makes records
     synced_seq: int = 0  # seq of the SYNCED record that ended it
     dropped: bool = False  # the journal is not kept for the peer: it comes back by a copy
     unclean: bool = False  # power was lost here as primary, and the peer has not been copied to since
@@ -131,6 +132,7 @@ class GroupState:
     extended: dict[str, int] = field(default_factory=dict)  # copies below other nodes whose blocks are on our copy list
     copy_id: str = ""  # on the copy: names the copy under way, "" when it cannot be completed
     copy_from_seq: int = 0  # on the copy: only a SYNCED record with a higher seq completes it
+    copy_epoch: int = 0  # and of this epoch; 0 for a copy from the primary itself, whose records begin beyond it
     unclean: bool = False  # power was lost as primary: blocks may hold writes whose records are gone
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out

@@ -336,9 +336,9 @@ def offered(engine: GroupEngine) -> list[Listed]:
 def check_offer(volumes: Any) -> list[Listed]:
     """The list of an ATTACH. Raises BadInput when it cannot be."""
     try:
-        listed = [{"index": int(v["index"]), "name": str(v["name"]), "size": int(v["size"]), "born": int(v["born"])}
+        listed: list[Listed] = [{"index": int(v["index"]), "name": str(v["name"]), "size": int(v["size"]), "born": int(v["born"])}
                   for v in volumes]  # fmt: skip
-        if not listed or len({v["index"] for v in listed}) != len(listed) or any(v["size"] <= 0 for v in listed):
+        if not listed or len({v["index"] for v in listed}) != len(listed) or any(int(v["size"]) <= 0 for v in listed):
             raise ValueError("volumes without a size, or two with one index")
     except (KeyError, TypeError, ValueError) as e:
         raise BadInput(f"the list of volumes cannot be: {e}") from e

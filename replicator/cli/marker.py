@@ -75,7 +75,8 @@ def create(
         "marker.create", name=name, groups=groups, deadline_s=deadline_s, image=not no_image, suspend=suspend,
         before=before, after=after, wait_s=120,
     )  # fmt: skip
-    emit(as_json, made, f"marker {name} made in {', '.join(groups)}; 'farstripe marker wait {name}' waits for the copies")
+    then = f"'farstripe marker wait {name}' waits for the copies"
+    emit(as_json, made, f"marker {name} made in {', '.join(groups)}; {then}")
 
 
 @marker.command("list")
@@ -94,7 +95,9 @@ def list_(here: Node, as_json: bool) -> None:
             if entry["n"] not in made:
                 rows.append((entry["name"], book["group"], entry["state"], entry["why"] or "-"))
     for name, what in sorted(found["schedules"].items()):
-        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", f"keeps {what['keep']}"))
+        failing = found.get("failing", {}).get(name)
+        remark = f"keeps {what['keep']}" + (f"; FAILS: {failing}" if failing else "")
+        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", remark))
     table(as_json, found, ("marker", "groups", "state", "remark"), rows, "no markers")
 
 

@@ -112,6 +112,8 @@ def _remark(one: dict[str, Any]) -> str:
         remarks.append("BEYOND ITS BUDGET: " + "; ".join(one["budget"]["reasons"]))
     if one["held"]:
         remarks.append("writes held")
+    if one["stands_at"]:
+        remarks.append("STANDS AT A MARKER")
     if one["copy_left_bytes"]:
         remarks.append(f"{format_size(one['copy_left_bytes'])} left to copy")
     if one["failed"]:

@@ -101,9 +101,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. `last_rx` is when bytes last came from the peer on this link (0.0 before the first)."""
+    """Time passed. `last_rx` is when bytes last came from the peer on this link (0.0 before the first). `quiet`: nothing of
+    the group has changed here for some seconds, so nobody needs to look often."""
 
     last_rx: float = 0.0
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,11 @@ class Watch:
             self._exceeded = False
         if before != self._exceeded:
             self._since = now
+        if self._exceeded and not reasons:
+            reasons = [
+                *budget.reasons(lost, CALM_FRACTION),
+                *(["it was, and how much is missing there is unknown now"] if self._unknown_since is not None else []),
+            ]
         return Verdict(self._exceeded, self._since, tuple(reasons), before != self._exceeded)
 
 

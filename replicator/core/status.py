@@ -242,7 +242,7 @@ TABLE: tuple[Word, ...] = (
         "bad",
         lambda s, f: bool(s.get("degraded")),
         "writes do not wait for the peer ({reason})",
-        "hosts get answers without the peer: what is written now exists once",
+        "hosts get answers without {peer}, which lacks what is written now",
         "repair the link or the peer; synchronous writing comes back by itself",
         ("farstripe status", "farstripe events"),
     ),

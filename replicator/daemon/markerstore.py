@@ -59,12 +59,17 @@ class MarkerStore:
             return dict(self._records[name])
 
     def begin(self, name: str, n: int, **more: Any) -> Record:
-        """Enter an attempt. A dead marker of that name gives way. Raises AlreadyExists."""
+        """Enter an attempt. A dead marker of that name gives way: it is kept as NAME#NUMBER until it is settled.
+
+        Raises AlreadyExists.
+        """
         record = {"name": name, "n": n, "state": MAKING, "created": time.time(), **more}
         with self._lock:
             known = self._records.get(name)
             if known is not None and known["state"] != DEAD:
                 raise AlreadyExists(f"there is a marker {name} already ({known['state']})", "choose another name")
+            if known is not None:
+                self._put({**known, "name": f"{name}#{known['n']}"})
             self._put(record)
         return record
 

@@ -6,7 +6,7 @@
     pair.peek {group}                      -> {target, role, state, upstream, pos, last_write_time_ns, unsent_bytes}
     pair.knock {group}                     -> {}  the caller has started and wants the data path
     pair.switchover {group, deadline_s?}   -> {primary}
-    pair.extend_copy {group, copy_id, masks, hops} -> {seq}  see tree.py
+    pair.extend_copy {group, copy_id, masks, hops} -> {seq, epoch}  see tree.py
     pair.check_volume {group, volume, size, hops} -> {away}  see ops_volume.py
 
 A peer may only touch groups it is paired with, and adopt what is nobody's.

@@ -91,13 +91,14 @@ def _complete(one: dict[str, Any], status: dict[str, Any]) -> bool:
 
 def _in_sync(one: dict[str, Any]) -> bool:
     if one["feeds_us"]:
-        return one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR"
-    return one["word"] == "SYNC"
+        return bool(one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR")
+    return bool(one["word"] == "SYNC")
 
 
 def _known_lag(one: dict[str, Any], status: dict[str, Any]) -> int | None:
-    if one["lag"] is not None or one["feeds_us"]:
-        return one["lag"]
+    lag: int | None = one["lag"]
+    if lag is not None or one["feeds_us"]:
+        return lag
     received = int(((one["status"] or {}).get("peer") or {}).get("received") or 0)
     return max(0, int(status["pos"]) - received) if received else None
 

@@ -15,6 +15,7 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     TAIL_OFF/_SEQ       target                        first record kept; space before it may be overwritten
     SYNC_ON             target                        bit k: writes wait for the peer of edge k
     TARGET_ASLEEP       target                        its doorbell must be rung
+    STATE_GEN           target                        rises when the group's state was written
     LAYOUT_GEN          target                        rises when the journal is made of other files (ring.py)
     BEACON_GEN/_SEQ/_TIME    target           every record with a write time up to TIME has a seq up to SEQ (beacons.py)
     ARRIVED_GEN/_SEQ/_TIME   replicator       the same, of what a secondary has received; 0 when it does not know
@@ -65,6 +66,7 @@ ARRIVED_SEQ: Final = 26
 ARRIVED_TIME: Final = 27
 BEACON_PACE_MS: Final = 28
 LAYOUT_GEN: Final = 29
+STATE_GEN: Final = 30
 DROPS: Final = 32
 
 EDGES: Final = 16

@@ -407,11 +407,11 @@ class Journal:
                         raise
         try:
             write_slot(files[anchor], sup, anchor)
+            if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
+                sup = sup._replace(generation=sup.generation + 1)
+                write_slot(files[anchor], sup, anchor)
         except OSError as exc:
             raise Undecided(exc.errno, exc.strerror) from exc
-        if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
-            sup = sup._replace(generation=sup.generation + 1)
-            write_slot(files[anchor], sup, anchor)
         self._change(files, sup)
 
     def renew(self, file: RandomFile, index: int, ring_bytes: int, seq: int, epoch: int) -> None:

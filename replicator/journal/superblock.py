@@ -101,7 +101,8 @@ def unpack(raw: bytes) -> tuple[int, Super] | None:
     end = _LAYOUTS_AT + length
     if end > len(raw) or crc32c(raw[_HEAD.size + _CRC.size : end], crc) != known:
         return None
-    return index, Super(*fields, _layouts(raw, end), next_index, layout_gen)
+    kept = Super(*fields)
+    return index, kept._replace(layouts=_layouts(raw, end), next_index=next_index, layout_gen=layout_gen)
 
 
 def _layouts(raw: bytes, end: int) -> Layouts:

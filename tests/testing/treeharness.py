@@ -72,11 +72,12 @@ class Line(Pair):
         copy_id = f"relayed{self.copies}"
         bitmaps = copies.common_bitmap(self.b.engine, c)["volumes"]
         offer = copies.pin_copy(self.a.engine, edge, c, bitmaps, copy_id)
-        until = copies.extend_copy(self.tree.top.engine, copy_id, None if offer["full"] else offer["masks"])["seq"]
-        copies.copy_until(self.a.engine, edge, copy_id, until)
+        found = copies.extend_copy(self.tree.top.engine, copy_id, None if offer["full"] else offer["masks"])
+        until = found["seq"], found["epoch"]
+        copies.copy_until(self.a.engine, edge, copy_id, *until)
         roles.attach(
             self.b.engine, self.b.edge(self.a), offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"],
-            copy_id, offer["full"], until, offer["volumes"],
+            copy_id, offer["full"], *until, offer["volumes"],
         )  # fmt: skip
 
     def step(self, records: int | None = None) -> bool:

@@ -252,7 +252,7 @@ class _Batch:
 
     def _turn(self, header: Header) -> None:
         """A frame is of one epoch, and either all consistent or not at all."""
-        becomes_ok = header.kind == _SYNCED and completes_copy(self._state, header.seq)
+        becomes_ok = header.kind == _SYNCED and completes_copy(self._state, header)
         if self._entries and (header.epoch != self._epoch or (becomes_ok and not self._ok)):
             self._flush()
         self._ok = self._ok or becomes_ok

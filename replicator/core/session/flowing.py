@@ -67,6 +67,7 @@ class Flowing(Greeting):
             "masks": result["masks"],
             "full": bool(result["full"]),
             "synced_after": int(result["p"]),
+            "synced_epoch": 0,
             "volumes": result["volumes"],
         }
         if not self._relays:
@@ -79,7 +80,8 @@ class Flowing(Greeting):
         if "seq" not in event.result:
             return State.OFFERED, [Send(self._copy)]
         seq = self._copy["synced_after"] = max(int(event.result["seq"]), self._copy["p"])
-        return State.EXTENDING, [self._ask("group.copy_until", copy_id=self._copy["copy_id"], seq=seq)]
+        epoch = self._copy["synced_epoch"] = int(event.result["epoch"])
+        return State.EXTENDING, [self._ask("group.copy_until", copy_id=self._copy["copy_id"], seq=seq, epoch=epoch)]
 
     def _adopt(self, event: FrameIn, now: float) -> Step:
         assert self.decision is not None
@@ -93,6 +95,7 @@ class Flowing(Greeting):
                 "copy_id": str(event.frame["copy_id"]),
                 "full": bool(event.frame["full"]),
                 "synced_after": int(event.frame["synced_after"]),
+                "synced_epoch": int(event.frame["synced_epoch"]),
                 "volumes": [dict(volume) for volume in event.frame["volumes"]],
             }
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:

@@ -64,6 +64,7 @@ class GroupFiles:
 
     def wake_target(self) -> None:
         """Ring the target if it sleeps."""
+        self.fence()
         if self.u64[TARGET_ASLEEP]:
             self._target_bell.ring()
 

@@ -292,7 +292,8 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            for edge in request.edges:
+            # Nothing is promised of an edge that the operator made asynchronous while the write waited.
+            for edge in (e for e in request.edges if e.mode == "sync"):
                 self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
         self._answer(request, "ok")
 
@@ -343,7 +344,7 @@ class Target:
             "group.policy": lambda: svc.set_policy(args, peer),
             "group.pin_copy": lambda: svc.pin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.extend_copy": lambda: svc.extend_copy(args["copy_id"], args["masks"]),
-            "group.copy_until": lambda: svc.copy_until(peer, args["copy_id"], args["seq"]),
+            "group.copy_until": lambda: svc.copy_until(peer, args["copy_id"], args["seq"], args["epoch"]),
             "group.bitmap": lambda: svc.common_bitmap(args.get("c")),
             "group.begin_copy": lambda: svc.begin_copy(peer, args["c"], args["peer_bitmaps"], args["copy_id"]),
             "group.resume_copy": svc.resume_copy,

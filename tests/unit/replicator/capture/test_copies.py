@@ -9,7 +9,7 @@ from replicator.capture.bitmaps import TODO
 from replicator.capture.state import OK, RESYNC
 from replicator.core.errors import BadInput, Refused
 from replicator.journal.page import INCARNATION
-from tests.testing.treeharness import CHAIN, FAN, Tree, running_tree
+from tests.testing.treeharness import CHAIN, FAN, Line, Tree, running_tree
 
 
 @pytest.fixture
@@ -137,10 +137,10 @@ def test_a_synced_record_from_before_the_blocks_were_listed_ends_nothing(chain: 
         follower.checkpoint(a.engine)
         chain.lines["b"].step()
     assert edge.copying
-    until = copies.extend_copy(a.engine, "x", None)["seq"]
-    assert copies.copy_until(b.engine, edge, "x", until) == {"copying": True}
+    until = copies.extend_copy(a.engine, "x", None)
+    assert copies.copy_until(b.engine, edge, "x", until["seq"], until["epoch"]) == {"copying": True}
     roles.attach(
-        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True, until
+        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True, until["seq"], until["epoch"]
     )  # fmt: skip
     edges.set_link(b.engine, edge, True)
     chain.lines["c"]._marks = chain.lines["c"]._now()
@@ -154,14 +154,14 @@ def test_a_copy_that_ended_before_the_node_between_was_told_counts_as_ended(chai
     drop(chain, "c")
     edge = b.edge(c)
     copies.pin_copy(b.engine, edge, None, None, "x")
-    until = copies.extend_copy(a.engine, "x", None)["seq"]
+    until = copies.extend_copy(a.engine, "x", None)
     while a.engine.state.copying:
         copier.copy_some(a.engine)
         follower.checkpoint(a.engine)
         chain.lines["b"].step()
     assert edge.copying, "which SYNCED it was, it does not know yet"
-    assert copies.copy_until(b.engine, edge, "x", until) == {"copying": False}
-    assert edge.synced_seq > until
+    assert copies.copy_until(b.engine, edge, "x", until["seq"], until["epoch"]) == {"copying": False}
+    assert edge.synced_seq > until["seq"]
 
 
 def test_a_new_epoch_makes_a_copy_void_that_the_primary_no_longer_knows(chain: Tree) -> None:
@@ -229,7 +229,7 @@ def test_what_cannot_be_copied_through_is_refused(chain: Tree) -> None:
     with pytest.raises(BadInput, match="bitmap"):
         copies.extend_copy(a.engine, "x", {0: b""})
     with pytest.raises(Refused, match="not under way"):
-        copies.copy_until(b.engine, b.edge(c), "nobody's", 5)
+        copies.copy_until(b.engine, b.edge(c), "nobody's", 5, 1)
     roles.overflow(a.engine)
     with pytest.raises(Refused, match="journal"):
         copies.extend_copy(a.engine, "x", None)
@@ -258,3 +258,50 @@ def test_power_loss_makes_every_peer_a_target_of_a_copy(fan: Tree) -> None:
     assert c.engine.state.copy == RESYNC, "that b is copied to says nothing of c"
     assert not a.engine.state.unclean
     fan.settle()
+
+
+def test_a_copy_is_not_ended_by_a_primary_that_never_got_to_the_place_where_its_blocks_were_listed() -> None:
+    """The former primary listed the blocks at a position its copies had not reached; one of them took over before it. The
+    new epoch begins before that place, and so may the SYNCED of any other copy come behind it."""
+    tree = running_tree("abcd", {"b": "a", "c": "b", "d": "b"})
+    a, b, c, d = tree.sides.values()
+    drop(tree, "c")
+    edge = b.edge(c)
+    a.write(70 << 10, 7)
+    tree.lines["b"].step()
+    tree.lines["d"].step()
+    offer = copies.pin_copy(b.engine, edge, None, None, "x")
+    for n in range(4):
+        a.write(n << 12, 1)  # which reach nobody
+    until = copies.extend_copy(a.engine, "x", None)
+    copies.copy_until(b.engine, edge, "x", until["seq"], until["epoch"])
+    roles.attach(
+        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True, until["seq"], until["epoch"]
+    )  # fmt: skip
+    roles.promote(d.engine)
+    line = Line(tree, d, b)
+    assert line.connect()
+    for n in range(5):
+        d.write(n << 12, 2)
+    d.engine.append_control(10)  # SYNCED of another copy
+    assert d.engine.pos > until["seq"]
+    edges.set_link(b.engine, edge, True)
+    line.step()
+    tree.lines["c"].ship(b, c)
+    follower.apply_all(c.engine)
+    assert c.engine.state.copy == RESYNC and c.engine.state.copy_id == ""
+    assert not edge.copying and edge.copy_id == "", "it is begun anew"
+
+
+def test_a_primary_of_another_history_is_found_out_when_its_answer_comes_late(chain: Tree) -> None:
+    a, b, c = chain.sides.values()
+    drop(chain, "c")
+    edge = b.edge(c)
+    copies.pin_copy(b.engine, edge, None, None, "x")
+    a.engine.new_history_entry()
+    b.engine.state.hist.append([(a.engine.epoch >> 24) << 24 | 1, b.engine.pos])  # a takeover somewhere else, and it follows
+    a.write(0, 1)
+    until = copies.extend_copy(a.engine, "x", None)
+    with pytest.raises(Refused, match="list"):
+        copies.copy_until(b.engine, edge, "x", until["seq"], until["epoch"])
+    assert not edge.copying and edge.copy_id == ""

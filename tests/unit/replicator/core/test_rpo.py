@@ -74,7 +74,14 @@ def test_what_stays_unknown_exceeds_the_budget_after_a_while() -> None:
 def test_unknown_never_counts_as_met() -> None:
     watch, budget = Watch(), Budget(seconds=5.0)
     assert watch.look(budget, lost(seconds=60.0), 1.0).exceeded
-    assert watch.look(budget, lost(None, None, None, "unknown"), 2.0).exceeded
+    verdict = watch.look(budget, lost(None, None, None, "unknown"), 2.0)
+    assert verdict.exceeded and "unknown now" in verdict.reasons[0]
+
+
+def test_a_budget_that_counts_as_exceeded_always_says_why() -> None:
+    watch, budget = Watch(), Budget(seconds=10.0)
+    watch.look(budget, lost(seconds=11.0), 1.0)
+    assert watch.look(budget, lost(seconds=9.0), 2.0).reasons == ("9.0 seconds behind, the budget is 10.0",)
 
 
 @pytest.mark.parametrize("bad", [{"minutes": 3}, {"seconds": "5"}, {"bytes": 1.5}, {"writes": -1}, {"writes": True}])

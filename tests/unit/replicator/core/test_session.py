@@ -72,7 +72,7 @@ class FakeTarget:
     def _pin_copy(self, **args: Any) -> dict[str, Any]:
         return self._begin_copy(**args)
 
-    def _copy_until(self, copy_id: str, seq: int) -> dict[str, Any]:
+    def _copy_until(self, copy_id: str, seq: int, epoch: int) -> dict[str, Any]:
         return {"copying": True}
 
     def _link(self, up: bool) -> dict[str, Any]:
@@ -524,7 +524,7 @@ class Above:
             if not op.startswith("pair."):
                 return right(op, args)
             target.asked.append((op, args))
-            return ({"seq": self.seq}, None) if self.seq else ({}, "no node feeds this one")
+            return ({"seq": self.seq, "epoch": E1A}, None) if self.seq else ({}, "no node feeds this one")
 
         target.call = call  # type: ignore[method-assign]
 
@@ -561,6 +561,7 @@ def test_a_copy_through_a_relay_is_pinned_there_extended_above_and_ends_after_th
     asked = dict(target.asked)
     assert asked["pair.extend_copy"] == {"copy_id": asked["group.pin_copy"]["copy_id"], "masks": {0: b"\x01"}}
     assert asked["group.copy_until"]["seq"] == 17
+    assert asked["group.copy_until"]["epoch"] == dict(couple.b.target.asked)["group.attach"]["synced_epoch"] == E1A
     assert dict(couple.b.target.asked)["group.attach"]["synced_after"] == 17
     assert dict(couple.b.target.asked)["group.attach"]["p"] == 10
 
