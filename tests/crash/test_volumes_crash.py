@@ -90,7 +90,9 @@ class Explorer:
                 try:
                     self._aftermath(saved, lost, random.Random(f"{self.cut}{lost}"))
                 except Exception as exc:
-                    raise AssertionError(f"cut {self.cut} before {op} {file}, power lost on {lost or 'none'}: {exc!r}") from exc
+                    raise AssertionError(
+                        f"cut {self.cut} before {op} {file}, power lost on {lost or 'none'}: {exc!r}"
+                    ) from exc
         finally:
             self._exploring = False
 
@@ -115,7 +117,9 @@ class Explorer:
         if "a" not in lost:
             assert a.image() in self.possible, "an answered write, or a change, is neither there nor not"
         else:
-            assert any(set(a.image()) == set(one) for one in self.possible), "the list is neither the former nor the new one"
+            assert any(set(a.image()) == set(one) for one in self.possible), (
+                "the list is neither the former nor the new one"
+            )
         if not takeover and rng.random() < 0.5:
             a.put("v0", 4096, 0xAA)
         _come_together(pair, a, b, a.node_id if takeover else "")
