@@ -209,6 +209,8 @@ def _attach(
             check_maps(engine.bitmaps.present() if prepared is None else prepared.maps.items(), masks)
         if prepared is not None:
             engine.sync_pool()  # of volumes that leave, too
+            if engine.preimages is not None:
+                engine.preimages.end()  # what it keeps is of the volumes of before
             listed = volumeset.changes(engine, prepared, (step["epoch"], step["p"]))
             volumeset.install(engine, prepared)
         if c is None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from replicator.capture import follower, roles
+from replicator.capture import copies, follower, roles
+from replicator.capture.bitmaps import TODO
+from replicator.capture.preimages.recorder import PreImages
+from replicator.capture.preimages.window import Window
 from replicator.capture.state import RESYNC
 from replicator.core.errors import BadInput, Refused
 from replicator.core.handshake import Action
 from replicator.core.records import Kind
+from replicator.journal.page import APPLIED_SEQ
 from tests.testing.listpair import ListPair, ListSide, running_list_pair
+from tests.testing.pairharness import GROUP
+from tests.testing.retaining import RING_BYTES
 
 
 @pytest.fixture
@@ -74,6 +80,40 @@ def test_a_group_that_counts_differences_sends_the_list_with_the_copy(pair: List
     assert pair.sync_up().action is Action.COPY
     assert set(b.image()) == {"x", "v0"}
     assert a.engine.bitmaps.todo_blocks() == 0
+
+
+def test_instants_from_before_a_change_are_not_offered_any_more(pair: ListPair) -> None:
+    a, b = sides(pair)
+    b.disk.create("preimages", RING_BYTES)
+    ring: Any = b.disk.open("preimages")
+    Window.create(ring, bytes.fromhex(GROUP), RING_BYTES)
+    b.engine.preimages = PreImages(Window.open(ring, bytes.fromhex(GROUP)), lambda _why: None)
+    window = b.engine.preimages.window
+    a.put("v1", 0, 1)
+    pair.flow(a, b)
+    assert window.active and window.base.seq < b.page[APPLIED_SEQ]
+    a.change(Kind.VOLUME_ADD, "x", 64 << 10)
+    a.put("x", 0, 7)
+    a.put("v1", 0, 2)
+    pair.flow(a, b)
+    assert window.base.seq == b.engine.state.listed_at[1] == b.page[APPLIED_SEQ] - 2
+    a.change(Kind.VOLUME_REMOVE, "v1")
+    pair.flow(a, b)
+    assert window.base.seq == b.page[APPLIED_SEQ]
+    roles.overflow(a.engine)
+    a.change(Kind.VOLUME_REMOVE, "x")
+    pair.sync_up()
+    assert window.base.seq == b.engine.state.listed_at[1]
+
+
+def test_a_list_of_blocks_from_below_is_fitted_to_the_volumes_of_now(pair: ListPair) -> None:
+    a, _ = sides(pair)
+    former = {0: b"\3", 1: b"\3"}
+    a.change(Kind.VOLUME_REMOVE, "v1")
+    a.change(Kind.RESIZE, "v0", 448 << 10)
+    a.change(Kind.VOLUME_ADD, "x", 64 << 10)
+    copies.extend_copy(a.engine, "below", former)
+    assert [m.count(TODO) for _, m in a.engine.bitmaps.present()] == [2, 0]
 
 
 def test_a_name_that_is_taken_stops_the_copy_until_it_is_free(pair: ListPair) -> None:
