@@ -73,7 +73,8 @@ TABLE: tuple[Word, ...] = (
         lambda s, f: bool(s.get("failed") or s.get("apply_error")),
         "a disk of this node failed: {reason}",
         "this side takes no more writes; what the peer holds is not touched",
-        "take over on the peer, or repair the disk and restart this node",
+        "take over on the peer, or repair the disk and restart this node; what cannot be repaired: after the takeover "
+        "delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
         operator=True,
     ),
