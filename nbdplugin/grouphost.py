@@ -239,7 +239,10 @@ class GroupHost:
                 return service
         for broken in self._broken.values():
             if which in (broken["name"], broken["uuid"]):
-                raise MediumError(f"group {broken['name']} could not be opened: {broken['failed']}", "see 'events'")
+                name = broken["name"]
+                raise MediumError(
+                    f"group {name} could not be opened: {broken['failed']}", f"farstripe explain {name} says what to do"
+                )
         raise NotFound(f"no group {which!r} on this node", "farstripe group list shows them")
 
     def statuses(self) -> list[dict[str, Any]]:

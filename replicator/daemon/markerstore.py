@@ -6,7 +6,8 @@
 
     state  making    an attempt is under way; after a restart it is dead
            made      every group has the record
-           dead      given up; copies that stand at it are to be told to go on
+           dead      given up; copies that stand at it are to go on, and images of it are to go, as for deleted; called
+                     NAME#NUMBER once another attempt has taken its name
            deleted   its images are to go; kept until every node that has some was reached
 """
 
