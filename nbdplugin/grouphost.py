@@ -69,9 +69,7 @@ class GroupHost:
         self._hosts: dict[str, GroupVolumes] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
-        self.cuts = CutHost(
-            state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services
-        )
+        self.cuts = CutHost(state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services)
 
     # -- life -----------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,9 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
     old one is in use, or the group failed for something else.
     """
     if engine.failed and not engine.failed_by_journal:
-        raise Refused(f"group {engine.state.name} has failed, not for its journal: {engine.failed}", "restart this node")
+        raise Refused(
+            f"group {engine.state.name} has failed, not for its journal: {engine.failed}", "restart this node"
+        )
     if engine.state.role == SECONDARY and _receives(engine):
         if not (engine.failed or engine.state.journal_error):
             raise _in_use(engine)

@@ -272,9 +272,7 @@ class Markers:
                 )  # fmt: skip
             except FarstripeError as exc:
                 name = self._name(node_id)
-                found.append(
-                    {"node": name, "group": "", "role": "primary", "state": "unreachable", "why": exc.message}
-                )
+                found.append({"node": name, "group": "", "role": "primary", "state": "unreachable", "why": exc.message})
         return found
 
     def show(self, name: str) -> Record:

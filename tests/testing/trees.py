@@ -1,8 +1,8 @@
 """Real nodes whose pairs of one group form a tree: made and driven through the command line, as tests.testing.nodes.
 
-    with NetNS() as net, three_nodes(net) as (a, b, c):
-        tree = Tree.grow(a, {"data": 8 << 20}, [(a, b), (b, c)], mode="sync")
-        tree.assert_images_equal()
+with NetNS() as net, three_nodes(net) as (a, b, c):
+    tree = Tree.grow(a, {"data": 8 << 20}, [(a, b), (b, c)], mode="sync")
+    tree.assert_images_equal()
 """
 
 from __future__ import annotations

@@ -71,7 +71,6 @@ class SimConnection:
         if self.open:
             self._network.closed(self)
 
-
     def drop(self) -> None:
         """End it without a word: a further connection ends after the first one, of which the peer hears."""
         for end in (self, self.peer):

@@ -299,7 +299,9 @@ def test_a_primary_of_another_history_is_found_out_when_its_answer_comes_late(ch
     edge = b.edge(c)
     copies.pin_copy(b.engine, edge, None, None, "x")
     a.engine.new_history_entry()
-    b.engine.state.hist.append([(a.engine.epoch >> 24) << 24 | 1, b.engine.pos])  # a takeover somewhere else, and it follows
+    b.engine.state.hist.append(
+        [(a.engine.epoch >> 24) << 24 | 1, b.engine.pos]
+    )  # a takeover somewhere else, and it follows
     a.write(0, 1)
     until = copies.extend_copy(a.engine, "x", None)
     with pytest.raises(Refused, match="list"):

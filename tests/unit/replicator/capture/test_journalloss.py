@@ -46,6 +46,7 @@ def renew(side: Side) -> int:
 
 def serve(side: Side, folder: Path) -> tuple[GroupService, list[str]]:
     events: list[str] = []
+
     def bell(slot: int) -> Doorbell:
         return Doorbell(folder / f"r.{slot}")
 
