@@ -262,8 +262,8 @@ class GroupHost:
     def adopt(self, uuid: str, name: str, volumes: list[dict[str, Any]], journal_bytes: int) -> GroupService:
         """Make the secondary copy of a peer's group, with volumes of the same names and sizes where they are missing.
 
-        volumes: {name, size, index?, born?}, sorted by index. Adopting what is adopted already returns it. Durable: the group.
-        Raises Refused when a volume of that name has another size, is in another group, or is in use.
+        volumes: {name, size, index?, born?}, sorted by index. Adopting what is adopted already returns it. Durable: the
+        group. Raises Refused when a volume of that name has another size, is in another group, or is in use.
         """
         with self._pools.changing:
             if uuid in self._services:

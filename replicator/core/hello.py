@@ -3,8 +3,8 @@
 Both sides send one, and both compute the same decision from the two (handshake.py). A HELLO is a snapshot: what it says
 about positions stays true until the decision is carried out, except that a primary's position may rise.
 
-Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes, born],
-...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
+Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes,
+born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tests.testing.sim.world import Report, World
 
-
 KINDS = ("pair", "tree")
 
 

@@ -43,8 +43,8 @@ class Tree:
         cls, top: Node, volumes: dict[str, int], edges: Iterable[tuple[Node, Node]], mode: str = "async",
         policy: Sequence[object] = (), journal: str = "16M",
     ) -> Tree:  # fmt: skip
-        """Pools, volumes and a group with `policy` on `top`, then the edges one after the other, each in `mode`; returns
-        when every copy is complete."""
+        """Pools, volumes and a group with `policy` on `top`, then the edges one after the other, each in `mode`;
+        returns when every copy is complete."""
         edges = list(edges)
         nodes = list(dict.fromkeys([top, *(node for edge in edges for node in edge)]))
         for node in nodes:

@@ -2,7 +2,8 @@
 
 Faults: a connection breaks and both ends hear of it; or it goes silent and nobody does until heartbeats fail; frames
 of a broken connection arrive late, with the number of their old link; a data frame that was delivered before is
-delivered again on the next connection; everything becomes slow; the sender's window closes; one wire of several is down.
+delivered again on the next connection; everything becomes slow; the sender's window closes; one wire of several is
+down.
 """
 
 from __future__ import annotations

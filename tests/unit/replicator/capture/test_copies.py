@@ -185,7 +185,8 @@ def test_a_new_epoch_makes_a_copy_void_that_the_primary_no_longer_knows(chain: T
 
 
 def test_a_copy_at_its_target_is_void_once_an_epoch_comes_behind_its_list(chain: Tree) -> None:
-    """Its line may carry records on while the node between does not look: it must not take a foreign SYNCED for its own."""
+    """Its line may carry records on while the node between does not look: it must not take a foreign SYNCED for its
+    own."""
     a, b, c = chain.sides.values()
     drop(chain, "c")
     a.write(70 << 10, 7)
@@ -261,8 +262,8 @@ def test_power_loss_makes_every_peer_a_target_of_a_copy(fan: Tree) -> None:
 
 
 def test_a_copy_is_not_ended_by_a_primary_that_never_got_to_the_place_where_its_blocks_were_listed() -> None:
-    """The former primary listed the blocks at a position its copies had not reached; one of them took over before it. The
-    new epoch begins before that place, and so may the SYNCED of any other copy come behind it."""
+    """The former primary listed the blocks at a position its copies had not reached; one of them took over before it.
+    The new epoch begins before that place, and so may the SYNCED of any other copy come behind it."""
     tree = running_tree("abcd", {"b": "a", "c": "b", "d": "b"})
     a, b, c, d = tree.sides.values()
     drop(tree, "c")
