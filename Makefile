@@ -21,8 +21,11 @@ test: ## the whole suite, as continuous integration runs it (root)
 sim: setup ## RUNS= simulated histories (KIND=pair, tree or both) from SEED= on; a failure prints its own seed
 	$(PY) -m tests.sim --seed $(SEED) --runs $(RUNS) --kind $(KIND)
 
-explore: setup ## STATES= crashed pools from SEED= on, each opened and checked; for a night
+explore: setup ## STATES= crashed pools from SEED= on, each opened and checked
 	$(PY) -m tests.testing.poolexplorer --seed $(SEED) --states $(STATES)
+
+night: setup ## explore until the book of all nights, .explored.jsonl, has STATES= of this code
+	$(PY) -m tests.testing.explorenight --seed $(SEED) --states $(STATES)
 
 demo: ## two nodes, a crash, a takeover and the way back (root)
 	scripts/demo
@@ -36,5 +39,5 @@ man: setup ## the manual, docs/man/*.8, from the command tree and replicator/cli
 lint: setup ## ruff, mypy, shellcheck; what is not installed is named and skipped
 	scripts/lint
 
-.PHONY: help setup check test sim explore demo bench man lint
+.PHONY: help setup check test sim explore night demo bench man lint
 .DEFAULT_GOAL := help

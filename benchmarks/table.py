@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import pools, replicated, trees
+from benchmarks import disks, pools, replicated, trees
 from benchmarks.load import Load, fio, nbdcopy
 from benchmarks.measure import Result, compare
 from benchmarks.nodes import Node
@@ -59,6 +59,24 @@ def _rate(uri: str, load: Load, unit: str, settings: Settings, files: Path) -> f
     settle(files)
     found = fio(uri, load, settings.seconds, settings.size_bytes)
     return found.iops if unit == "IOPS" else found.bytes_per_s / 1e6
+
+
+def _on_disks(level: str, members: int, data_members: int) -> list[Row]:
+    pool = f"a RAID-{level.removeprefix('raid')} of {members} disks of 32 MiB/s each"
+    return [
+        Row(
+            f"rebuild-disks-{level}",
+            f"a lost disk of {pool} rebuilt, without limit and hosts",
+            0.7, 0.85,
+            disks.rebuild(level, members, data_members),
+        ),
+        Row(
+            f"scrub-disks-{level}",
+            f"{pool} scrubbed, without limit and hosts",
+            0.7, 0.85,
+            disks.scrub(level, members, data_members),
+        ),
+    ]  # fmt: skip
 
 
 RAND_4K = Load("randwrite", 4096, 32)
@@ -126,6 +144,10 @@ ROWS: dict[str, Row] = {
             0.7, 0.9,
             pools.scrub("raid1", 2, 1),
         ),
+        *_on_disks("raid1", 2, 1),
+        *_on_disks("raid10", 4, 2),
+        *_on_disks("raid5", 4, 3),
+        *_on_disks("raid6", 6, 4),
         Row(
             "checksums-randread-4k",
             "4 KiB random reads, 32 in flight, of a RAID-6 of six files with checksums; for information",

@@ -1,5 +1,5 @@
-"""What the groups of a node have in common: the clock of their write times, consistency sets, markers, and the thread that
-sends beacons.
+"""What the groups of a node have in common: the clock of their write times, consistency sets, markers, and the thread
+that sends beacons.
 
     STATE/clock    the clock's reserve (replicator.capture.clock)
     RUN/clock      its last time, on tmpfs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -91,9 +91,9 @@ class Exports:
         """How many connections have a volume open."""
         return sum(route.writers + route.readers for route in self.routes())
 
-    def join_group(self, names: list[str], service: GroupService) -> None:
-        """Send the requests of these volumes, in index order, through a group's service from now on."""
-        for index, name in enumerate(names):
+    def join_group(self, volumes: Mapping[str, int], service: GroupService) -> None:
+        """Send the requests of these volumes (name -> index in the group) through its service from now on."""
+        for name, index in volumes.items():
             self.get(name).switch(group_slots(service, index), service, index)
 
     def block(self, names: list[str], why: str) -> None:

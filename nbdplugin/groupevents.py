@@ -16,6 +16,7 @@ _SENTENCES = {
     "apply-resumed": "received writes are applied again",
     "copy-stopped": "the copy to the peer stopped: {reason}",
     "group-failed": "the group has failed: {reason}",
+    "volumes-changed": "{change} {volume}, {size} bytes: every copy does so at the same place of the write order",
     "hold-released": "parked writes go on: {reason}",
     "promoted": "primary here from now on, epoch {epoch}",
     "demoted": "secondary here from now on, at write {seq}",
@@ -31,7 +32,8 @@ def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
     """Return (kind, sentence) for what a GroupService reports with `detail`."""
     if what == "journal-filling":
         left_s = detail.get("full_in_s")
-        when = "" if left_s is None else f"; it is full in {left_s / 60:.0f} min at this rate"
+        left = f"{left_s:.0f} s" if left_s is not None and left_s < 120 else f"{(left_s or 0) / 60:.0f} min"
+        when = "" if left_s is None else f"; it is full in {left} at this rate"
         detail = {**detail, "when": when}
     sentence = _SENTENCES.get(what, what.replace("-", " ")).format_map(_Known(detail))
     return f"group.{what}", f"group {detail.get('group', '?')}: {sentence}"

@@ -28,6 +28,7 @@ from nbdplugin import journalhost
 from nbdplugin.cuthost import CutHost
 from nbdplugin.exports import Exports
 from nbdplugin.groupevents import describe_event
+from nbdplugin.groupvolumes import GroupVolumes
 from nbdplugin.journalhost import MIN_JOURNAL_BYTES, too_small
 from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
@@ -35,8 +36,9 @@ from nbdplugin.retention import open_recorder, remove_rings
 from replicator.capture.bitmaps import blocks_of
 from replicator.capture.recovery import Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
-from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState
+from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState, StateFile
 from replicator.capture.writerates import WriteRates
+from replicator.core.batching import Crowd
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound, Refused
 from replicator.eventlog import EventLog
 from replicator.journal.files import MappedFile, PlainFile, sync_directory
@@ -63,11 +65,11 @@ class GroupHost:
         self._exports = exports
         self._events = events
         self._services: dict[str, GroupService] = {}
+        self._crowd = Crowd()
+        self._hosts: dict[str, GroupVolumes] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
-        self.cuts = CutHost(
-            state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services
-        )
+        self.cuts = CutHost(state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -92,19 +94,34 @@ class GroupHost:
         self.cuts.start()
 
     def _open_one(self, uuid: str) -> GroupService:
-        listed = self._listed(uuid)
+        file = PlainFile(self._dir / uuid / "state")
+        volumes = StateFile(file).load().volumes
+        file.close()
+        self._fit(volumes)
         unclean = self._pools.require().unclean_ranges
-        parts = self._parts(self._dir / uuid, uuid, listed["volumes"])
+        host = self._host_of(uuid)
+        parts = self._parts(self._dir / uuid, uuid, volumes, host)
         marked = [
             (volume["index"], offset, length)
-            for volume in listed["volumes"]
+            for volume in volumes
             for offset, length in unclean.get(volume["name"], ())
         ]
         engine = open_engine(parts, marked)
         service = self._service(engine, uuid)
         self.cuts.join(service, self._dir / uuid)
-        self._exports.join_group([v["name"] for v in listed["volumes"]], service)
+        host.service = service
+        host.settled(engine.state.volumes)
         return service
+
+    def _fit(self, volumes: list[dict[str, Any]]) -> None:
+        """Give volumes the sizes that the group's state says, after a crash in the middle of a change of them."""
+        for volume in volumes:
+            route = self._exports.get(volume["name"])
+            if route.volume.size != volume["size"]:
+                self._pools.resize_volume(route, volume["size"], True)
+
+    def _host_of(self, uuid: str) -> GroupVolumes:
+        return self._hosts.setdefault(uuid, GroupVolumes(self._dir / uuid, self._pools, self._exports))
 
     def _listed(self, uuid: str) -> dict[str, Any]:
         path = self._dir / uuid / "group.json"
@@ -151,20 +168,22 @@ class GroupHost:
 
     # -- files ----------------------------------------------------------------------------------------------------
 
-    def _parts(self, directory: Path, uuid: str, volumes: list[dict[str, Any]]) -> Parts:
+    def _parts(self, directory: Path, uuid: str, volumes: list[dict[str, Any]], host: GroupVolumes) -> Parts:
         pool = self._pools.require()
         maps: list[Any] = [MappedFile(directory / f"bitmap.{v['index']}", blocks_of(v["size"])) for v in volumes]
         served: list[Any] = [pool.volume(v["name"]) for v in volumes]
+        host.serve(served)
         return Parts(
             state=PlainFile(directory / "state"),
             journal=JournalDirectory(directory),
             page=Page.map(self._run / f"{uuid}.page"),
             maps=maps,
             volumes=served,
-            pool_sync=lambda: _sync(pool, served),
+            pool_sync=host.sync,
             clock=self.cuts.clock,
             boot=self._boot,
             preimages=open_recorder(directory, uuid, lambda why: self.note_retention(uuid, why)),
+            volume_host=host,
         )
 
     def directory(self, uuid: str) -> Path:
@@ -189,7 +208,7 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"))
+        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -218,7 +237,10 @@ class GroupHost:
                 return service
         for broken in self._broken.values():
             if which in (broken["name"], broken["uuid"]):
-                raise MediumError(f"group {broken['name']} could not be opened: {broken['failed']}", "see 'events'")
+                name = broken["name"]
+                raise MediumError(
+                    f"group {name} could not be opened: {broken['failed']}", f"farstripe explain {name} says what to do"
+                )
         raise NotFound(f"no group {which!r} on this node", "farstripe group list shows them")
 
     def statuses(self) -> list[dict[str, Any]]:
@@ -230,19 +252,19 @@ class GroupHost:
         with self._pools.changing:
             self._check_new(name, journal_bytes)
             for volume in names:
-                self._check_free(volume)
+                self.check_free(volume)
             _check_extent(name, [self._exports.get(volume).volume.size for volume in names])
-            service = self._make(uuids.uuid4().hex, name, names, journal_bytes, journal_path, PRIMARY)
+            listed = [{"name": volume} for volume in names]
+            service = self._make(uuids.uuid4().hex, name, listed, journal_bytes, journal_path, PRIMARY)
         self._events.add("group.created", f"group {name} created", group=name, volumes=names)
         return service
 
     def adopt(self, uuid: str, name: str, volumes: list[dict[str, Any]], journal_bytes: int) -> GroupService:
         """Make the secondary copy of a peer's group, with volumes of the same names and sizes where they are missing.
 
-        volumes: {name, size} in index order. Adopting what is adopted already returns it. Durable: the group.
-        Raises Refused when a volume of that name has another size, is in another group, or is in use.
+        volumes: {name, size, index?, born?}, sorted by index. Adopting what is adopted already returns it. Durable: the
+        group. Raises Refused when a volume of that name has another size, is in another group, or is in use.
         """
-        names = [v["name"] for v in volumes]
         with self._pools.changing:
             if uuid in self._services:
                 return self._adopted_already(self._services[uuid], volumes)
@@ -258,7 +280,7 @@ class GroupHost:
                     if volume["name"] not in have:
                         self._pools.create_volume(volume["name"], volume["size"], volume.get("raid_group"))
                         made.append(volume["name"])
-                service = self._make(uuid, name, names, journal_bytes, None, SECONDARY, made)
+                service = self._make(uuid, name, volumes, journal_bytes, None, SECONDARY, made)
             except BaseException:
                 for name_made in made:
                     self._pools.delete_volume(self._exports.get(name_made))
@@ -279,7 +301,8 @@ class GroupHost:
         if journal_bytes < MIN_JOURNAL_BYTES:
             raise too_small(journal_bytes)
 
-    def _check_free(self, volume: str) -> None:
+    def check_free(self, volume: str) -> None:
+        """Raise Refused unless the volume can come into a group."""
         route = self._exports.get(volume)
         if route.frozen:
             raise Refused(f"{volume} is a snapshot, which never changes", "make a clone of it: farstripe volume clone")
@@ -291,7 +314,7 @@ class GroupHost:
 
     def _check_adoptable(self, volume: dict[str, Any]) -> None:
         name = volume["name"]
-        self._check_free(name)
+        self.check_free(name)
         route = self._exports.get(name)
         if route.volume.size != volume["size"]:
             raise BadInput(
@@ -305,32 +328,39 @@ class GroupHost:
         self,
         uuid: str,
         name: str,
-        names: list[str],
+        listed: Sequence[dict[str, Any]],
         journal_bytes: int,
         journal_path: str | None,
         role: str,
         made: Sequence[str] = (),
     ) -> GroupService:
-        """Make files and service of a group; `made`: volumes that were made for it."""
-        routes = [self._exports.get(n) for n in names]
-        volumes = [
-            {"index": i, "name": r.name, "uuid": r.volume.uuid, "size": r.volume.size} for i, r in enumerate(routes)
-        ]
+        """Make files and service of a group of volumes {name, index?, born?}; `made`: those that were made for it."""
+        names = [v["name"] for v in listed]
+        volumes = []
+        for at, volume in enumerate(listed):
+            served = self._exports.get(volume["name"]).volume
+            index, born = volume.get("index", at), volume.get("born", 0)
+            volumes.append(
+                {"index": index, "name": served.name, "uuid": served.uuid, "size": served.size, "born": born}
+            )
         new, final = self._dir / f".{uuid}", self._dir / uuid
         service = None
         try:
-            listed = {"name": name, "volumes": volumes, "made": list(made)}
-            journal_bytes = self._make_files(new, listed, journal_bytes, journal_path)
+            about = {"name": name, "volumes": volumes, "made": list(made)}
+            journal_bytes = self._make_files(new, about, journal_bytes, journal_path)
             state = GroupState(uuid, name, self._tag, volumes, role=role, copy=OK if role == PRIMARY else FRESH)
-            parts = self._parts(new, uuid, volumes)
+            host = self._host_of(uuid)
+            parts = self._parts(new, uuid, volumes, host)
             engine = create_engine(parts, state, journal_bytes)
             service = self._service(engine, uuid)
             self.cuts.join(service, new)
-            self._exports.join_group(names, service)
+            self._exports.join_group({v["name"]: v["index"] for v in volumes}, service)
             sync_directory(new)
             new.rename(final)
-            parts.journal.directory = final
+            if isinstance(parts.journal, JournalDirectory):
+                parts.journal.directory = final
             sync_directory(self._dir)
+            host.service = service
         except BaseException:
             if service is not None:
                 joined = [n for n in names if self._exports.get(n).group is service]
@@ -338,6 +368,7 @@ class GroupHost:
             if new.is_dir():
                 journalhost.remove_all(new)  # a link is there only once the file it names was made here
             shutil.rmtree(new, ignore_errors=True)
+            self._hosts.pop(uuid, None)
             raise
         self._services[uuid] = service
         self.cuts.hold_at_start(engine)
@@ -372,6 +403,11 @@ class GroupHost:
         self._events.add("group.journal-replaced", text, group=name, dropped=dropped)
         return {"dropped": dropped, **service.status()["journal"]}
 
+    @staticmethod
+    def check_extent(name: str, sizes: Sequence[int]) -> None:
+        """Raise BadInput for more volumes, or larger ones, than a group can have."""
+        _check_extent(name, sizes)
+
     def delete(self, which: str, force: bool, undo: bool = False) -> None:
         """Forget a group; its volumes stay and are served without it. `undo`: those that adopting it made go too.
 
@@ -386,7 +422,7 @@ class GroupHost:
             if not force and (paired or (state.role == PRIMARY and state.mode != UNTRACKED)):
                 raise Refused(f"group {state.name} is paired", "farstripe pair delete comes first")
             names = [v["name"] for v in state.volumes]
-            made = self._listed(state.uuid)["made"] if undo else []
+            made = [n for n in self._listed(state.uuid)["made"] if n in names] if undo else []
             if state.role == SECONDARY and state.copy != OK and not force:
                 raise Refused(
                     f"the copy of group {state.name} is {state.copy}: its volumes hold no consistent image",
@@ -394,6 +430,7 @@ class GroupHost:
                 )
             self._exports.leave_group(names, self._pools.require().sync)
             del self._services[state.uuid]
+            self._hosts.pop(state.uuid, None)
             try:
                 service.stop()
             finally:
@@ -434,10 +471,3 @@ def _check_extent(name: str, sizes: Sequence[int]) -> None:
             f"the volumes of group {name} have {sum(sizes) / (1 << 40):.1f} TiB together",
             f"put up to {MAX_GROUP_BYTES >> 40} TiB into one group; thin volumes count with their size",
         )
-
-
-def _sync(pool: Any, volumes: list[Any]) -> None:
-    """Make volumes durable in one round. Raises MediumError when a RAID group that one of them lies on is lost."""
-    pool.sync(volumes[0])
-    for volume in volumes[1:]:
-        volume.raise_if_lost()

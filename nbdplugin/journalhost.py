@@ -17,7 +17,7 @@ from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFoun
 from replicator.journal import volumes
 from replicator.journal.files import PlainFile
 from replicator.journal.relayout import files_facts
-from replicator.journal.ring import DATA_START
+from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalDirectory
 
 MIN_JOURNAL_BYTES = 16 << 20
@@ -111,7 +111,8 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
     if not found:
         found = [one for one in files if os.path.realpath(which) == os.path.realpath(one["path"])]
     if not found:
-        raise NotFound(f"{which} is no part of the journal of group {engine.state.name}", "farstripe group journal show")
+        name = engine.state.name
+        raise NotFound(f"{which} is no part of the journal of group {name}", f"farstripe group journal show {name}")
     index = found[0]["index"]
     if found[0]["state"] == "in use":
         try:

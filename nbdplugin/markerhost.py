@@ -2,9 +2,9 @@
 
     STATE/groups/<uuid>/markers   the group's book (replicator.capture.markerbook)
 
-An image is a snapshot of each volume of the group, named VOLUME.MARKER, taken by the follower between two records, so it
-holds exactly what the sequence held at the marker; the volumes need not stand still for it, and the images of other groups
-are taken when their sequences come to the marker.
+An image is a snapshot of each volume of the group, named VOLUME.MARKER, taken by the follower between two records, so
+it holds exactly what the sequence held at the marker; the volumes need not stand still for it, and the images of
+other groups are taken when their sequences come to the marker.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ class MarkerHost:
             return
         if marker is None:
             return
-        entry = Entry(
-            marker.n, marker.name, header.seq, header.epoch, header.write_time, NOTED, suspend=marker.suspend
-        )
+        entry = Entry(marker.n, marker.name, header.seq, header.epoch, header.write_time, NOTED, suspend=marker.suspend)
         if engine.state.copy != OK:
             entry.state, entry.why = MISSED, f"the copy was {engine.state.copy} then"
         elif marker.image or marker.suspend:
@@ -123,12 +121,16 @@ class MarkerHost:
     def _take(self, engine: GroupEngine, book: MarkerBook, entry: Entry) -> None:
         """Take the snapshots of `entry` and say in it how that went."""
         volumes = [volume["name"] for volume in engine.state.volumes]
-        entry.snapshots = {volume: image_name(volume, entry.name, entry.n) for volume in volumes}
-        began = any(one["n"] == entry.n and one["state"] == TAKING for one in book.entries())
+        known = book.entries()
+        twice = any(one["name"] == entry.name and one["n"] != entry.n for one in known)
+        entry.snapshots = {volume: image_name(volume, entry.name, entry.n, twice) for volume in volumes}
+        began = next((one for one in known if one["n"] == entry.n and one["state"] == TAKING), None)
+        if began is not None:
+            entry.snapshots = began["snapshots"]
         if not book.room_for_image():
             entry.state, entry.why = MISSED, "too many markers have images here; delete some"
         else:
-            if not began:
+            if began is None:
                 entry.state = TAKING
                 book.add(entry)
             try:
@@ -136,8 +138,8 @@ class MarkerHost:
                     self._pools.snapshot(entry.snapshots)
                 entry.state = TAKEN
             except PoolAlreadyExists as exc:
-                entry.state = TAKEN if began else MISSED
-                entry.why = "" if began else str(exc)
+                entry.state = MISSED if began is None else TAKEN
+                entry.why = str(exc) if began is None else ""
             except RaidError as exc:
                 entry.state, entry.why = MISSED, str(exc)
         if entry.state == MISSED:
@@ -178,7 +180,7 @@ class MarkerHost:
     def _has(self, name: str) -> bool:
         return any(route.name == name for route in self._exports.routes())
 
-    # -- suspending and taking over -------------------------------------------------------------------------------------
+    # -- suspending and taking over ------------------------------------------------------------------------------------
 
     def resume(self, groups: Sequence[GroupService], n: int = 0) -> list[str]:
         """Let groups that stand at a marker (number `n`, when given) follow again. Returns their names. Durable."""
@@ -202,10 +204,13 @@ class MarkerHost:
                 apply_through(engine)  # markers that have arrived get their images
             entry = book.find(n)
             if entry.state != TAKEN:
-                raise Refused(f"group {engine.state.name} has no image of marker {entry.name}: {entry.why or entry.state}")
+                why = entry.why or entry.state
+                raise Refused(f"group {engine.state.name} has no image of marker {entry.name}: {why}")
             changed: dict[int, list[tuple[int, int]]] = {}
             names = {volume["index"]: volume["name"] for volume in engine.state.volumes}
             pool = self._pools.require()
+            if set(names.values()) != set(entry.snapshots):
+                raise Refused(f"group {engine.state.name} had other volumes at marker {entry.name}")
             for index, name in names.items():
                 changed[index] = pool.snapshot_diff(entry.snapshots[name], name)
 
@@ -217,7 +222,7 @@ class MarkerHost:
             rewind(engine, entry.seq, entry.epoch, changed, restore)
 
 
-def image_name(volume: str, marker: str, n: int) -> str:
-    """The name of a volume's snapshot at a marker."""
-    plain = f"{volume}.{marker}"
+def image_name(volume: str, marker: str, n: int, twice: bool = False) -> str:
+    """The name of a volume's snapshot at a marker. twice: the copy knows another marker of that name."""
+    plain = f"{volume}.{marker}.{n:x}" if twice else f"{volume}.{marker}"
     return plain if len(plain) <= MAX_NAME else f"{volume[:22]}.{marker[:22]}.{n:x}"[:MAX_NAME]

@@ -64,7 +64,8 @@ def handlers(target: Target) -> dict[str, Handler]:
 
     def clock(args: dict[str, Any]) -> dict[str, Any]:
         wall_ns, last_ns = cuts.clock.wall_ns(), cuts.clock.last
-        return {"last_ns": last_ns, "wall_ns": wall_ns, "ahead_ns": max(0, last_ns - wall_ns), "error": cuts.clock.error}
+        ahead_ns = max(0, last_ns - wall_ns)
+        return {"last_ns": last_ns, "wall_ns": wall_ns, "ahead_ns": ahead_ns, "error": cuts.clock.error}
 
     def put(args: dict[str, Any]) -> dict[str, Any]:
         members = args["groups"]

@@ -16,7 +16,9 @@ durable, GroupService says. The replicator may name its peer also where that mak
     group.extend_copy {copy_id, masks}                   -> {seq, epoch}; on the primary; masks None: every block
     group.copy_until {peer, copy_id, seq, epoch}         -> {copying}; on the node that pinned, before the peer attaches
     group.resume_copy {}
-    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, synced_epoch?}
+    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, synced_epoch?, volumes?}
+    group.add_volume {group, volume}, group.remove_volume {group, volume}     on the primary; see listchange.py
+    group.check_volume {group, volume, size}                                  could it be made here?
     group.hold {deadline_s}, group.release {}, group.promote {force?}, group.demote {diverged?, upto?}
 """
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nbdplugin import arguments
+from nbdplugin import arguments, listchange
 from replicator.capture.marking import state_host_time
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
@@ -40,12 +42,16 @@ DEFAULT_JOURNAL_BYTES = 256 << 20
 def handlers(target: Target) -> dict[str, Handler]:
     """The operations, by name."""
     groups, told = target.groups, target.views.told
+    hosts = groups, target.pools, target.exports
 
     def attach(service: GroupService, args: dict[str, Any]) -> object:
         step = _step(args)
         with target.views.keeping_image(service.engine, step["masks"], full=bool(step["full"])):
-            until = {"synced_after": _position(args, "synced_after"), "synced_epoch": _position(args, "synced_epoch") or 0}
-            return service.attach(_peer(args), **until, **step)
+            until = {
+                "synced_after": _position(args, "synced_after"),
+                "synced_epoch": _position(args, "synced_epoch") or 0,
+            }
+            return service.attach(_peer(args), volumes=args.get("volumes"), **until, **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -101,20 +107,33 @@ def handlers(target: Target) -> dict[str, Handler]:
             arguments.path(args, "path") if args.get("path") else None,
             _journal_bytes(args, "size"),
         ),
+        "group.add_volume": lambda args: listchange.add(
+            *hosts, arguments.text(args, "group"), arguments.text(args, "volume")
+        ),
+        "group.remove_volume": lambda args: listchange.remove(
+            *hosts, arguments.text(args, "group"), arguments.text(args, "volume")
+        ),
+        "group.check_volume": lambda args: listchange.check(
+            *hosts, arguments.text(args, "group"), arguments.text(args, "volume"), arguments.size(args)
+        ),
         "group.journal": on(lambda g, a: g.journal()),
         "group.status": on(lambda g, a: told(g.status(arguments.flag(a, "settle"), _peer(a, needed=False)))),
         "group.policy": on(
             lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))
         ),
         "group.arm": on(
-            lambda g, a: g.arm(_peer(a), arguments.text(a, "mode") if a.get("mode") else "", arguments.flag(a, "upstream"))
+            lambda g, a: g.arm(
+                _peer(a), arguments.text(a, "mode") if a.get("mode") else "", arguments.flag(a, "upstream")
+            )
         ),
         "group.disarm": on(lambda g, a: g.disarm(_peer(a))),
         "group.bitmap": on(lambda g, a: g.common_bitmap(_position(a, "c"))),
         "group.begin_copy": on(lambda g, a: g.begin_copy(*_copy(a))),
         "group.pin_copy": on(lambda g, a: g.pin_copy(*_copy(a))),
         "group.copy_until": on(
-            lambda g, a: g.copy_until(_peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"))
+            lambda g, a: g.copy_until(
+                _peer(a), arguments.text(a, "copy_id"), arguments.integer(a, "seq"), arguments.integer(a, "epoch")
+            )
         ),
         "group.extend_copy": on(lambda g, a: g.extend_copy(arguments.text(a, "copy_id"), a["masks"])),
         "group.resume_copy": on(lambda g, a: g.resume_copy()),
@@ -166,16 +185,19 @@ def _known(args: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _volumes(args: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `volumes` of group.adopt: {name, size} in index order."""
+    """The `volumes` of group.adopt: {name, size, index?, born?} sorted by index."""
     given = args["volumes"]
     if not isinstance(given, list) or not given or not all(isinstance(v, dict) for v in given):
         raise BadInput("the argument 'volumes' must be a list of {name, size}")
     volumes = []
     for one in given:
         volume: dict[str, Any] = {"name": arguments.name(one), "size": arguments.size(one)}
+        volume |= {key: arguments.integer(one, key) for key in ("index", "born") if one.get(key) is not None}
         if one.get("raid_group"):
             volume["raid_group"] = arguments.text(one, "raid_group")
         volumes.append(volume)
     if len({v["name"] for v in volumes}) != len(volumes):
         raise BadInput("a volume is named twice")
+    if len({v.get("index", at) for at, v in enumerate(volumes)}) != len(volumes):
+        raise BadInput("two volumes have one index")
     return volumes

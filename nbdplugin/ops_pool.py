@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbdplugin import arguments
+from nbdplugin import arguments, listchange
 from nbdplugin.exports import refuse_if_grouped, refuse_if_open, writable
 from nbdplugin.ops_move import placement
 
@@ -73,6 +73,9 @@ def volume_handlers(target: Target) -> dict[str, Handler]:
         size, force = arguments.size(args), arguments.flag(args, "force")
         with pools.changing:
             route = exports.get(arguments.text(args, "name"))
+            if route.group is not None and not route.blocked:
+                listchange.resize(target.groups, pools, route, size, force)
+                return facts(route)
             refuse_if_grouped(route, "resized")
             if size < route.volume.size:
                 refuse_if_open(route, "resize")

@@ -23,6 +23,7 @@ import nbdkit  # made by nbdkit, exists only inside it
 from nbdplugin import routes, workers
 from nbdplugin.departure import LATE_S, Departure, connection_probe
 from nbdplugin.exports import describe
+from nbdplugin.markerdoor import MarkerDoor
 from nbdplugin.nbderror import RequestFailed, error_number, reason
 from nbdplugin.target import Target
 
@@ -47,7 +48,7 @@ class Handle:
 
     __slots__ = ("departure", "readonly", "route", "states")
 
-    def __init__(self, route: routes.VolumeRoute, readonly: bool) -> None:
+    def __init__(self, route: routes.VolumeRoute | MarkerDoor, readonly: bool) -> None:
         self.route = route
         self.readonly = readonly
         self.states: workers.WorkerStates = {}
@@ -132,7 +133,7 @@ def close(h: Handle) -> None:
 
 
 def export_description(h: Handle) -> str:
-    return describe(h.route)
+    return h.route.description if isinstance(h.route, MarkerDoor) else describe(h.route)
 
 
 def get_size(h: Handle) -> int:

@@ -22,9 +22,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
 
+from raidlib.errors import OutOfSpace
 from replicator.core.errors import MediumError, Refused, TimedOut
 
 Buffer = memoryview | bytes | bytearray
@@ -248,7 +250,8 @@ def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:
             sync()
 
     def trim(off: int, length: int, fua: bool) -> None:
-        zero_range(off, length, True)
+        with suppress(OutOfSpace):  # for metadata, or a copy of what a snapshot shares: advice need not be taken
+            zero_range(off, length, True)
         if fua:
             sync()
 
@@ -256,7 +259,11 @@ def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:
 
 
 def group_slots(service: Any, index: int) -> Slots:
-    """Slots of volume `index` of a group: everything passes the group's service."""
+    """Slots of volume `index` of a group: everything passes the group's service.
+
+    A trim that the pool has no room for is answered with success, as everywhere; what the range holds then has been
+    recorded for the other side.
+    """
     service_write, service_zero = service.write, service.zero
 
     def write(buf: Buffer, off: int) -> None:
@@ -269,6 +276,10 @@ def group_slots(service: Any, index: int) -> Slots:
         service_zero(index, off, length, punch, fua)
 
     def trim(off: int, length: int, fua: bool) -> None:
-        service_zero(index, off, length, True, fua, True)
+        try:
+            service_zero(index, off, length, True, fua, True)
+        except OutOfSpace:
+            if fua:
+                service.flush()
 
     return Slots(write, write_fua, zero, trim, service.flush)

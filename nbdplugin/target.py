@@ -22,10 +22,12 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nbdplugin import (
     exports,
     launch,
+    markerdoor,
     nodeconfig,
     ops_balance,
     ops_cut,
@@ -42,13 +44,15 @@ from nbdplugin.drain import drain
 from nbdplugin.exports import Exports
 from nbdplugin.grouphost import GroupHost
 from nbdplugin.maintenance import Maintenance
+from nbdplugin.markerdoor import MarkerDoor
+from nbdplugin.membertimer import MemberTimer
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.routes import VolumeRoute
 from nbdplugin.sampling import Sampling
 from nbdplugin.scrubber import Scrubber
 from nbdplugin.together import Together
 from nbdplugin.views import Views
-from replicator.control import ControlServer
+from replicator.control import ControlClient, ControlServer
 from replicator.core.errors import Refused
 from replicator.eventlog import EventLog
 from replicator.notify import notify
@@ -99,6 +103,9 @@ class Target:
         self.scrubber.start()
         self.sampling = Sampling(self.state_dir, self.pools, self.exports, self.events)
         self.sampling.start()
+        self.marker_door = MarkerDoor(self._ask_replicator)
+        self._member_timer = MemberTimer(self.pools, self.events)
+        self._member_timer.start()
         self.together = Together()
         self.together.start()
         self.control = ControlServer(
@@ -118,6 +125,10 @@ class Target:
             },
         )
         self.control.start()
+
+    def _ask_replicator(self, op: str, timeout_s: float, **args: Any) -> Any:
+        with ControlClient(self.run_dir / "replicator.sock", timeout_s) as client:
+            return client.call(op, **args)
 
     def _tell_starter(self) -> None:
         """End the wait of launch.start_in_background.
@@ -141,13 +152,16 @@ class Target:
         if self._stopping.is_set():
             raise Refused("the target is stopping", "connect again when it has restarted", errno=errno.ESHUTDOWN)
 
-    def open_volume(self, name: str, readonly: bool) -> tuple[VolumeRoute, bool]:
-        """See Exports.open."""
+    def open_volume(self, name: str, readonly: bool) -> tuple[VolumeRoute | MarkerDoor, bool]:
+        """See Exports.open; the marker's export is always there and never listed."""
+        if name == markerdoor.NAME:
+            return self.marker_door, readonly
         return self.exports.open(name, readonly)
 
-    def close_volume(self, route: VolumeRoute, readonly: bool) -> None:
+    def close_volume(self, route: VolumeRoute | MarkerDoor, readonly: bool) -> None:
         """See Exports.close."""
-        self.exports.close(route, readonly)
+        if not isinstance(route, MarkerDoor):
+            self.exports.close(route, readonly)
 
     # -- stop -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +220,7 @@ class Target:
         self.control.stop()
         self.sampling.stop()
         self.views.stop()
+        self._member_timer.stop()
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -137,12 +137,14 @@ class Views:
 
     def _take(
         self, engine: GroupEngine, window: Window, chain: int, place: Place, names: dict[str, str]
-    ) -> tuple[list[Any], int]:
-        """Clone all volumes between two records. Returns the clones and where the ring ended then."""
+    ) -> tuple[dict[int, Any], int]:
+        """Clone all volumes between two records. Returns the clones, by index, and where the ring ended then."""
         with self._between_records(engine):
             if _window(engine) is not window or window.chain != chain or place.begin < window.tail_off:
                 raise Refused("the instant has left the window", f"the window holds {instants.window_text(window)}")
-            return self._pools.require().clone_all(names, {BUILDING: True}), window.end_off
+            clones = self._pools.require().clone_all(names, {BUILDING: True})
+            indexes = [v["index"] for v in engine.state.volumes]
+            return dict(zip(indexes, clones, strict=True)), window.end_off
 
     @contextmanager
     def _between_records(self, engine: GroupEngine) -> Iterator[None]:
@@ -164,7 +166,7 @@ class Views:
                 raise TimedOut("another change of the pool does not end", "try again in a moment")
             time.sleep(LOCK_TRY_S)
 
-    def _put_back(self, window: Window, place: Place, end: int, clones: Sequence[Any]) -> int:
+    def _put_back(self, window: Window, place: Place, end: int, clones: Mapping[int, Any]) -> int:
         done = looked = 0
         under_way: set[Future[None]] = set()
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="view") as writers:
@@ -228,16 +230,16 @@ class Views:
         with self._pools.changing:
             for name in self._kept(state.uuid):
                 self._remove(name)
-            pool, listed = self._pools.require(), [v["name"] for v in state.volumes]
+            pool, listed = self._pools.require(), {v["index"]: v["name"] for v in state.volumes}
             wanted = sum(
                 _copied_bytes(pool.volume(name), None if full else masks.get(index), pool.area_bytes)
-                for index, name in enumerate(listed)
+                for index, name in listed.items()
             )
             free, size = self._space()
             if free - wanted < size // RESERVE_PART:
                 raise Refused(f"it would need up to {wanted} bytes, and {free} are free", "make room in the pool")
             taken = {v.name for v in pool.volumes}
-            names = {v: _kept_name(v, state.uuid, index, taken) for index, v in enumerate(listed)}
+            names = {v: _kept_name(v, state.uuid, index, taken) for index, v in listed.items()}
             seq, time_ns = engine.page[APPLIED_SEQ], engine.applied_time_ns
             about = {"group": state.uuid, "seq": seq, "epoch": engine.epoch, "time_ns": time_ns or None}
             for volume in pool.snapshot(names, {KEPT: about}):
@@ -377,4 +379,3 @@ def _kept_name(volume: str, uuid: str, index: int, taken: set[str]) -> str:
     if len(name) <= 63 and name not in taken:
         return name
     return f"before-resync-{uuid[:8]}-{index}"
-

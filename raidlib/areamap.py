@@ -164,6 +164,8 @@ class AreaMap:
     @classmethod
     def decode(cls, packed: bytes, base: AreaMap | None) -> AreaMap:
         """Return the map that encode() was given. Raises ValueError."""
+        if not packed:
+            return cls() if base is None else base.copy()
         runs = np.frombuffer(packed, _RUN)
         counts = runs["count"].astype(np.int64)
         if counts.sum() > 1 << 32:

@@ -27,7 +27,7 @@ from raidlib.extending import placed
 from raidlib.geometry import Geometry
 from raidlib.layout import Layout
 from raidlib.member import Member
-from raidlib.metastore import Found, MetaStore
+from raidlib.metastore import Found, MetaStore, Raw
 from raidlib.readd import why_not
 from raidlib.state import MemberInfo, MemberState, PoolState
 from raidlib.superblock import Superblock, read_superblock
@@ -67,6 +67,8 @@ class _Search:
     candidates: dict[str, _Candidate] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
+    _decoded: dict[Raw, Found] = field(default_factory=dict)
+    """Members mostly hold the same, which is decoded once: of a large pool that is a large part of opening it."""
 
     def try_path(self, path: str, given: bool) -> None:
         """Look at one path; `given` by the caller, or else known from metadata."""
@@ -112,7 +114,9 @@ class _Search:
         store = MetaStore(file, superblock.layout)
         found: Found | None = None
         try:
-            found = store.read()
+            raw = store.read_raw()
+            if raw is not None:
+                found = self._decoded.get(raw) or self._decoded.setdefault(raw, raw.decode())
         except OSError as exc:
             self.remarks.append(f"{path}: metadata cannot be read: {exc.strerror}")
         self.pool_uuid, self.pool_path = superblock.pool_uuid, self.pool_path or path
@@ -262,6 +266,7 @@ def _decide(search: _Search, best: Found, force: bool) -> Assembly:
                 its_members[member.index] = back = Member(
                     member.group, member.index, member.info, member.layout, candidate.file, candidate.store
                 )
+                back.info.path = candidate.file.path
                 back.info.state, back.info.reason, back.info.away = MemberState.IN_SYNC, "", None
     for uuid, candidate in search.candidates.items():
         if uuid not in used:

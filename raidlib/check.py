@@ -14,7 +14,7 @@ import numpy as np
 from raidlib.areamap import group_of
 from raidlib.arearefs import AreaRefs
 from raidlib.ledger import Ledger
-from raidlib.metastore import MetaStore
+from raidlib.metastore import MetaStore, Raw
 from raidlib.space import Space
 from raidlib.state import PoolState
 
@@ -130,20 +130,30 @@ def _check_members(ledger: Ledger) -> list[str]:
     """Whether each member has in its metadata what the pool has in memory."""
     problems: list[str] = []
     expected = ledger.state.encode()
+    known: dict[Raw, list[str]] = {}
     for member in ledger.carriers():
         try:
-            found = MetaStore(member.live_file(), member.layout).read()
+            raw = MetaStore(member.live_file(), member.layout).read_raw()
         except OSError as exc:
             problems.append(f"{member.path}: its metadata cannot be read: {exc.strerror}")
             continue
-        if found is None or found.state.generation != ledger.state.generation:
+        if raw is None or raw.generation != ledger.state.generation:
             problems.append(f"{member.path}: its metadata is not of generation {ledger.state.generation}")
             continue
-        for info, its in zip(ledger.state.groups, found.state.groups, strict=False):
-            # Areas that were cleaned since are dirty there until the next checkpoint; that costs time, not data.
-            if not info.dirty <= its.dirty:
-                problems.append(f"{member.path}: its metadata calls areas of group {info.name} clean that are not")
-            its.dirty = info.dirty
-        if found.state.encode() != expected:
-            problems.append(f"{member.path}: its metadata differs from what the pool believes")
+        if raw not in known:
+            known[raw] = _compare(ledger.state, raw.decode().state, expected)
+        problems += [f"{member.path}: its metadata {what}" for what in known[raw]]
+    return problems
+
+
+def _compare(state: PoolState, its: PoolState, expected: bytes) -> list[str]:
+    """How what a member holds departs from the pool's state, which is encoded as `expected`. Changes `its`."""
+    problems: list[str] = []
+    for info, its_info in zip(state.groups, its.groups, strict=False):
+        # Areas that were cleaned since are dirty there until the next checkpoint; that costs time, not data.
+        if not info.dirty <= its_info.dirty:
+            problems.append(f"calls areas of group {info.name} clean that are not")
+        its_info.dirty = info.dirty
+    if its.encode() != expected:
+        problems.append("differs from what the pool believes")
     return problems

@@ -15,10 +15,11 @@ from raidlib.gf256 import recovery
 from raidlib.parity import Span
 
 if TYPE_CHECKING:
-    from raidlib.parityraid import ParityGroup, Piece
+    from raidlib.parityrows import ParityRows
+    from raidlib.paritywrites import Piece
 
 
-def read_row(group: ParityGroup, row: int, pieces: list[Piece], into: Span, flags: int) -> bool:
+def read_row(group: ParityRows, row: int, pieces: list[Piece], into: Span, flags: int) -> bool:
     """Fill `into` with pieces of a row, solving for those whose member is gone; return False when that did not do.
 
     flags: those of raw_preadv. Call with the row's stripe lock held. Raises nothing; after False `into` holds anything.

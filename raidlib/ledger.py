@@ -444,5 +444,5 @@ def _sync_one(member: Member) -> OSError | None:
         member.live_file().fdatasync()
     except OSError as exc:
         return exc
-    member.note_duration(time.monotonic() - began)
+    member.times.note_sync(time.monotonic() - began)
     return None

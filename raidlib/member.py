@@ -5,14 +5,13 @@ from __future__ import annotations
 from raidlib.blockfile import BlockFile
 from raidlib.checksums import ChecksummedFile, ChecksumMismatch
 from raidlib.layout import Layout
+from raidlib.membertimes import TimedFile, Times
 from raidlib.metastore import MetaStore
 from raidlib.state import MemberInfo, MemberState
 from raidlib.twin import TwinFile
 
 COUNTED = ("read_errors", "checksum_errors", "repaired", "slow_requests")
 """What is counted of a member as long as it is one, by the names of the counters since the pool was opened."""
-SLOW_S = 2.0
-"""A sync that takes longer counts as slow."""
 
 
 class Member:
@@ -38,6 +37,8 @@ class Member:
             self.attach(file)
         self.store = store if store is not None or file is None else MetaStore(file, layout)
         self.extend(layout)
+        self.timed: TimedFile | None = None
+        """Stands in for the file while it is looked at how long requests take (looks.py)."""
         self.rebuilt_rows = 0
         """While rebuilding: rows below are right and are read and written like any other member's."""
         self.twin: TwinFile | None = None
@@ -56,9 +57,12 @@ class Member:
         """Blocks read since then whose checksum did not fit."""
         self.repaired = 0
         """Unreadable or wrong places since then that were written anew from redundancy."""
-        self.slow_requests = 0
-        """Syncs that took longer than SLOW_S. Whether it is failed for that is the operator's choice."""
-        self.slowest_s = 0.0
+        self.times = Times()
+
+    @property
+    def slow_requests(self) -> int:
+        """Reads, writes and syncs since the pool was opened that took longer than membertimes.LONG_S."""
+        return self.times.long
 
     def counts(self) -> list[int]:
         """What COUNTED names, over all the time that it is a member. What a crash takes is what came since a commit."""
@@ -102,14 +106,9 @@ class Member:
         else:
             self.read_errors += 1
 
-    def note_duration(self, seconds: float) -> None:
-        """A sync of it took so long."""
-        if seconds > SLOW_S:
-            self.slow_requests += 1
-        self.slowest_s = max(self.slowest_s, seconds)
-
     def live_file(self) -> BlockFile:
         """The file of a member that carries. Raises OSError when it has none."""
         if self.file is None:
             raise OSError(5, "the member is missing", self.path)
-        return self.file
+        timed = self.timed
+        return self.file if timed is None or timed.inner is not self.file else timed

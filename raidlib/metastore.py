@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from crc32c import crc32c
 
 from raidlib.blockfile import BlockFile
 from raidlib.errors import IntegrityError, OutOfSpace
 from raidlib.layout import PLACE_BYTES, Layout
-from raidlib.state import PoolState, unpack_log
+from raidlib.state import PoolState, Record, unpack_log
 
 MAGIC = b"FSMETA\0\0"
 VERSION = 2
@@ -31,6 +32,21 @@ _HEADER = struct.Struct("<8sIIQII")
 HEADER_BYTES = _HEADER.size
 _PLACE = struct.Struct("<Q")
 assert _PLACE.size == PLACE_BYTES
+
+
+class Raw(NamedTuple):
+    """What one member's metadata says, undecoded. Members that hold the same have equal ones."""
+
+    generation: int
+    payload: bytes
+    log: tuple[Record, ...]
+
+    def decode(self) -> Found:
+        """Return the state. Raises IntegrityError."""
+        state = PoolState.decode(self.payload, self.generation)
+        for record in self.log:
+            state.apply(record)
+        return Found(state, len(self.log))
 
 
 @dataclass
@@ -78,6 +94,11 @@ class MetaStore:
 
     def read(self) -> Found | None:
         """Return the newest valid state, or None when neither slot holds one. Raises OSError, IntegrityError."""
+        raw = self.read_raw()
+        return None if raw is None else raw.decode()
+
+    def read_raw(self) -> Raw | None:
+        """Return the newest valid metadata, or None when neither slot holds any. Raises OSError, IntegrityError."""
         best: tuple[int, bytes] | None = None
         for slot in (0, 1):
             checkpoint = self._read_checkpoint(self._slot_offset(slot))
@@ -86,11 +107,8 @@ class MetaStore:
         if best is None:
             return None
         generation, payload = best
-        state = PoolState.decode(payload, generation)
-        records = unpack_log(self._file.pread(self.layout.log_bytes, self.log_offset), generation)
-        for record in records:
-            state.apply(record)
-        return Found(state, len(records))
+        log = unpack_log(self._file.pread(self.layout.log_bytes, self.log_offset), generation)
+        return Raw(generation, payload, tuple(log))
 
     def _slot_offset(self, slot: int) -> int:
         at = self.layout

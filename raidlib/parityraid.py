@@ -1,76 +1,34 @@
 """RAID 5 and 6: stripes with one or two parity chunks.
 
-A write holds the stripe lock of its row while it reads what it needs and writes data and parity. Three ways, the
-cheapest in reads wins:
-* the whole row: encode, write; nothing is read and nothing copied, data goes out as slices of the caller's buffer;
-* read-modify-write: old data and old parity in, new parity = old parity + coefficient * (old + new);
-* reconstruct-write: read the data that does not change, encode.
-While a member is missing from the row there is one way only: recover the whole old row, put the new data in, encode,
-write what changed to those that are there.
+A write holds the stripe lock of its row while it reads what it needs and writes data and parity (paritywrites.py). What
+there is to know of single rows is in parityrows.py.
 
 Between the writes of one row a crash leaves parity that fits neither the old nor the new data: the write hole. The
 region's mark is durable before the first of them (the caller's duty), and resync_area makes parity good at the next
 open. That needs every data column: while a member is missing, each row first goes to the stripe journal
 (stripejournal.py), which repeats it whole.
-
-A write that a member refuses and that cannot go on without it leaves a row half written: its caller gets an error, but
-what other columns of the row hold must not change with it. So the row is kept in `_torn` with what was to be written,
-and whoever comes to it next completes that first, or gets the error too. The stripe journal does not begin anew before.
-
-Columns: data 0..k-1, P = k, Q = k + 1. Work is limited to the columns' byte range [lo, hi) that the write touches.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from raidlib.checksums import BLOCK_BYTES
 from raidlib.degradedread import read_row
-from raidlib.errors import MediumError, Refused
+from raidlib.errors import Refused
 from raidlib.fillrows import fill_parity, rows_at_a_time
-from raidlib.gf256 import generator, recovery, update
+from raidlib.gf256 import generator
 from raidlib.member import Member
-from raidlib.parity import Scratch, Span, span_of
-from raidlib.raidgroup import RaidGroup, unavailable
+from raidlib.parity import span_of
+from raidlib.paritywrites import ParityWrites, cut
 from raidlib.reconcile import settle_parity
 from raidlib.state import MemberState
-from raidlib.stripejournal import COLUMNS, PUNCHED, StripeJournal, read_journal
-
-Piece = tuple[int, int, int, int]
-"""Part of a write: column, offset in the chunk, offset in the write, size."""
+from raidlib.stripejournal import PUNCHED, StripeJournal, read_journal
 
 
-class _ReadFailed(Exception):
-    """A column could not be read: try again without that member."""
-
-    def __init__(self, column: int) -> None:
-        super().__init__(column)
-        self.column = column
-
-
-class ParityGroup(RaidGroup):
+class ParityGroup(ParityWrites):
     """A RAID 5 or RAID 6 group."""
 
-    _local = threading.local()
-    _journal: StripeJournal | None = None
     _replayed = False
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        self._torn: dict[int, dict[int, tuple[int, memoryview]]] = {}
-        """Rows half written: column -> (offset in the chunk, bytes) to be written before anything else there."""
-        super().__init__(*args, **more)
-        n = self.geometry.members
-        self._row_members = [[self.geometry.member_of(row, column) for column in range(n)] for row in range(n)]
-
-    def refresh(self) -> None:
-        """See RaidGroup. While a row is torn every read goes the slow way, where that is looked at."""
-        super().refresh()
-        if self._torn:
-            for table in self.read_tables:
-                table[:] = [unavailable] * len(table)
 
     def read(self, area: int, off: int, view: memoryview, *, once: bool = False) -> None:
         """See RaidGroup. While members are gone, row by row."""
@@ -88,7 +46,7 @@ class ParityGroup(RaidGroup):
             row = area * geometry.rows_per_area + row_in_area
             into = span.part(at - off, at - off + n)
             with self._locks[row & 255]:
-                done = not self._torn and read_row(self, row, _pieces(start, n, geometry.chunk_bytes), into, flags)
+                done = not self._torn and read_row(self, row, cut(start, n, geometry.chunk_bytes), into, flags)
             if not done:
                 super().read(area, at, into.view, once=once)
             at += n
@@ -142,9 +100,7 @@ class ParityGroup(RaidGroup):
         good = [member for member in self.members if member.info.state is MemberState.IN_SYNC]
         copies = self.geometry.parity_chunks - (len(self.members) - len(good)) + 1
         generation = self.ledger.state.generation + 1
-        self._journal = StripeJournal(
-            self.layout, good[:copies], generation, self._complete_and_sync, self.ledger.fail
-        )
+        self._journal = StripeJournal(self.layout, good[:copies], generation, self._complete_and_sync, self.ledger.fail)
         self.info.journaled = generation
 
     def replay_journal(self) -> int:
@@ -271,281 +227,6 @@ class ParityGroup(RaidGroup):
             " node start --force, then check the data",
         )
 
-    # One row; its stripe lock is held
-
-    def _missing(self, row: int, column: int, lo: int, hi: int) -> memoryview:
-        """Bytes of a column, from the others."""
-        return self._recover(row, lo, hi, [column], {column})[column].view
-
-    def _write_row(self, row: int, start: int, new: Span, n: int) -> None:
-        k, chunk_bytes = self.geometry.data_chunks, self.geometry.chunk_bytes
-        if self._torn:
-            self.settle_row(row)
-        if self.degraded and any(not member.has_row(row) for member in self.members):
-            self._write_degraded(row, start, new, n)
-        elif n == k * chunk_bytes:
-            sources = [new.part(i * chunk_bytes, (i + 1) * chunk_bytes) for i in range(k)]
-            self._encode_and_write(row, 0, chunk_bytes, sources, {i: (0, s.view) for i, s in enumerate(sources)})
-        else:
-            pieces = _pieces(start, n, chunk_bytes)
-            lo, hi = self._byte_range(pieces)
-            reads_to_reconstruct = k - sum(size == hi - lo for _, _, _, size in pieces)
-            try:
-                if len(pieces) + self.geometry.parity_chunks <= reads_to_reconstruct:
-                    self._modify(row, lo, hi, pieces, new)
-                else:
-                    self._reconstruct_write(row, lo, hi, pieces, new)
-            except _ReadFailed:
-                self._write_degraded(row, start, new, n)
-
-    def _modify(self, row: int, lo: int, hi: int, pieces: list[Piece], new: Span) -> None:
-        """Read-modify-write."""
-        k, length = self.geometry.data_chunks, hi - lo
-        scratch = iter(self.scratch().spans)
-        old, fresh = [], []
-        data: dict[int, tuple[int, memoryview]] = {}
-        for column, inner, at, size in pieces:
-            before = next(scratch).part(0, length)
-            self._read_column(row, column, lo, before.view)
-            old.append(before)
-            if size == length:
-                after = new.part(at, at + size)
-                data[column] = inner, after.view
-            else:
-                after = next(scratch).part(0, length)
-                after.view[:] = before.view
-                data[column] = self._put(after.view, lo, inner, new.view[at : at + size])
-            fresh.append(after)
-        kept, made = [], []
-        parity = tuple(range(self.geometry.parity_chunks))
-        for which in parity:
-            before = next(scratch).part(0, length)
-            self._read_column(row, k + which, lo, before.view)
-            kept.append(before)
-            made.append(next(scratch).part(0, length))
-        matrix = update(k, len(parity), tuple(data), parity)
-        self.engine.apply(matrix, [*old, *fresh, *kept], made, length)
-        for which in parity:
-            data[k + which] = lo, made[which].view
-        self._write_columns(row, data)
-
-    def _reconstruct_write(self, row: int, lo: int, hi: int, pieces: list[Piece], new: Span) -> None:
-        """Read the columns that stay, encode all."""
-        length = hi - lo
-        changed = {piece[0]: piece for piece in pieces}
-        scratch = iter(self.scratch().spans)
-        sources: list[Span] = []
-        data: dict[int, tuple[int, memoryview]] = {}
-        for column in range(self.geometry.data_chunks):
-            _, inner, at, size = changed.get(column, (column, 0, 0, 0))
-            if size == length:
-                span = new.part(at, at + size)
-                data[column] = inner, span.view
-            else:
-                span = next(scratch).part(0, length)
-                self._read_column(row, column, lo, span.view)
-                if size:
-                    data[column] = self._put(span.view, lo, inner, new.view[at : at + size])
-            sources.append(span)
-        self._encode_and_write(row, lo, length, sources, data)
-
-    def _write_degraded(self, row: int, start: int, new: Span, n: int) -> None:
-        """Recover the old row without what is missing or unreadable, put the new data in, encode, write."""
-        k = self.geometry.data_chunks
-        pieces = _pieces(start, n, self.geometry.chunk_bytes)
-        lo, hi = self._byte_range(pieces)
-        whole = {column for column, _, _, size in pieces if size == hi - lo}
-        wanted = [column for column in range(k) if column not in whole]
-        found = self._recover(row, lo, hi, wanted, set()) if wanted else {}
-        data: dict[int, tuple[int, memoryview]] = {}
-        for column, inner, at, size in pieces:
-            if column in whole:
-                found[column] = new.part(at, at + size)
-                data[column] = inner, found[column].view
-            else:
-                data[column] = self._put(found[column].view, lo, inner, new.view[at : at + size])
-        self._encode_and_write(row, lo, hi - lo, [found[column] for column in range(k)], data)
-
-    def _encode_and_write(
-        self, row: int, lo: int, length: int, sources: Sequence[Span], data: dict[int, tuple[int, memoryview]]
-    ) -> None:
-        """Compute parity of all data columns over [lo, lo + length); write the changed data and it."""
-        k, r = self.geometry.data_chunks, self.geometry.parity_chunks
-        made = [span.part(0, length) for span in self.scratch().spans[-r:]]
-        self.engine.apply(generator(k, r)[k:], sources, made, length)
-        for i, span in enumerate(made):
-            data[k + i] = lo, span.view
-        self._write_columns(row, data)
-
-    def _put(self, column: memoryview, lo: int, inner: int, part: memoryview) -> tuple[int, memoryview]:
-        """Put a part of a write into a column's bytes from `lo` on; return (offset in the chunk, bytes) to write.
-
-        Those are the part, or the whole blocks around it on a checksummed group: writing them again needs nothing of
-        what stands there, which after a crash may fit no checksum.
-        """
-        column[inner - lo : inner - lo + len(part)] = part
-        start, end = inner // self.grain * self.grain, -(-(inner + len(part)) // self.grain) * self.grain
-        return start, column[start - lo : end - lo]
-
-    def _byte_range(self, pieces: list[Piece]) -> tuple[int, int]:
-        """The byte range within chunks that covers all pieces; whole blocks on a checksummed group."""
-        lo = min(inner for _, inner, _, _ in pieces)
-        hi = max(inner + size for _, inner, _, size in pieces)
-        return lo // self.grain * self.grain, -(-hi // self.grain) * self.grain
-
-    def _write_columns(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
-        """Write (offset in the chunk, bytes) of each column to its member, where the row has it.
-
-        A member that cannot be written is failed, and the rest is written: its content is then in the parity.
-        """
-        if self.info.journaled and self._journal is not None:
-            with self._journal.journaled(COLUMNS, row, columns):
-                self._write_or_tear(row, columns)
-        else:
-            self._write_or_tear(row, columns)
-        if self.lost:
-            self.raise_lost()
-
-    def _write_or_tear(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
-        try:
-            self._write_in_place(row, columns)
-        except MediumError:
-            with self.ledger.lock:
-                self._torn[row] = {column: (at, memoryview(bytes(view))) for column, (at, view) in columns.items()}
-                self.refresh()
-            raise
-
-    def settle_row(self, row: int) -> None:
-        """See RaidGroup. Its stripe lock is held, or nobody is within a stripe."""
-        columns = self._torn.get(row)
-        if columns is not None:
-            self._write_in_place(row, columns)
-            self._forget_torn(row)
-
-    def _forget_torn(self, row: int) -> None:
-        if row in self._torn:
-            with self.ledger.lock:
-                self._torn.pop(row, None)
-                self.refresh()
-
-    def _complete_and_sync(self) -> None:
-        """Raises MediumError. Durable: every row written before, whole."""
-        for row in list(self._torn):
-            self.settle_row(row)
-        self.ledger.sync_members()
-
-    def _write_in_place(self, row: int, columns: dict[int, tuple[int, memoryview]]) -> None:
-        at = self._row_offset(row)
-        for column, (inner, view) in columns.items():
-            member = self._holder(row, column)
-            if member.has_row(row):
-                try:
-                    member.live_file().pwrite(view, at + inner)
-                except OSError as exc:
-                    self.ledger.fail(member, f"write: {exc.strerror}")
-
-    def _recover(self, row: int, lo: int, hi: int, wanted: list[int], without: set[int]) -> dict[int, Span]:
-        """Return the wanted columns over [lo, hi), read or solved for, in scratch buffers.
-
-        Columns in `without` are not read. Raises MediumError when too many columns are gone.
-        """
-        try:
-            return self._recover_range(row, lo, hi, wanted, without)
-        except MediumError:
-            if not self.checksums or hi - lo <= BLOCK_BYTES:
-                raise
-        # Block by block: each may be damaged on another member.
-        made = dict(zip(wanted, Scratch(len(wanted), hi - lo).spans, strict=True))
-        for at in range(lo, hi, BLOCK_BYTES):
-            found = self._recover_range(row, at, at + BLOCK_BYTES, wanted, without)
-            for column in wanted:
-                made[column].view[at - lo : at - lo + BLOCK_BYTES] = found[column].view
-        return made
-
-    def _recover_range(self, row: int, lo: int, hi: int, wanted: list[int], without: set[int]) -> dict[int, Span]:
-        geometry = self.geometry
-        k, r, length = geometry.data_chunks, geometry.parity_chunks, hi - lo
-        if self._torn:
-            self.settle_row(row)
-        gone = set(without)
-        while True:
-            present = [c for c in range(k + r) if c not in gone and self._holder(row, c).has_row(row)]
-            direct = [c for c in wanted if c in present]
-            solved = [c for c in wanted if c not in present]
-            basis = present[:k] if solved else direct
-            if solved and len(basis) < k:
-                raise MediumError(
-                    f"group {self.info.name}: row {row} has lost more chunks than RAID {self.info.level} can bear",
-                    "restore the volume from a replica",
-                )
-            scratch = iter(self.scratch().spans)
-            spans: dict[int, Span] = {}
-            try:
-                for column in sorted({*basis, *direct}):
-                    spans[column] = next(scratch).part(0, length)
-                    self._read_column(row, column, lo, spans[column].view)
-            except _ReadFailed as exc:
-                gone.add(exc.column)
-                continue
-            if solved:
-                for column in solved:
-                    spans[column] = next(scratch).part(0, length)
-                matrix = recovery(k, r, tuple(basis), tuple(solved))
-                self.engine.apply(matrix, [spans[c] for c in basis], [spans[c] for c in solved], length)
-                unproven = [c for c in solved if not self._fits_place(row, c, lo, spans[c].view)]
-                if unproven and not self._agrees(row, lo, spans, basis, present, next(scratch), next(scratch)):
-                    names = ", ".join(self._holder(row, c).path for c in unproven)
-                    raise MediumError(
-                        f"group {self.info.name}: row {row}: {names} is damaged, and so is what could repair it",
-                        "restore the volume from a replica",
-                    )
-            return spans
-
-    def _fits_place(self, row: int, column: int, lo: int, made: memoryview) -> bool:
-        """Whether what was solved for a column is what it should hold, as far as its checksums know.
-
-        If it does not fit them, but is what the column holds, it is the checksum that is wrong.
-        """
-        member = self._holder(row, column)
-        file = member.checked
-        if not member.has_row(row) or file is None:
-            return True
-        at = self._row_offset(row) + lo
-        try:
-            if file.fits(made, file.block_of(at)).all():
-                return True
-        except OSError:
-            return True  # the entries cannot be read, so they say nothing
-        try:
-            return file.inner.pread(len(made), at) == bytes(made)
-        except OSError:
-            return False
-
-    def _agrees(
-        self, row: int, lo: int, spans: dict[int, Span], basis: list[int], present: list[int], have: Span, made: Span
-    ) -> bool:
-        """Whether a column that was not needed to solve agrees with those that were: then none of them is stale."""
-        others = [column for column in present if column not in basis]
-        length = len(spans[basis[0]].view)
-        for column in others[:1]:
-            have, made = have.part(0, length), made.part(0, length)
-            try:
-                self._read_column(row, column, lo, have.view)
-            except _ReadFailed:
-                return False
-            matrix = recovery(self.geometry.data_chunks, self.geometry.parity_chunks, tuple(basis), (column,))
-            self.engine.apply(matrix, [spans[c] for c in basis], [made], length)
-            return bytes(have.view) == bytes(made.view)
-        return False
-
-    def _read_column(self, row: int, column: int, lo: int, view: memoryview) -> None:
-        member = self._holder(row, column)
-        try:
-            member.live_file().preadinto(view, self._row_offset(row) + lo)
-        except OSError as exc:
-            member.count_error(exc)
-            raise _ReadFailed(column) from None
-
     def _make_equal(self, member: Member, truth: memoryview, at: int) -> int:
         have = self.scratch().spans[-3].part(0, len(truth)).view
         try:
@@ -559,40 +240,3 @@ class ParityGroup(RaidGroup):
         except OSError as exc:
             self.ledger.fail(member, f"resync write: {exc.strerror}")
         return 1
-
-    def _holder(self, row: int, column: int) -> Member:
-        return self.members[self.geometry.member_of(row, column)]
-
-    def _column_of(self, row: int, member: Member) -> int:
-        geometry = self.geometry
-        return next(c for c in range(geometry.members) if geometry.member_of(row, c) == member.index)
-
-    def members_of_row(self, row: int) -> list[int]:
-        """The members that hold the columns of a row, by column."""
-        return self._row_members[row % len(self._row_members)]
-
-    def _row_offset(self, row: int) -> int:
-        return self.layout.data_offset + row * self.geometry.chunk_bytes
-
-    def scratch(self) -> Scratch:
-        """This thread's buffers: one per column twice over, and the last three for new parity and comparing."""
-        key = 2 * self.geometry.members + 6, self.geometry.chunk_bytes
-        pools: dict[tuple[int, int], Scratch] | None = getattr(self._local, "pools", None)
-        if pools is None:
-            pools = self._local.pools = {}
-        scratch = pools.get(key)
-        if scratch is None:
-            scratch = pools[key] = Scratch(*key)
-        return scratch
-
-
-def _pieces(start: int, n: int, chunk_bytes: int) -> list[Piece]:
-    """Cut a write into a row at the chunks."""
-    pieces = []
-    at = 0
-    while at < n:
-        column, inner = divmod(start + at, chunk_bytes)
-        size = min(chunk_bytes - inner, n - at)
-        pieces.append((column, inner, at, size))
-        at += size
-    return pieces

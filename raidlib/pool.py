@@ -11,7 +11,7 @@ serialised by one lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from raidlib.create import DEFAULT_AREA_BYTES, GroupSpec, OpenFile
 from raidlib.errors import Refused
 from raidlib.ledger import Ledger
 from raidlib.levels import LEVELS
+from raidlib.looks import Look
 from raidlib.memberops import resume
 from raidlib.nbdfile import open_exclusive
 from raidlib.parity import Engine, choose
@@ -185,6 +186,10 @@ class Pool(PoolImages, PoolGroups, PoolMembers):
                 "moves": self._mover.report(),
                 "scrubs": self.scrub_status(),
             }
+
+    def look_at_members(self, full: Callable[[], None]) -> Look:
+        """Time the reads and writes of all members until the look is ended; see looks.py. full: enough was seen."""
+        return Look(self._groups, self._ledger, full)
 
     def check(self) -> dict[str, Any]:
         """Count all areas anew: no leak, no double use, every reference valid. See check.check(); changes nothing."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
 from raidlib.allocator import Allocator
 from raidlib.extending import growth_of
 from raidlib.member import COUNTED, Member
+from raidlib.membertimes import slow_members
 from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState, PoolState
 from raidlib.volume import Volume
@@ -77,12 +79,27 @@ def _group(group: RaidGroup, allocator: Allocator, area_bytes: int) -> dict[str,
                 if member.info.state is MemberState.REBUILDING
                 else None,
                 "away": member.info.away is not None,
-                "slowest_s": round(member.slowest_s, 3),
+                "slowest_s": round(member.times.longest_s, 3),
+                **times,
                 "replacement": _replacement(group, member),
             }
-            for member in group.members
+            for member, times in zip(group.members, _times(group), strict=True)
         ],
     }
+
+
+def _times(group: RaidGroup) -> list[dict[str, Any]]:
+    """By member: how long its reads and writes take on average, and in words what of that is slow beside the others."""
+    now = monotonic()
+    found: list[dict[str, Any]] = [{"slow": ""} for _ in group.members]
+    for kind in ("read", "write"):
+        means = [getattr(member.times, f"{kind}s").value_s(now) for member in group.members]
+        for one, mean_s, usual_s in zip(found, means, slow_members(means), strict=True):
+            one[f"{kind}_s"] = None if mean_s is None else round(mean_s, 6)
+            if usual_s is not None:
+                what = f"its {kind}s take {mean_s * 1000:.1f} ms, those of the others {usual_s * 1000:.1f} ms"
+                one["slow"] += ("; " if one["slow"] else "") + what
+    return found
 
 
 def _replacement(group: RaidGroup, member: Member) -> dict[str, Any] | None:

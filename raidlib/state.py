@@ -516,10 +516,10 @@ def _unpack_first_map(packed: bytes, group: int) -> AreaMap:
 
 def _pack_set(areas: set[int]) -> bytes:
     """Encode a set as runs (first, first, count) of u32."""
+    if not areas:
+        return b""
     values = np.fromiter(areas, np.int64, len(areas))
     values.sort()
-    if not len(values):
-        return b""
     starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(np.diff(values) != 1) + 1))
     runs = np.empty(len(starts), _RUN)
     runs["key"] = runs["value"] = values[starts]
@@ -533,6 +533,8 @@ def _unpack_set(packed: bytes) -> set[int]:
 
 def _spread(packed: bytes) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
     """Keys and values of runs in which both rise by one together."""
+    if not packed:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     runs = np.frombuffer(packed, _RUN)
     counts = runs["count"].astype(np.int64)
     steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -19,6 +19,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from replicator.core.errors import Refused
+
 BLOCK_SHIFT = 16
 BLOCK_BYTES = 1 << BLOCK_SHIFT
 HISTORY_SLOTS = 3
@@ -30,7 +32,8 @@ Bytes = npt.NDArray[np.uint8]
 class MapFile(Protocol):
     """A mapped file: `buf` is its memory."""
 
-    buf: object
+    @property
+    def buf(self) -> object: ...
 
     def sync(self) -> None:
         """Durable: all bytes stored before the call."""
@@ -97,6 +100,10 @@ class BlockMap:
         """The bitmap `bit` (a mask of one bit) as packed bits, lowest block in the lowest bit."""
         return np.packbits((self.array & bit) != 0, bitorder="little").tobytes()
 
+    def packed_all(self) -> bytes:
+        """A packed bitmap of every block."""
+        return np.packbits(np.ones(self.blocks, dtype=bool), bitorder="little").tobytes()
+
     def merge_packed(self, bits: int, packed: bytes) -> None:
         """Set `bits` where the packed bitmap has a 1. Raises ValueError when its length does not fit."""
         if len(packed) != (self.blocks + 7) // 8:
@@ -125,16 +132,37 @@ class BlockMap:
         self._file.sync()
 
 
+class NoMap(BlockMap):
+    """Stands where a volume has left the group, or is not in it yet: it has no blocks, and nothing may change them."""
+
+    def __init__(self) -> None:
+        self.blocks = self.size = 0
+        self.array = np.zeros(0, dtype=np.uint8)
+        self.bytes = memoryview(b"")
+
+    def mark(self, bits: int, offset: int, length: int) -> None:
+        """Raise Refused."""
+        raise Refused("the volume is not in the group any more", "connect to it again")
+
+    def sync(self) -> None:
+        """Nothing is there."""
+
+
 class Bitmaps:
     """The block maps of a group's volumes, and which slots are live. `starts` is the state's own dict, not a copy."""
 
     def __init__(self, maps: Sequence[BlockMap], starts: dict[int, int]) -> None:
         self.maps = list(maps)
+        """By volume index; a NoMap where there is no volume."""
         self.starts = starts
         self.live = 0
         self._newest = 0
         self._todo_at = (0, 0)
         self.refresh()
+
+    def present(self) -> list[tuple[int, BlockMap]]:
+        """(index, map) of the volumes that the group has."""
+        return [(i, m) for i, m in enumerate(self.maps) if not isinstance(m, NoMap)]
 
     def refresh(self) -> None:
         """Recompute the mask of live slots after `starts` changed."""

@@ -1,8 +1,9 @@
 """The node's hybrid logical clock: the write times of all groups of a node come from one clock.
 
-A write time is the wall clock where that has moved on, else the last one plus a nanosecond. So times are unique on the
-node and rise strictly in the order in which they are given out, whatever the wall clock does: a write that was issued
-after another one was answered has a later time, also in another group. That is what cuts by time rest on (core/cuts.py).
+A write time is the wall clock where that has moved on, else the last one plus a nanosecond. So times are unique on
+the node and rise strictly in the order in which they are given out, whatever the wall clock does: a write that was
+issued after another one was answered has a later time, also in another group. That is what cuts by time rest on
+(core/cuts.py).
 
     wall clock steps back      times count on by nanoseconds until it has caught up; nothing waits
     wall clock steps forward   times follow it as far as the reserve reaches, which grows within a second
@@ -12,8 +13,8 @@ after another one was answered has a later time, also in another group. That is 
     a secondary takes over     it has noted the times it received, and goes on above them
     a host states a time       later writes get at least that; an older one changes nothing (H1-04)
 
-The reserve is extended ahead of time by the thread of cutter.py, so a write never waits for a disk here. Should the disk
-refuse, times count on above it: a start after power loss leaves room for COUNTED_NS of them.
+The reserve is extended ahead of time by the thread of cutter.py, so a write never waits for a disk here. Should the
+disk refuse, times count on above it: a start after power loss leaves room for COUNTED_NS of them.
 
 Sources: seed 001 sections 2.4, 7 and 8.2 (H1-04 to H1-07, H1-10); Kulkarni et al., Logical Physical Clocks (2014).
 """

@@ -1,12 +1,12 @@
 """The source's side of a copy: what is copied, and the position from which the records follow.
 
     begin_copy    the primary copies to a peer of its own
-    pin_copy      a secondary lets a peer of its own be copied to: the blocks come from the primary, through the sequence
+    pin_copy      a secondary lets a peer of its own be copied to: the blocks come from the primary, in the sequence
     extend_copy   the primary takes the blocks of such a copy onto its list
 
 There is one copy list (the TODO bit) for all copies: a COPY record goes to every node below, and to apply one that was
-not needed changes nothing. When the list is empty one SYNCED record follows, and it ends every copy whose blocks were on
-the list before. So a copy may begin while another is under way: its blocks join the list, and nobody else notices.
+not needed changes nothing. When the list is empty one SYNCED record follows, and it ends every copy whose blocks were
+on the list before. So a copy may begin while another is under way: its blocks join the list, and nobody else notices.
 
 A copy is void when the primary loses its list: it begins a new epoch then, or another node does, and an EPOCH record
 tells everybody on the way (follower.py). That record may come before the place where the blocks were listed: who takes
@@ -17,10 +17,11 @@ Source: seed 000 section 9.3 (ATTACH), 001 section 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from replicator.capture import journalloss
-from replicator.capture.bitmaps import TODO, union_packed
+from replicator.capture import journalloss, volumeset
+from replicator.capture.bitmaps import TODO, BlockMap, union_packed
 from replicator.capture.engine import GroupEngine
 from replicator.capture.follower import apply_all, goes_beyond
 from replicator.capture.limits import mark_pending
@@ -37,18 +38,20 @@ from replicator.journal.page import (
 )
 
 Packed = dict[int, bytes]
+Theirs = dict[int, bytes | None]
 NOT_YET = (1 << 63) - 1
 """No record has such a seq: nothing ends the copy until the primary has answered."""
 MAX_EXTENDED = 32
-"""So many copies below other nodes are remembered by name. One SYNCED ends them all, so any one of them keeps the list."""
+"""So many copies below other nodes are remembered by name. One SYNCED ends them all, so any one of them keeps the
+list."""
 MAX_ID_BYTES = 64
 
 
 def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
     """Return the newest bitmap that reaches back to common position c: {"start", "volumes": {index: packed bits}}.
 
-    Both are None when there is none (then every block may differ). What a limit holds back here counts as applied: it is
-    before the copy begins.
+    Both are None when there is none (then every block may differ). What a limit holds back here counts as applied: it
+    is before the copy begins.
     """
     with engine.apply_lock, engine.lock:
         bit = None if c is None else engine.bitmaps.newest_for(c)
@@ -57,16 +60,18 @@ def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
         if bit is None:
             return {"start": None, "volumes": None}
         start = next(v for s, v in engine.state.bitmaps.items() if 1 << s == bit)
-        return {"start": start, "volumes": {i: m.packed(bit) for i, m in enumerate(engine.bitmaps.maps)}}
+        return {"start": start, "volumes": {i: m.packed(bit) for i, m in engine.bitmaps.present()}}
 
 
 def begin_copy(
-    engine: GroupEngine, edge: Edge, c: int | None, peer_bitmaps: Packed | None, copy_id: str
+    engine: GroupEngine, edge: Edge, c: int | None, peer_bitmaps: Theirs | None, copy_id: str
 ) -> dict[str, Any]:
     """Put on the copy list the union of both sides' bitmaps that reach back to c, or every block.
 
-    c: common position, None when there is none. peer_bitmaps: packed, by volume; None when the peer has none.
-    Returns {p, epoch, hist, masks, full, todo_blocks}: records after seq p belong to the stream.
+    c: common position, None when there is none. peer_bitmaps: packed, by volume, None for a volume that the peer has
+    not, or with another size; None when it has no bitmaps at all.
+    Returns {p, epoch, hist, masks, full, volumes, todo_blocks}: records after seq p belong to the stream; volumes: the
+    group's at p.
     Durable: the list, and that this group journals again.
     """
     with engine.checkpoint_lock, engine.lock:
@@ -94,12 +99,12 @@ def begin_copy(
 
 
 def pin_copy(
-    engine: GroupEngine, edge: Edge, c: int | None, peer_bitmaps: Packed | None, copy_id: str
+    engine: GroupEngine, edge: Edge, c: int | None, peer_bitmaps: Theirs | None, copy_id: str
 ) -> dict[str, Any]:
     """Let a peer of this secondary be copied to: keep the journal for it from here on, and say which blocks it lacks.
 
-    Arguments and result as for `begin_copy`, without todo_blocks. The caller has the primary copy these blocks (`extend_copy`) before the peer
-    is attached, and tells `copy_until` what the primary answered.
+    Arguments and result as for `begin_copy`, without todo_blocks. The caller has the primary copy these blocks
+    (`extend_copy`) before the peer is attached, and tells `copy_until` what the primary answered.
     Durable: the place in the journal from which it is kept, and the records before it.
     """
     with engine.apply_lock:
@@ -122,7 +127,8 @@ def pin_copy(
 def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int, epoch: int) -> dict[str, Any]:
     """A SYNCED record after `seq`, and in `epoch`, ends the pinned copy `copy_id`; one may have been applied by now.
 
-    Returns {copying}. Raises Refused when the copy is void by now, or another than the one that was pinned last. Durable.
+    Returns {copying}. Raises Refused when the copy is void by now, or another than the one that was pinned last.
+    Durable.
     """
     with engine.lock:
         state = engine.state
@@ -140,8 +146,8 @@ def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int, epoch: i
 def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict[str, Any]:
     """Take the blocks of a copy that runs below another node onto this primary's list; masks: None for every block.
 
-    Returns {seq, epoch}: the SYNCED record that ends that copy comes later than this, in this epoch. Durable: the blocks,
-    and that they count.
+    Returns {seq, epoch}: the SYNCED record that ends that copy comes later than this, in this epoch. Durable: the
+    blocks, and that they count.
     Raises Refused on a secondary, or while nothing is journaled, BadInput for masks or an id that cannot be.
     """
     if not 0 < len(copy_id.encode()) <= MAX_ID_BYTES:
@@ -153,7 +159,8 @@ def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict
         if state.mode != JOURNAL:
             raise Refused(f"group {state.name} does not journal now", "the pair with this node is resynced first")
         if masks is not None:
-            check_maps(engine, masks)
+            masks = _as_listed(engine, masks)
+            check_maps(engine.bitmaps.present(), masks)
         _join_list(engine, masks)
         if state.new_epoch_wanted:
             engine.open_epoch()
@@ -163,23 +170,30 @@ def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict
         return {"seq": seq, "epoch": engine.epoch}
 
 
-def _blocks(engine: GroupEngine, c: int | None, peer_bitmaps: Packed | None) -> Packed | None:
+def _blocks(engine: GroupEngine, c: int | None, peer_bitmaps: Theirs | None) -> Packed | None:
     """The blocks in which two sides may differ, None for all of them."""
     own = None if c is None else engine.bitmaps.newest_for(c)
     if own is None or peer_bitmaps is None:
         return None
-    check_maps(engine, peer_bitmaps)
-    return {i: union_packed(m.packed(own), peer_bitmaps[i]) for i, m in enumerate(engine.bitmaps.maps)}
+    masks = {}
+    for index, m in engine.bitmaps.present():
+        theirs = peer_bitmaps.get(index, b"")
+        if theirs is None:
+            masks[index] = m.packed_all()
+        else:
+            _check_map(index, m, theirs)
+            masks[index] = union_packed(m.packed(own), theirs)
+    return masks
 
 
 def _join_list(engine: GroupEngine, masks: Packed | None) -> None:
     """Put blocks on the copy list, in place of what a copy that was given up left there. Durable: the list."""
-    for index, m in enumerate(engine.bitmaps.maps):
+    for index, m in engine.bitmaps.present():
         if not engine.state.copying:
             m.clear_all(TODO)
         if masks is None:
             m.set_all(TODO)
-        else:
+        elif index in masks:
             m.merge_packed(TODO, masks[index])
     engine.bitmaps.sync()
 
@@ -215,15 +229,33 @@ def _offer(engine: GroupEngine, p: int, masks: Packed | None) -> dict[str, Any]:
         "hist": [list(h) for h in engine.state.hist],
         "masks": masks or {},
         "full": masks is None,
+        "volumes": volumeset.offered(engine),
     }
 
 
-def check_maps(engine: GroupEngine, packed: Packed | None) -> None:
-    """Raise BadInput unless there is a packed bitmap of the right size for every volume. Nothing is changed."""
-    for index, m in enumerate(engine.bitmaps.maps):
-        have = len((packed or {}).get(index, b""))
-        if have != (m.blocks + 7) // 8:
-            raise BadInput(
-                f"the peer's bitmap of volume {index} has {have} bytes for {m.blocks} blocks",
-                "compare the volumes' sizes",
-            )
+def check_maps(maps: Iterable[tuple[int, BlockMap]], packed: Packed | None) -> None:
+    """Raise BadInput unless there is a packed bitmap of the right size for every one of `maps`. Nothing is changed."""
+    for index, m in maps:
+        _check_map(index, m, (packed or {}).get(index, b""))
+
+
+def _check_map(index: int, m: BlockMap, packed: bytes) -> None:
+    if len(packed) != (m.blocks + 7) // 8:
+        raise BadInput(
+            f"the peer's bitmap of volume {index} has {len(packed)} bytes for {m.blocks} blocks",
+            "compare the volumes' sizes",
+        )
+
+
+def _as_listed(engine: GroupEngine, masks: Packed) -> Packed:
+    """Masks that a node below made for the volumes it had at an earlier position, for those that the group has now.
+
+    Whatever a volume got since then, when it was added or grew, the node learns by the records in between.
+    """
+    if not engine.state.listed_at:
+        return masks
+    fitted = {}
+    for index, m in engine.bitmaps.present():
+        size = (m.blocks + 7) // 8
+        fitted[index] = masks.get(index, b"")[:size].ljust(size, b"\0")
+    return fitted

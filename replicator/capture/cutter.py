@@ -1,7 +1,8 @@
 """One thread for all groups of a node: keeps the clock's reserve ahead, sends beacons out, raises the bounds of sets.
 
-A beacon says, under the group's lock, "everything up to this time has a seq up to this one", so that a group nobody writes
-to does not hold others back (H1-03). On a secondary it says on what the primary said. It goes out with the next BEAT.
+A beacon says, under the group's lock, "everything up to this time has a seq up to this one", so that a group nobody
+writes to does not hold others back (H1-03). On a secondary it says on what the primary said. It goes out with the
+next BEAT.
 
 Costs a look at a few counters for each group and tick, and a lock for each beacon; nothing when no peer listens.
 """

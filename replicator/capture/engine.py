@@ -47,6 +47,7 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
+    STATE_GEN,
     SYNC_ON,
     TAIL_OFF,
     Page,
@@ -56,6 +57,7 @@ from replicator.journal.ring import Journal
 
 if TYPE_CHECKING:
     from replicator.capture.preimages.recorder import PreImages
+    from replicator.capture.volumeset import VolumeHost
 
 RANGE_SHIFT = 20  # a range lock covers 1 MiB
 RANGE_LOCKS = 256
@@ -147,7 +149,7 @@ class GroupEngine:
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
-        self.parked_for = ""  # "" | "hold" | "full" | "journal"
+        self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
         """Places in the journal, for retention."""
         self.journal_lost = ""
@@ -182,6 +184,10 @@ class GroupEngine:
         """Write time of the last record applied from the journal, 0 before the first."""
         self.preimages: PreImages | None = None
         """Of a group that retains what a secondary overwrites; see preimages/. Under apply_lock."""
+        self.volume_host: VolumeHost | None = None
+        """What makes and resizes volumes when the group's list changes; see volumeset.py."""
+        self.unsettled = False
+        """The last step of such a change is still to be done."""
         self.recovering = False
         """The primary's journal is being redone; no host write comes meanwhile."""
         self.refused: dict[tuple[int, int, int], Exception] = {}
@@ -190,7 +196,8 @@ class GroupEngine:
         """See limits.py for this and the next; 0: no limit."""
         self.limit_seq = 0
         self.applies_through = False
-        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold back."""
+        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold
+        back."""
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""
@@ -237,8 +244,8 @@ class GroupEngine:
         """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
 
         Where the group may go on without its peer writers are parked until it has gone over to a bitmap
-        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
-        could succeed without having written what this one dropped.
+        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs,
+        too, the next one could succeed without having written what this one dropped.
         """
         if self.failed:
             return self._refusal()
@@ -278,6 +285,7 @@ class GroupEngine:
         state.last_time_ns = max(self._last_time, self.applied_time_ns)
         try:
             self.state_file.save(state)
+            self._u64[STATE_GEN] += 1
         except OSError as e:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
@@ -497,17 +505,21 @@ class GroupEngine:
             self._ticket -= 1
             self._inflight.add(self._ticket)
             return self._ticket
-        state = self.state
-        if state.new_epoch_wanted:
+        if self.state.new_epoch_wanted:
             self.new_history_entry()
-        seq = self._u64[HEAD_SEQ] + 1
+        self._maps[volume].mark(self.bitmaps.live, offset, length)
+        seq = self.last_host_seq = self.take_number()
+        self._inflight.add(seq)
+        return seq
+
+    def take_number(self) -> int:
+        """Give out the next seq in bitmap mode. The caller holds the group lock. Durable: that it may have been."""
+        state, seq = self.state, self._u64[HEAD_SEQ] + 1
         if seq >= state.seq_limit:
             state.seq_limit = seq + SEQ_RESERVE
             self.save()
-        self._maps[volume].mark(self.bitmaps.live, offset, length)
-        self._u64[HEAD_SEQ] = self.last_host_seq = seq
+        self._u64[HEAD_SEQ] = seq
         self._last_time = self.clock.next()
-        self._inflight.add(seq)
         return seq
 
     def _append_control(
@@ -528,7 +540,9 @@ class GroupEngine:
             raise self.lose_journal(f"its journal cannot be written: {e}") from e
         return seq
 
-    def append_control(self, kind: int, *, offset: int = 0, payload: bytes | None = None) -> int:
+    def append_control(
+        self, kind: int, *, volume: int = 0, offset: int = 0, length: int = 0, payload: bytes | None = None
+    ) -> int:
         """Append a control record (`kind` as in records.Kind) and return its seq. The caller holds the group lock.
 
         Opens the epoch that is due first. Raises NoRoom when even the reserve is used up.
@@ -537,7 +551,7 @@ class GroupEngine:
             raise NoRoom
         if self.state.new_epoch_wanted:
             self.open_epoch()
-        return self._append_control(kind, offset=offset, payload=payload)
+        return self._append_control(kind, volume=volume, offset=offset, length=length, payload=payload)
 
     def new_history_entry(self) -> None:
         """Begin a new epoch after the current position. Durable: the history entry. Caller holds the group lock.
@@ -590,6 +604,8 @@ class GroupEngine:
                 raise self.lose_journal(self.journal_lost)
             if self.parked_for and not of_host_write:
                 return False
+            if offset + length > self._maps[volume].size:
+                return False  # the volume has left the group, or become smaller, since the caller read
             if u64[HEAD_OFF] + size - u64[TAIL_OFF] > self._room_bytes:
                 return False
             if self.state.new_epoch_wanted:

@@ -92,6 +92,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "link_up": bool(engine.linked) if edge is None else edge.slot in engine.linked,
         "incarnation": u64[INCARNATION],
         "volumes": [dict(v) for v in state.volumes],
+        "listed_seq": state.listed_at[1] if state.listed_at else 0,
         "size": sum(v["size"] for v in state.volumes),
     }
 

@@ -5,20 +5,21 @@ what the journal has lost: the image of a secondary is always a prefix of the se
 stretch again from any earlier point gives the same image, bitmaps and history.
 
 Bits are set before data is changed (J1), in the bitmaps that had begun by then. Records that change the group's state
-(epochs, bitmaps, SYNCED) save it before the next record is looked at.
+(epochs, bitmaps, SYNCED, the list of volumes) save it before the next record is looked at.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from replicator.capture import volumeset
 from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.epochs import counter_of
 from replicator.core.errors import IntegrityError
-from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, BadRecord, Header, Kind
+from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, LIST_KINDS, BadRecord, Header, Kind
 from replicator.core.runs import iter_run
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -51,6 +52,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
     with engine.apply_lock:
         if engine.state.role != SECONDARY and not engine.recovering:
             return 0
+        if engine.unsettled:
+            volumeset.settle(engine)
         u64 = engine.page.u64
         at, head = u64[APPLIED_OFF], u64[HEAD_OFF]
         if at >= head:
@@ -98,13 +101,16 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
     off = at
     plain_kind = -1 if engine.recovering else _WRITE
     apply = _apply_again if engine.recovering else _apply
+    done_epoch, done_seq = volumeset.passes_over(engine.state)
     try:
         for header, body in records:
-            kind, _, _, its_seq, write_time_ns, volume, payload_len, offset, length, _ = header
+            kind, _, epoch, its_seq, write_time_ns, volume, payload_len, offset, length, _ = header
             if its_seq != seq + 1:
                 raise IntegrityError(f"journal holds record {its_seq} where {seq + 1} belongs", "resync the pair")
             end = body + payload_len
-            if kind == plain_kind and length == payload_len:
+            if its_seq <= done_seq and epoch <= done_epoch:
+                pass  # in the pool, durably, for volumes that may have left since
+            elif kind == plain_kind and length == payload_len:
                 _check_range(engine, header)
                 maps[volume].mark(bitmaps.live_at(its_seq), offset, length)
                 volumes[volume].pwrite(view[body:end], offset)
@@ -231,6 +237,8 @@ def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
     elif kind == Kind.MARKER:
         if not engine.recovering:
             engine.on_marker(header, payload)
+    elif kind in LIST_KINDS:
+        volumeset.apply(engine, header, payload)
     else:
         _apply_control(engine, header)
 
@@ -322,8 +330,8 @@ def _void_copies(engine: GroupEngine, begun: Header) -> None:
 def checkpoint(engine: GroupEngine) -> bool:
     """Sync pool and bitmaps, then move redo point and tail of the journal up. Returns False when there was no gain.
 
-    The tail stays behind what a peer does not hold durably that this node feeds. For callers that know that no host write
-    is under way; others use `begin_checkpoint`, wait, and `finish_checkpoint`.
+    The tail stays behind what a peer does not hold durably that this node feeds. For callers that know that no host
+    write is under way; others use `begin_checkpoint`, wait, and `finish_checkpoint`.
     """
     begun = begin_checkpoint(engine, whole=True)
     return begun is not None and finish_checkpoint(engine, begun)

@@ -1,7 +1,7 @@
 """What a node knows of the markers in one group's sequence: a small durable list beside the group's state.
 
-On the primary an entry says that the marker was made. On a secondary it says whether there is an image: snapshots of the
-group's volumes, taken when everything up to the marker was applied and nothing after it.
+On the primary an entry says that the marker was made. On a secondary it says whether there is an image: snapshots of
+the group's volumes, taken when everything up to the marker was applied and nothing after it.
 
     made     this node was primary and put the marker into the sequence
     taking   snapshots are being taken; a crash between that and `taken` leaves them, and they are this marker's
@@ -10,8 +10,9 @@ group's volumes, taken when everything up to the marker was applied and nothing 
     missed   there is no image; `why` says why not
 
 `cancelled` are numbers that no copy shall stand at any more, although their record may still be on its way (H1-27).
-`handled` is the (epoch, seq) of the last marker that was dealt with. After power loss the follower passes a stretch of the
-journal again, over a pool that may be ahead of it: a marker up to `handled` must not be imaged again then (H1-28).
+`handled` is the (epoch, seq) of the last marker that was dealt with. After power loss the follower passes a stretch
+of the journal again, over a pool that may be ahead of it: a marker up to `handled` must not be imaged again then
+(H1-28).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class MarkerBook:
             self._save([one for one in self._entries if one.n != n], self._handled, None)
 
     def resume(self, n: int = 0) -> bool:
-        """The copy follows again; with `n` only if it stands at that marker, and it will not stop there when that comes.
+        """The copy follows again; with `n` only if it stands there, and it will not stop when that marker comes.
 
         Returns whether it stood. Durable.
         """
@@ -139,7 +140,7 @@ class MarkerBook:
     def _save(self, entries: list[Entry], handled: tuple[int, int], suspended: int | None) -> None:
         suspended = self._suspended if suspended is None else suspended
         highest = max([self._highest, *(one.n for one in entries)])
-        value = {
+        value: dict[str, Any] = {
             "handled": list(handled),
             "entries": [asdict(one) for one in entries],
             "suspended": suspended,

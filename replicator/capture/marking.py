@@ -1,9 +1,11 @@
-"""Holding the writes of groups for a marker and putting the marker into their sequences: the node's part of core/markers.
+"""Holding the writes of groups for a marker and putting the marker into their sequences: the node's part of
+core/markers.
 
 A hold parks new host writes; those under way have their place in the sequence already (the record precedes the pool
 write), so nothing needs to be waited for. Reads go on. A hold ends by its mark, by a release, when its lease is over,
-when the process ends, or when anything else parks or takes the group over; after any of these MARK is refused, under the
-same lock under which a write would be admitted, so a marker stands either in a hold without interruption or nowhere.
+when the process ends, or when anything else parks or takes the group over; after any of these MARK is refused, under
+the same lock under which a write would be admitted, so a marker stands either in a hold without interruption or
+nowhere.
 """
 
 from __future__ import annotations
@@ -62,11 +64,15 @@ class Marking:
             hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8))
             held = {service.engine.state.uuid for other in self._holds.values() for service, _ in other.groups}
             for service, book in groups:
-                if service.engine.state.uuid in held:  # also where something else has ended that hold: its mark is to find out
-                    raise Refused(f"group {service.engine.state.name} is held for another marker", "try again in a moment")
+                if (
+                    service.engine.state.uuid in held
+                ):  # also where something else has ended that hold: its mark is to find out
+                    raise Refused(
+                        f"group {service.engine.state.name} is held for another marker", "try again in a moment"
+                    )
                 if n <= book.highest:
                     name = service.engine.state.name
-                    raise Refused(f"group {name} has seen marker number {book.highest}, {n} is not new", "take a higher one")
+                    raise Refused(f"group {name} has seen marker number {book.highest}, {n} is not new", "go higher")
             self._holds[n] = hold
             try:
                 for service, _ in groups:

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile
+from replicator.capture import volumeset
+from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile, NoMap
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
 from replicator.capture.follower import apply_all, checkpoint, redo_all
@@ -45,7 +46,8 @@ from replicator.journal.page import (
     Page,
     edge_slot,
 )
-from replicator.journal.ring import DATA_START, Journal
+from replicator.journal.ring import Journal
+from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalFiles
 
 NEVER = (1 << 63) - 1
@@ -54,7 +56,8 @@ NEVER = (1 << 63) - 1
 
 @dataclass
 class Parts:
-    """The files of one group, opened by the caller, and what surrounds it."""
+    """The files of one group, opened by the caller, and what surrounds it. `maps` and `volumes` are in the order of the
+    state's list, and no volume is larger than it says there."""
 
     state: RandomFile
     journal: RandomFile | JournalFiles
@@ -65,6 +68,7 @@ class Parts:
     clock: WriteClock
     boot: int
     preimages: PreImages | None = None
+    volume_host: volumeset.VolumeHost | None = None
 
 
 def create_engine(parts: Parts, state: GroupState, journal_bytes: int) -> GroupEngine:
@@ -232,20 +236,23 @@ def _position(state: GroupState, trusted_pos: int | None) -> int:
 
 
 def _assemble(parts: Parts, state: GroupState, state_file: StateFile, journal: Journal) -> GroupEngine:
-    maps = [BlockMap(f, v["size"]) for f, v in zip(parts.maps, state.volumes, strict=True)]
-    bitmaps = Bitmaps(maps, state.bitmaps)
+    count = volumeset.next_index(state)
+    maps = {v["index"]: BlockMap(f, v["size"]) for f, v in zip(parts.maps, state.volumes, strict=True)}
+    volumes = {v["index"]: served for served, v in zip(parts.volumes, state.volumes, strict=True)}
+    bitmaps = Bitmaps(volumeset.by_index(maps, count, NoMap()), state.bitmaps)
     engine = GroupEngine(
         state,
         state_file,
         journal,
         parts.page,
         bitmaps,
-        parts.volumes,
+        volumeset.by_index(volumes, count, volumeset.NoVolume()),
         parts.pool_sync,
         parts.clock,
         parts.boot,
     )
     engine.preimages = parts.preimages
+    engine.volume_host = parts.volume_host
     return engine
 
 

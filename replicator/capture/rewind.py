@@ -1,18 +1,19 @@
 """Taking a secondary back to the image of a marker, so that it becomes primary there with the others of the marker.
 
-The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends there.
-What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the former primary
-comes back, the blocks it holds beyond that position are copied back to it: every block that was changed after the marker
-is marked in the bitmaps first.
+The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends
+there. What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the
+former primary comes back, the blocks it holds beyond that position are copied back to it: every block that was
+changed after the marker is marked in the bitmaps first.
 
-In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is done
-again from the start, which gives the same, for the snapshots stay.
+In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is
+done again from the start, which gives the same, for the snapshots stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
@@ -38,6 +39,8 @@ def rewind(
         with engine.checkpoint_lock, engine.lock:
             if state.role != SECONDARY:
                 raise Refused(f"group {state.name} is primary here", "only a secondary goes back to a marker")
+            if seq < volumeset.passes_over(state)[1]:
+                raise Refused(f"the volumes of group {state.name} were changed since", "take over without the marker")
             again = state.rewind is not None and state.rewind["seq"] == seq
             if state.copy != OK and not again:
                 raise Refused(f"the copy of group {state.name} is {state.copy}", "let the resync finish")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from replicator.capture import edges, journalloss
+from replicator.capture import edges, journalloss, volumeset
 from replicator.capture.copies import check_maps
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine
 from replicator.capture.follower import apply_through, checkpoint, settle
@@ -55,8 +55,8 @@ def arm(engine: GroupEngine, peer: str, mode: str = "", upstream: bool = False) 
     is there already.
 
     mode: async | sync, "" for what the group's policy says. upstream: the peer feeds this secondary.
-    Durable: the edge, the mode, and the record of the first epoch: without it, power loss would make the copy a stranger.
-    Returns {epoch, pos, edge}. Raises Refused, BadInput.
+    Durable: the edge, the mode, and the record of the first epoch: without it, power loss would make the copy a
+    stranger. Returns {epoch, pos, edge}. Raises Refused, BadInput.
     """
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
@@ -128,6 +128,7 @@ def _untrack(engine: GroupEngine, last: Edge) -> None:
         role=PRIMARY,
         mode=UNTRACKED,
         copy=OK,
+        listed_at=[],
         upstream="",
         extended={},
         copy_id="",
@@ -157,12 +158,14 @@ def attach(
     full: bool,
     synced_after: int | None = None,
     synced_epoch: int = 0,
+    volumes: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next record
-    is p + 1.
+    """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next
+    record is p + 1.
 
-    synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of this
-    epoch; 0 when the peer is primary.
+    synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of
+    this epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group
+    has no longer leaves it here. None: those that it has.
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
     the journal was given up for the peers that this node feeds.
     """
@@ -176,11 +179,24 @@ def attach(
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
         step["synced_after"] = p if synced_after is None else synced_after
         step["synced_epoch"] = synced_epoch
-        return _attach(engine, edge, c if by_difference else None, masks, step)
+        if engine.state.role != SECONDARY:
+            raise Refused(f"group {engine.state.name} is primary here", "a primary is never copied to")
+        prepared = None
+        if volumes is not None and volumeset.offered(engine) != (listed := volumeset.check_offer(volumes)):
+            prepared = volumeset.prepare(engine, listed)
+        result = _attach(engine, edge, c if by_difference else None, masks, step, prepared)
+        if prepared is not None:
+            volumeset.settle(engine)
+        return result
 
 
 def _attach(
-    engine: GroupEngine, edge: Edge, c: int | None, masks: dict[int, bytes], step: dict[str, Any]
+    engine: GroupEngine,
+    edge: Edge,
+    c: int | None,
+    masks: dict[int, bytes],
+    step: dict[str, Any],
+    prepared: volumeset.Prepared | None,
 ) -> dict[str, Any]:
     """c: None for a copy of every block; step: see GroupState.attaching. The caller holds apply_lock."""
     with engine.checkpoint_lock, engine.lock:
@@ -188,15 +204,22 @@ def _attach(
         if state.role != SECONDARY:
             raise Refused(f"group {state.name} is primary here", "a primary is never copied to")
         journalloss.require_journal(engine)
+        listed: dict[str, Any] = {"listed_at": [step["epoch"], step["p"]]}
+        if c is not None:
+            check_maps(engine.bitmaps.present() if prepared is None else prepared.maps.items(), masks)
+        if prepared is not None:
+            engine.sync_pool()  # of volumes that leave, too
+            if engine.preimages is not None:
+                engine.preimages.end()  # what it keeps is of the volumes of before
+            listed = volumeset.changes(engine, prepared, (step["epoch"], step["p"]))
+            volumeset.install(engine, prepared)
         if c is None:
             state.bitmaps.clear()
-        else:
-            check_maps(engine, masks)
         if not state.bitmaps:
             engine.bitmaps.open(step["p"] + 1)
         engine.bitmaps.refresh()
         if c is not None:
-            for index, m in enumerate(engine.bitmaps.maps):
+            for index, m in engine.bitmaps.present():
                 m.merge_packed(engine.bitmaps.live, masks[index])
         engine.sync_pool()  # nothing redoes what the journal holds once it has been emptied
         if engine.preimages is not None:
@@ -208,7 +231,7 @@ def _attach(
         state.attaching = step
         below = [e for e in state.edges if e is not edge]
         fed = {e.slot: e.without_peer() for e in below} | {edge.slot: edges.fed_by()}
-        engine.commit(fed, upstream=edge.peer)
+        engine.commit(fed, upstream=edge.peer, **listed)
         edges.note_dropped(engine, below)
         finish_attach(engine)
         return {"p": step["p"]}

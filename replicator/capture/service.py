@@ -15,27 +15,41 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
-from replicator.capture import copier, copies, edges, follower, limits, recovery, retention, ringchange, roles
+from replicator.capture import (
+    copier,
+    copies,
+    edges,
+    follower,
+    limits,
+    recovery,
+    retention,
+    ringchange,
+    roles,
+    volumeset,
+)
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.fulljournal import FullJournal
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.capture.waiters import Waiters
 from replicator.capture.writerates import WriteRates
+from replicator.core.batching import Crowd, apply_gather_s
 from replicator.core.errors import MediumError, Refused, TimedOut
-from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
-from replicator.core.records import BadRecord
+from replicator.core.losspolicy import Verdict, on_unanswered
+from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
     EDGE_DURABLE_SEQ,
     EDGE_RECEIVED_SEQ,
-    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
+    SYNC_ON,
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
@@ -46,6 +60,11 @@ T = TypeVar("T")
 Events = Callable[..., None]
 
 KEEPER_S = 0.25
+QUIET_KEEPER_S = 5.0
+NAP_S = 0.05
+QUIET_NAP_S = 5.0
+QUIET_S = 5.0
+"""A thread that is kicked when there is work looks this often all the same."""
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.5
 COPY_FULL_FRACTION = 0.9
@@ -55,8 +74,8 @@ LARGEST_WRITE_BYTES = 4 << 20
 DRAIN_S = 30.0
 RETRY_APPLY_S = 1.0
 GATHER_BYTES = 1 << 20
-GATHER_S = 0.02
-"""After a small batch the follower lets the next one gather: each costs a sync, and nobody waits for the pool."""
+"""After a batch smaller than this the follower lets the next one gather: each costs a sync, and nobody waits for the
+pool."""
 
 
 class GroupService:
@@ -69,9 +88,11 @@ class GroupService:
         edge_bell: Callable[[int], Doorbell],
         events: Events,
         rates: WriteRates | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
         """own_bell wakes the target; edge_bell opens the doorbell that wakes the replicator of an edge, by its slot.
-        events(name, **detail) records what happened. rates: what hosts have written so far, by the hour."""
+        events(name, **detail) records what happened. rates: what hosts have written so far, by the hour.
+        crowd: shared by all groups of the process, to know how many are busy."""
         self.engine = engine
         self._own_bell = own_bell
         self._edge_bell = edge_bell
@@ -84,22 +105,29 @@ class GroupService:
         self._kick_keeper = threading.Event()
         self._kick_copier = threading.Event()
         self._checkpointing = threading.Lock()
-        self._overflowing = threading.Lock()
         self._hold_until = 0.0
         self._held_at_start = False
         """The hold is that of the start: it ends when every peer was reached."""
+        self._keeper_saw = 0
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
         self._trend = Trend()
         self._threshold = Threshold()
         self.rates = rates or WriteRates(None)
+        self._crowd = crowd or Crowd()
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
         self._relay_watch = RelayWatch(engine)
-        self._full_since: float | None = None
-        """When the copier, or the node that feeds this one, first found no room in the journal."""
+        self._full = FullJournal(
+            engine,
+            events,
+            lambda tail_off: self.checkpoint(tail_off=tail_off),
+            self._drain,
+            self._waiters.wake_all,
+            self._ring_all,
+        )
 
     def _ring_edge(self, slot: int) -> None:
         bell = self._bells.get(slot)
@@ -194,123 +222,21 @@ class GroupService:
                 return action()
             except Parked as parked:
                 if made := parked.made:  # only what makes it durable is left to do
-                    action = lambda: self.engine.make_durable(made)  # noqa: B023, E731
+                    action = cast("Callable[[], T]", partial(self.engine.make_durable, made))
                 self._refuse_when_closing()
                 if self.engine.journal_lost:
-                    self._go_over()
+                    self._full.go_over()
                 with self.engine.opened:
                     if self.engine.parked_for:
                         self.engine.opened.wait(0.1)
             except NoRoom:
                 self._refuse_when_closing()
                 with suppress(Parked):
-                    self._make_room(began)
-
-    def _make_room(self, began: float) -> None:
-        engine = self.engine
-        before = self._u64[TAIL_OFF]
-        if self._checkpoint_frees(before):
-            return
-        verdicts = [(e, self._verdict(e, began)) for e in edges.holders(engine)]
-        if any(verdict is Verdict.FAIL for _, verdict in verdicts):
-            raise self._no_room(next(e for e, verdict in verdicts if verdict is Verdict.FAIL))
-        give_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
-        if not give_up:
-            self._ring_all()
-            with engine.opened:
-                engine.opened.wait(0.05)
-        elif any(not e.dropped and e not in give_up for e in engine.state.downstream):
-            self._drop(give_up)
-            self.checkpoint(tail_off=before)
-        else:
-            self.overflow()
-
-    def _checkpoint_frees(self, tail_off: int) -> bool:
-        """Try to move the tail by a checkpoint. Returns whether it has left `tail_off`."""
-        kept = edges.kept_from(self.engine)
-        if kept is None or min(self._u64[HEAD_OFF], kept) > tail_off:
-            self.checkpoint(tail_off=tail_off)
-        return self._u64[TAIL_OFF] != tail_off
-
-    def _verdict(self, edge: Edge, began: float, on_full_policy: str = "") -> Verdict:
-        """What the policy says of an edge that keeps the journal full since `began`."""
-        policy = self.engine.state.policy
-        alone = may_go_alone(edge.sync_on, policy.on_loss)
-        linked = edge.slot in self.engine.linked
-        waited = time.monotonic() - began
-        return on_full(on_full_policy or policy.on_full, linked, waited, policy.full_timeout_s, alone=alone)
-
-    def _no_room(self, edge: Edge) -> MediumError:
-        state = self.engine.state
-        if not may_go_alone(edge.sync_on, state.policy.on_loss):
-            return MediumError(
-                f"the journal of group {state.name} is full, and on_loss=stall lets nothing exist here only",
-                "reconnect the peer, or choose on_loss=degrade to go on alone",
-            )
-        return MediumError(
-            f"the journal of group {state.name} is full and its policy is on_full={state.policy.on_full}",
-            "reconnect the peer, or choose on_full=bitmap",
-        )
-
-    def _drop(self, given_up: list[Edge]) -> None:
-        """Keep the journal no longer for some peers, while others stay."""
-        edges.drop(self.engine, given_up)
-        for edge in given_up:
-            self._events("edge-dropped", group=self.engine.state.name, peer=edge.peer, pos=self.engine.pos)
-        self._waiters.wake_all()
-        self._ring_all()
-
-    def _relieve(self) -> None:
-        """The journal is full for somebody else than hosts: the copier, or the node that feeds this one. Peers that are
-        away, and those that were too slow for too long, are dropped if others are left to go on for."""
-        now = time.monotonic()
-        if self._full_since is None:
-            self._full_since = now
-        before = self._u64[TAIL_OFF]
-        if self._checkpoint_frees(before):
-            self._full_since = None
-            return
-        state = self.engine.state
-        policy = "bitmap" if state.role == SECONDARY else ""  # hosts here are those of the node above
-        given_up = [e for e in edges.holders(self.engine) if self._verdict(e, self._full_since, policy) is Verdict.OVERFLOW]
-        rest = state.role == SECONDARY or any(not e.dropped and e not in given_up for e in state.downstream)
-        if given_up and rest:
-            self._drop(given_up)
-            self.checkpoint(tail_off=before)
+                    self._full.make_room(began)
 
     def overflow(self) -> None:
-        """Give up the journal, with writers parked meanwhile. Durable before any writer goes on."""
-        with self._overflowing:
-            engine = self.engine
-            if engine.state.mode != JOURNAL or engine.journal.room_for(engine.journal.capacity // 2):
-                return
-            try:
-                done = False
-                while not done:
-                    self._drain(roles.park(engine, "full"))
-                    done = roles.overflow(engine)
-                self._events("journal-overflow", group=engine.state.name, pos=engine.pos)
-            finally:
-                roles.unpark(engine, "full")
-            self._waiters.wake_all()
-            self._ring_all()
-
-    def _go_over(self) -> None:
-        """The journal's medium has failed: count differences from now on. Durable before any writer goes on."""
-        with self._overflowing:
-            engine = self.engine
-            reason = engine.journal_lost
-            if not reason or engine.failed or engine.state.mode != JOURNAL:
-                return
-            try:
-                done = False
-                while not done:
-                    self._drain(roles.park(engine, "journal"))
-                    done = roles.overflow(engine)
-                self._events("journal-lost", group=engine.state.name, pos=engine.pos, reason=reason)
-            finally:
-                roles.unpark(engine, "journal")
-            self._waiters.wake_all()
+        """See FullJournal.overflow."""
+        self._full.overflow()
 
     def _wait_peers(self, seq: int, durable: bool) -> None:
         """Wait for the peer of every synchronous edge to hold `seq`, as long as the policy allows."""
@@ -355,17 +281,19 @@ class GroupService:
 
     def _follow(self) -> None:
         page, engine = self.engine.page, self.engine
+        fence = threading.Lock()
+        nap_until = 0.0
         while not self._stop.is_set():
             if engine.state.role != SECONDARY or engine.failed:
-                self._role_changed.wait(0.5)
+                self._role_changed.wait(QUIET_S)
                 self._role_changed.clear()
                 continue
             try:
                 busy = follower.apply_some(engine)
-                if self._is_waited_for():
-                    self._relieve()
+                if self._full.is_waited_for():
+                    self._full.relieve()
                 else:
-                    self._full_since = None
+                    self._full.eased()
                 if engine.apply_error:
                     engine.apply_error = ""
                     self._events("apply-resumed", group=engine.state.name)
@@ -376,23 +304,21 @@ class GroupService:
                 self._stop.wait(RETRY_APPLY_S)
                 continue
             if busy:
+                nap_until = time.monotonic() + QUIET_S
                 engine.wake_replicator()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 if busy < GATHER_BYTES and engine.state.copy == OK:
-                    self._stop.wait(GATHER_S)
+                    self._stop.wait(apply_gather_s(self._crowd.note(self, time.monotonic())))
                 continue
+            now = time.monotonic()
             page[TARGET_ASLEEP] = 1
+            with fence:
+                pass  # a lock is a barrier: what the replicator appended before it could see that we sleep is seen here
             waits = limits.still_waits(engine, page[APPLIED_OFF])
-            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:  # else a run came before anybody knew that we sleep
-                self._own_bell.wait(0.05)
+            if waits or page[HEAD_OFF] == page[APPLIED_OFF]:
+                self._own_bell.wait(NAP_S if waits or now < nap_until else QUIET_NAP_S)
             page[TARGET_ASLEEP] = 0
-
-    def _is_waited_for(self) -> bool:
-        """Whether a run waits for room in the journal of this secondary, though all before it is applied."""
-        u64 = self._u64
-        wanted = max((u64[edge_slot(e.slot, EDGE_WANTS)] for e in self.engine.state.edges), default=0)
-        return wanted > 0 and u64[APPLIED_OFF] == u64[HEAD_OFF]
 
     def _copy(self) -> None:
         engine = self.engine
@@ -405,24 +331,24 @@ class GroupService:
                     self._events("copy-stopped", group=engine.state.name, reason=str(e))
                     self._stop.wait(RETRY_APPLY_S)
             if done:
-                self._full_since = None
+                self._full.eased()
                 engine.wake_replicator()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
                 continue
             if copier.may_copy(engine) and self._journal_used() > COPY_FULL_FRACTION:
-                self._relieve()
+                self._full.relieve()
             freeable = (edges.kept_from(engine) or 0) - self._u64[TAIL_OFF]
             copies_run = engine.state.copying and engine.state.role == PRIMARY
             if copies_run and freeable > engine.journal.capacity // 16:
                 self._kick_keeper.set()  # the peer has made room that a checkpoint frees
-            self._kick_copier.wait(0.005 if copies_run else 0.5)
+            self._kick_copier.wait(0.005 if copies_run else 0.5 if engine.state.copying else QUIET_S)
             self._kick_copier.clear()
 
     def _keep(self) -> None:
         engine = self.engine
         while not self._stop.is_set():
-            self._kick_keeper.wait(KEEPER_S)
+            self._kick_keeper.wait(self._keeper_pause_s())
             self._kick_keeper.clear()
             now = time.monotonic()
             if self._hold_until and now >= self._hold_until:
@@ -431,11 +357,15 @@ class GroupService:
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
                 if engine.journal_lost:
-                    self._go_over()
+                    self._full.go_over()
+                if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
+                    volumeset.settle(engine)
                 if engine.failed or engine.state.mode != JOURNAL:
                     continue
                 for peer in self._relay_watch.look(now):
-                    self._events("degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s)
+                    self._events(
+                        "degraded", group=engine.state.name, peer=peer, waited_s=engine.state.policy.loss_timeout_s
+                    )
                 self._note_head(now)
                 self._watch_room(now)
                 if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
@@ -445,6 +375,14 @@ class GroupService:
                 continue  # its journal failed just now
             except Exception as e:  # outermost loop; a pool raises errors of its own
                 self._events("group-failed", group=engine.state.name, reason=str(e))
+
+    def _keeper_pause_s(self) -> float:
+        """How long the keeper rests: less often while nothing is written and nothing waits."""
+        head, before = self._u64[HEAD_SEQ], self._keeper_saw
+        self._keeper_saw = head
+        engine = self.engine
+        busy = head != before or self._hold_until or engine.parked_for or engine.journal_lost or self._u64[SYNC_ON]
+        return KEEPER_S if busy else QUIET_KEEPER_S
 
     def _watch_room(self, now: float) -> None:
         """Note how the journal fills, and tell once when it has passed the threshold, or fallen below it again."""
@@ -506,7 +444,8 @@ class GroupService:
     # -- control --------------------------------------------------------------------------------------------------
 
     def status(self, settle: bool = False, peer: str = "") -> dict[str, Any]:
-        """All facts about the group; with `peer`, what concerns one peer is said of that one. With `settle` a secondary first applies everything it has received, so that
+        """All facts about the group; with `peer`, what concerns one peer is said of that one. With `settle` a secondary
+        first applies everything it has received, so that
         history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
             follower.settle(self.engine)
@@ -533,8 +472,8 @@ class GroupService:
     def set_link(self, peer: str, up: bool) -> None:
         """The replicator says whether records flow to the peer."""
         edges.set_link(self.engine, edges.edge_of(self.engine, peer), up)
+        self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
         if up:
-            self._note_head(time.monotonic())  # from here on it can be said how far the peer is behind
             downstream = self.engine.state.downstream
             if self._held_at_start and all(e.slot in self.engine.linked for e in downstream):
                 self.release("all peers were reached" if len(downstream) > 1 else "the peer was reached")
@@ -549,6 +488,7 @@ class GroupService:
         pending = roles.park(self.engine, "hold")
         self._held_at_start = False
         self._hold_until = time.monotonic() + deadline_s
+        self._kick_keeper.set()
         self._drain(pending)
         self._ring_all()
         return {"seq": self.engine.pos}
@@ -560,6 +500,23 @@ class GroupService:
         if self.engine.parked_for == "hold":
             roles.unpark(self.engine, "hold")
             self._events("hold-released", group=self.engine.state.name, reason=why)
+
+    def change_volumes(self, kind: Kind, name: str, size: int = 0) -> dict[str, Any]:
+        """See volumeset.change. Writers wait meanwhile: for those under way, and for a sync of the pool."""
+        engine = self.engine
+        with self._full.changing:
+            if engine.parked_for:
+                raise Refused(f"group {engine.state.name} is held just now", "try again in a moment")
+            try:
+                self._drain(roles.park(engine, "volumes"))
+                entry = volumeset.change(engine, kind, name, size)
+            finally:
+                roles.unpark(engine, "volumes")
+        with suppress(Refused, TimedOut):
+            volumeset.settle(engine)  # else the keeper does
+        self._ring_all()
+        self._events("volumes-changed", group=engine.state.name, change=kind.name, volume=name, size=entry["size"])
+        return entry
 
     def set_sync(self, peer: str, on: bool) -> dict[str, Any]:
         """See edges.set_sync."""
@@ -587,12 +544,14 @@ class GroupService:
         return copies.common_bitmap(self.engine, c)
 
     def begin_copy(
-        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str
+        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes | None] | None, copy_id: str
     ) -> dict[str, Any]:
         """See copies.begin_copy. The copier starts with resume_copy, when the peer is attached."""
         return copies.begin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
 
-    def pin_copy(self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes] | None, copy_id: str) -> dict[str, Any]:
+    def pin_copy(
+        self, peer: str, c: int | None, peer_bitmaps: dict[int, bytes | None] | None, copy_id: str
+    ) -> dict[str, Any]:
         """See copies.pin_copy."""
         return copies.pin_copy(self.engine, edges.edge_of(self.engine, peer), c, peer_bitmaps, copy_id)
 

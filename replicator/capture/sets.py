@@ -2,9 +2,9 @@
 
     STATE/sets/<name>    a slot file: {name, rev, groups: [uuid], bound_ns, whole, decided_ns}
 
-A definition is made on the primary and handed on by the replicators; the higher `rev` wins, and no groups means that the
-set is gone. Order of a step: see what has arrived; sync the journals it lies in; make the bound durable; raise the limits.
-A bound that nobody waits for is not written down: an idle set costs no syncs.
+A definition is made on the primary and handed on by the replicators; the higher `rev` wins, and no groups means that
+the set is gone. Order of a step: see what has arrived; sync the journals it lies in; make the bound durable; raise
+the limits. A bound that nobody waits for is not written down: an idle set costs no syncs.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class SetHost:
             return [self._described(one) for one in self._sets.values()]
 
     def _described(self, one: _Set) -> dict[str, Any]:
-        groups = []
+        groups: list[dict[str, Any]] = []
         for uuid in one.groups:
             service = self._find(uuid)
             if service is None:
@@ -236,6 +236,8 @@ class SetHost:
         ruling = rule(one.state, [_view(s.engine, look_close=True) for s in services], len(one.groups))
         state = decide(ruling, keep=keep)
         if state is None:
+            if ruling.standing is Standing.SOURCE:
+                raise Refused(f"this node is primary of set {one.name} already", "farstripe set list shows it")
             raise Refused(
                 f"set {one.name} cannot be taken over here: it is {ruling.standing.value}; {ruling.why}",
                 "take over group by group, which gives up that they belong together",
@@ -256,7 +258,7 @@ def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
     arrived = look(engine.page.u64, ARRIVED_GEN).time_ns
     if look_close and not arrived and state.role == SECONDARY:
         arrived = max(pending(engine).last_time_ns, engine.applied_time_ns)
-    upstream = getattr(state, "upstream", "") if state.role == SECONDARY else ""
+    upstream = state.upstream if state.role == SECONDARY else ""
     applied, domain = engine.applied_time_ns or engine.opened_at_ns, tag_of(engine.page[EPOCH])
     return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied, domain)
 

@@ -116,7 +116,7 @@ class GroupState:
     uuid: str
     name: str
     node_tag: int  # 24 bits, this node's part of an epoch number
-    volumes: list[dict[str, Any]] = field(default_factory=list)  # {index, name, uuid, size}
+    volumes: list[dict[str, Any]] = field(default_factory=list)  # {index, name, uuid, size, born}, see volumeset.py
     role: str = PRIMARY
     copy: str = OK
     mode: str = UNTRACKED
@@ -143,6 +143,9 @@ class GroupState:
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
     clean: bool = True  # stopped in order
     boot: int = 0  # boot in which it last ran
+    next_index: int = 0  # the next volume gets this index or a higher one; 0: the one after those listed
+    listed_at: list[int] = field(default_factory=list)  # [epoch, seq] of the last change of `volumes`; all before it is
+    # in the pool. Empty when the history has none
 
     @property
     def downstream(self) -> list[Edge]:

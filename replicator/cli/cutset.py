@@ -76,8 +76,8 @@ def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
 def takeover(here: Node, name: str, force: bool, keep: bool, yes: bool, as_json: bool) -> None:
     """Make this node primary of every group of the set NAME at one instant: the latest that all of them reach.
 
-    What single groups have received beyond it is given up. Groups that are synchronous and stall when their peer is lost
-    keep all: no write of theirs was answered that is not here. Synchronous groups that may degrade cannot promise
+    What single groups have received beyond it is given up. Groups that are synchronous and stall when their peer is
+    lost keep all: no write of theirs was answered that is not here. Synchronous groups that may degrade cannot promise
     that; there, writes of the last moment that were answered can be given up, unless --keep is said.
     """
     confirm(f"Make this node primary of every group of set {name}?", yes, as_json)

@@ -172,10 +172,13 @@ def _member(member: dict[str, Any], status: dict[str, Any]) -> Iterator[dict[str
             " clear the counts, when what was wrong has been seen to",
             "farstripe pool scrub --check", f"farstripe pool replace {path} NEW", f"farstripe pool clear-errors {path}",
         )  # fmt: skip
-    if member.get("slow_requests"):
+    long = member.get("slow_requests", 0)
+    if long or member.get("slow"):
+        recent = f", the longest since the start {member['slowest_s']} s" if member["slowest_s"] > 2 else ""
+        counted = [f"{long} requests took more than 2 s{recent}"] if long else []
         yield _entry(
-            name, "slow", f"{member['slow_requests']} syncs took too long, the longest {member['slowest_s']} s",
-            "flushes of all volumes of its group wait for it; whether to go on with it is your choice",
+            name, "slow", "; ".join([*counted, member.get("slow", "")]).removesuffix("; "),
+            "requests of all volumes of its group wait for it; whether to go on with it is your choice",
             "look at the disk; or replace it, which keeps redundancy meanwhile", f"farstripe pool replace {path} NEW",
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli import asof, journal, known, names, policy
+from replicator.cli import asof, groupvolumes, journal, known, names, policy
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_size
@@ -106,5 +106,7 @@ def delete(here: Node, name: str, force: bool, yes: bool, as_json: bool) -> None
     emit(as_json, {"name": name, "deleted": True}, f"group {name} deleted")
 
 
+group.add_command(groupvolumes.add)
+group.add_command(groupvolumes.remove)
 group.add_command(asof.retention)
 group.add_command(journal.journal)

@@ -83,7 +83,7 @@ def whole_view(status: Facts | None, pairs: list[Facts], replicator: bool) -> Fa
     edges = [group_view(edge_status(status, pair["peer"]), pair, replicator) for pair in pairs]
     whole = group_view(status, None, replicator)
     worst = min(edges, key=lambda one: _WORST_FIRST.index(one["level"]), default=whole)
-    losses = next((pair["losses"] for pair in pairs if pair.get("losses")), [])
+    losses: list[Facts] = next((pair["losses"] for pair in pairs if pair.get("losses")), [])
     return {**worst, "edges": edges, "losses": losses}
 
 
@@ -107,6 +107,7 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         "policy": known.get("policy"),
         "degraded": known.get("degraded"),
         "held": known.get("held"),
+        "stands_at": (known.get("limit_seq") or None) if known.get("role") == "secondary" else None,
         "paired": paired,
         "peer": _peer(pair),
         "rpo": rpo(known, pair) if paired and known else None,

@@ -91,7 +91,8 @@ def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
 @json_option
 @pass_node
 def resize(here: Node, name: str, size: int, force: bool, yes: bool, as_json: bool) -> None:
-    """Change the size of volume NAME. Growing is possible while it is in use.
+    """Change the size of volume NAME. Growing is possible while it is in use, also in a group, on its primary: every
+    copy does the same at the same place of the write order.
 
     Devices attached on this host see the new size at once; grow the filesystem afterwards (resize2fs, xfs_growfs).
     Other clients see it when they connect again.

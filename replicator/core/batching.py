@@ -8,7 +8,9 @@ in bursts.
 Gathering: while no write waits for the peer, records gather for a while after each frame: waking two processes on each
 node for a record costs more than all that is done with it. For how long depends on the round trip: a quarter of it adds
 little to what the line adds anyway and makes frames that compress better, GATHER_MIN_S at least, GATHER_MAX_S at most.
-The first record after a pause goes at once, and so does everything while writes wait for the peer.
+The first record after a pause goes at once, and so does everything while writes wait for the peer. Where several links
+of a process are busy they gather for longer, so that all of them together send no more frames than one would: the
+processors are shared, and with sixteen groups the frames would cost more than the writes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ LEAST_BYTES = 4 << 10
 LIMITED_FRAME_S = 0.1
 GATHER_MIN_S = 0.002
 GATHER_MAX_S = 0.010
+GATHER_CROWD_S = 0.05
+"""The most that busy neighbours add up to."""
+APPLY_GATHER_S = 0.02
+APPLY_CROWD_S = 0.2
 GATHER_BYTES = 256 << 10
 """So much is sent without gathering further."""
 _SMOOTH = 8
@@ -39,9 +45,38 @@ def frame_bytes(most: int, backlog: int, connections: int, rate: int, window_byt
     return size
 
 
-def gather_s(round_trip_s: float) -> float:
-    """Return for how long records gather."""
-    return min(GATHER_MAX_S, max(GATHER_MIN_S, round_trip_s / 4))
+def gather_s(round_trip_s: float, busy_links: int = 1) -> float:
+    """Return for how long records gather; `busy_links` of this process are, this one included."""
+    alone = min(GATHER_MAX_S, max(GATHER_MIN_S, round_trip_s / 4))
+    return max(alone, min(GATHER_CROWD_S, GATHER_MIN_S * busy_links))
+
+
+def apply_gather_s(busy_groups: int) -> float:
+    """Return how long a secondary lets records gather after a small batch; `busy_groups` of its process are."""
+    return min(APPLY_CROWD_S, APPLY_GATHER_S * busy_groups)
+
+
+class Crowd:
+    """How many of a process's links, or groups, are busy at the moment: those noted in this stretch or the last one.
+
+    Any thread may note itself; a count that is off by some does no harm.
+    """
+
+    STRETCH_S = 0.2
+
+    def __init__(self) -> None:
+        self._stretch = 0
+        self._present: set[int] = set()
+        self._before = 0
+
+    def note(self, who: object, now: float) -> int:
+        """Note that `who` is busy; returns how many are, at least 1. now: seconds of a monotonic clock."""
+        stretch = int(now / self.STRETCH_S)
+        if stretch != self._stretch:
+            self._before = len(self._present) if stretch == self._stretch + 1 else 0
+            self._stretch, self._present = stretch, set()
+        self._present.add(id(who))
+        return max(self._before, len(self._present))
 
 
 class RoundTrip:

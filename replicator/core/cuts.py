@@ -1,17 +1,18 @@
 """Cuts by time: how far the copies of several groups may be applied so that together they hold one instant.
 
-All groups of a set are written through one node, whose clock gives every write a time of its own, rising in the order in
-which writes depend on each other (capture/clock.py). A secondary knows of each group a time up to which nothing is missing
-(`arrived`: of the last record, or of a beacon after it). The set's bound is the smallest of these, and each group applies
-what is not later. So what is applied in all groups is everything up to the bound and nothing after it: a cut.
+All groups of a set are written through one node, whose clock gives every write a time of its own, rising in the order
+in which writes depend on each other (capture/clock.py). A secondary knows of each group a time up to which nothing is
+missing (`arrived`: of the last record, or of a beacon after it). The set's bound is the smallest of these, and each
+group applies what is not later. So what is applied in all groups is everything up to the bound and nothing after it:
+a cut.
 
 The bound is durable before anything is applied up to it, and so are the records: after power loss every group can be
 brought up to the bound again, and none is beyond it.
 
     source      the groups are primary here: nothing to limit
     whole       the groups are secondary here, the bound rules
-    joining     a copy is being made, or was made while others had gone on: no cut yet. All are stopped where the furthest
-                of them is, until everything up to there has arrived everywhere
+    joining     a copy is being made, or was made while others had gone on: no cut yet. All are stopped where the
+                furthest of them is, until everything up to there has arrived everywhere
     apart       the groups have different primaries, or are not all here: no limits, and no promise
     decided     a takeover has fixed the bound for good; whatever restarts now finishes it at that bound
 
@@ -89,7 +90,7 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
         return Ruling(Standing.SOURCE, SetState(), 0, "", "")
     broken = state._replace(whole=False)
     if len(views) < expected:
-        return Ruling(Standing.APART, broken, 0, "", f"{expected - len(views)} of its groups are not on this node")
+        return Ruling(Standing.APART, broken, 0, "", f"groups of it that are not on this node: {expected - len(views)}")
     if len(secondary) < len(views) or len({view.upstream for view in views}) > 1:
         return Ruling(Standing.APART, broken, 0, "", "its groups have different primaries")
     copying = [view.name for view in views if not view.consistent]

@@ -136,9 +136,7 @@ def _named(a: Hello, b: Hello) -> set[str]:
     writes of somebody else, and the leave does not cover those."""
     newest = {side.node: side.hist[-1][0] if side.hist else 0 for side in (a, b)}
     return {
-        side.discard
-        for side in (a, b)
-        if side.discard in newest and side.discard_epoch in (0, newest[side.discard])
+        side.discard for side in (a, b) if side.discard in newest and side.discard_epoch in (0, newest[side.discard])
     }
 
 
@@ -160,7 +158,7 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
     copy = "ok" if follow.state != "resync" else "resumable" if resumable else "resync"
     return Facts(
-        compat=_compat(lead, follow),
+        compat=_compat(lead, follow, comparison),
         split="yes" if lead.split or follow.split else "no",
         primaries=primaries,
         handover="yes" if primaries == "none" and _handover_complete(lead, follow) else "no",
@@ -180,12 +178,23 @@ def _copy_not_adopted(lead: Hello, follow: Hello) -> bool:
     return bool(lead.copy_id) and follow.copy_id != lead.copy_id and follow.pos < lead.synced
 
 
-def _compat(a: Hello, b: Hello) -> str:
-    if a.version != b.version:
+def _compat(lead: Hello, follow: Hello, comparison: Comparison) -> str:
+    if lead.version != follow.version:
         return "version"
-    if a.group != b.group or a.node == b.node:
+    if lead.group != follow.group or lead.node == follow.node:
         return "group"
-    return "ok" if a.volumes == b.volumes else "volumes"
+    return "volumes" if lead.volumes != follow.volumes and _same_list(lead, follow, comparison) else "ok"
+
+
+def _same_list(lead: Hello, follow: Hello, comparison: Comparison) -> bool:
+    """Both sides have to have the same volumes: follow's history is a part of lead's, and no change of the volumes lies
+    between the positions that the lists are of.
+
+    Elsewhere follow gets the changes that it lacks as records, or lead's list with a copy.
+    """
+    prefix = comparison.relation in (Relation.SAME, Relation.BEHIND)
+    earlier, later = sorted((lead, follow), key=lambda side: side.listed)
+    return prefix and lead.state == follow.state == "ok" and earlier.listed >= later.changed
 
 
 def _handover_complete(a: Hello, b: Hello) -> bool:

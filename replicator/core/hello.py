@@ -3,8 +3,8 @@
 Both sides send one, and both compute the same decision from the two (handshake.py). A HELLO is a snapshot: what it says
 about positions stays true until the decision is carried out, except that a primary's position may rise.
 
-Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes],
-...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
+Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes,
+born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from replicator.core.epochs import check_hist, node_tag
 from replicator.core.errors import ProtocolError
 
 VERSION = 2
-"""2: `upstream`, so that a secondary can be a source of others; `discard_epoch`."""
+"""2: `upstream`, so that a secondary can be a source of others; `discard_epoch`; when volumes were added."""
 NOT_YET = (1 << 64) - 1
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
@@ -27,7 +27,7 @@ class Hello(NamedTuple):
     version: int
     node: str  # 32 hex digits
     group: str  # uuid, 32 hex digits
-    volumes: tuple[tuple[int, int], ...]  # (index, size bytes), by index
+    volumes: tuple[tuple[int, int, int], ...]  # (index, size bytes, epoch it was added in), by index
     role: str  # "primary" | "secondary"
     state: str  # "fresh" | "ok" | "resync" | "diverged"
     hist: tuple[tuple[int, int], ...]  # (epoch, base), oldest first
@@ -48,6 +48,8 @@ class Hello(NamedTuple):
     discard_epoch: int  # that node's newest epoch when he did: the leave is for no later one. 0: it was not known
     handover: str  # node this side has handed the primary role to, or ""
     upstream: str  # of a secondary: node that feeds it, "" for none
+    listed: int = 0  # the seq at which the group has these volumes (secondary: applied)
+    changed: int = 0  # seq of the last change of the volumes, 0 when the history has none
 
     @property
     def tag(self) -> int:
@@ -56,7 +58,13 @@ class Hello(NamedTuple):
 
 
 def from_status(
-    node: str, status: dict[str, Any], *, split: bool, discard: str = "", discard_epoch: int = 0, handover: str = "",
+    node: str,
+    status: dict[str, Any],
+    *,
+    split: bool,
+    discard: str = "",
+    discard_epoch: int = 0,
+    handover: str = "",
     version: int = VERSION,
 ) -> Hello:
     """Build our Hello from the target's group.status and what the operator wants."""
@@ -67,7 +75,7 @@ def from_status(
         version=version,
         node=node,
         group=str(status["uuid"]),
-        volumes=tuple(sorted((int(v["index"]), int(v["size"])) for v in status["volumes"])),
+        volumes=tuple(sorted((int(v["index"]), int(v["size"]), int(v.get("born", 0))) for v in status["volumes"])),
         role=str(status["role"]),
         state=str(status["state"]),
         hist=tuple((int(e), int(b)) for e, b in status["hist"]),
@@ -86,12 +94,20 @@ def from_status(
         discard_epoch=discard_epoch,
         handover=handover,
         upstream=str(status.get("upstream") or "") if status["role"] == "secondary" else "",
+        listed=int(status.get("applied", pos)),
+        changed=int(status.get("listed_seq", 0)),
     )
 
 
 def wants_sync(status: dict[str, Any]) -> bool:
     """Say whether writes are to wait for the peer that this group.status was asked about."""
     return bool((status.get("policy") or {}).get("mode") == "sync")
+
+
+def of_shared(mine: Hello, theirs: Hello, bitmaps: dict[int, Any]) -> dict[int, Any]:
+    """Of the peer's bitmaps those of volumes that both sides have, with the same size; None for our other volumes."""
+    shared = {index for index, *_ in set(mine.volumes) & set(theirs.volumes)}
+    return {index: bitmaps[index] if index in shared else None for index, *_ in mine.volumes}
 
 
 def to_frame(hello: Hello) -> dict[str, Any]:
@@ -118,7 +134,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             version=version,
             node=_hex(frame["node"]),
             group=_hex(frame["group"]),
-            volumes=tuple((_u64(i), _u64(s)) for i, s in frame["volumes"]),
+            volumes=tuple((_u64(i), _u64(s), _u64(b)) for i, s, b in frame["volumes"]),
             role=_one_of(frame["role"], ROLES),
             state=_one_of(frame["state"], STATES),
             hist=tuple((_u64(e), _u64(b)) for e, b in frame["hist"]),
@@ -137,6 +153,8 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             discard_epoch=_u64(frame["discard_epoch"]),
             handover=str(frame["handover"])[:32],
             upstream=str(frame["upstream"])[:32],
+            listed=_u64(frame["listed"]),
+            changed=_u64(frame["changed"]),
         )
         check_hist(hello.hist)
         if hello.hist and hello.pos < hello.hist[-1][1]:
@@ -153,8 +171,28 @@ def from_frame(frame: dict[str, Any]) -> Hello:
 def _only_version(version: int, frame: dict[str, Any]) -> Hello:
     node, group = _hex(frame["node"]), _hex(frame["group"])
     return Hello(
-        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", 0,
-        "", "",
+        version,
+        node,
+        group,
+        (),
+        "secondary",
+        "ok",
+        (),
+        0,
+        0,
+        0,
+        0,
+        None,
+        (),
+        False,
+        "",
+        0,
+        False,
+        False,
+        "",
+        0,
+        "",
+        "",
     )
 
 

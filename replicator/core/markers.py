@@ -1,8 +1,8 @@
 """Markers: one named instant over groups of any number of nodes. What a record says, and how one is made.
 
-The writes of all the groups are held for a moment; each group's sequence gets a MARKER record with the same number; writes
-go on. No write made after a marker in one group can be seen before the marker in another one, so the images at number n,
-taken wherever the sequences go, belong together. No clock is compared.
+The writes of all the groups are held for a moment; each group's sequence gets a MARKER record with the same number;
+writes go on. No write made after a marker in one group can be seen before the marker in another one, so the images at
+number n, taken wherever the sequences go, belong together. No clock is compared.
 
     coordinator               node                      what it must not get wrong
     HOLD n, lease   ───────►  hold writes; HELD token   no write may be between readable and stamped (H1-24)
@@ -12,9 +12,9 @@ taken wherever the sequences go, belong together. No clock is compared.
     all MARKED: made
     any refusal, or the deadline: RELEASE n to all      the attempt is dead; its number is never used again (H1-19)
 
-The token names one hold: a late MARK cannot find a hold of its number that a late HOLD began anew.
-A node that was told nothing more ends the hold by itself when the lease is over (H1-22). A number that some nodes marked and
-others did not is no marker: who offers images asks for those that every group has (H1-19).
+The token names one hold: a late MARK cannot find a hold of its number that a late HOLD began anew. A node that was
+told nothing more ends the hold by itself when the lease is over (H1-22). A number that some nodes marked and others
+did not is no marker: who offers images asks for those that every group has (H1-19).
 
 `Attempt` is the coordinator, a pure state machine; the daemon and the model in tests/testing/cutworld drive the same
 code. Source: seed 001 sections 4, 7 and 8 (figure 15 with the corrections).

@@ -57,11 +57,15 @@ class Kind(enum.IntEnum):
     BITMAP_CLEAR = 9  # drop history bitmaps older than `offset` (a start seq)
     SYNCED = 10  # resync is complete: once applied and durable the copy is consistent
     MARKER = 11  # names a consistent instant over groups; payload: msgpack {id, name}
-    RESIZE = 12  # the volume now has `length` bytes
+    RESIZE = 12  # the volume has `length` bytes from here on
+    VOLUME_ADD = 13  # the group has one more volume, which is empty: `volume`; payload: msgpack {name, size}
+    VOLUME_REMOVE = 14  # `volume` is in the group no longer
 
 
 DATA_KINDS = frozenset({Kind.WRITE, Kind.ZERO, Kind.TRIM, Kind.COPY, Kind.COPY_ZERO})
 """Kinds that change volume contents."""
+LIST_KINDS = frozenset({Kind.RESIZE, Kind.VOLUME_ADD, Kind.VOLUME_REMOVE})
+"""Kinds that change which volumes the group has, or their sizes."""
 
 
 class BadRecord(Exception):

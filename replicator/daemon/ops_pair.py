@@ -13,8 +13,8 @@
     status {}                                    -> {node, pairs, peers, losses}
     explain {group, peer?}                       -> {word, level, why, means, then, commands, pair}
 
-`group` is a name or uuid, `peer` a name or id; it may be left out while the group has one pair here. A pair is described
-in pairview.py.
+`group` is a name or uuid, `peer` a name or id; it may be left out while the group has one pair here. A pair is
+described in pairview.py.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _adopt_at_peer(
             ADOPT_S,
             group=status["uuid"],
             name=status["name"],
-            volumes=[{"name": volume["name"], "size": volume["size"]} for volume in volumes],
+            volumes=[{key: volume.get(key, 0) for key in ("name", "size", "index", "born")} for volume in volumes],
             journal_bytes=journal_bytes,
             policy=policy,
             transfer=settings_from(args, Transfer()).to_map(),

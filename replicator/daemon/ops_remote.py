@@ -7,6 +7,7 @@
     pair.knock {group}                     -> {}  the caller has started and wants the data path
     pair.switchover {group, deadline_s?}   -> {primary}
     pair.extend_copy {group, copy_id, masks, hops} -> {seq, epoch}  see tree.py
+    pair.check_volume {group, volume, size, hops} -> {away}  see ops_volume.py
 
 A peer may only touch groups it is paired with, and adopt what is nobody's.
 """

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from replicator.core.batching import Crowd
 from replicator.core.errors import AuthError, BadInput, FarstripeError, IntegrityError, NotFound, Refused
 from replicator.core.session import Session
 from replicator.core.status import NO_PAIR, STRANGER
@@ -77,6 +78,7 @@ class Pairs:
         self._turned_away: dict[Key, tuple[str, str]] = {}
         """Pair -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
         self._lock = threading.RLock()
+        self._crowd = Crowd()
         self._stopped = False
 
     def start(self) -> None:
@@ -105,7 +107,7 @@ class Pairs:
                 split=pair.split,
                 handover=pair.handover,
             )
-            flow = Flow(lambda: self._files(pair, session))
+            flow = Flow(lambda: self._files(pair, session), self._crowd)
             loop: PairLoop
             claims = self._claims.setdefault(pair.group, Claims())
             asker = Asker(

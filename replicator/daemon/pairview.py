@@ -91,13 +91,14 @@ def _complete(one: dict[str, Any], status: dict[str, Any]) -> bool:
 
 def _in_sync(one: dict[str, Any]) -> bool:
     if one["feeds_us"]:
-        return one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR"
-    return one["word"] == "SYNC"
+        return bool(one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR")
+    return bool(one["word"] == "SYNC")
 
 
 def _known_lag(one: dict[str, Any], status: dict[str, Any]) -> int | None:
-    if one["lag"] is not None or one["feeds_us"]:
-        return one["lag"]
+    lag: int | None = one["lag"]
+    if lag is not None or one["feeds_us"]:
+        return lag
     received = int(((one["status"] or {}).get("peer") or {}).get("received") or 0)
     return max(0, int(status["pos"]) - received) if received else None
 
@@ -172,6 +173,8 @@ def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
     if words.feeds(status, facts):
+        if not words.told(facts):
+            return None
         return max(0, int(status["pos"]) - int((facts.get("acked") or {}).get("applied", 0)))
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
 

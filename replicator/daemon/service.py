@@ -23,6 +23,7 @@ from replicator.daemon import (
     ops_role,
     ops_rpo,
     ops_transfer,
+    ops_volume,
     pairview,
 )
 from replicator.daemon.durablefile import write_bytes
@@ -78,6 +79,7 @@ class Replicator:
         self.node.remote_handlers |= {
             "clock.read": lambda peer, args: {"wall_ns": time.time_ns()},
             **ops_marker.remote_handlers(self.node, self.markers),
+            **ops_volume.remote_handlers(self.node),
             **self._sets.remote_handlers(),
         }
         self._listener = Listener(
@@ -143,6 +145,7 @@ class Replicator:
             **ops_marker.handlers(node, self.markers),
             **self._sets.handlers(),
             **ops_transfer.handlers(node),
+            **ops_volume.handlers(node),
         }
 
     def _info(self) -> dict[str, Any]:

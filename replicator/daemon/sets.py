@@ -65,7 +65,8 @@ class Sets:
         def share(peer: Peer, args: Args) -> dict[str, Any]:
             paired = {pair.group for pair in self._node.pairs.store.all() if pair.peer == peer.node_id}
             known = next((one for one in self._all() if one["name"] == args["name"]), None)
-            concerned = {str(uuid) for uuid in args["groups"]} | {g["uuid"] for g in (known or {"groups": []})["groups"]}
+            before = known["groups"] if known else []
+            concerned = {str(uuid) for uuid in args["groups"]} | {group["uuid"] for group in before}
             if not concerned & paired:
                 raise Refused(f"no group of set {args['name']} is paired with {peer.name} here")
             stored = self._node.target(
@@ -160,7 +161,7 @@ class Sets:
             if status["role"] == "secondary":
                 ops_role.takeover(self._node, {"group": group["uuid"], "force": True, "at_limit": True})
 
-    # -- the thread -----------------------------------------------------------------------------------------------------
+    # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping:

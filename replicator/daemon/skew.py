@@ -1,7 +1,7 @@
 """How far the clocks of peers are from ours: asked now and then, told when it is too much.
 
-Write times need no synchronised clocks, but people compare them: the age of a copy, an image "as of" a time. The offset is
-taken in the middle of a question and its answer, so it is known to half of what these took.
+Write times need no synchronised clocks, but people compare them: the age of a copy, an image "as of" a time. The
+offset is taken in the middle of a question and its answer, so it is known to half of what these took.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from replicator.core.errors import FarstripeError
 from replicator.daemon.node import Node
+from replicator.daemon.peers import Peer
 
 ASK_S = 60.0
 MOST_S = 1.0
@@ -75,7 +77,7 @@ class SkewWatch:
         for peer in self._node.peers.all():
             try:
                 self._node.call(peer, "clock.read", 3.0)  # the second answer comes over a path that is warm
-                found = measure(lambda peer=peer: int(self._node.call(peer, "clock.read", 3.0)["wall_ns"]))  # type: ignore[misc]
+                found = measure(partial(self._ask, peer))
             except (FarstripeError, KeyError, TypeError, ValueError):
                 continue
             was = self.offsets.get(peer.node_id)
@@ -87,6 +89,9 @@ class SkewWatch:
                     "mislead; synchronise the clocks",
                     peer=peer.name,
                 )
+
+    def _ask(self, peer: Peer) -> int:
+        return int(self._node.call(peer, "clock.read", 3.0)["wall_ns"])
 
     def _run(self) -> None:
         self._stop.wait(2.0)

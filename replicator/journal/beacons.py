@@ -1,7 +1,8 @@
 """Two numbers of the page that belong together: a seq and a time, each pair with one writer and any number of readers.
 
-A pair says: every record with a write time up to `time` has a seq up to `seq`. BEACON is what this node tells others so,
-ARRIVED what it knows of the records it receives. The third slot is the pair's generation, odd while it is being stored.
+A pair says: every record with a write time up to `time` has a seq up to `seq`. BEACON is what this node tells others
+so, ARRIVED what it knows of the records it receives. The third slot is the pair's generation, odd while it is being
+stored.
 """
 
 from __future__ import annotations

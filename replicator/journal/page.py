@@ -15,14 +15,15 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     TAIL_OFF/_SEQ       target                        first record kept; space before it may be overwritten
     SYNC_ON             target                        bit k: writes wait for the peer of edge k
     TARGET_ASLEEP       target                        its doorbell must be rung
+    STATE_GEN           target                        rises when the group's state was written
     LAYOUT_GEN          target                        rises when the journal is made of other files (ring.py)
     BEACON_GEN/_SEQ/_TIME    target           every record with a write time up to TIME has a seq up to SEQ (beacons.py)
     ARRIVED_GEN/_SEQ/_TIME   replicator       the same, of what a secondary has received; 0 when it does not know
     BEACON_PACE_MS      target                        how often the replicator tells the peers of the beacon
     DROPS + k           target                        rises when the journal is no longer kept for edge k
 
-Each edge (the group's pair with one peer) has a block of EDGE_SLOTS slots; `edge_slot` finds them. The replicator writes
-them; the target clears a block when what it said belongs to the past (a new edge, a new copy):
+Each edge (the group's pair with one peer) has a block of EDGE_SLOTS slots; `edge_slot` finds them. The replicator
+writes them; the target clears a block when what it said belongs to the past (a new edge, a new copy):
 
     EDGE_RECEIVED_SEQ   what the peer has said of itself: received, on stable storage, in its pool
     EDGE_DURABLE_SEQ
@@ -65,6 +66,7 @@ ARRIVED_SEQ: Final = 26
 ARRIVED_TIME: Final = 27
 BEACON_PACE_MS: Final = 28
 LAYOUT_GEN: Final = 29
+STATE_GEN: Final = 30
 DROPS: Final = 32
 
 EDGES: Final = 16

@@ -22,8 +22,8 @@ from raidlib.recovery import allocated_areas
 from raidlib.scrub import Scrub
 from tests.testing.fakedisk import FakeDisk
 from tests.testing.poolcrash import degraded_workload, explore, workload
+from tests.testing.poolmodel import Violation
 from tests.testing.pools import AREA, new_pool, pattern, reopen
-from tests.testing.poolworld import Violation
 
 Patch = pytest.MonkeyPatch
 Found = (Violation, RaidError, OSError)

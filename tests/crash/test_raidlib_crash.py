@@ -13,6 +13,7 @@ import pytest
 
 from raidlib import rebuild, reconcile, replacing
 from tests.testing.poolcrash import (
+    away_workload,
     combined_workload,
     degraded_workload,
     explore,
@@ -80,6 +81,14 @@ def test_no_crash_while_members_are_swapped_vanish_and_come_back_loses_data(
     monkeypatch.setattr(replacing, "PROGRESS_AREAS", 1)
     monkeypatch.setattr(rebuild, "PROGRESS_AREAS", 2)
     assert explore(level, members, seed, STRIDE * 4, member_workload(seed)) > 5
+
+
+@pytest.mark.parametrize("checksums", [False, True], ids=["plain", "checksums"])
+@pytest.mark.parametrize(("level", "members"), SHAPES[1:])
+def test_no_crash_while_areas_change_hands_behind_the_back_of_one_that_is_away_loses_data(
+    level: int, members: int, checksums: bool
+) -> None:
+    assert explore(level, members, 1, STRIDE * 9, away_workload(1), checksums=checksums) > 5
 
 
 @pytest.mark.parametrize("groups", [False, True], ids=["groups stay", "groups come and go"])

@@ -36,7 +36,8 @@ from tests.testing.poolcrash import (
     workload,
     write_all,
 )
-from tests.testing.poolworld import PoolWorld, Violation
+from tests.testing.poolmodel import Violation
+from tests.testing.poolworld import PoolWorld
 
 Patch = pytest.MonkeyPatch
 

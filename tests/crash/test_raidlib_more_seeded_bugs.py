@@ -19,7 +19,7 @@ from raidlib.raidgroup import RaidGroup
 from raidlib.state import MemberState
 from tests.testing.faultsweep import SCENARIOS, Sweep, faults
 from tests.testing.poolexplorer import Explorer, Run
-from tests.testing.poolworld import Violation
+from tests.testing.poolmodel import Violation
 
 Patch = pytest.MonkeyPatch
 Found = (Violation, RaidError, OSError)

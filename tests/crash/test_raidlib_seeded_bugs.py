@@ -24,10 +24,11 @@ from raidlib.pool import Pool
 from raidlib.raidgroup import RaidGroup
 from raidlib.rebuild import Rebuild
 from raidlib.space import Space
-from raidlib.state import ImageKind, Kind, Record
+from raidlib.state import ImageKind, Kind, PoolState, Record
 from raidlib.twin import TwinFile
 from raidlib.volume import Volume
 from tests.testing.poolcrash import (
+    away_workload,
     degraded_workload,
     explore,
     image_workload,
@@ -35,7 +36,7 @@ from tests.testing.poolcrash import (
     move_workload,
     workload,
 )
-from tests.testing.poolworld import Violation
+from tests.testing.poolmodel import Violation
 
 Patch = pytest.MonkeyPatch
 
@@ -173,6 +174,18 @@ def stripe_journal_wraps_without_sync(patch: Patch) -> None:
 
 def region_missed_by_one_that_is_away_forgotten(patch: Patch) -> None:
     patch.setattr(readd, "note_missed", lambda group, ledger, regions: None)
+
+
+def area_given_out_while_one_is_away_not_counted_as_missed(patch: Patch) -> None:
+    good = PoolState.apply
+
+    def apply(self: PoolState, record: Record) -> None:
+        missed = set(self.groups[record.group].missed)
+        good(self, record)
+        if record.kind == Kind.ALLOC:
+            self.groups[record.group].missed = missed
+
+    patch.setattr(PoolState, "apply", apply)
 
 
 def marked_regions_not_copied_to_one_that_was_away(patch: Patch) -> None:
@@ -351,6 +364,10 @@ SWAPPED = [
     (spare_listed_before_its_superblock_is_durable, 1, 2, 1),
     (spare_taken_before_its_superblock_is_durable, 1, 2, 1),
 ]
+AWAY = [
+    (area_given_out_while_one_is_away_not_counted_as_missed, 1, 2, 1),
+    (area_given_out_while_one_is_away_not_counted_as_missed, 5, 3, 4),
+]
 Found = (Violation, RaidError)
 
 
@@ -405,3 +422,13 @@ def test_bug_of_a_pool_whose_members_come_and_go_is_found(
     with pytest.raises(Found):
         for further in range(10):
             explore(level, members, seed + further, 5, member_workload(seed + further))
+
+
+@pytest.mark.parametrize(("bug", "level", "members", "seed"), AWAY, ids=name_of)
+def test_bug_of_areas_that_change_hands_while_a_member_is_away_is_found(
+    monkeypatch: Patch, bug: Callable[[Patch], None], level: int, members: int, seed: int
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(Found):
+        for further in range(6):
+            explore(level, members, seed + further, 15, away_workload(seed + further))

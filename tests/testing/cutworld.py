@@ -1,5 +1,5 @@
-"""A world of groups whose copies must be consistent with each other: the real clock, beacons, sets, holds, markers, books,
-followers and takeovers, on disks that forget, driven step by step by chance. No threads, no real time.
+"""A world of groups whose copies must be consistent with each other: the real clock, beacons, sets, holds, markers,
+books, followers and takeovers, on disks that forget, driven step by step by chance. No threads, no real time.
 
     node P1: groups 0 and 1, one clock      copies on S1, a consistency set
     node P2: group 2, a clock of its own     copy on S2
@@ -96,7 +96,8 @@ class NodeHost:
         reserve = PlainFile(path) if path.exists() else PlainFile(path, create_bytes=RESERVE_FILE_BYTES)
         self.clock = WriteClock(self._wall, 1, self._page, reserve)
         self.sets = SetHost(self._folder / "sets", self.service)
-        self.markers = MarkerHost(self.pools, FakeExports(self.pools), SimpleNamespace(add=lambda *a, **k: None))  # type: ignore[arg-type]
+        quiet: Any = SimpleNamespace(add=lambda *a, **k: None)
+        self.markers = MarkerHost(self.pools, FakeExports(self.pools), quiet)  # type: ignore[arg-type]
         self.markers.marking = Marking(lambda: self.world.now, self.world.later)
 
     def _wall(self) -> int:

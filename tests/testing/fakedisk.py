@@ -227,6 +227,10 @@ class FakeDisk:
         for write in store.unsynced:
             _overlay(write, off, new)
 
+    def peek(self, name: str, off: int, length: int) -> bytes:
+        """What a read would give, whatever faults there are."""
+        return bytes(self._find(name).data[off : off + length])
+
     def lose_writes(self, name: str, start: int = 0, end: int = 1 << 62, count: int = 1) -> None:
         """The next `count` writes that touch [start, end) succeed and change nothing."""
         self._find(name).deceits.append(_Deceit(start, end, count, None))

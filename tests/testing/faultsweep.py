@@ -20,7 +20,8 @@ from raidlib.errors import RaidError
 from tests.testing.fakedisk import SECTOR_BYTES
 from tests.testing.faultdisk import Fault, FaultDisk
 from tests.testing.poolaudit import audit, check_space
-from tests.testing.poolworld import TOLERATES, DoubleFault, PoolWorld, Violation
+from tests.testing.poolmodel import TOLERATES, DoubleFault, Violation
+from tests.testing.poolworld import PoolWorld
 
 LOUD = (RaidError, OSError, DoubleFault)
 ERRORS = [
@@ -284,7 +285,7 @@ class Sweep:
         world.paths = [member["path"] for member in status["members"]]
         for index, member in enumerate(status["members"]):
             if member["state"] == "failed":
-                world.spares = 8 + index
+                world.new_disks = 8 + index
                 world.replace_member(index)
         world.rebuild(60)
         world.check_redundancy()

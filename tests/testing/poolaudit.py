@@ -15,7 +15,7 @@ from raidlib import Pool
 from raidlib.areamap import area_of, group_of
 from raidlib.raidgroup import RaidGroup
 from tests.testing.fakedisk import FakeDisk
-from tests.testing.poolworld import Violation
+from tests.testing.poolmodel import Violation
 
 Bytes = npt.NDArray[np.uint8]
 _DOUBLE = np.array([value << 1 ^ (0x11D if value & 0x80 else 0) for value in range(256)], np.uint16).astype(np.uint8)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.testing.fakedisk import PowerCut
-from tests.testing.poolworld import DoubleFault, PoolWorld
+from tests.testing.poolaudit import audit
+from tests.testing.poolmodel import DoubleFault
+from tests.testing.poolworld import PoolWorld
 
 Step = Callable[[PoolWorld], object]
 
@@ -216,6 +218,49 @@ def _swap_step(world: PoolWorld, index: int, dice: float) -> None:
         world.rebuild(3 if dice < 0.94 else 100)
 
 
+def away_workload(seed: int, steps: int = 30) -> list[Step]:
+    """Draw steps in which a member is away while areas are freed and given out, also to nobody who writes to them."""
+    rng = random.Random(seed)
+    plan: list[Step] = [
+        lambda w: w.create_volume("a", 8 * 16384),
+        lambda w: w.create_volume("b", 6 * 16384),
+        lambda w: w.write("a", 0, 250),
+        lambda w: w.create_volume("t", 4 * 16384, thin=False),
+        _write_thick,
+    ]
+    for _ in range(steps):
+        index, area, dice = rng.randrange(4), rng.randrange(6), rng.random()
+        if dice < 0.22:
+            plan.append(_draw(rng))
+        elif dice < 0.36:
+            plan += [partial(_vanish, index=index), partial(_write_somewhere, first=area * 32)]
+        elif dice < 0.44:
+            plan.append(partial(_trim_areas, first=area, areas=1 + index))
+        elif dice < 0.54:
+            plan.append(_write_thick)
+        elif dice < 0.70:
+            plan.append(partial(_remake_thick, areas=3 + index))
+        elif dice < 0.82:
+            plan += [PoolWorld.clear_intents, PoolWorld.clear_intents]
+        else:
+            plan += [PoolWorld.return_member, partial(_rebuild, steps=2 + 20 * (area % 2))]
+        plan.append(PoolWorld.settle)
+    return plan
+
+
+def _vanish(world: PoolWorld, index: int) -> None:
+    world.vanish_member(index % len(world.pool.status()["groups"][0]["members"]))
+
+
+def _trim_areas(world: PoolWorld, first: int, areas: int) -> None:
+    """Give areas of volume a back."""
+    world.zero("a", first * 32, min(areas, 8 - first) * 32)
+
+
+def _rebuild(world: PoolWorld, steps: int) -> None:
+    world.rebuild(steps)
+
+
 def combined_workload(seed: int, steps: int = 36, *, groups: bool) -> list[Step]:
     """Everything at once: images and moves, members that fail, vanish, return and are replaced, scrubs, thick volumes.
 
@@ -253,6 +298,15 @@ def _remake_thick(world: PoolWorld, areas: int) -> None:
         world.delete_volume("t")
     else:
         world.create_volume("t", areas * 16384, thin=False)
+
+
+def _write_thick(world: PoolWorld) -> None:
+    """Volume t, if it is there, is written all over, and its marks are cleared: when it goes, nothing tells of it."""
+    if "t" in world.models:
+        world.write("t", 0, world.models["t"].size // 512)
+        world.sync()
+        for _ in range(2):
+            world.clear_intents()
 
 
 def _remake(world: PoolWorld) -> None:
@@ -341,6 +395,11 @@ def _crash(world: PoolWorld, outcome: str) -> None:
         world.power_cut_and_open(cut_open_at=world.rng.randrange(1, 40))
     else:
         world.power_cut_and_open()
+    finish(world)
+
+
+def finish(world: PoolWorld) -> None:
+    """Let a pool that was opened after a crash go on until all is well again, and look closely. Ends this world."""
     for _ in range(3):
         world.move_steps(1)
     world.check_new_volume_is_zero()
@@ -349,5 +408,6 @@ def _crash(world: PoolWorld, outcome: str) -> None:
     world.rebuild(100)
     world.check_books()
     world.check_no_checksum_error()
+    audit(world.pool, world.disk)
     world.scrub(100)
     world.check_redundancy()

@@ -9,27 +9,63 @@ must be read.
 
     python -m tests.testing.poolexplorer --states 100000 --seed 1
     python -m tests.testing.poolexplorer --run 5,3,degraded,7 --cut 33
+
+A night of it, that goes on where the last one ended, is explorenight.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+from raidlib import rebuild, replacing
 from tests.testing.crashimages import Change, Outcome, RecordingDisk, Walk, outcomes
 from tests.testing.fakedisk import Unsynced
 from tests.testing.poolaudit import audit
-from tests.testing.poolcrash import Step, degraded_workload, grown, workload
-from tests.testing.poolworld import DoubleFault, PoolWorld
+from tests.testing.poolcrash import (
+    Second,
+    Step,
+    away_workload,
+    combined_workload,
+    degraded_workload,
+    finish,
+    grown,
+    image_workload,
+    member_workload,
+    workload,
+)
+from tests.testing.poolmodel import DoubleFault
+from tests.testing.poolworld import PoolWorld
 
-PLANS: dict[str, Callable[[int], list[Step]]] = {
-    "healthy": workload,
-    "degraded": degraded_workload,
-    "growing": lambda seed: grown(workload(seed, 16), seed, 0.15),
+
+class Plan(NamedTuple):
+    """A kind of workload and of pool."""
+
+    draw: Callable[[int], list[Step]]
+    """Draws the steps from a seed."""
+    loses: bool = True
+    """Members fail, so RAID 0 cannot take part."""
+    checksums: bool = False
+    second: Second = None
+
+
+PLANS = {
+    "healthy": Plan(workload, loses=False),
+    "healthy-sums": Plan(workload, loses=False, checksums=True),
+    "degraded": Plan(degraded_workload),
+    "degraded-sums": Plan(degraded_workload, checksums=True),
+    "swapped": Plan(member_workload, loses=False),
+    "away": Plan(away_workload),
+    "growing": Plan(lambda seed: grown(workload(seed, 16), seed, 0.15), loses=False),
+    "images": Plan(image_workload, loses=False, second=(1, 2)),
+    "everything": Plan(partial(combined_workload, groups=False), checksums=True),
+    "everything-grows": Plan(partial(combined_workload, groups=True), second=(1, 2)),
 }
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
 OUTCOMES_PER_CUT = 20
@@ -52,7 +88,7 @@ class Run(NamedTuple):
         return f"{self.level},{self.members},{self.plan},{self.seed}"
 
 
-RUN_KINDS = [Run(*shape, plan, 0) for plan in PLANS for shape in SHAPES if plan != "degraded" or shape[0]]
+RUN_KINDS = [Run(*shape, name, 0) for name, plan in PLANS.items() for shape in SHAPES if shape[0] or not plan.loses]
 
 
 @dataclass
@@ -100,7 +136,8 @@ def play(run: Run) -> _Record:
     """Play the workload to its end, look at what it leaves without any crash, and return the record."""
     rng = random.Random(f"{run}")
     disk = RecordingDisk(rng)
-    world = PoolWorld(rng, run.level, run.members, disk=disk)
+    plan = PLANS[run.plan]
+    world = PoolWorld(rng, run.level, run.members, disk=disk, second=plan.second, checksums=plan.checksums)
     views: list[PoolWorld] = []
     disk.record()
 
@@ -109,7 +146,7 @@ def play(run: Run) -> _Record:
         views.append(views[-1] if views and views[-1].expects_the_same(now) else now)
 
     disk.on_change = view
-    for step in PLANS[run.plan](run.seed):
+    for step in plan.draw(run.seed):
         step(world)
     assert disk.log is not None
     view()
@@ -118,9 +155,7 @@ def play(run: Run) -> _Record:
     world.settle()
     if not world.losing:
         audit(world.pool, disk)
-        world.rebuild(100)
-        audit(world.pool, disk)
-        world.check_redundancy()
+        finish(world)
     return record
 
 
@@ -142,6 +177,9 @@ class Explorer:
         except BaseException as exc:
             exc.add_note(f"again, without any crash: python -m tests.testing.poolexplorer --run {run}")
             raise
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()  # the record lives to the end, and is not to be looked through again and again
         for number, crash in enumerate(self._crashes(record, str(run), OUTCOMES_PER_CUT, only=only)):
             try:
                 self._first(crash, number, f"{run} {crash.cut} {crash.outcome.name}")
@@ -203,11 +241,13 @@ class Explorer:
         recovery, disk.log = disk.log or [], None
         audit(world.pool, disk)
         if deep:
-            world.check_new_volume_is_zero()
-            world.rebuild(100)
-            audit(world.pool, disk)
-            world.check_redundancy()
+            finish(world)
         return recovery
+
+
+def use_small_steps() -> None:
+    """Let progress be noted every area or two, for the pools here have few."""
+    replacing.PROGRESS_AREAS, rebuild.PROGRESS_AREAS = 1, 2
 
 
 def explore_many(states: int, seed: int, tell: Callable[[str], None] = print) -> Counts:
@@ -232,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", help="LEVEL,MEMBERS,PLAN,SEED: explore this run alone")
     parser.add_argument("--cut", type=int, help="with --run: this cut alone")
     given = parser.parse_args(arguments)
+    use_small_steps()
     if given.run:
         level, members, plan, seed = given.run.split(",")
         explorer = Explorer()

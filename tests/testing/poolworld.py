@@ -1,8 +1,7 @@
 """A pool on a FakeDisk beside a model of what it must hold, through kills and power cuts.
 
-The model knows nothing of raidlib's insides. Every write fills its sectors with a tag of its own, so a sector that
-reads as something else tells what it is: an older write, another volume's data, garbage. What it demands after each
-crash and open:
+The model is in poolmodel.py, what may happen to members in poolmembers.py. What the model demands after each crash and
+open:
 
 * a sector holds its last acknowledged value, or, in a write that was in flight, the old or the new one; after a power
   cut also any value it had since the last completed sync;
@@ -23,80 +22,26 @@ import contextlib
 import copy
 import itertools
 import random
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 from raidlib import GroupSpec, Pool, Volume
-from raidlib.errors import MediumError, NotFound, OutOfSpace, RaidError, Refused
+from raidlib.errors import NotFound, OutOfSpace, RaidError, Refused
 from raidlib.scrub import COUNTS
 from tests.testing.fakedisk import SECTOR_BYTES, FakeDisk, PowerCut
-
-TOLERATES = {0: 0, 1: 1, 5: 1, 6: 2, 10: 1}
-"""Members that any group of a level can lose (RAID 1 of two)."""
-_ZERO_SECTOR = bytes(SECTOR_BYTES)
-
-
-class DoubleFault(Exception):
-    """The pool refused to open: it lost power, or was killed, in the very moment it lost a member. Not a defect."""
-
-
-class Violation(AssertionError):
-    """The pool holds something it must not."""
-
-
-@dataclass
-class VolumeModel:
-    """What one volume may hold. Sector values are tags; 0 is zeroes."""
-
-    size: int
-    current: list[int] = field(default_factory=list)
-    frozen: bool = False
-    """A snapshot."""
-    since_sync: dict[int, frozenset[int]] = field(default_factory=dict)
-    """For sectors written since the last sync: every value a power cut may leave."""
-
-    def __post_init__(self) -> None:
-        self.current = self.current or [0] * (self.size // SECTOR_BYTES)
-
-    def put(self, sectors: range, tag: int) -> None:
-        """A write completed."""
-        for sector in sectors:
-            before = self.current[sector]
-            self.since_sync[sector] = self.since_sync.get(sector, frozenset((before,))) | {tag}
-            self.current[sector] = tag
-
-    def image(self, *, frozen: bool) -> VolumeModel:
-        """A snapshot or clone of it."""
-        return VolumeModel(self.size, list(self.current), frozen)
-
-    def copy(self) -> VolumeModel:
-        """An independent copy."""
-        return VolumeModel(self.size, list(self.current), self.frozen, dict(self.since_sync))
-
-    def resize(self, size: int) -> None:
-        """A resize completed."""
-        sectors = size // SECTOR_BYTES
-        self.current = self.current[:sectors] + [0] * (sectors - len(self.current))
-        self.since_sync = {sector: values for sector, values in self.since_sync.items() if sector < sectors}
-        self.size = size
+from tests.testing.poolmembers import MemberWorld, member_bytes
+from tests.testing.poolmodel import (
+    TOLERATES,
+    DoubleFault,
+    InFlight,
+    Violation,
+    VolumeModel,
+    sector_bytes,
+    sector_set,
+    tag_of,
+)
 
 
-@dataclass
-class _InFlight:
-    """The call that has not returned."""
-
-    kind: str
-    volume: str
-    sectors: range = range(0)
-    tag: int = 0
-    size: int = 0
-    images: dict[str, str] = field(default_factory=dict)
-
-
-class PoolWorld:
+class PoolWorld(MemberWorld):
     """One pool with its disk and its model. Operations mirror the pool's; each tells the model."""
 
     def __init__(
@@ -118,22 +63,18 @@ class PoolWorld:
         self.level = level
         self.paths = [f"m{i}" for i in range(members)]
         self.models: dict[str, VolumeModel] = {}
-        self.spares = 0
         self.area_bytes = area_bytes
-        self.losing = ""
-        """A member that breaks, until the pool has coped with it."""
+        self.checksums = checksums
         self._tags = itertools.count(1)
-        self._in_flight: _InFlight | None = None
-        self._member_bytes = _member_bytes(level, members, areas, chunk_bytes, area_bytes) + 4096 * checksums
-        self._areas_of_g: set[int] = set()
-        """How many areas the first group may have; nothing is known before it first grows."""
+        self._in_flight: InFlight | None = None
+        self.member_bytes = member_bytes(level, members, areas, chunk_bytes, area_bytes) + 4096 * checksums
         for path in self.paths:
-            self.disk.create(path, self._member_bytes)
+            self.disk.create(path, self.member_bytes)
         specs = [GroupSpec("g", level, list(self.paths), chunk_bytes, checksums)]
         if second is not None:
             others = [f"n{i}" for i in range(second[1])]
             for path in others:
-                self.disk.create(path, _member_bytes(*second, areas, chunk_bytes, area_bytes) + 4096 * checksums)
+                self.disk.create(path, member_bytes(*second, areas, chunk_bytes, area_bytes) + 4096 * checksums)
             specs.append(GroupSpec("h", second[0], others, chunk_bytes, checksums))
             self.paths += others
         self.pool = Pool.create("tank", specs, area_bytes, self._open)
@@ -154,8 +95,8 @@ class PoolWorld:
         """Whether a crash may leave the same in both."""
         return (
             self._in_flight is other._in_flight
-            and self.losing == other.losing
-            and self._areas_of_g == other._areas_of_g
+            and (self.losing, self.damaged) == (other.losing, other.damaged)
+            and self.areas_of_g == other.areas_of_g
             and self.paths == other.paths
             and self.models == other.models
         )
@@ -164,7 +105,7 @@ class PoolWorld:
 
     def create_volume(self, name: str, size: int, thin: bool = True) -> None:
         """Make a volume; out of space changes nothing."""
-        self._begin(_InFlight("create", name, size=size))
+        self._begin(InFlight("create", name, size=size))
         try:
             self.pool.create_volume(name, size, thin=thin)
         except OutOfSpace:
@@ -175,14 +116,14 @@ class PoolWorld:
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume."""
-        self._begin(_InFlight("delete", name))
+        self._begin(InFlight("delete", name))
         self.pool.delete_volume(name)
         del self.models[name]
         self._end()
 
     def resize_volume(self, name: str, size: int) -> None:
         """Grow or, with force, shrink."""
-        self._begin(_InFlight("resize", name, size=size))
+        self._begin(InFlight("resize", name, size=size))
         self.pool.resize_volume(name, size, force=True)
         self.models[name].resize(size)
         self._end()
@@ -191,14 +132,14 @@ class PoolWorld:
         """Write `count` sectors with a new tag; out of space may leave any part written."""
         tag = next(self._tags)
         sectors = range(first, first + count)
-        self._begin(_InFlight("write", name, sectors, tag))
+        self._begin(InFlight("write", name, sectors, tag))
         data = b"".join(sector_bytes(tag, sector) for sector in sectors)
         self._write(name, sectors, tag, lambda volume: volume.pwrite(data, first * SECTOR_BYTES))
 
     def zero(self, name: str, first: int, count: int, punch: bool = True) -> None:
         """Zero or trim `count` sectors."""
         sectors = range(first, first + count)
-        self._begin(_InFlight("zero", name, sectors, 0))
+        self._begin(InFlight("zero", name, sectors, 0))
         self._write(name, sectors, 0, lambda volume: volume.zero(first * SECTOR_BYTES, count * SECTOR_BYTES, punch))
 
     def sync(self) -> None:
@@ -209,7 +150,7 @@ class PoolWorld:
 
     def snapshot(self, names: dict[str, str], *, clone: bool = False) -> None:
         """Take snapshots {volume: snapshot} at one instant, or a clone; no room for their metadata changes nothing."""
-        self._begin(_InFlight("clone" if clone else "snapshot", "", images=names))
+        self._begin(InFlight("clone" if clone else "snapshot", "", images=names))
         try:
             if clone:
                 [(source, name)] = names.items()
@@ -224,7 +165,7 @@ class PoolWorld:
 
     def rollback(self, name: str, snapshot: str) -> None:
         """Take a volume back to its snapshot."""
-        self._begin(_InFlight("rollback", name, images={name: snapshot}))
+        self._begin(InFlight("rollback", name, images={name: snapshot}))
         try:
             self.pool.rollback(name, snapshot)
         except OutOfSpace:
@@ -252,29 +193,8 @@ class PoolWorld:
         if len(names) < 3 and not self.losing:
             paths = [self._new_disk(), self._new_disk()]
             self.paths += paths
-            spec = GroupSpec(f"with-{paths[0]}", 1, paths, 4096, self.pool._groups[0].checksums)
+            spec = GroupSpec(f"with-{paths[0]}", 1, paths, 4096, self.checksums)
             self.pool.add_group(spec, self._open)
-
-    def grow(self, areas: int) -> None:
-        """Enlarge every member of the first group, by what it happens to hold there, and let the group take it."""
-        group = self.pool._groups[0]
-        names = {member.path for member in group.members}
-        tail = areas * group.geometry.area_member_bytes + self.rng.randrange(4096)
-        self._member_bytes += tail
-        for name in self.disk.names():
-            if name in names:
-                self.disk.enlarge(name, self.rng.randbytes(max(0, self._member_bytes - self.disk.length(name))))
-        before = group.info.usable_areas
-        try:
-            after = self.pool.grow("g", dry_run=True)["groups"][0]["size"] // self.area_bytes
-            self._areas_of_g = {before, after}
-            self.pool.grow("g")
-            self._areas_of_g = {after}
-        except (Refused, OutOfSpace):
-            self._areas_of_g = {before}
-        except MediumError:
-            if not self.losing:
-                raise
 
     def remove_group(self) -> None:
         """Have the last group emptied and dropped, if the others have room."""
@@ -304,87 +224,6 @@ class PoolWorld:
     def clear_intents(self) -> None:
         """Let the pool clear idle marks."""
         self.pool.clear_intents()
-
-    def fail_member(self, index: int) -> None:
-        """Take a member out, if the level bears it."""
-        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.pool.fail_member(self._path(index))
-
-    def break_member(self, index: int) -> None:
-        """From now on a member takes no writes, if the level bears that; who writes to it next will find out."""
-        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = self._path(index)
-            self.disk.fail_writes(self.losing)
-
-    def lose_writes(self, index: int) -> None:
-        """The next sync of a member fails and drops what was not synced, if the level bears that."""
-        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = self._path(index)
-            self.disk.fail_next_sync(self.losing)
-
-    def vanish_member(self, index: int) -> None:
-        """Pull a member's cable, if the level bears that. It is noticed by the next write to it."""
-        if self._away() < TOLERATES[self.level] and self._state(index) == "in_sync" and not self.losing:
-            self.losing = self._path(index)
-            self.disk.vanish(self.losing)
-
-    def return_member(self) -> None:
-        """Plug what vanished in again, and take back what merely was away."""
-        for path in self.disk.names():
-            if path != self.losing and self.disk.is_vanished(path):
-                self.disk.come_back(path)
-        for member in self._members():
-            if member["away"]:
-                self.pool.readd_member(member["path"], self._open)
-
-    def replace_member(self, index: int) -> None:
-        """Put a new disk in, in the place of a failed member, or of a good one."""
-        if self.losing or any(member["replacement"] for member in self._members()):
-            return
-        if self._state(index) != "in_sync" and self._away() > TOLERATES[self.level]:
-            return
-        path = self._new_disk()
-        try:
-            self.pool.replace_member(self._path(index), path, self._open)
-        except PowerCut:
-            self.paths.append(path)  # either may be the member now; the superblocks will say
-            raise
-        self.paths.append(path)
-
-    def break_successor(self) -> None:
-        """From now on a disk that is being filled in the place of a good one takes no writes."""
-        for member in self._members():
-            if member["replacement"]:
-                self.disk.fail_writes(member["replacement"]["path"])
-
-    def add_spare(self) -> None:
-        """Make a new disk a spare."""
-        if not self.losing and not self.pool.status()["spares"]:
-            path = self._new_disk()
-            self.paths.append(path)
-            self.pool.add_spare(path, "", self._open)
-
-    def take_spare(self) -> None:
-        """Let a spare take the place of a failed member, if there are both."""
-        if not self.losing:
-            self.pool.take_spare()
-
-    def settle(self) -> None:
-        """Note whether the pool has coped with a member that breaks. Call between operations."""
-        members = self._members()
-        its = [m for m in members if m["path"] == self.losing]
-        if self.losing and (not its or its[0]["state"] == "failed"):
-            self.pool.sync()
-            for group in self.pool._groups:
-                group.secure_degraded()
-            self.losing = ""
-
-    def rebuild(self, steps: int) -> int:
-        """Rebuild a little; return what remains."""
-        remaining = 0
-        for _ in range(steps):
-            remaining = self.pool.rebuild_step()
-        return remaining
 
     # Crashes
 
@@ -443,11 +282,14 @@ class PoolWorld:
         self._settle_lifecycle()
         self._check_members()
         self._check_size()
-        unclean = {name: _sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
+        unclean = {name: sector_set(ranges) for name, ranges in self.pool.unclean_ranges.items()}
         flight = self._in_flight
         for name, model in self.models.items():
             in_flight = flight if flight is not None and flight.volume == name else None
             found = self._read_tags(name)
+            if found is model.current:
+                model.since_sync.clear()
+                continue
             covered = unclean.get(name, set())
             for sector, (value, acknowledged) in enumerate(zip(found, model.current, strict=True)):
                 if value == acknowledged:
@@ -488,7 +330,7 @@ class PoolWorld:
         if there != expected:
             raise Violation(f"volumes are {there}, should be {expected}")
 
-    def _settle_rollback(self, flight: _InFlight) -> None:
+    def _settle_rollback(self, flight: InFlight) -> None:
         """A rollback in flight happened wholly or not at all."""
         [(name, snapshot)] = flight.images.items()
         model = self.models[name]
@@ -521,13 +363,6 @@ class PoolWorld:
             if not spare["there"]:
                 raise Violation(f"spare {spare['path']} is not to be found")
 
-    def _check_size(self) -> None:
-        """The first group has its old size or its new one, and room for it on every member."""
-        info = self.pool._groups[0].info
-        if self._areas_of_g and info.usable_areas not in self._areas_of_g:
-            raise Violation(f"group g has {info.usable_areas} areas, should have {sorted(self._areas_of_g)}")
-        self._areas_of_g = {info.usable_areas}
-
     def check_contents(self) -> None:
         """Every volume holds exactly what was acknowledged."""
         for name, model in self.models.items():
@@ -555,7 +390,7 @@ class PoolWorld:
             if member["checksum_errors"]:
                 raise Violation(f"{member['path']}: {member['checksum_errors']} blocks do not fit their checksums")
         group = self.pool._groups[0]
-        if not group.checksums:
+        if not self.checksums:
             return
         length = group.geometry.area_member_bytes
         for area in sorted(self.pool._allocators[0].allocated):
@@ -567,7 +402,10 @@ class PoolWorld:
                         raise Violation(f"{member.path}, area {area}: {exc.strerror}") from exc
 
     def scrub(self, steps: int) -> None:
-        """Scrub a little, with leave to repair; whatever is found is a violation, for nothing was damaged."""
+        """Scrub a little, with leave to repair; whatever is found is a violation, unless something was damaged."""
+        if self.damaged:
+            self.repair_damage()
+            return
         if self.losing or self.pool.status()["groups"][0]["state"] == "lost":
             return
         self.pool.scrub_start("g", repair=True)
@@ -602,30 +440,7 @@ class PoolWorld:
 
     # Inside
 
-    def _away(self) -> int:
-        return sum(member["state"] != "in_sync" for member in self.pool.status()["groups"][0]["members"])
-
-    def _members(self) -> list[dict[str, Any]]:
-        members: list[dict[str, Any]] = self.pool.status()["groups"][0]["members"]
-        return members
-
-    def _path(self, index: int) -> str:
-        return str(self._members()[index]["path"])
-
-    def _new_disk(self) -> str:
-        self.spares += 1
-        path = f"spare{self.spares}"
-        self.disk.create(path, self._member_bytes)
-        self.disk.corrupt(path, 0, random.Random(path).randbytes(self._member_bytes))  # it was used before
-        return path
-
-    def _state(self, index: int) -> str:
-        return str(self.pool.status()["groups"][0]["members"][index]["state"])
-
-    def _open(self, path: str) -> object:
-        return self.disk.open_exclusive(path)
-
-    def _begin(self, flight: _InFlight) -> None:
+    def _begin(self, flight: InFlight) -> None:
         self._in_flight = flight
 
     def _end(self) -> None:
@@ -652,31 +467,7 @@ class PoolWorld:
             data = volume.pread(volume.size, 0)
         except (NotFound, RaidError) as exc:
             raise Violation(f"{name} cannot be read: {exc}") from exc
-        return [_tag_of(data[at : at + SECTOR_BYTES], at // SECTOR_BYTES) for at in range(0, len(data), SECTOR_BYTES)]
-
-
-def _member_bytes(level: int, members: int, areas: int, chunk_bytes: int, area_bytes: int) -> int:
-    """The size of members that make about so many areas."""
-    copies = {1: members, 10: 2}.get(level, 1)
-    data = members // copies - {5: 1, 6: 2}.get(level, 0)
-    return (128 << 10) + areas * -(-area_bytes // (data * chunk_bytes)) * chunk_bytes
-
-
-@lru_cache(maxsize=1 << 16)
-def sector_bytes(tag: int, sector: int) -> bytes:
-    """The 512 bytes of a sector written with a tag."""
-    return struct.pack("<QQ", tag, sector + 1) * (SECTOR_BYTES // 16)
-
-
-def _tag_of(data: bytes, sector: int) -> int:
-    """The tag a sector holds; -1 when it is nothing that was ever written there."""
-    if data == _ZERO_SECTOR:
-        return 0
-    tag, place = struct.unpack_from("<QQ", data)
-    if place == sector + 1 and data == sector_bytes(tag, sector):
-        return int(tag)
-    return -1
-
-
-def _sector_set(ranges: list[tuple[int, int]]) -> set[int]:
-    return {sector for off, n in ranges for sector in range(off // SECTOR_BYTES, (off + n) // SECTOR_BYTES)}
+        model = self.models.get(name)
+        if model is not None and data == model.bytes():
+            return model.current
+        return [tag_of(data[at : at + SECTOR_BYTES], at // SECTOR_BYTES) for at in range(0, len(data), SECTOR_BYTES)]

@@ -7,7 +7,7 @@ overwritten, so a reader that is fast enough is never caught up with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from replicator.capture.preimages.frames import Entry
@@ -39,8 +39,8 @@ class Piece(NamedTuple):
     length: int
     data: memoryview | None
 
-    def put(self, images: Sequence[Image]) -> None:
-        """Write it."""
+    def put(self, images: Mapping[int, Image]) -> None:
+        """Write it to the image of its volume, by index."""
         if self.data is None:
             images[self.volume].zero(self.offset, self.length, True)
         else:

@@ -16,6 +16,7 @@ that is on stable storage before a record is applied without (`give_up`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crc32c import crc32c
@@ -25,7 +26,7 @@ from replicator.capture.preimages import frames
 from replicator.capture.preimages.frames import Entry, Instant
 from replicator.capture.preimages.window import TooLarge, Window
 from replicator.capture.state import FRESH, RESYNC, SECONDARY
-from replicator.core.records import DATA_KINDS, Header, Kind
+from replicator.core.records import DATA_KINDS, LIST_KINDS, Header, Kind
 from replicator.journal.page import APPLIED_SEQ
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ MARKER_BYTES = 64 << 10
 """A marker that says more cannot be asked for by its name."""
 _DATA = frozenset(int(kind) for kind in DATA_KINDS)
 _MARKER, _SYNCED = int(Kind.MARKER), int(Kind.SYNCED)
-_TURNS = frozenset({_MARKER, _SYNCED, int(Kind.EPOCH)})
+_TURNS = frozenset({_MARKER, _SYNCED, int(Kind.EPOCH), *map(int, LIST_KINDS)})
 """What comes after one of these is recorded once it was applied: it may change what a later one means, or stop."""
 
 Records = list[tuple[Header, int]]
@@ -98,6 +99,12 @@ class PreImages:
         """The volumes get other contents, and the next record is `seq` + 1. Call it before. Durable: that."""
         self.end()
         self._settled_at = seq
+
+    def begin_behind(self, engine: GroupEngine, header: Header) -> None:
+        """The group's volumes change with this record: instants from before it cannot be shown. Durable: that."""
+        if self.window.active:
+            base = Instant(header.seq, header.epoch, header.write_time)
+            self._note(partial(self.window.restart, base, consistent=engine.state.copy not in (RESYNC, FRESH)))
 
     def end(self) -> None:
         """Forget everything: hosts will change the pool from now on. Durable: that."""

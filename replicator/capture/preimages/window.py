@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crc32c import crc32c
 
@@ -390,7 +390,7 @@ class Window:
             self._file.pwrite(memoryview(raw)[:first], DATA_START + at)
             self._file.pwrite(memoryview(raw)[first:], DATA_START)
 
-    def _write_super(self, **changes: int) -> None:
+    def _write_super(self, **changes: Any) -> None:
         """Change fields of the superblock. Durable: it, before anything here says so."""
         sup = self._super._replace(generation=self._super.generation + 1, **changes)
         body = _SUPER.pack(b"FSRW", 1, *sup)

@@ -27,8 +27,9 @@ from replicator.core.session.base import (
     CONSENT_S,
     DEAD_S,
     HANDSHAKE_S,
+    QUIET_SLACK_S,
     NotExpected,
 )
 from replicator.core.session.machine import COMMANDS, Session
 
-__all__ = ["COMMANDS", "CONSENT_S", "DEAD_S", "HANDSHAKE_S", "NotExpected", "Session"]
+__all__ = ["COMMANDS", "CONSENT_S", "DEAD_S", "HANDSHAKE_S", "QUIET_SLACK_S", "NotExpected", "Session"]

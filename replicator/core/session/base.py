@@ -35,6 +35,13 @@ HURRIED_POLL_S = 0.05
 """The same while the follower keeps up, so that the end of a copy is noticed soon."""
 IDLE_POLL_S = 2.0
 """The same once nothing is expected to change soon."""
+QUIET_POLL_S = 30.0
+"""The same while nothing has changed for some seconds: what changes ends the quiet."""
+QUIET_PING_S = 2.0
+"""Heartbeats then; each side sends its own, and they are not answered. A hundred idle groups must cost next to
+nothing."""
+QUIET_SLACK_S = 1.0
+"""Whoever is awake in the quiet does at once what is due within this time, so that both sides wake together."""
 RETRY_REFUSED_S = 20.0
 """A refused or waiting pair compares its facts again this often: the way out may have been taken on the other side."""
 RETRY_SOON_S = 5.0
@@ -106,6 +113,7 @@ class SessionBase:
         self._since = 0.0
         self._since_link = 0.0
         self._next_ping = 0.0
+        self._quiet = False
         self._next_poll = self._last_poll = 0.0
         self._retry_at: float | None = 0.0
         self._bitmaps: dict[int, bytes | None] = {}
@@ -176,9 +184,9 @@ class SessionBase:
         return None
 
     def _ping_if_due(self, now: float) -> list[Effect]:
-        if now < self._next_ping or not self.link:
+        if now < self._next_ping - (QUIET_SLACK_S if self._quiet else 0.0) or not self.link:
             return []
-        self._next_ping = now + PING_S
+        self._next_ping = now + (QUIET_PING_S if self._quiet else PING_S)
         return [Send({"t": "ping", **self._report()})]
 
     def _report(self) -> dict[str, Any]:
@@ -192,9 +200,11 @@ class SessionBase:
         }
 
     def _poll_if_due(self, now: float, pace_s: float) -> list[Effect]:
+        if not self._quiet:
+            self._next_poll = min(self._next_poll, self._last_poll + pace_s)
         if self._awaited or now < self._next_poll:
             return []
-        self._last_poll, self._next_poll = now, now + pace_s
+        self._last_poll, self._next_poll = now, now + (QUIET_POLL_S if self._quiet else pace_s)
         return [self._ask("group.status")]
 
     def _nothing(self, event: Event, now: float) -> Step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import Acked, DataStopped, Effect, FrameIn, Log, Reply, Send, StartShipping
-from replicator.core.hello import wants_sync
+from replicator.core.hello import of_shared, wants_sync
 from replicator.core.session.base import POLL_S, SYNC_LAG_RECORDS, Step
 from replicator.core.session.greeting import Greeting
 from replicator.core.transitions import State
@@ -18,23 +18,23 @@ class Flowing(Greeting):
         bitmaps = event.result.get("volumes") or {}
         assert self.mine is not None
         frames: list[Effect] = []
-        for index, _size in self.mine.volumes:
+        for index, *_ in self.mine.volumes:
             bits = bitmaps.get(index, bitmaps.get(str(index)))
             frames.append(Send({"t": "bitmap", "volume": index, "bits": bits, "last": False}))
         frames[-1].frame["last"] = True  # type: ignore[union-attr]  # it is a Send
         return State.AWAITING, frames
 
     def _collect_bitmap(self, event: FrameIn, now: float) -> Step:
-        assert self.mine is not None and self.decision is not None
+        assert self.mine is not None and self.theirs is not None and self.decision is not None
         index, bits = event.frame.get("volume"), event.frame.get("bits")
-        sizes = dict(self.mine.volumes)
-        if not isinstance(index, int) or index not in sizes or not (bits is None or isinstance(bits, bytes)):
-            raise ProtocolError(f"a bitmap of volume {index!r} that the group does not have")
+        theirs = {volume[0] for volume in self.theirs.volumes}
+        if not isinstance(index, int) or index not in theirs or not (bits is None or isinstance(bits, bytes)):
+            raise ProtocolError(f"a bitmap of volume {index!r} that the peer does not have")
         bitmaps = {**self._bitmaps, index: bits}
         if not event.frame.get("last"):
             self._bitmaps = bitmaps
             return State.COLLECTING, []
-        if set(bitmaps) != set(sizes):
+        if set(bitmaps) != theirs:
             raise ProtocolError("the peer sent bitmaps of some volumes only")
         self._bitmaps = bitmaps
         unknown = self.decision.full or any(b is None for b in bitmaps.values())
@@ -42,7 +42,7 @@ class Flowing(Greeting):
         ask = self._ask(
             "group.pin_copy" if self._relays else "group.begin_copy",
             c=None if self.decision.full else self.decision.c,
-            peer_bitmaps=None if unknown else bitmaps,
+            peer_bitmaps=None if unknown else of_shared(self.mine, self.theirs, bitmaps),
             copy_id=copy_id,
         )
         self._copy = {"copy_id": copy_id}
@@ -68,6 +68,7 @@ class Flowing(Greeting):
             "full": bool(result["full"]),
             "synced_after": int(result["p"]),
             "synced_epoch": 0,
+            "volumes": result["volumes"],
         }
         if not self._relays:
             return State.OFFERED, [Send(self._copy)]
@@ -75,7 +76,8 @@ class Flowing(Greeting):
         return State.EXTENDING, [self._ask("pair.extend_copy", copy_id=self._copy["copy_id"], masks=masks)]
 
     def _extended(self, event: Reply, now: float) -> Step:
-        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after seq."""
+        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after
+        seq."""
         if "seq" not in event.result:
             return State.OFFERED, [Send(self._copy)]
         seq = self._copy["synced_after"] = max(int(event.result["seq"]), self._copy["p"])
@@ -95,6 +97,7 @@ class Flowing(Greeting):
                 "full": bool(event.frame["full"]),
                 "synced_after": int(event.frame["synced_after"]),
                 "synced_epoch": int(event.frame["synced_epoch"]),
+                "volumes": [dict(volume) for volume in event.frame["volumes"]],
             }
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
             raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc

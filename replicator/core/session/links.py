@@ -85,12 +85,14 @@ class Links(SessionBase):
         given_up = self._linked_chores(event, now)
         if given_up:
             return given_up
-        pace = IDLE_POLL_S if self.state in (State.SYNC_SOURCE, State.TARGET) else POLL_S
+        self._quiet = event.quiet and self.state in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
+        catches_up = self.state is State.SOURCE and (self.status.get("policy") or {}).get("mode") == "sync"
+        pace = POLL_S if catches_up or self.state in (State.COPY_SOURCE, State.COPY_TARGET) else IDLE_POLL_S
         return self.state, [*self._ping_if_due(now), *self._poll_if_due(now, pace)]
 
     def _ping(self, event: FrameIn, now: float) -> Step:
         self.peer_report = _report_in(event.frame)
-        return self.state, [Send({"t": "pong", **self._report()})]
+        return self.state, [] if self._quiet else [Send({"t": "pong", **self._report()})]
 
     def _pong(self, event: FrameIn, now: float) -> Step:
         self.peer_report = _report_in(event.frame)

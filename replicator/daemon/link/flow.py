@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from replicator.core.batching import GATHER_BYTES, gather_s
+from replicator.core.batching import GATHER_BYTES, Crowd, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
 from replicator.core.rpo import RemoteClock
+from replicator.core.session import QUIET_SLACK_S
 from replicator.core.transfer import Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Frame, Lane
@@ -22,6 +23,7 @@ from replicator.daemon.link.packing import Gain
 from replicator.daemon.link.receiver import ACK_LAZY_S, GAP_S, RING_LAZY_S, Receiver
 from replicator.daemon.link.shipper import Shipper, Stopped
 from replicator.journal.page import (
+    APPLIED_SEQ,
     ARRIVED_TIME,
     BEACON_PACE_MS,
     DROPS,
@@ -30,8 +32,10 @@ from replicator.journal.page import (
     EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
+    INCARNATION,
     LINK_DOWN,
     LINK_STREAMING,
+    STATE_GEN,
     SYNC_ON,
     edge_slot,
 )
@@ -39,6 +43,10 @@ from replicator.journal.page import (
 BEAT_S = 1.0
 RATE_S = 1.0
 """The schedule is looked at this often."""
+QUIET_BEAT_S = 2.0
+QUIET_S = 5.0
+"""When nothing of the group has changed for so long, everything is looked at less often."""
+QUIET_LOOK_S = 2.0
 LOOK_S = 0.2
 """A restarted target is noticed within this time."""
 ROOM_S = 0.005
@@ -50,8 +58,10 @@ FRAMES_A_ROUND = 32
 class Flow:
     """The present direction of records, or none."""
 
-    def __init__(self, open_files: Callable[[], GroupFiles]) -> None:
+    def __init__(self, open_files: Callable[[], GroupFiles], crowd: Crowd | None = None) -> None:
+        """crowd: shared by all flows of the process, to know how many are busy."""
         self._open_files = open_files
+        self._crowd = crowd or Crowd()
         self.files: GroupFiles | None = None
         self.shipper: Shipper | None = None
         self.receiver: Receiver | None = None
@@ -68,6 +78,8 @@ class Flow:
         self._other_bytes = 0  # of frames that are no DATA
         self.peer_beat: tuple[int, int] | None = None
         self._remote = RemoteClock()
+        self._seen: tuple[int, ...] = ()
+        self._quiet_from = 0.0
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
@@ -180,10 +192,14 @@ class Flow:
         else:
             return
         if shipper.seq != before and not self.waited_for:
-            self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds)
+            self._gathers, self._gather_until = (
+                True,
+                now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now)),
+            )
         shipper.shrink()
-        if now >= self._next_beat and not bundle.first.unsent:
-            self._next_beat = now + (u64[BEACON_PACE_MS] / 1000 or BEAT_S)
+        if self._beat_is_due(now) and not bundle.first.unsent:
+            pace_s = u64[BEACON_PACE_MS] / 1000 or BEAT_S
+            self._next_beat = now + (QUIET_BEAT_S if pace_s >= BEAT_S and self.quiet(now) else pace_s)
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
@@ -322,18 +338,33 @@ class Flow:
         if self.shipper is not None:
             self._say(EDGE_ASLEEP, 0)
 
+    def _beat_is_due(self, now: float) -> bool:
+        due = self._next_beat
+        return now >= due or (now >= due - QUIET_SLACK_S and self.quiet(now))
+
+    def quiet(self, now: float) -> bool:
+        """Whether nothing of the group has changed on this node for QUIET_S."""
+        if self.files is None:
+            return False
+        u64 = self.files.u64
+        seen = (u64[HEAD_SEQ], u64[APPLIED_SEQ], u64[INCARNATION], u64[STATE_GEN], u64[SYNC_ON])
+        if seen != self._seen:
+            self._seen, self._quiet_from = seen, now + QUIET_S
+        return now >= self._quiet_from
+
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""
         shipper, receiver = self.shipper, self.receiver
+        look_s = QUIET_LOOK_S if self.quiet(now) else LOOK_S
         if shipper is not None:
             due = self._gather_until if self._gathers else self._next_beat
             wait_s = shipper.bucket.wait_s(now) if shipper.behind else 0.0
-            return min(LOOK_S, max(0.0, due - now), wait_s or LOOK_S)
+            return min(look_s, max(0.0, due - now), wait_s or look_s)
         if receiver is None:
-            return LOOK_S if self.files is not None else 3600.0
+            return look_s if self.files is not None else 3600.0
         if receiver.waits_for_room:
             return ROOM_S
-        wait_s = LOOK_S
+        wait_s = look_s
         if receiver.lazy_pending:
             due = min(self._next_lazy, self._next_ring) if receiver.ring_pending else self._next_lazy
             wait_s = max(0.0, due - now)

@@ -44,7 +44,7 @@ from replicator.core.events import (
     StopShipping,
     Tick,
 )
-from replicator.core.session import NotExpected, Session
+from replicator.core.session import QUIET_SLACK_S, NotExpected, Session
 from replicator.core.transfer import Transfer, from_map
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Lane
@@ -57,7 +57,7 @@ from replicator.journal.page import Doorbell
 
 log = logging.getLogger("farstripe.link")
 
-MAX_SLEEP_S = 1.0
+MAX_SLEEP_S = 2.0
 MIN_TICK_S = 0.02
 _ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -187,10 +187,14 @@ class PairLoop:
         more = self._move(now)
         now = time.monotonic()  # a sync may have taken its time; what came meanwhile was read first
         deadline = self._next_tick()
-        if deadline is not None and now >= deadline:
+        if deadline is not None and (now >= deadline or self._ticks_early(deadline, now)):
             self._last_tick = now
-            self._feed(Tick(self._last_rx), now)
+            self._feed(Tick(self._last_rx, self._flow.quiet(now)), now)
         self._sleep(now, more)
+
+    def _ticks_early(self, deadline: float, now: float) -> bool:
+        """Whether what is due soon is done now that we are awake."""
+        return now >= deadline - QUIET_SLACK_S and self._flow.quiet(now)
 
     def _next_tick(self) -> float | None:
         """When the session wants a Tick; at most every MIN_TICK_S, also while what it waits for is late."""

@@ -134,7 +134,7 @@ class Edge:
         now = self.clock.now
         deadline = self.session.next_deadline()
         if deadline is not None and now >= deadline:
-            self.feed(Tick(self._last_rx))
+            self.feed(Tick(self._last_rx, self.flow.quiet(now)))
         link = self.link
         try:
             if self.conn is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nbdplugin import routes
-from nbdplugin.routes import Slots, VolumeRoute, pool_slots
+from nbdplugin.routes import Slots, VolumeRoute, group_slots, pool_slots
+from raidlib.errors import OutOfSpace
 from replicator.core.errors import FarstripeError, Refused, TimedOut
 
 
@@ -268,3 +270,23 @@ def test_a_parked_route_lets_nobody_in_waits_for_who_is_inside_and_refuses_in_th
         thread.join(5)
     assert refused == [errno.ESHUTDOWN] * 3
     assert bytes(volume.data[:3]) == b"old"
+
+
+@pytest.mark.parametrize("fua", [False, True])
+def test_a_trim_that_there_is_no_room_for_is_answered_and_zeroes_are_not(fua: bool) -> None:
+    def full(*_args: object) -> None:
+        raise OutOfSpace("the members have no room left for metadata of areas that come or go")
+
+    volume = MemoryVolume()
+    volume.zero = full  # type: ignore[method-assign,assignment]
+    slots = pool_slots(volume, lambda: volume.calls.append("sync"))
+    slots.trim(0, 4096, fua)
+    assert volume.calls == ["sync"] * fua
+    with pytest.raises(OutOfSpace):
+        slots.zero(0, 4096, True, fua)
+    service = SimpleNamespace(write=None, zero=full, flush=lambda: volume.calls.append("flush"))
+    grouped = group_slots(service, 0)
+    grouped.trim(0, 4096, fua)
+    assert volume.calls == ["sync"] * fua + ["flush"] * fua
+    with pytest.raises(OutOfSpace):
+        grouped.zero(0, 4096, True, fua)

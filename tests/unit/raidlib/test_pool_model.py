@@ -1,4 +1,8 @@
-"""Hypothesis plays with a pool: whatever is written, trimmed, broken, rebuilt, killed and cut, the model holds."""
+"""Hypothesis plays with a pool: whatever is written, trimmed, broken, rebuilt, killed and cut, the model holds.
+
+With checksums members rot, too. A power cut waits for the scrub then: what a torn write left in a row of which a block
+has rotted is not to be told apart.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.testing.fakedisk import SECTOR_BYTES, PowerCut
 from tests.testing.poolaudit import audit, check_space
-from tests.testing.poolworld import DoubleFault, PoolWorld
+from tests.testing.poolmodel import DoubleFault
+from tests.testing.poolworld import PoolWorld
 
 EXAMPLES = int(os.environ.get("FARSTRIPE_MODEL_EXAMPLES", "12"))
 """Examples of each level; a night may take thousands."""
@@ -25,11 +30,13 @@ class PoolMachine(RuleBasedStateMachine):
     """Rules on a PoolWorld, which checks."""
 
     shape = (5, 3)
+    checksums = False
 
     @initialize(seed=st.integers(0, 1 << 32))
     def start(self, seed: int) -> None:
         """A pool with one volume."""
-        self.world = PoolWorld(random.Random(seed), *self.shape)
+        self.rotted = False
+        self.world = PoolWorld(random.Random(seed), *self.shape, checksums=self.checksums)
         self.world.create_volume("a", 8 * self.world.area_bytes)
 
     @rule(name=NAMES, areas=st.integers(1, 9), thin=st.booleans())
@@ -135,6 +142,19 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.world.break_successor()
 
+    @rule(index=st.integers(0, 3), blocks=st.integers(1, 6))
+    @precondition(lambda self: self.checksums)
+    def rot(self, index: int, blocks: int) -> None:
+        self.world.settle()
+        self.world.damage_member(index % self.shape[1], blocks)
+        self.rotted = self.rotted or bool(self.world.damaged)
+
+    @rule()
+    @precondition(lambda self: self.checksums and self.world.damaged)
+    def scrub(self) -> None:
+        self.world.settle()
+        self.world.repair_damage()
+
     @rule(steps=st.integers(1, 12))
     def rebuild(self, steps: int) -> None:
         self.world.rebuild(steps)
@@ -150,7 +170,7 @@ class PoolMachine(RuleBasedStateMachine):
     def cut_while_writing(self, first: int, at: float, count: int) -> None:
         """The power goes in the middle of a write, and maybe once more in the recovery."""
         model = self.world.models.get("a")
-        if model is None:
+        if model is None or not self._sound():
             return
         sector = int(at * (model.size // SECTOR_BYTES))
         self.world.disk.cut_at(self.world.disk.operations + first % 7)
@@ -170,8 +190,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(power=st.booleans())
     def crash(self, power: bool) -> None:
-        self.world.settle()
+        if not self._sound():
+            return
         self._crash(self.world.power_cut_and_open if power else self.world.kill_and_open)
+
+    def _sound(self) -> bool:
+        """Have what rotted repaired; False when that is not possible now."""
+        self.world.settle()
+        self.world.repair_damage()
+        return not self.world.damaged
 
     def _crash(self, crash: Callable[[], None]) -> None:
         try:
@@ -184,16 +211,19 @@ class PoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened, what is there can be read with members gone."""
         if hasattr(self, "world"):
-            self.world.settle()
-            if not self.world.losing:
+            sound = self._sound()
+            if not self.world.losing and sound:
                 self.world.rebuild(50)
+                if not self.rotted:
+                    self.world.check_no_checksum_error()
                 audit(self.world.pool, self.world.disk)
                 self.world.check_redundancy()
 
 
+@pytest.mark.parametrize("checksums", [False, True], ids=["plain", "checksums"])
 @pytest.mark.parametrize("shape", [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)], ids=lambda s: f"raid{s[0]}")
-def test_a_pool_behaves_like_its_model(shape: tuple[int, int]) -> None:
-    machine = type(f"Raid{shape[0]}Machine", (PoolMachine,), {"shape": shape})
+def test_a_pool_behaves_like_its_model(shape: tuple[int, int], checksums: bool) -> None:
+    machine = type(f"Raid{shape[0]}Machine", (PoolMachine,), {"shape": shape, "checksums": checksums})
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -90,7 +90,12 @@ def test_rot_in_the_journal_is_found_before_it_reaches_the_pool(pair: Pair) -> N
         (Kind.WRITE, 0, (256 << 10) - 2048, 4096, 4096),
         (Kind.WRITE, 0, (256 << 10) - 2048, 2048, 4096),
         (Kind.ZERO, 0, 0, 1 << 40, 0),
-        (Kind.RESIZE, 0, 0, 1 << 20, 0),
+        (15, 0, 0, 1 << 20, 0),
+        (Kind.RESIZE, 0, 0, 0, 0),
+        (Kind.RESIZE, 0, 0, 4097, 0),
+        (Kind.VOLUME_REMOVE, 9, 0, 0, 0),
+        (Kind.VOLUME_ADD, 0, 0, 0, 0),
+        (Kind.VOLUME_ADD, 2, 0, 0, 8),
     ],
 )
 def test_a_record_that_cannot_be_meant_changes_nothing(

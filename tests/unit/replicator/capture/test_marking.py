@@ -38,7 +38,8 @@ class Bench:
 
     def host(self, side: Side) -> MarkerHost:
         (self.folder / side.name).mkdir(exist_ok=True)
-        host = MarkerHost(self.pools, FakeExports(self.pools), SimpleNamespace(add=lambda *a, **k: None))  # type: ignore[arg-type]
+        quiet: Any = SimpleNamespace(add=lambda *a, **k: None)
+        host = MarkerHost(self.pools, FakeExports(self.pools), quiet)  # type: ignore[arg-type]
         host.join(self.service(side), self.folder / side.name)
         side.engine.on_lift = lambda: host.lifted(side.engine)
         self.pools.serve("v0", side)
@@ -306,7 +307,18 @@ def test_the_book_survives_and_forgets_the_oldest_without_images(tmp_path: Path)
     assert kept == [*range(1, 51), *range(101, 151)] and again.highest == 150 and again.handled(1, 150)
 
 
+def test_a_second_marker_of_a_name_gets_an_image_too(bench: Bench) -> None:
+    for n in (1, 2):
+        token = bench.marking.hold(n, bench.booked(), 1.0)
+        bench.marking.mark(Marker(n, "monday", "c", 1), token)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert [bench.entry(n).state for n in (1, 2)] == ["taken", "taken"]
+    assert bench.entry(1).snapshots != bench.entry(2).snapshots
+
+
 def test_names_of_images_fit_and_differ() -> None:
     assert image_name("db", "monday", 1) == "db.monday"
     long = [image_name("v" * 60, "m" * 40, n) for n in (1, 2)]
     assert max(map(len, long)) <= 63 and long[0] != long[1]
+    assert image_name("db", "monday", 26, twice=True) == "db.monday.1a"

@@ -257,10 +257,10 @@ def test_a_relay_gives_up_a_peer_that_is_away_rather_than_stop_what_comes_in(mid
     receive(middle)
     follower.checkpoint(middle.side.engine)
     tail = middle.side.page[TAIL_OFF]
-    assert not middle.service._is_waited_for()
+    assert not middle.service._full.is_waited_for()
     middle.side.page[edge_slot(middle.side.edge(middle.tree.top).slot, EDGE_WANTS)] = 64 << 10
-    assert middle.service._is_waited_for()
-    middle.service._relieve()
+    assert middle.service._full.is_waited_for()
+    middle.service._full.relieve()
     assert middle.stored(c).dropped
     assert middle.side.page[TAIL_OFF] > tail
     middle.tree.settle()
@@ -273,10 +273,10 @@ def test_a_relay_holds_back_what_comes_in_while_its_peer_is_only_slow(middle: Se
     middle.tree.top.write(0, 1, length=64 << 10)
     receive(middle)
     follower.checkpoint(middle.side.engine)
-    middle.service._relieve()
+    middle.service._full.relieve()
     assert not middle.stored(c).dropped
     time.sleep(0.25)
-    middle.service._relieve()
+    middle.service._full.relieve()
     assert middle.stored(c).dropped
 
 
@@ -288,10 +288,10 @@ def test_a_relay_goes_on_after_a_peer_that_makes_room_in_time(middle: Served) ->
         middle.tree.top.write(0, turn, length=64 << 10)
         receive(middle)
         follower.checkpoint(middle.side.engine)
-        middle.service._relieve()
+        middle.service._full.relieve()
         time.sleep(0.08)
         middle.hear(c, EDGE_DURABLE_OFF)
-        middle.service._relieve()
+        middle.service._full.relieve()
     assert not middle.stored(c).dropped
 
 
@@ -301,10 +301,10 @@ def test_a_relay_with_a_peer_that_must_not_be_lost_stops_what_comes_in(middle: S
     middle.service.set_sync(c.node_id, True)
     middle.tree.top.write(0, 1, length=64 << 10)
     receive(middle)
-    middle.service._relieve()
+    middle.service._full.relieve()
     time.sleep(0.15)
-    middle.service._relieve()
+    middle.service._full.relieve()
     assert not middle.stored(c).dropped
     edges.degrade(middle.side.engine, middle.side.edge(c))
-    middle.service._relieve()
+    middle.service._full.relieve()
     assert middle.stored(c).dropped

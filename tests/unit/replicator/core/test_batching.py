@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator.core.batching import (
+    APPLY_CROWD_S,
+    APPLY_GATHER_S,
+    GATHER_CROWD_S,
     GATHER_MAX_S,
     GATHER_MIN_S,
     LEAST_BYTES,
     SHARE_BYTES,
+    Crowd,
     RoundTrip,
+    apply_gather_s,
     frame_bytes,
     gather_s,
 )
@@ -62,3 +68,19 @@ def test_the_round_trip_is_measured_only_while_nothing_else_is_under_way() -> No
     trip.sent(40, 30, 31, 10.0)
     trip.acked(40, 10.1)
     assert 0.02 < trip.seconds < 0.04
+
+
+def test_busy_links_share_the_frames_that_one_would_send() -> None:
+    assert gather_s(0.0, 1) == GATHER_MIN_S
+    assert gather_s(0.0, 10) == pytest.approx(10 * GATHER_MIN_S)
+    assert gather_s(0.0, 1000) == GATHER_CROWD_S
+    assert gather_s(1.0, 1) == GATHER_MAX_S, "a long line alone is no crowd"
+    assert apply_gather_s(1) == APPLY_GATHER_S and apply_gather_s(1000) == APPLY_CROWD_S
+
+
+def test_a_crowd_is_whoever_was_busy_a_moment_ago() -> None:
+    crowd, links = Crowd(), [object() for _ in range(5)]
+    assert [crowd.note(link, 100.0) for link in links] == [1, 2, 3, 4, 5]
+    assert crowd.note(links[0], 100.2) == 5, "the others had no time yet to come again"
+    assert crowd.note(links[0], 100.4) == 1
+    assert crowd.note(links[1], 107.0) == 1

@@ -17,7 +17,7 @@ def status(**changes: Any) -> dict[str, Any]:
     return {
         "uuid": GROUP, "role": "primary", "state": "ok", "mode": "journal", "pos": 9, "durable": 7, "floor": 9,
         "hist": [[E1, 0]], "journal": {"first_seq": 3, "head_seq": 9}, "bitmaps": {1: 4, 6: 0}, "copying": False,
-        "volumes": [{"index": 1, "size": 8192}, {"index": 0, "size": 4096}], **changes,
+        "volumes": [{"index": 1, "size": 8192, "born": E1}, {"index": 0, "size": 4096}], **changes,
     }  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def test_a_hello_survives_the_wire():
     mine = hello.from_status(NODE, status(), split=True, discard=NODE, handover="ef" * 16)
     wire = msgpack.unpackb(msgpack.packb(hello.to_frame(mine)))
     assert hello.from_frame(wire) == mine
-    assert mine.volumes == ((0, 4096), (1, 8192))
+    assert mine.volumes == ((0, 4096, 0), (1, 8192, E1))
     assert (mine.journal, mine.starts) == ((3, 9), (1, 6))
 
 
@@ -46,7 +46,7 @@ def test_another_version_is_understood_as_far_as_the_version():
 GARBAGE = [
     ("node", "short"), ("node", "z" * 32), ("group", 5), ("role", "king"), ("state", None), ("pos", -1), ("pos", "9"),
     ("pos", True), ("pos", 1 << 64), ("hist", [[E1]]), ("hist", [[E1, 0], [E1, 3]]), ("hist", 7), ("hist", [[E1, 10]]),
-    ("volumes", [[0]]), ("journal", [1]), ("journal", 3), ("starts", ["x"]), ("version", "one"),
+    ("volumes", [[0]]), ("volumes", [[0, 4096]]), ("listed", -1), ("changed", None), ("journal", [1]), ("journal", 3), ("starts", ["x"]), ("version", "one"),
     ("floor", None), ("synced", -1),
 ]  # fmt: skip
 

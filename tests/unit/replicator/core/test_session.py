@@ -94,7 +94,10 @@ class FakeTarget:
         self.status.update(copying=True, copy_id=copy_id)
         full = peer_bitmaps is None
         masks = {} if full else {0: b"\x01"}
-        return {"p": self.status["pos"], "epoch": E1A, "hist": self.status["hist"], "masks": masks, "full": full}
+        return {
+            "p": self.status["pos"], "epoch": E1A, "hist": self.status["hist"], "masks": masks, "full": full,
+            "volumes": [{"index": 0, "name": "v", "size": 65536, "born": 0}],
+        }  # fmt: skip
 
     def _attach(self, **args: Any) -> dict[str, Any]:
         self.status.update(state="resync", pos=args["p"], copy_id=args["copy_id"], floor=args["c"])
@@ -493,7 +496,8 @@ def test_not_expected_is_a_protocol_error_for_the_shell():
     assert transitions.S is State
 
 
-# -- trees --------------------------------------------------------------------------------------------------------------
+# -- trees
+# --------------------------------------------------------------------------------------------------------------
 
 TOP = "ee" * 16
 

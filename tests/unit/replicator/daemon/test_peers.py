@@ -91,14 +91,25 @@ def test_damaged_files_name_themselves(tmp_path: Path) -> None:
 
 def test_pairs_are_stored_changed_and_deleted(tmp_path: Path) -> None:
     store = PairStore(tmp_path)
-    store.put(PairConfig("cd" * 16, "app", IDS[0]))
-    store.change("cd" * 16, {"split": True, "handover": IDS[0]})
-    store.change("ef" * 16, {"split": True})  # deleted meanwhile: nothing happens
-    assert PairStore(tmp_path).find("app") == PairConfig("cd" * 16, "app", IDS[0], split=True, handover=IDS[0])
-    store.delete("cd" * 16)
-    assert PairStore(tmp_path).all() == []
+    group = "cd" * 16
+    for peer in IDS[:2]:
+        store.put(PairConfig(group, "app", peer))
+    store.change((group, IDS[0]), {"split": True, "handover": IDS[0]})
+    store.change(("ef" * 16, IDS[0]), {"split": True})  # deleted meanwhile: nothing happens
+    changed, other = PairConfig(group, "app", IDS[0], split=True, handover=IDS[0]), PairConfig(group, "app", IDS[1])
+    assert {pair.peer: pair for pair in PairStore(tmp_path).of_group("app")} == {IDS[0]: changed, IDS[1]: other}
+    store.delete((group, IDS[0]))
+    assert PairStore(tmp_path).all() == [other]
+    store.delete((group, IDS[1]))
     with pytest.raises(NotFound):
-        store.find("app")
+        store.of_group("app")
+
+
+def test_a_pair_file_of_the_version_with_one_pair_a_group_is_taken_over(tmp_path: Path) -> None:
+    group = "cd" * 16
+    durablefile.write_json(tmp_path / f"{group}.json", {"group": group, "name": "app", "peer": IDS[0], "compress": 3})
+    assert PairStore(tmp_path).get(group, IDS[0]) == PairConfig(group, "app", IDS[0], compress=3)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{group}.{IDS[0]}.json"]
 
 
 def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
