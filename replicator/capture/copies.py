@@ -230,6 +230,7 @@ def _offer(engine: GroupEngine, p: int, masks: Packed | None) -> dict[str, Any]:
         "masks": masks or {},
         "full": masks is None,
         "volumes": volumeset.offered(engine),
+        "incarnation": engine.page[INCARNATION],
     }
 
 

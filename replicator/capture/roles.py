@@ -320,8 +320,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
             cut(engine)
         apply_through(engine)
         settle(engine)
-        engine.journal.forget_beyond_head()  # what a killed replicator had written and not published,
-        engine.sync_journal()  # which may be on the disk already: the new epoch takes its place
+        _clear_the_end(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
         with engine.checkpoint_lock, engine.lock:
@@ -359,6 +358,17 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                 _new_incarnation(engine)
                 engine.refresh()
             return {"epoch": engine.epoch, "base": base}
+
+
+def _clear_the_end(engine: GroupEngine) -> None:
+    """Destroy what a killed replicator had written and not published: it may be on the disk, and the new epoch, whose
+    record takes its place, not yet. Durable. Raises MediumError."""
+    try:
+        engine.journal.forget_beyond_head()
+    except OSError as e:
+        with engine.lock:
+            raise engine.lose_journal(f"its journal cannot be written: {e}") from e
+    engine.sync_journal()
 
 
 def ensure_epoch_record(engine: GroupEngine) -> None:

@@ -158,9 +158,14 @@ class AskTarget:
 
 @dataclass(frozen=True, slots=True)
 class StartShipping:
-    """Send journal records from seq `from_seq` on, and go on until StopShipping, CloseLink or LinkDown."""
+    """Send journal records from seq `from_seq` on, and go on until StopShipping, CloseLink or LinkDown.
+
+    incarnation: that of the journal which is meant, 0 for the present one; when it is another by now the shell reports
+    DataStopped instead.
+    """
 
     from_seq: int
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Flowing(Greeting):
         """Our target has the list. Below a relay it is the primary that appends the copies: it has to know it too."""
         assert self.decision is not None
         result = event.result
+        self._pinned_in = int(result.get("incarnation", 0))
         self._copy = {
             "t": "attach",
             "copy_id": self._copy["copy_id"],
@@ -121,7 +122,7 @@ class Flowing(Greeting):
         self._next_poll = now + POLL_S
         return State.COPY_SOURCE, [
             self._tell("group.link", up=True),
-            StartShipping(self._copy["p"] + 1),
+            StartShipping(self._copy["p"] + 1, self._pinned_in),
             self._tell("group.resume_copy"),
             Log("copy-begun", {"to": self.peer, "p": self._copy["p"]}),
         ]

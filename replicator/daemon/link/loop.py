@@ -503,7 +503,7 @@ class PairLoop:
         elif isinstance(effect, StartShipping):
             if bundle is not None:
                 self._shared_policy = None
-                flow.ship(bundle, effect.from_seq, around.transfer())
+                flow.ship(bundle, effect.from_seq, around.transfer(), effect.incarnation)
                 self._state_transfer()
         elif isinstance(effect, StartReceiving):
             if bundle is not None:

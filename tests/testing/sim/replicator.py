@@ -357,7 +357,7 @@ class Edge:
         elif isinstance(effect, StartShipping):
             if bundle is not None:
                 self._shared_policy = None
-                flow.ship(bundle, effect.from_seq, self.settings)
+                flow.ship(bundle, effect.from_seq, self.settings, effect.incarnation)
                 bundle.send(wire.control({"t": "transfer", "settings": self.settings.to_map()}))
         elif isinstance(effect, StartReceiving):
             if bundle is not None:
