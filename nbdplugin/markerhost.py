@@ -107,9 +107,7 @@ class MarkerHost:
             return
         if marker is None:
             return
-        entry = Entry(
-            marker.n, marker.name, header.seq, header.epoch, header.write_time, NOTED, suspend=marker.suspend
-        )
+        entry = Entry(marker.n, marker.name, header.seq, header.epoch, header.write_time, NOTED, suspend=marker.suspend)
         if engine.state.copy != OK:
             entry.state, entry.why = MISSED, f"the copy was {engine.state.copy} then"
         elif marker.image or marker.suspend:

@@ -196,7 +196,8 @@ class GroupEngine:
         """See limits.py for this and the next; 0: no limit."""
         self.limit_seq = 0
         self.applies_through = False
-        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold back."""
+        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold
+        back."""
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""
@@ -243,8 +244,8 @@ class GroupEngine:
         """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
 
         Where the group may go on without its peer writers are parked until it has gone over to a bitmap
-        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
-        could succeed without having written what this one dropped.
+        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs,
+        too, the next one could succeed without having written what this one dropped.
         """
         if self.failed:
             return self._refusal()

@@ -14,8 +14,8 @@ synced, or nothing may exist on this side alone, the group fails. Three things o
 
 On a secondary the group fails: nothing more is received, the pool keeps the prefix it has, and can be read.
 
-`replace` gives the group a new journal, which mends nothing else: a group that failed because pool or state could not be
-synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
+`replace` gives the group a new journal, which mends nothing else: a group that failed because pool or state could not
+be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
 journal still reaches back, else a resync by difference follows.
 """
@@ -54,11 +54,13 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
     """Give the group a new journal, `file` alone, which is prepared and has index `index`.
 
     Returns how many records were dropped that this side had received and not applied. Durable: the new journal, and
-    that the group has it, and that its set is no cut any more if that rested on dropped records. Raises Refused when the
-    old one is in use, or the group failed for something else.
+    that the group has it, and that its set is no cut any more if that rested on dropped records. Raises Refused when
+    the old one is in use, or the group failed for something else.
     """
     if engine.failed and not engine.failed_by_journal:
-        raise Refused(f"group {engine.state.name} has failed, not for its journal: {engine.failed}", "restart this node")
+        raise Refused(
+            f"group {engine.state.name} has failed, not for its journal: {engine.failed}", "restart this node"
+        )
     if engine.state.role == SECONDARY and _receives(engine):
         if not (engine.failed or engine.state.journal_error):
             raise _in_use(engine)

@@ -66,7 +66,8 @@ def create(
 ) -> None:  # fmt: skip
     """Make the marker NAME.
 
-    When a node cannot be reached or does not answer in time, no marker is made and all writes go on.
+    When a node cannot be reached or does not answer in time, no marker is made and all writes go on. When only the
+    command of --after fails, the marker is made all the same; the error says so, with exit code 4.
 
     \b
       farstripe marker create monday --groups shop,books@beta --before 'fsfreeze -f /srv' --after 'fsfreeze -u /srv'

@@ -29,8 +29,8 @@ PEER_ARGUMENT = click.argument("peer", required=False, shell_complete=names.peer
 def pair() -> None:
     """A group here and its copy on a peer, kept alike over the network.
 
-    A group may have several pairs, one with each peer: copies of the primary, and copies of copies. Together they form a
-    tree. Where a group has several pairs here, commands want PEER as well.
+    A group may have several pairs, one with each peer: copies of the primary, and copies of copies. Together they form
+    a tree. Where a group has several pairs here, commands want PEER as well.
     """
 
 

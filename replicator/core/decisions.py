@@ -428,7 +428,8 @@ TABLE: tuple[Row, ...] = (
         "diff-discard",
         Action.COPY,
         "follow",
-        "a former primary holds acknowledged writes its successor never got, and the operator gave them up",
+        "a former primary, or a copy of one, holds acknowledged writes its successor never got, and the operator gave "
+        "them up",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
@@ -438,7 +439,8 @@ TABLE: tuple[Row, ...] = (
         "former-primary",
         Action.REFUSE,
         "",
-        "a former primary holds acknowledged writes its successor never got; nobody has said they may go",
+        "a former primary, or a copy of one, holds acknowledged writes its successor never got; nobody has said they "
+        "may go",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",

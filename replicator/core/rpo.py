@@ -70,6 +70,9 @@ def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
     received = max(
         int((facts.get("acked") or {}).get("received") or 0), int((status.get("peer") or {}).get("received") or 0)
     )
+    decision = facts.get("decision") or {}
+    if decision.get("action") == "refuse":  # what it holds beyond the common part is of another history
+        received = min(received, int(decision.get("c") or 0))
     if not received:
         return {}
     writes = max(0, int(status.get("pos") or 0) - received)

@@ -80,7 +80,8 @@ class Markers:
         Raises Refused when it was not made; what was made of it by then is undone, as far as nodes can be reached.
         """
         name, n = record["name"], record["n"]
-        seqs, why, owed, way_out = {}, "an error", True, "try again; writes go on"
+        seqs: dict[str, int] = {}
+        why, owed, way_out = "an error", True, "try again; writes go on"
         try:
             try:
                 run_hook(before, name)
@@ -271,9 +272,7 @@ class Markers:
                 )  # fmt: skip
             except FarstripeError as exc:
                 name = self._name(node_id)
-                found.append(
-                    {"node": name, "group": "", "role": "primary", "state": "unreachable", "why": exc.message}
-                )
+                found.append({"node": name, "group": "", "role": "primary", "state": "unreachable", "why": exc.message})
         return found
 
     def show(self, name: str) -> Record:

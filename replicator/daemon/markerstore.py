@@ -1,13 +1,14 @@
 """What a coordinator keeps of its markers: STATE/markers.
 
-    counter.json        {"counter": n}  the last number used; raised durably before a number is sent anywhere
-    made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, seq}]}
-    schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after}}
+counter.json        {"counter": n}  the last number used; raised durably before a number is sent anywhere
+made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, seq}]}
+schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after}}
 
-    state  making    an attempt is under way; after a restart it is dead
-           made      every group has the record
-           dead      given up; copies that stand at it are to be told to go on
-           deleted   its images are to go; kept until every node that has some was reached
+state  making    an attempt is under way; after a restart it is dead
+       made      every group has the record
+       dead      given up; copies that stand at it are to go on, and images of it are to go, as for deleted; called
+                 NAME#NUMBER once another attempt has taken its name
+       deleted   its images are to go; kept until every node that has some was reached
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ def replicate(source: Node, volume: str, sink: Node, *options: object) -> None:
 def four() -> Iterator[tuple[Node, Node, Node, Node]]:
     """A and C are primary of a group each; their copies are on B and D."""
     with contextlib.ExitStack() as stack:
-        a, b, c, d = (
-            with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCD"
-        )
+        a, b, c, d = (with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCD")
         join(a, b)
         join(c, d)
         join(a, c)

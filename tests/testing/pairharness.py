@@ -272,7 +272,9 @@ class Pair:
         if side.engine.state.role == SECONDARY:
             follower.settle(side.engine)
         peer = self.b if side is self.a else self.a
-        return hello.from_status(side.node_id, side.engine.status(side.engine.state.edge_of(peer.node_id)), split=False, discard=discard)
+        return hello.from_status(
+            side.node_id, side.engine.status(side.engine.state.edge_of(peer.node_id)), split=False, discard=discard
+        )
 
     def meet(self, discard: str = "") -> Decision:
         """Shake hands and do what the table says, until records flow or the pair waits. Returns the last decision."""

@@ -76,7 +76,8 @@ class Flowing(Greeting):
         return State.EXTENDING, [self._ask("pair.extend_copy", copy_id=self._copy["copy_id"], masks=masks)]
 
     def _extended(self, event: Reply, now: float) -> Step:
-        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after seq."""
+        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after
+        seq."""
         if "seq" not in event.result:
             return State.OFFERED, [Send(self._copy)]
         seq = self._copy["synced_after"] = max(int(event.result["seq"]), self._copy["p"])

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 
+from nbdplugin import journalhost
 from replicator.capture import copies, edges, follower, journalloss, roles
 from replicator.capture.engine import JournalLost, Parked
 from replicator.capture.service import GroupService
 from replicator.capture.state import BITMAP, OK, RESYNC
 from replicator.core.errors import MediumError, Refused
 from replicator.core.handshake import Action
-from nbdplugin import journalhost
-from replicator.journal import volumes
+from replicator.journal import ring, volumes
 from replicator.journal.beacons import NOTHING, look, publish
 from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, DURABLE_SEQ, HEAD_OFF, HEAD_SEQ, Doorbell
-from replicator.journal import ring
 from replicator.journal.ring import DATA_START
 from tests.testing.fakedisk import PowerCut
 from tests.testing.pairharness import Pair, Side, running_pair
@@ -46,6 +45,7 @@ def renew(side: Side) -> int:
 
 def serve(side: Side, folder: Path) -> tuple[GroupService, list[str]]:
     events: list[str] = []
+
     def bell(slot: int) -> Doorbell:
         return Doorbell(folder / f"r.{slot}")
 

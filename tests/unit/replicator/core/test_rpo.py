@@ -23,6 +23,15 @@ def test_a_linked_primary_knows_exactly_what_is_missing() -> None:
     }  # fmt: skip
 
 
+def test_what_a_refused_peer_holds_of_another_history_protects_nothing() -> None:
+    refused = {"session": "refused", "linked": True, "contact_age_s": 0.1, "decision": {"action": "refuse", "c": 60}}
+    status = {"role": "primary", "state": "ok", "pos": 70, "peer": {"received": 90}}
+    found = rpo(status, {"facts": refused})
+    assert (found["writes"], found["bound"]) == (10, "at most")
+    parted = {**refused, "decision": {"action": "refuse", "c": 0}}
+    assert rpo(status, {"facts": parted})["bound"] == "unknown"
+
+
 def test_a_copy_that_is_not_complete_protects_nothing() -> None:
     pair = {"facts": {"linked": True, "session": "copy-source"}, "lag": 0, "lag_bytes": 0, "lag_s": 0.0}
     assert rpo({"role": "primary", "copying": True}, pair)["bound"] == "no copy"
