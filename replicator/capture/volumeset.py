@@ -208,8 +208,8 @@ def change(engine: GroupEngine, kind: Kind, name: str, size: int = 0) -> Listed:
     """Change the list on a primary; writers are parked for "volumes" and drained, and stay so until this returns.
 
     kind: VOLUME_ADD of the volume `name` with `size` bytes, VOLUME_REMOVE, or RESIZE to `size`. Returns the volume's
-    entry. Raises Refused or NoRoom (nothing changed), BadInput, MediumError. Durable: the change; `settle` ends it,
-    with writers let in again.
+    entry; `settle`, with writers let in again, ends the change. Raises Refused or NoRoom (nothing changed), BadInput,
+    MediumError. Durable: the change.
     """
     state = engine.state
     with engine.lock:

@@ -56,7 +56,7 @@ def test_create_makes_the_pair_on_both_nodes_with_one_policy(paired: Two) -> Non
         [pair] = node.call("pair.list")
         assert (pair["name"], pair["peer_name"], pair["transfer"]["compress"]) == ("app", other, 3)
     adopted = next(args for op, args in b.target.asked if op == "group.adopt")
-    assert adopted["volumes"] == [{"name": "v0", "size": 1 << 20}]
+    assert adopted["volumes"] == [{"name": "v0", "size": 1 << 20, "index": 0, "born": 0}]
     assert adopted["journal_bytes"] == (1 << 20) + 8192
 
 
