@@ -53,7 +53,7 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 def check_settable(status: dict[str, Any], changes: dict[str, Any], peer_id: str) -> None:
     """Raise Refused for what a copy takes from the node that feeds it, and would lose at the next contact.
 
-    status: group.status; peer_id: of the pair that is meant, "" for none. A copy decides the mode of the pairs it feeds.
+    status: group.status; peer_id: of the pair that is meant, "" for none. A copy decides the mode of pairs it feeds.
     """
     upstream = status.get("upstream")
     if status.get("role") != "secondary" or not upstream:
