@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from nbdplugin import arguments
 from replicator.capture import journalloss, ringchange
 from replicator.capture.engine import GroupEngine, JournalLost
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound
@@ -50,7 +51,7 @@ def make(groups: Path, path: str, journal_bytes: int) -> int:
             raise too_small(journal_bytes)
         return journal_bytes
     try:
-        PlainFile(path, create_bytes=journal_bytes).close()
+        PlainFile(arguments.new_file(path), create_bytes=journal_bytes).close()
     except FileExistsError:
         raise AlreadyExists(f"the journal {path} exists", "name a new file or a block device") from None
     except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
@@ -177,7 +178,7 @@ def too_small(journal_bytes: int) -> BadInput:
 def _no_journal(where: Path | str, journal_bytes: int, exc: OSError) -> MediumError:
     return MediumError(
         f"a journal of {journal_bytes} bytes cannot be made in {where}: {exc.strerror or exc}",
-        "make room there, or give another size (--journal) or place (--journal-path)",
+        "make room there, or give another size or place",
     )
 
 

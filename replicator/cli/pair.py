@@ -199,7 +199,9 @@ def split(here: Node, group: str, peer: str | None, as_json: bool) -> None:
     """
     here.replicator("pair.split", **_pair(group, peer), wait_s=120)
     emit(
-        as_json, {"group": group, "split": True}, f"group {group} is split; follow again: farstripe pair resync {group}"
+        as_json,
+        {"group": group, "split": True},
+        f"group {group} is split; follow again: farstripe pair resync {_words(group, peer)}",
     )
 
 

@@ -25,7 +25,7 @@ def switchover(here: Node, group: str, peer: str | None, deadline_s: float | Non
     """Exchange the roles of GROUP as planned: hold, drain, hand over. Nothing is lost.
 
     On the primary PEER becomes it, and may be left out while the group has one pair here. On a node that the primary
-    feeds, that node does. The former primary's other copies stay with it, one step further down.
+    feeds, that node does, and PEER is left out. The former primary's other copies stay with it, one step further down.
 
     Move the writers first (unmount, detach): a host that still writes to the old primary gets errors afterwards.
     """

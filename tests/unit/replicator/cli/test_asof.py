@@ -69,6 +69,12 @@ def test_what_is_no_instant_is_refused_with_the_forms(text: str) -> None:
         parse_instant(text, NOW)
 
 
+def test_no_instant_is_beyond_what_can_be_sent(node: FakeNode) -> None:
+    assert node.run("snapshot", "g", "--at", str(1 << 64)).code == 3
+    assert parse_instant("-99999999999999d", 10**18) == {"time_ns": 0}
+    assert parse_instant("0001-01-01 00:00Z", 10**18) == {"time_ns": 0}
+
+
 def test_a_time_to_come_is_refused() -> None:
     with pytest.raises(BadInput, match="has not come yet"):
         parse_instant("2999-01-01T00:00:00Z", NOW)
