@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
-from replicator.capture.state import SECONDARY, Edge
+from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
@@ -519,7 +519,7 @@ def _() -> list[Patch]:
 
 @bug(
     "incomplete-relay-feeds",
-    "a node that is being copied to feeds the nodes below it with what it has so far",
+    "a node that is being copied to lets the node below have the rest of that copy, without what went by before",
     kind="tree",
     parents=(0, 1),
     edge_modes=("async", "async"),
@@ -528,24 +528,38 @@ def _() -> list[Patch]:
     blocks=(24,),
 )
 def _() -> list[Patch]:
-    right = handshake._facts
+    facts_of, pin = handshake._facts, copies.pin_copy
 
     def careless(lead: Any, follow: Any, comparison: Any, relay: bool) -> Any:
-        facts = right(lead, follow, comparison, relay)
+        facts = facts_of(lead, follow, comparison, relay)
         return facts._replace(primaries="relay") if facts.primaries == "relay-busy" else facts
 
-    return [(handshake, "_facts", careless), (roles, "attach", _without_dropping(roles.attach))]
+    def pin_anyway(e: engine.GroupEngine, edge: Edge, c: int | None, theirs: Any, copy_id: str) -> Any:
+        if e.state.copy != RESYNC:
+            return pin(e, edge, c, theirs, copy_id)
+        masks = copies._blocks(e, c, theirs)
+        copies._pin(e, edge, e.page[APPLIED_OFF])
+        e.commit({edge.slot: copies._begun(edge, copy_id, e.state.copy_from_seq)})
+        return copies._offer(e, e.page[APPLIED_SEQ], masks)
+
+    return [
+        (handshake, "_facts", careless),
+        (copies, "pin_copy", pin_anyway),
+        (session.Session, "_planned", _asks_nobody_above(lambda mine: bool(mine.state == RESYNC))),
+    ]
 
 
-def _without_dropping(right: Any) -> Any:
-    def attach(e: engine.GroupEngine, *args: Any, **step: Any) -> Any:
-        kept = [edge for edge in e.state.edges if not edge.dropped]
-        result = right(e, *args, **step)
-        for edge in kept:
-            edge.dropped = False
-        return result
+def _asks_nobody_above(when: Callable[[Any], bool]) -> Any:
+    """A relay whose HELLO is so offers a copy as if it were primary: its own target has the list, and that will do."""
+    right = session.Session._planned
 
-    return attach
+    def planned(self: session.Session, event: Any, now: float) -> Any:
+        if self.mine is None or not when(self.mine):
+            return right(self, event, now)
+        with patch.object(session.Session, "_relays", False):
+            return right(self, event, now)
+
+    return planned
 
 
 @bug(
@@ -558,16 +572,7 @@ def _without_dropping(right: Any) -> Any:
     blocks=(24,),
 )
 def _() -> list[Patch]:
-    def alone(self: session.Session, event: Any, now: float) -> Any:
-        result = event.result
-        self._copy = {
-            **self._copy, "t": "attach", "p": result["p"], "c": self.decision.c if self.decision else None,
-            "epoch": result["epoch"], "hist": result["hist"], "masks": result["masks"], "full": result["full"],
-            "synced_after": result["p"], "synced_epoch": 0,
-        }  # fmt: skip
-        return State.OFFERED, [events.Send(self._copy)]
-
-    return [(session.Session, "_planned", alone)]
+    return [(session.Session, "_planned", _asks_nobody_above(lambda mine: True))]
 
 
 @bug(
