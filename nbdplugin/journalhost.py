@@ -87,9 +87,9 @@ def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, An
         volumes.prepare(file, index, engine.journal.super, size - DATA_START)
         directory.link(index, path)
         ringchange.add_file(engine, file, size - DATA_START)
-    except JournalLost:
-        raise  # whether the file belongs to the journal nobody knows
     except BaseException as exc:
+        if isinstance(exc, JournalLost) or engine.failed:
+            raise  # whether the file belongs to the journal nobody knows
         if file is not None:
             file.close()
         if not is_block_device(path):
@@ -111,7 +111,8 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
     if not found:
         found = [one for one in files if os.path.realpath(which) == os.path.realpath(one["path"])]
     if not found:
-        raise NotFound(f"{which} is no part of the journal of group {engine.state.name}", "farstripe group journal show")
+        name = engine.state.name
+        raise NotFound(f"{which} is no part of the journal of group {name}", f"farstripe group journal show {name}")
     index = found[0]["index"]
     if found[0]["state"] == "in use":
         try:

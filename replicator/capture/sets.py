@@ -220,6 +220,8 @@ class SetHost:
             ruling = rule(one.state, [_view(s.engine, look_close=True) for s in services], len(one.groups))
             state = decide(ruling, keep=keep)
             if state is None:
+                if ruling.standing is Standing.SOURCE:
+                    raise Refused(f"this node is primary of set {name} already", "farstripe set list shows it")
                 raise Refused(
                     f"set {name} cannot be taken over here: it is {ruling.standing.value}; {ruling.why}",
                     "take over group by group, which gives up that they belong together",

@@ -86,7 +86,7 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
         return Ruling(Standing.SOURCE, SetState(), 0, "", "")
     broken = state._replace(whole=False)
     if len(views) < expected:
-        return Ruling(Standing.APART, broken, 0, "", f"{expected - len(views)} of its groups are not on this node")
+        return Ruling(Standing.APART, broken, 0, "", f"groups of it that are not on this node: {expected - len(views)}")
     if len(secondary) < len(views) or len({view.upstream for view in views}) > 1:
         return Ruling(Standing.APART, broken, 0, "", "its groups have different primaries")
     copying = [view.name for view in views if not view.consistent]

@@ -1,7 +1,7 @@
 """Control operations that move the primary role.
 
-    switchover {group, peer?, deadline_s?}   -> {primary}  planned: nothing is lost. On the primary `peer` becomes it; on
-                                             a node that the primary feeds, that node does
+    switchover {group, peer?, deadline_s?}   -> {primary}  planned: nothing is lost. On the primary `peer`
+                                             becomes it; on a node that the primary feeds, that node does
     takeover {group, force?}                 -> {epoch, base, label, message, lost, others}  forced: this node becomes
                                              primary
     takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer, others}  what it would do

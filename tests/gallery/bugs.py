@@ -15,14 +15,14 @@ from unittest.mock import patch
 
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
-from replicator.capture.state import Edge
+from replicator.capture.state import SECONDARY, Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
 from replicator.daemon.link.claims import Claims
 from replicator.journal import chain, ring
-from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
+from replicator.journal.page import APPLIED_OFF, APPLIED_SEQ, HEAD_OFF, HEAD_SEQ
 from tests.testing.sim.target import Target
 
 Patch = tuple[Any, str, Any]
@@ -300,10 +300,14 @@ def _() -> list[Patch]:
     lazy=30.0,
 )
 def _() -> list[Patch]:
-    def skip(e: engine.GroupEngine) -> None:
-        e.page[APPLIED_SEQ] = e.page[HEAD_SEQ]
+    right = roles.promote
 
-    return [(roles, "settle", skip)]
+    def at_once(e: engine.GroupEngine, **how: bool) -> Any:
+        if e.state.role == SECONDARY:
+            e.page[APPLIED_SEQ], e.page[APPLIED_OFF] = e.page[HEAD_SEQ], e.page[HEAD_OFF]
+        return right(e, **how)
+
+    return [(roles, "promote", at_once)]
 
 
 @bug(
@@ -479,7 +483,8 @@ def _() -> list[Patch]:
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
 
 
-# -- trees --------------------------------------------------------------------------------------------------------------
+# -- trees
+# --------------------------------------------------------------------------------------------------------------
 
 CHAIN = {"kind": "tree", "parents": (0, 1), "edge_modes": ("sync", "sync")}
 """A node in the middle, and every write waits for both ends below."""

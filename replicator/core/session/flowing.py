@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import Acked, DataStopped, Effect, FrameIn, Log, Reply, Send, StartShipping
-from replicator.core.hello import wants_sync
+from replicator.core.hello import of_shared, wants_sync
 from replicator.core.session.base import POLL_S, SYNC_LAG_RECORDS, Step
 from replicator.core.session.greeting import Greeting
 from replicator.core.transitions import State
@@ -38,12 +38,11 @@ class Flowing(Greeting):
             raise ProtocolError("the peer sent bitmaps of some volumes only")
         self._bitmaps = bitmaps
         unknown = self.decision.full or any(b is None for b in bitmaps.values())
-        shared = {volume[0] for volume in set(self.mine.volumes) & set(self.theirs.volumes)}
         copy_id = f"{self._rng.getrandbits(64):016x}"
         ask = self._ask(
             "group.pin_copy" if self._relays else "group.begin_copy",
             c=None if self.decision.full else self.decision.c,
-            peer_bitmaps=None if unknown else {i: bitmaps[i] if i in shared else None for i, *_ in self.mine.volumes},
+            peer_bitmaps=None if unknown else of_shared(self.mine, self.theirs, bitmaps),
             copy_id=copy_id,
         )
         self._copy = {"copy_id": copy_id}
@@ -77,7 +76,8 @@ class Flowing(Greeting):
         return State.EXTENDING, [self._ask("pair.extend_copy", copy_id=self._copy["copy_id"], masks=masks)]
 
     def _extended(self, event: Reply, now: float) -> Step:
-        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after seq."""
+        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after
+        seq."""
         if "seq" not in event.result:
             return State.OFFERED, [Send(self._copy)]
         seq = self._copy["synced_after"] = max(int(event.result["seq"]), self._copy["p"])

@@ -43,8 +43,12 @@ class Greeting(SessionBase):
             self.discard = ""
         successor = self.handover if event.result.get("role") != "primary" else ""
         self.mine = hello.from_status(
-            self.node, event.result, split=self.split_wanted, discard=self.discard,
-            discard_epoch=self.discard_epoch, handover=successor,
+            self.node,
+            event.result,
+            split=self.split_wanted,
+            discard=self.discard,
+            discard_epoch=self.discard_epoch,
+            handover=successor,
         )
         effects: list[Effect] = [Send(hello.to_frame(self.mine))]
         if self.theirs is None:

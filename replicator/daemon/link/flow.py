@@ -192,7 +192,10 @@ class Flow:
         else:
             return
         if shipper.seq != before and not self.waited_for:
-            self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now))
+            self._gathers, self._gather_until = (
+                True,
+                now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now)),
+            )
         shipper.shrink()
         if self._beat_is_due(now) and not bundle.first.unsent:
             pace_s = u64[BEACON_PACE_MS] / 1000 or BEAT_S

@@ -111,7 +111,7 @@ class Target:
 
     def _step(self) -> None:
         """Follower, copier and waiting requests."""
-        engine = self.engine
+        engine, full = self.engine, self.service._full
         self._again(STEP_S, self._step)
         self.serve()
         if engine.failed:
@@ -123,15 +123,15 @@ class Target:
         try:
             if engine.state.role == SECONDARY:
                 follower.apply_some(engine, self.rng.choice((1, APPLY_BYTES)))
-                if self.service._is_waited_for():
-                    self.service._relieve()
+                if full.is_waited_for():
+                    full.relieve()
                 else:
-                    self.service._full_since = None
+                    full.eased()
             elif engine.state.copying and copier.may_copy(engine):
                 if copier.copy_some(engine, COPY_BYTES):
-                    self.service._full_since = None
+                    full.eased()
                 elif self.service._journal_used() > service.COPY_FULL_FRACTION:
-                    self.service._relieve()
+                    full.relieve()
         except (OSError, FarstripeError) as exc:
             self.node.note(f"step failed: {exc}")
 
@@ -146,7 +146,7 @@ class Target:
             return
         try:
             if engine.journal_lost:
-                svc._go_over()
+                svc._full.go_over()
             elif engine.state.journal_error and rng.random() < 0.2:
                 self._replace_journal()
             if engine.state.mode == JOURNAL:
@@ -260,7 +260,7 @@ class Target:
             return True
         given_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
         if given_up and any(not e.dropped and e not in given_up for e in engine.state.downstream):
-            self.service._drop(given_up)
+            self.service._full._drop(given_up)
             self.service.checkpoint()
         elif given_up:
             self.service.overflow()
@@ -292,7 +292,8 @@ class Target:
         self.waiting.remove(request)
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
-            for edge in request.edges:
+            # Nothing is promised of an edge that the operator made asynchronous while the write waited.
+            for edge in (e for e in request.edges if e.mode == "sync"):
                 self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
         self._answer(request, "ok")
 

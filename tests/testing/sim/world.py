@@ -12,7 +12,7 @@ import random
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from replicator.capture import copier, service
+from replicator.capture import copier, fulljournal, service
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
 from replicator.core.credits import MIN_WINDOW_BYTES
@@ -121,7 +121,7 @@ class Options:
 
 
 class SimTime:
-    """Stands in for the time module inside GroupService."""
+    """Stands in for the time module inside GroupService and FullJournal."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -151,9 +151,7 @@ class Report:
 class World:
     """A whole run."""
 
-    def __init__(
-        self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False
-    ) -> None:
+    def __init__(self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False) -> None:
         """kind: "pair" (two nodes) or "tree" (three to five); says how options are drawn that are not given."""
         self.seed = seed
         self.transfer = _WAYS[seed % len(_WAYS)]
@@ -207,7 +205,7 @@ class World:
     def run(self) -> Report:
         """Run it all. Raises Violation."""
         kept = service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES
-        service.time = SimTime(self.clock)  # type: ignore[attr-defined,assignment]  # the module's name for time
+        service.time = fulljournal.time = SimTime(self.clock)  # type: ignore[attr-defined,assignment]  # their name
         copier.ROTATE_MIN_BLOCKS = self.options.rotate_blocks
         shipper.RUN_BYTES = 24 << 10
         try:
@@ -220,6 +218,7 @@ class World:
             self._live()
         finally:
             service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES = kept  # type: ignore[assignment]
+            fulljournal.time = service.time
         return Report(
             self.seed,
             self.options,
@@ -465,7 +464,8 @@ class World:
         engine = node.target.engine
         sessions = [(edge.peer.name, edge.session) for edge in node.replicator.edges.values()]
         told = ", ".join(
-            f"{name}: {s.state.value} {s.decision.label if s.decision else ''} ({s.link_reason})" for name, s in sessions
+            f"{name}: {s.state.value} {s.decision.label if s.decision else ''} ({s.link_reason})"
+            for name, s in sessions
         )
         return (
             f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} failed={engine.failed!r} "

@@ -150,4 +150,3 @@ def test_nobody_above_is_said_so(three: Three) -> None:
     node = b.replicator.node
     with pytest.raises(PeerError, match="no node feeds this one"):
         tree.extend_copy(b.run, node.contexts, node.peers, UUID, {"copy_id": "c1", "masks": None})
-
