@@ -73,11 +73,17 @@ def test_groups_that_cannot_be_are_refused_and_change_nothing(target: TargetProc
     refused(target, BAD_INPUT, "copy_id", "group.begin_copy", group="g", peer=PEER, c=None, peer_bitmaps=None)
 
 
-def test_a_volume_of_a_group_is_not_deleted_or_resized(target: TargetProcess) -> None:
+def test_a_volume_of_a_group_is_not_deleted_and_not_cut_by_mistake(target: TargetProcess) -> None:
     group(target, armed=False)
+    handle = target.connect("v")
+    handle.pwrite(b"kept", 32 * MIB)
     refused(target, REFUSED, "in group g", "volume.delete", name="v")
-    refused(target, REFUSED, "in group g", "volume.resize", name="v", size=80 * MIB)
-    refused(target, REFUSED, "in group g", "volume.resize", name="v", size=8 * MIB, force=True)
+    refused(target, REFUSED, "connection open", "volume.resize", name="v", size=80 * MIB)
+    handle.shutdown()
+    refused(target, REFUSED, "allocated data", "volume.resize", name="v", size=8 * MIB)
+    target.call("volume.resize", name="v", size=80 * MIB)
+    assert target.call("group.status", group="g")["volumes"][0]["size"] == 80 * MIB
+    assert target.connect("v").pread(4, 32 * MIB) == b"kept"
 
 
 def test_every_write_after_arming_under_load_is_in_the_journal(target: TargetProcess) -> None:
