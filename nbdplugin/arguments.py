@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -18,6 +19,14 @@ def text(args: dict[str, Any], key: str, default: str | None = None) -> str:
     if not isinstance(value, str) or not value:
         raise BadInput(f"the argument {key!r} must be text, not {value!r}")
     return value
+
+
+def new_file(path: str) -> str:
+    """A path for a file that is to be made: not where devices are, for a name mistyped there would be made in memory."""
+    parent = os.path.realpath(os.path.dirname(path) or ".")
+    if parent == "/dev" or (parent.startswith("/dev/") and parent.split("/")[2] != "shm"):
+        raise BadInput(f"there is no device {path}", "name a device that is there, or a file outside /dev")
+    return path
 
 
 def name(args: dict[str, Any], key: str = "name") -> str:

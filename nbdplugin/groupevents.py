@@ -32,7 +32,8 @@ def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
     """Return (kind, sentence) for what a GroupService reports with `detail`."""
     if what == "journal-filling":
         left_s = detail.get("full_in_s")
-        when = "" if left_s is None else f"; it is full in {left_s / 60:.0f} min at this rate"
+        left = f"{left_s:.0f} s" if left_s is not None and left_s < 120 else f"{(left_s or 0) / 60:.0f} min"
+        when = "" if left_s is None else f"; it is full in {left} at this rate"
         detail = {**detail, "when": when}
     sentence = _SENTENCES.get(what, what.replace("-", " ")).format_map(_Known(detail))
     return f"group.{what}", f"group {detail.get('group', '?')}: {sentence}"

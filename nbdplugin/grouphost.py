@@ -69,9 +69,7 @@ class GroupHost:
         self._hosts: dict[str, GroupVolumes] = {}
         self._broken: dict[str, dict[str, Any]] = {}
         self._boot = boot_number()
-        self.cuts = CutHost(
-            state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services
-        )
+        self.cuts = CutHost(state_dir, run_dir, self._boot, pools, exports, events, self._services.get, self.services)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -239,7 +237,10 @@ class GroupHost:
                 return service
         for broken in self._broken.values():
             if which in (broken["name"], broken["uuid"]):
-                raise MediumError(f"group {broken['name']} could not be opened: {broken['failed']}", "see 'events'")
+                name = broken["name"]
+                raise MediumError(
+                    f"group {name} could not be opened: {broken['failed']}", f"farstripe explain {name} says what to do"
+                )
         raise NotFound(f"no group {which!r} on this node", "farstripe group list shows them")
 
     def statuses(self) -> list[dict[str, Any]]:
@@ -261,8 +262,8 @@ class GroupHost:
     def adopt(self, uuid: str, name: str, volumes: list[dict[str, Any]], journal_bytes: int) -> GroupService:
         """Make the secondary copy of a peer's group, with volumes of the same names and sizes where they are missing.
 
-        volumes: {name, size, index?, born?}, sorted by index. Adopting what is adopted already returns it. Durable: the group.
-        Raises Refused when a volume of that name has another size, is in another group, or is in use.
+        volumes: {name, size, index?, born?}, sorted by index. Adopting what is adopted already returns it. Durable: the
+        group. Raises Refused when a volume of that name has another size, is in another group, or is in use.
         """
         with self._pools.changing:
             if uuid in self._services:

@@ -36,7 +36,7 @@ class GroupVolumes:
         self._served: list[Any] = []
 
     def provide(self, volume: Mapping[str, Any]) -> tuple[Any, str]:
-        """See VolumeHost. One that is there is taken if it is of this size, belongs to nobody, and was never written."""
+        """See VolumeHost. One that is there is taken if it has this size, is nobody's, and was never written to."""
         name, size = str(volume["name"]), int(volume["size"])
         with self._changing():
             try:

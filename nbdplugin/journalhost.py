@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from nbdplugin import arguments
 from replicator.capture import journalloss, ringchange
 from replicator.capture.engine import GroupEngine, JournalLost
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound
@@ -50,7 +51,7 @@ def make(groups: Path, path: str, journal_bytes: int) -> int:
             raise too_small(journal_bytes)
         return journal_bytes
     try:
-        PlainFile(path, create_bytes=journal_bytes).close()
+        PlainFile(arguments.new_file(path), create_bytes=journal_bytes).close()
     except FileExistsError:
         raise AlreadyExists(f"the journal {path} exists", "name a new file or a block device") from None
     except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
@@ -87,9 +88,9 @@ def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, An
         volumes.prepare(file, index, engine.journal.super, size - DATA_START)
         directory.link(index, path)
         ringchange.add_file(engine, file, size - DATA_START)
-    except JournalLost:
-        raise  # whether the file belongs to the journal nobody knows
     except BaseException as exc:
+        if isinstance(exc, JournalLost) or engine.failed:
+            raise  # whether the file belongs to the journal nobody knows
         if file is not None:
             file.close()
         if not is_block_device(path):
@@ -111,7 +112,8 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
     if not found:
         found = [one for one in files if os.path.realpath(which) == os.path.realpath(one["path"])]
     if not found:
-        raise NotFound(f"{which} is no part of the journal of group {engine.state.name}", "farstripe group journal show")
+        name = engine.state.name
+        raise NotFound(f"{which} is no part of the journal of group {name}", f"farstripe group journal show {name}")
     index = found[0]["index"]
     if found[0]["state"] == "in use":
         try:
@@ -176,7 +178,7 @@ def too_small(journal_bytes: int) -> BadInput:
 def _no_journal(where: Path | str, journal_bytes: int, exc: OSError) -> MediumError:
     return MediumError(
         f"a journal of {journal_bytes} bytes cannot be made in {where}: {exc.strerror or exc}",
-        "make room there, or give another size (--journal) or place (--journal-path)",
+        "make room there, or give another size or place",
     )
 
 

@@ -1,8 +1,8 @@
 """Changing which volumes a group has, and their sizes, on its primary: what is checked first, and routes.
 
-Everything that can be refused is refused before the change. A volume joins a group that has peers only while nothing was
-ever written to it: then all copies of it are equal from the start. So its requests go to the group first, which refuses
-changes of a volume that it does not have, and what the volume holds is looked at after that.
+Everything that can be refused is refused before the change. A volume joins a group that has peers only while nothing
+was ever written to it: then all copies of it are equal from the start. So its requests go to the group first, which
+refuses changes of a volume that it does not have, and what the volume holds is looked at after that.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def resize(groups: GroupHost, pools: PoolHost, route: VolumeRoute, size: int, fo
             held = sum(n for n, taken in route.volume.extents(size, before - size) if taken)
             if held and not force:
                 raise Refused(
-                    f"volume {route.name} holds data beyond {size} bytes", "repeat with --force to cut it off everywhere"
+                    f"volume {route.name} holds data beyond {size} bytes",
+                    "repeat with --force to cut it off everywhere",
                 )
         service.change_volumes(Kind.RESIZE, route.name, size)
 

@@ -107,9 +107,7 @@ class MarkerHost:
             return
         if marker is None:
             return
-        entry = Entry(
-            marker.n, marker.name, header.seq, header.epoch, header.write_time, NOTED, suspend=marker.suspend
-        )
+        entry = Entry(marker.n, marker.name, header.seq, header.epoch, header.write_time, NOTED, suspend=marker.suspend)
         if engine.state.copy != OK:
             entry.state, entry.why = MISSED, f"the copy was {engine.state.copy} then"
         elif marker.image or marker.suspend:
@@ -123,12 +121,16 @@ class MarkerHost:
     def _take(self, engine: GroupEngine, book: MarkerBook, entry: Entry) -> None:
         """Take the snapshots of `entry` and say in it how that went."""
         volumes = [volume["name"] for volume in engine.state.volumes]
-        entry.snapshots = {volume: image_name(volume, entry.name, entry.n) for volume in volumes}
-        began = any(one["n"] == entry.n and one["state"] == TAKING for one in book.entries())
+        known = book.entries()
+        twice = any(one["name"] == entry.name and one["n"] != entry.n for one in known)
+        entry.snapshots = {volume: image_name(volume, entry.name, entry.n, twice) for volume in volumes}
+        began = next((one for one in known if one["n"] == entry.n and one["state"] == TAKING), None)
+        if began is not None:
+            entry.snapshots = began["snapshots"]
         if not book.room_for_image():
             entry.state, entry.why = MISSED, "too many markers have images here; delete some"
         else:
-            if not began:
+            if began is None:
                 entry.state = TAKING
                 book.add(entry)
             try:
@@ -136,8 +138,8 @@ class MarkerHost:
                     self._pools.snapshot(entry.snapshots)
                 entry.state = TAKEN
             except PoolAlreadyExists as exc:
-                entry.state = TAKEN if began else MISSED
-                entry.why = "" if began else str(exc)
+                entry.state = MISSED if began is None else TAKEN
+                entry.why = str(exc) if began is None else ""
             except RaidError as exc:
                 entry.state, entry.why = MISSED, str(exc)
         if entry.state == MISSED:
@@ -220,7 +222,7 @@ class MarkerHost:
             rewind(engine, entry.seq, entry.epoch, changed, restore)
 
 
-def image_name(volume: str, marker: str, n: int) -> str:
-    """The name of a volume's snapshot at a marker."""
-    plain = f"{volume}.{marker}"
+def image_name(volume: str, marker: str, n: int, twice: bool = False) -> str:
+    """The name of a volume's snapshot at a marker. twice: the copy knows another marker of that name."""
+    plain = f"{volume}.{marker}.{n:x}" if twice else f"{volume}.{marker}"
     return plain if len(plain) <= MAX_NAME else f"{volume[:22]}.{marker[:22]}.{n:x}"[:MAX_NAME]

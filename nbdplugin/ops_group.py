@@ -47,7 +47,10 @@ def handlers(target: Target) -> dict[str, Handler]:
     def attach(service: GroupService, args: dict[str, Any]) -> object:
         step = _step(args)
         with target.views.keeping_image(service.engine, step["masks"], full=bool(step["full"])):
-            until = {"synced_after": _position(args, "synced_after"), "synced_epoch": _position(args, "synced_epoch") or 0}
+            until = {
+                "synced_after": _position(args, "synced_after"),
+                "synced_epoch": _position(args, "synced_epoch") or 0,
+            }
             return service.attach(_peer(args), volumes=args.get("volumes"), **until, **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +107,9 @@ def handlers(target: Target) -> dict[str, Handler]:
             arguments.path(args, "path") if args.get("path") else None,
             _journal_bytes(args, "size"),
         ),
-        "group.add_volume": lambda args: listchange.add(*hosts, arguments.text(args, "group"), arguments.text(args, "volume")),
+        "group.add_volume": lambda args: listchange.add(
+            *hosts, arguments.text(args, "group"), arguments.text(args, "volume")
+        ),
         "group.remove_volume": lambda args: listchange.remove(
             *hosts, arguments.text(args, "group"), arguments.text(args, "volume")
         ),
@@ -117,7 +122,9 @@ def handlers(target: Target) -> dict[str, Handler]:
             lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))
         ),
         "group.arm": on(
-            lambda g, a: g.arm(_peer(a), arguments.text(a, "mode") if a.get("mode") else "", arguments.flag(a, "upstream"))
+            lambda g, a: g.arm(
+                _peer(a), arguments.text(a, "mode") if a.get("mode") else "", arguments.flag(a, "upstream")
+            )
         ),
         "group.disarm": on(lambda g, a: g.disarm(_peer(a))),
         "group.bitmap": on(lambda g, a: g.common_bitmap(_position(a, "c"))),

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nbdplugin import arguments
 from replicator.capture.engine import GroupEngine
 from replicator.capture.preimages.frames import Instant
 from replicator.capture.preimages.instants import format_time
@@ -147,7 +148,7 @@ def _remove(ring: Path) -> None:
 def _make_ring(directory: Path, wanted: Policy) -> None:
     """Make a ring beside the one in use. Durable: it."""
     _remove(directory / _NEW)
-    path = Path(wanted.path) if wanted.path else directory / _NEW
+    path = Path(arguments.new_file(wanted.path)) if wanted.path else directory / _NEW
     try:
         file = PlainFile(path, create_bytes=wanted.bytes)
     except FileExistsError:

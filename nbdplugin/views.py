@@ -379,4 +379,3 @@ def _kept_name(volume: str, uuid: str, index: int, taken: set[str]) -> str:
     if len(name) <= 63 and name not in taken:
         return name
     return f"before-resync-{uuid[:8]}-{index}"
-

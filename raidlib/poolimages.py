@@ -192,9 +192,7 @@ class PoolImages(OpenPool):
             self._volumes.update({volume.name: volume for volume in made})
             return made
 
-    def _take_images(
-        self, names: Mapping[str, str], kind: ImageKind, attributes: Mapping[str, Any]
-    ) -> list[Volume]:
+    def _take_images(self, names: Mapping[str, str], kind: ImageKind, attributes: Mapping[str, Any]) -> list[Volume]:
         with self._admin, contextlib.ExitStack() as bars:
             sources = [(self.volume(source), name) for source, name in names.items()]
             for _, name in sources:

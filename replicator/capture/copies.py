@@ -1,12 +1,12 @@
 """The source's side of a copy: what is copied, and the position from which the records follow.
 
     begin_copy    the primary copies to a peer of its own
-    pin_copy      a secondary lets a peer of its own be copied to: the blocks come from the primary, through the sequence
+    pin_copy      a secondary lets a peer of its own be copied to: the blocks come from the primary, in the sequence
     extend_copy   the primary takes the blocks of such a copy onto its list
 
 There is one copy list (the TODO bit) for all copies: a COPY record goes to every node below, and to apply one that was
-not needed changes nothing. When the list is empty one SYNCED record follows, and it ends every copy whose blocks were on
-the list before. So a copy may begin while another is under way: its blocks join the list, and nobody else notices.
+not needed changes nothing. When the list is empty one SYNCED record follows, and it ends every copy whose blocks were
+on the list before. So a copy may begin while another is under way: its blocks join the list, and nobody else notices.
 
 A copy is void when the primary loses its list: it begins a new epoch then, or another node does, and an EPOCH record
 tells everybody on the way (follower.py). That record may come before the place where the blocks were listed: who takes
@@ -42,15 +42,16 @@ Theirs = dict[int, bytes | None]
 NOT_YET = (1 << 63) - 1
 """No record has such a seq: nothing ends the copy until the primary has answered."""
 MAX_EXTENDED = 32
-"""So many copies below other nodes are remembered by name. One SYNCED ends them all, so any one of them keeps the list."""
+"""So many copies below other nodes are remembered by name. One SYNCED ends them all, so any one of them keeps the
+list."""
 MAX_ID_BYTES = 64
 
 
 def common_bitmap(engine: GroupEngine, c: int | None) -> dict[str, Any]:
     """Return the newest bitmap that reaches back to common position c: {"start", "volumes": {index: packed bits}}.
 
-    Both are None when there is none (then every block may differ). What a limit holds back here counts as applied: it is
-    before the copy begins.
+    Both are None when there is none (then every block may differ). What a limit holds back here counts as applied: it
+    is before the copy begins.
     """
     with engine.apply_lock, engine.lock:
         bit = None if c is None else engine.bitmaps.newest_for(c)
@@ -102,8 +103,8 @@ def pin_copy(
 ) -> dict[str, Any]:
     """Let a peer of this secondary be copied to: keep the journal for it from here on, and say which blocks it lacks.
 
-    Arguments and result as for `begin_copy`, without todo_blocks. The caller has the primary copy these blocks (`extend_copy`) before the peer
-    is attached, and tells `copy_until` what the primary answered.
+    Arguments and result as for `begin_copy`, without todo_blocks. The caller has the primary copy these blocks
+    (`extend_copy`) before the peer is attached, and tells `copy_until` what the primary answered.
     Durable: the place in the journal from which it is kept, and the records before it.
     """
     with engine.apply_lock:
@@ -126,7 +127,8 @@ def pin_copy(
 def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int, epoch: int) -> dict[str, Any]:
     """A SYNCED record after `seq`, and in `epoch`, ends the pinned copy `copy_id`; one may have been applied by now.
 
-    Returns {copying}. Raises Refused when the copy is void by now, or another than the one that was pinned last. Durable.
+    Returns {copying}. Raises Refused when the copy is void by now, or another than the one that was pinned last.
+    Durable.
     """
     with engine.lock:
         state = engine.state
@@ -144,8 +146,8 @@ def copy_until(engine: GroupEngine, edge: Edge, copy_id: str, seq: int, epoch: i
 def extend_copy(engine: GroupEngine, copy_id: str, masks: Packed | None) -> dict[str, Any]:
     """Take the blocks of a copy that runs below another node onto this primary's list; masks: None for every block.
 
-    Returns {seq, epoch}: the SYNCED record that ends that copy comes later than this, in this epoch. Durable: the blocks,
-    and that they count.
+    Returns {seq, epoch}: the SYNCED record that ends that copy comes later than this, in this epoch. Durable: the
+    blocks, and that they count.
     Raises Refused on a secondary, or while nothing is journaled, BadInput for masks or an id that cannot be.
     """
     if not 0 < len(copy_id.encode()) <= MAX_ID_BYTES:
@@ -228,6 +230,7 @@ def _offer(engine: GroupEngine, p: int, masks: Packed | None) -> dict[str, Any]:
         "masks": masks or {},
         "full": masks is None,
         "volumes": volumeset.offered(engine),
+        "incarnation": engine.page[INCARNATION],
     }
 
 

@@ -1,4 +1,5 @@
-"""The edges of a group on one node: the peers it feeds, the one that feeds it, and how long the journal is kept for each.
+"""The edges of a group on one node: the peers it feeds, the one that feeds it, and how long the journal is kept for
+each.
 
     primary      feeds the peer of every edge, from its own writes
     secondary    is fed by the upstream peer, and feeds the peers of its other edges out of its journal
@@ -146,7 +147,8 @@ def drop(engine: GroupEngine, edges: Iterable[Edge]) -> None:
 
 
 def note_dropped(engine: GroupEngine, edges: Iterable[Edge]) -> None:
-    """Tell the replicator that it cannot go on shipping over `edges`, also if the journal reaches back far enough still:
+    """Tell the replicator that it cannot go on shipping over `edges`, also if the journal reaches back far enough
+    still:
     the copy under way is void."""
     for edge in edges:
         engine.page[DROPS + edge.slot] += 1

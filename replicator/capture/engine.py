@@ -146,6 +146,8 @@ class GroupEngine:
         self.opened = threading.Condition(self.lock)
         """Notified when parked writers should try again."""
         self.failed = ""
+        self.failed_by_journal = False
+        """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
@@ -194,7 +196,8 @@ class GroupEngine:
         """See limits.py for this and the next; 0: no limit."""
         self.limit_seq = 0
         self.applies_through = False
-        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold back."""
+        """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold
+        back."""
         self.waiting: Waiting | None = None
         self.pending_epochs: list[list[int]] = []
         """Epochs of records that a limit holds back, as of the last settle."""
@@ -241,12 +244,13 @@ class GroupEngine:
         """Give up the journal for an error of its medium; returns what to raise. The caller holds the group lock.
 
         Where the group may go on without its peer writers are parked until it has gone over to a bitmap
-        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs, too, the next one
-        could succeed without having written what this one dropped.
+        (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs,
+        too, the next one could succeed without having written what this one dropped.
         """
         if self.failed:
             return self._refusal()
         if not journalloss.may_go_over(self):
+            self.failed_by_journal = True
             self._seal(reason)
             return self._refusal()
         if not self.journal_lost:

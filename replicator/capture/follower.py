@@ -330,8 +330,8 @@ def _void_copies(engine: GroupEngine, begun: Header) -> None:
 def checkpoint(engine: GroupEngine) -> bool:
     """Sync pool and bitmaps, then move redo point and tail of the journal up. Returns False when there was no gain.
 
-    The tail stays behind what a peer does not hold durably that this node feeds. For callers that know that no host write
-    is under way; others use `begin_checkpoint`, wait, and `finish_checkpoint`.
+    The tail stays behind what a peer does not hold durably that this node feeds. For callers that know that no host
+    write is under way; others use `begin_checkpoint`, wait, and `finish_checkpoint`.
     """
     begun = begin_checkpoint(engine, whole=True)
     return begun is not None and finish_checkpoint(engine, begun)

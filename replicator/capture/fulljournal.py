@@ -1,8 +1,8 @@
 """A journal that is full, or whose medium has failed: who waits, who is dropped, and when order is given up.
 
-The policy decides (replicator.core.losspolicy); what is durable is done in edges.py and roles.py, with writers parked where
-the mode changes. Hosts come here by GroupService when a write finds no room, the follower of a relay and the copier when
-the node above, or a copy, waits for room.
+The policy decides (replicator.core.losspolicy); what is durable is done in edges.py and roles.py, with writers parked
+where the mode changes. Hosts come here by GroupService when a write finds no room, the follower of a relay and the
+copier when the node above, or a copy, waits for room.
 
     a checkpoint frees space              nothing else is done
     a peer holds the tail, linked         writers wait for it, for full_timeout_s at most

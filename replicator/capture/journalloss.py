@@ -14,7 +14,8 @@ synced, or nothing may exist on this side alone, the group fails. Three things o
 
 On a secondary the group fails: nothing more is received, the pool keeps the prefix it has, and can be read.
 
-`replace` gives the group a new journal. A primary then resyncs by difference at the next contact. A secondary drops
+`replace` gives the group a new journal, which mends nothing else: a group that failed because pool or state could not
+be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
 journal still reaches back, else a resync by difference follows.
 """
@@ -27,8 +28,9 @@ from typing import TYPE_CHECKING
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
 from replicator.core.errors import Refused
 from replicator.core.losspolicy import may_go_alone
+from replicator.journal.beacons import publish
 from replicator.journal.files import RandomFile
-from replicator.journal.page import APPLIED_SEQ, DROPS, EDGE_LINK, INCARNATION, LINK_STREAMING, edge_slot
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, DROPS, EDGE_LINK, INCARNATION, LINK_STREAMING, edge_slot
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -52,22 +54,41 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
     """Give the group a new journal, `file` alone, which is prepared and has index `index`.
 
     Returns how many records were dropped that this side had received and not applied. Durable: the new journal, and
-    that the group has it. Raises Refused when the old one is in use.
+    that the group has it, and that its set is no cut any more if that rested on dropped records. Raises Refused when
+    the old one is in use, or the group failed for something else.
     """
+    if engine.failed and not engine.failed_by_journal:
+        raise Refused(
+            f"group {engine.state.name} has failed, not for its journal: {engine.failed}", "restart this node"
+        )
     if engine.state.role == SECONDARY and _receives(engine):
         if not (engine.failed or engine.state.journal_error):
             raise _in_use(engine)
         time.sleep(STOPS_S)  # a link that was killed says so for ever; one that lives has seen the new incarnation
-    with engine.apply_lock, engine.checkpoint_lock, engine.opened:
+    with engine.apply_lock:
+        if engine.state.role == SECONDARY and engine.limit_time_ns and engine.pos > engine.page[APPLIED_SEQ]:
+            engine.on_lift()
+        return _replace(engine, file, index, ring_bytes)
+
+
+def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int) -> int:
+    with engine.checkpoint_lock, engine.opened:
         state, page = engine.state, engine.page
         if state.role == PRIMARY and state.mode == JOURNAL:
             raise _in_use(engine)
         pos = page[APPLIED_SEQ] if state.role == SECONDARY else engine.pos
         dropped = engine.pos - pos
         engine.sync_pool()
+        if state.role == SECONDARY and engine.preimages is not None:
+            engine.preimages.leave(pos)
         engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
         engine.failed = engine.journal_lost = engine.apply_error = ""
+        engine.failed_by_journal = False
         engine.resized()
+        if state.role == SECONDARY:
+            publish(page.u64, ARRIVED_GEN, 0, 0)
+            engine.waiting, engine.pending_epochs = None, []
+            engine.last_host_seq = min(engine.last_host_seq, pos)
         kept = state.downstream if state.role == SECONDARY else []
         engine.commit({e.slot: e.without_peer() for e in kept}, journal_error="", sealed=False)
         for edge in kept:

@@ -87,8 +87,8 @@ def permitted(engine: GroupEngine, at: int, records: list[tuple[Header, int]]) -
 
 
 class Pending(NamedTuple):
-    """What was received and not applied: its last seq (the applied one without any), last write time, new epochs, the seq
-    of its last host write (0 without any)."""
+    """What was received and not applied: its last seq (the applied one without any), last write time, new epochs, the
+    seq of its last host write (0 without any)."""
 
     last_seq: int
     last_time_ns: int
@@ -110,7 +110,8 @@ def pending(engine: GroupEngine) -> Pending:
 
 
 def mark_pending(engine: GroupEngine) -> None:
-    """Mark the blocks of what was received and not applied in every live bitmap: before a copy all of it will be applied.
+    """Mark the blocks of what was received and not applied in every live bitmap: before a copy all of it will be
+    applied.
 
     The caller holds apply_lock and the group lock. Raises IntegrityError.
     """

@@ -62,7 +62,14 @@ class Marking:
                 self._check(self._holds[n])
                 return self._holds[n].token
             hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8))
+            held = {service.engine.state.uuid for other in self._holds.values() for service, _ in other.groups}
             for service, book in groups:
+                if (
+                    service.engine.state.uuid in held
+                ):  # also where something else has ended that hold: its mark is to find out
+                    raise Refused(
+                        f"group {service.engine.state.name} is held for another marker", "try again in a moment"
+                    )
                 if n <= book.highest:
                     name = service.engine.state.name
                     raise Refused(f"group {name} has seen marker number {book.highest}, {n} is not new", "go higher")

@@ -63,6 +63,7 @@ def rewind(
             engine.sync_pool()
             engine.journal.reset(seq, epoch)
             engine.waiting, engine.pending_epochs = None, []
+            engine.last_host_seq = min(engine.last_host_seq, seq)
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             engine.commit(copy=OK, floor=seq, hist=hist, rewind=None)
             engine.page[INCARNATION] += 1

@@ -55,8 +55,8 @@ def arm(engine: GroupEngine, peer: str, mode: str = "", upstream: bool = False) 
     is there already.
 
     mode: async | sync, "" for what the group's policy says. upstream: the peer feeds this secondary.
-    Durable: the edge, the mode, and the record of the first epoch: without it, power loss would make the copy a stranger.
-    Returns {epoch, pos, edge}. Raises Refused, BadInput.
+    Durable: the edge, the mode, and the record of the first epoch: without it, power loss would make the copy a
+    stranger. Returns {epoch, pos, edge}. Raises Refused, BadInput.
     """
     with engine.checkpoint_lock, engine.lock:
         state = engine.state
@@ -160,12 +160,12 @@ def attach(
     synced_epoch: int = 0,
     volumes: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next record
-    is p + 1.
+    """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next
+    record is p + 1.
 
-    synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of this
-    epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group has no
-    longer leaves it here. None: those that it has.
+    synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of
+    this epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group
+    has no longer leaves it here. None: those that it has.
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
     the journal was given up for the peers that this node feeds.
     """
@@ -209,6 +209,8 @@ def _attach(
             check_maps(engine.bitmaps.present() if prepared is None else prepared.maps.items(), masks)
         if prepared is not None:
             engine.sync_pool()  # of volumes that leave, too
+            if engine.preimages is not None:
+                engine.preimages.end()  # what it keeps is of the volumes of before
             listed = volumeset.changes(engine, prepared, (step["epoch"], step["p"]))
             volumeset.install(engine, prepared)
         if c is None:
@@ -318,6 +320,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
             cut(engine)
         apply_through(engine)
         settle(engine)
+        _clear_the_end(engine)
         if not engine.journal.room_for(2 * HEADER_BYTES):
             checkpoint(engine)
         with engine.checkpoint_lock, engine.lock:
@@ -355,6 +358,17 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                 _new_incarnation(engine)
                 engine.refresh()
             return {"epoch": engine.epoch, "base": base}
+
+
+def _clear_the_end(engine: GroupEngine) -> None:
+    """Destroy what a killed replicator had written and not published: it may be on the disk, and the new epoch, whose
+    record takes its place, not yet. Durable. Raises MediumError."""
+    try:
+        engine.journal.forget_beyond_head()
+    except OSError as e:
+        with engine.lock:
+            raise engine.lose_journal(f"its journal cannot be written: {e}") from e
+    engine.sync_journal()
 
 
 def ensure_epoch_record(engine: GroupEngine) -> None:

@@ -444,7 +444,8 @@ class GroupService:
     # -- control --------------------------------------------------------------------------------------------------
 
     def status(self, settle: bool = False, peer: str = "") -> dict[str, Any]:
-        """All facts about the group; with `peer`, what concerns one peer is said of that one. With `settle` a secondary first applies everything it has received, so that
+        """All facts about the group; with `peer`, what concerns one peer is said of that one. With `settle` a secondary
+        first applies everything it has received, so that
         history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
             follower.settle(self.engine)

@@ -20,15 +20,18 @@ from replicator.capture.engine import GroupEngine
 from replicator.capture.limits import pending
 from replicator.capture.service import GroupService
 from replicator.capture.state import OK, SECONDARY
-from replicator.core.cuts import NO_BOUND, GroupView, Ruling, SetState, Standing, decide, rule
+from replicator.core.cuts import NO_BOUND, GroupView, Ruling, SetState, Standing, decide, rule, went_back
+from replicator.core.epochs import tag_of
 from replicator.core.errors import AlreadyExists, BadInput, IntegrityError, MediumError, NotFound, Refused
 from replicator.journal.beacons import look
 from replicator.journal.files import PlainFile
-from replicator.journal.page import APPLIED_OFF, ARRIVED_GEN, DURABLE_SEQ, HEAD_OFF
+from replicator.journal.page import APPLIED_OFF, ARRIVED_GEN, DURABLE_SEQ, EPOCH, HEAD_OFF
 from replicator.journal.slots import SlotFile
 
 SLOT_BYTES: Final = 16 << 10
 MOST_GROUPS: Final = 256
+STOP_S: Final = 2.0
+"""How long a takeover waits for a follower that is in the middle of a batch."""
 
 
 @dataclass
@@ -172,6 +175,11 @@ class SetHost:
             if not still:
                 return
             views = [_view(service.engine) for service in services]
+            if went_back(one.state, views):
+                self._save(one, one.state._replace(whole=False))
+                why = "the clock of its primary is another one, and behind"
+                one.ruling = Ruling(Standing.JOINING, one.state, 0, "", why)
+                return  # followers have to be stopped to find another bound
             ruling = rule(one.state, views, len(one.groups))
             if ruling.standing is Standing.WHOLE:
                 moved = ruling.state != one.state
@@ -217,21 +225,31 @@ class SetHost:
                 raise NotFound(f"no set {name!r} on this node", "farstripe set list shows them")
             self._step(one)
             services = [s for uuid in one.groups if (s := self._find(uuid)) is not None]
-            ruling = rule(one.state, [_view(s.engine, look_close=True) for s in services], len(one.groups))
-            state = decide(ruling, keep=keep)
-            if state is None:
-                raise Refused(
-                    f"set {name} cannot be taken over here: it is {ruling.standing.value}; {ruling.why}",
-                    "take over group by group, which gives up that they belong together",
-                )
-            if state != one.state:
-                _make_durable(services, state.bound_ns)
-                self._save(one, state)
-            limit = 0 if state.decided_ns == NO_BOUND else state.decided_ns
-            for service in services:
-                self._limit(service.engine.state.uuid, limit)
-            one.ruling = ruling
+            bounded = one.state.whole or one.state.decided_ns
+            with contextlib.nullcontext(True) if bounded else _stopped(services, STOP_S) as still:
+                if not still:
+                    raise Refused(f"the groups of set {name} are busy", "try again in a moment")
+                state = self._decide(one, services, keep)
             return {"bound_ns": state.bound_ns, "kept": state.decided_ns == NO_BOUND, "groups": list(one.groups)}
+
+    def _decide(self, one: _Set, services: list[GroupService], keep: bool) -> SetState:
+        ruling = rule(one.state, [_view(s.engine, look_close=True) for s in services], len(one.groups))
+        state = decide(ruling, keep=keep)
+        if state is None:
+            if ruling.standing is Standing.SOURCE:
+                raise Refused(f"this node is primary of set {one.name} already", "farstripe set list shows it")
+            raise Refused(
+                f"set {one.name} cannot be taken over here: it is {ruling.standing.value}; {ruling.why}",
+                "take over group by group, which gives up that they belong together",
+            )
+        if state != one.state:
+            _make_durable(services, state.bound_ns)
+            self._save(one, state)
+        limit = 0 if state.decided_ns == NO_BOUND else state.decided_ns
+        for service in services:
+            self._limit(service.engine.state.uuid, limit)
+        one.ruling = ruling
+        return state
 
 
 def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
@@ -241,8 +259,8 @@ def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
     if look_close and not arrived and state.role == SECONDARY:
         arrived = max(pending(engine).last_time_ns, engine.applied_time_ns)
     upstream = state.upstream if state.role == SECONDARY else ""
-    applied = engine.applied_time_ns or engine.opened_at_ns
-    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied)
+    applied, domain = engine.applied_time_ns or engine.opened_at_ns, tag_of(engine.page[EPOCH])
+    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied, domain)
 
 
 def _make_durable(services: list[GroupService], bound_ns: int) -> None:
@@ -254,12 +272,12 @@ def _make_durable(services: list[GroupService], bound_ns: int) -> None:
 
 
 @contextlib.contextmanager
-def _stopped(services: list[GroupService]) -> Iterator[bool]:
+def _stopped(services: list[GroupService], timeout_s: float = 0.05) -> Iterator[bool]:
     """Keep followers from applying while limits are found for the first time; yields False when one is busy long."""
     taken = []
     try:
         for service in services:
-            if not service.engine.apply_lock.acquire(timeout=0.05):
+            if not service.engine.apply_lock.acquire(timeout=timeout_s):
                 yield False
                 return
             taken.append(service.engine.apply_lock)

@@ -10,8 +10,8 @@ writes. The primary, with writers parked and drained:
     5  settle    volumes cut, files of those that left removed, routes    done again at start
 
 A crash before 3 leaves the former list; what was grown is cut at the next start to what the state says. One between 3
-and 4 leaves a record that redo applies, by the same steps. A secondary makes them when it comes to the record. So no
-list that is on stable storage is ahead of, or behind, the position it goes with; two nodes at one position have the same.
+and 4 leaves a record that redo applies, by the same steps. A secondary makes them when it comes to the record. So the
+list on stable storage is that of the position it goes with, and two nodes at one position have the same.
 
 Redo goes over records again whose volumes may have left or become smaller since. It has to pass over everything up to
 `GroupState.listed_at`: that is in the pool (2), and what those records did to the state was saved with it.
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine, Volume
 
 Listed = dict[str, Any]
-"""{index, name, uuid, size, born}; uuid is this node's; born: the epoch it was added in, 0 or missing: from the start."""
+"""{index, name, uuid, size, born}. uuid: this node's; born: the epoch it was added in, 0 or missing: from the start."""
 
 
 class VolumeHost(Protocol):
@@ -147,7 +147,9 @@ def prepare(engine: GroupEngine, wanted: Iterable[Mapping[str, Any]]) -> Prepare
                 new.clear_blocks(0xFF, before, max(0, new.blocks - before))
         new.sync()
         handles[index], maps[index] = handle, new
-        volumes.append({"index": index, "name": one["name"], "uuid": uuid, "size": size, "born": int(one.get("born", 0))})
+        volumes.append(
+            {"index": index, "name": one["name"], "uuid": uuid, "size": size, "born": int(one.get("born", 0))}
+        )
     return Prepared(sorted(volumes, key=lambda v: v["index"]), handles, maps)
 
 
@@ -206,8 +208,8 @@ def change(engine: GroupEngine, kind: Kind, name: str, size: int = 0) -> Listed:
     """Change the list on a primary; writers are parked for "volumes" and drained, and stay so until this returns.
 
     kind: VOLUME_ADD of the volume `name` with `size` bytes, VOLUME_REMOVE, or RESIZE to `size`. Returns the volume's
-    entry. Raises Refused or NoRoom (nothing changed), BadInput, MediumError. Durable: the change; `settle`, with writers
-    let in again, completes it.
+    entry; `settle`, with writers let in again, ends the change. Raises Refused or NoRoom (nothing changed), BadInput,
+    MediumError. Durable: the change.
     """
     state = engine.state
     with engine.lock:
@@ -330,17 +332,17 @@ def _listed_after(state: GroupState, header: Header, payload: memoryview) -> lis
 
 def offered(engine: GroupEngine) -> list[Listed]:
     """The list as an ATTACH carries it."""
-    return [{key: v.get(key, 0) for key in ("index", "name", "size", "born")} for v in engine.state.volumes]
+    return [{key: v.get(key, 0) for key in ("name", "index", "size", "born")} for v in engine.state.volumes]
 
 
 def check_offer(volumes: Any) -> list[Listed]:
     """The list of an ATTACH. Raises BadInput when it cannot be."""
     try:
-        listed: list[Listed] = [{"index": int(v["index"]), "name": str(v["name"]), "size": int(v["size"]), "born": int(v["born"])}
-                  for v in volumes]  # fmt: skip
+        listed: list[Listed] = [
+            {"name": str(v["name"]), **{key: int(v[key]) for key in ("index", "size", "born")}} for v in volumes
+        ]
         if not listed or len({v["index"] for v in listed}) != len(listed) or any(int(v["size"]) <= 0 for v in listed):
             raise ValueError("volumes without a size, or two with one index")
     except (KeyError, TypeError, ValueError) as e:
         raise BadInput(f"the list of volumes cannot be: {e}") from e
     return listed
-

@@ -80,11 +80,13 @@ def list_(here: Node, as_json: bool) -> None:
 def policy_(here: Node, name: str, peer: str | None, as_json: bool, **options: Any) -> None:
     """Show how the group NAME treats its peers, or change what is given.
 
-    With PEER, --mode is that of the pair with it; without, of all pairs. Everything else is the group's.
+    With PEER, --mode is that of the pair with it; without, of all pairs. Everything else is the group's and is set on
+    the primary, which tells the others.
     """
     changes = policy.given(options)
     which = {"peer": here.replicator("pair.show", group=name, peer=peer)["peer"]} if peer else {}
     if changes:
+        policy.check_settable(here.target("group.status", group=name, **which), changes, which.get("peer", ""))
         here.target("group.policy", group=name, **which, **changes)
     found = here.target("group.status", group=name, **which).get("policy") or {}
     rows = [(key, found.get(key)) for key in policy.KEYS]

@@ -34,7 +34,7 @@ def parse_instant(text: str, now_ns: int) -> dict[str, Any]:
     if colon and kind == "marker" and rest:
         return {"marker": rest}
     if ago := _AGO.fullmatch(text):
-        return {"time_ns": now_ns - round(float(ago[1]) * _UNITS[ago[2]] * 1e9)}
+        return {"time_ns": max(0, now_ns - round(float(ago[1]) * _UNITS[ago[2]] * 1e9))}
     if time := _TIME.fullmatch(text):
         return {"time_ns": _past(_time_ns(time, now_ns), now_ns, text)}
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) and not re.match(r"\d{4}-\d", text):
@@ -43,7 +43,7 @@ def parse_instant(text: str, now_ns: int) -> dict[str, Any]:
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or int(text) >= 1 << 63:
         raise BadInput(f"{text!r} is not the number of a record", FORMS)
     return int(text)
 
@@ -63,4 +63,4 @@ def _time_ns(found: re.Match[str], now_ns: int) -> int:
 def _past(time_ns: int, now_ns: int, text: str) -> int:
     if time_ns > now_ns:
         raise BadInput(f"{text} has not come yet", "name an instant of the past, or: now")
-    return time_ns
+    return max(0, time_ns)

@@ -66,7 +66,8 @@ def create(
 ) -> None:  # fmt: skip
     """Make the marker NAME.
 
-    When a node cannot be reached or does not answer in time, no marker is made and all writes go on.
+    When a node cannot be reached or does not answer in time, no marker is made and all writes go on. When only the
+    command of --after fails, the marker is made all the same; the error says so, with exit code 4.
 
     \b
       farstripe marker create monday --groups shop,books@beta --before 'fsfreeze -f /srv' --after 'fsfreeze -u /srv'
@@ -95,7 +96,9 @@ def list_(here: Node, as_json: bool) -> None:
             if entry["n"] not in made:
                 rows.append((entry["name"], book["group"], entry["state"], entry["why"] or "-"))
     for name, what in sorted(found["schedules"].items()):
-        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", f"keeps {what['keep']}"))
+        failing = found.get("failing", {}).get(name)
+        remark = f"keeps {what['keep']}" + (f"; FAILS: {failing}" if failing else "")
+        rows.append((name, ", ".join(what["groups"]), f"every {what['interval_s']:g} s", remark))
     table(as_json, found, ("marker", "groups", "state", "remark"), rows, "no markers")
 
 

@@ -29,8 +29,8 @@ PEER_ARGUMENT = click.argument("peer", required=False, shell_complete=names.peer
 def pair() -> None:
     """A group here and its copy on a peer, kept alike over the network.
 
-    A group may have several pairs, one with each peer: copies of the primary, and copies of copies. Together they form a
-    tree. Where a group has several pairs here, commands want PEER as well.
+    A group may have several pairs, one with each peer: copies of the primary, and copies of copies. Together they form
+    a tree. Where a group has several pairs here, commands want PEER as well.
     """
 
 
@@ -69,8 +69,8 @@ def create(
 
     This node is the primary, or a secondary whose own copy is complete: then the peer is fed from here, and the primary
     sends everything once (a cascade). A peer that holds the group already is refused. --mode is that of this pair, all
-    else is the group's. Volumes of the same names and sizes are made on the peer. The first copy runs while hosts go on writing; wait for it
-    with `farstripe pair wait GROUP --progress`.
+    else is the group's. Volumes of the same names and sizes are made on the peer. The first copy runs while hosts go on
+    writing; wait for it with `farstripe pair wait GROUP PEER --progress`.
     """
     extra: dict[str, Any] = {"journal_bytes": journal_bytes} if journal_bytes else {}
     made = here.replicator(
@@ -80,7 +80,7 @@ def create(
     emit(
         as_json,
         made,
-        f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} --progress",
+        f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} {peer} --progress",
     )
 
 
@@ -98,7 +98,7 @@ def set_(here: Node, group: str, peer: str | None, as_json: bool, **options: Any
     what is in force.
     """
     found = here.replicator("pair.set", **_pair(group, peer), **transfer.given(options))
-    emit(as_json, found, f"group {group}: set; see: farstripe pair show {group}")
+    emit(as_json, found, f"group {group}: set; see: farstripe pair show {_words(group, peer)}")
 
 
 @pair.command("list")
@@ -167,6 +167,11 @@ def _pair(group: str, peer: str | None) -> dict[str, Any]:
     return {"group": group, "peer": peer} if peer else {"group": group}
 
 
+def _words(group: str, peer: str | None) -> str:
+    """The words that name a pair in a command."""
+    return f"{group} {peer}" if peer else group
+
+
 def _acked(facts: dict[str, Any], what: str) -> int | None:
     return (
         (facts.get("acked") or {}).get(what)
@@ -194,7 +199,9 @@ def split(here: Node, group: str, peer: str | None, as_json: bool) -> None:
     """
     here.replicator("pair.split", **_pair(group, peer), wait_s=120)
     emit(
-        as_json, {"group": group, "split": True}, f"group {group} is split; follow again: farstripe pair resync {group}"
+        as_json,
+        {"group": group, "split": True},
+        f"group {group} is split; follow again: farstripe pair resync {_words(group, peer)}",
     )
 
 
@@ -218,7 +225,7 @@ def resync(here: Node, group: str, peer: str | None, discard: str | None, yes: b
     emit(
         as_json,
         {"group": group, "discard": discard},
-        f"group {group}: resync asked; watch it: farstripe pair wait {group} --progress",
+        f"group {group}: resync asked; watch it: farstripe pair wait {_words(group, peer)} --progress",
     )
 
 

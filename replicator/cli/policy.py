@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from replicator.cli.units import SecondsType
+from replicator.core.errors import Refused
 
 _OPTIONS = (
     click.option("--mode", type=click.Choice(["async", "sync"]),
@@ -47,6 +48,22 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """Return what the user set."""
     return {key: values[key] for key in KEYS if values.get(key) is not None}
+
+
+def check_settable(status: dict[str, Any], changes: dict[str, Any], peer_id: str) -> None:
+    """Raise Refused for what a copy takes from the node that feeds it, and would lose at the next contact.
+
+    status: group.status; peer_id: of the pair that is meant, "" for none. A copy decides the mode of pairs it feeds.
+    """
+    upstream = status.get("upstream")
+    if status.get("role") != "secondary" or not upstream:
+        return
+    foreign = [key for key in changes if key != "mode" or peer_id in ("", upstream)]
+    if foreign:
+        raise Refused(
+            f"group {status['name']} is secondary here and gets {', '.join(foreign)} from the primary",
+            "set it on the primary; here only --mode, of a pair that this node feeds: name that peer",
+        )
 
 
 def text(policy: dict[str, Any] | None) -> str:

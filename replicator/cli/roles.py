@@ -25,7 +25,7 @@ def switchover(here: Node, group: str, peer: str | None, deadline_s: float | Non
     """Exchange the roles of GROUP as planned: hold, drain, hand over. Nothing is lost.
 
     On the primary PEER becomes it, and may be left out while the group has one pair here. On a node that the primary
-    feeds, that node does. The former primary's other copies stay with it, one step further down.
+    feeds, that node does, and PEER is left out. The former primary's other copies stay with it, one step further down.
 
     Move the writers first (unmount, detach): a host that still writes to the old primary gets errors afterwards.
     """
@@ -54,8 +54,8 @@ def switchover(here: Node, group: str, peer: str | None, deadline_s: float | Non
 def takeover(here: Node, group: str, plan_only: bool, force: bool, yes: bool, as_json: bool) -> None:
     """Make this node primary of GROUP because the other side is gone.
 
-    Says first what is lost, and what becomes of the group's other nodes. While the primary answers it is refused without --force; use switchover then. --yes answers
-    the question and does not force anything.
+    Says first what is lost, and what becomes of the group's other nodes. While the primary answers it is refused
+    without --force; use switchover then. --yes answers the question and does not force anything.
     """
     plan = here.replicator("takeover.plan", group=group, force=force)
     if plan_only:

@@ -22,9 +22,9 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
     """Show GROUP, or all groups and pairs: role, state, how far behind, journal use.
 
     "would be lost" is what this node knows that the peer does not have (RPO), in writes, bytes and seconds: with a link
-    as of now, without one as of the last contact. What cannot be known is unknown. A group with several pairs has a line
-    for each, and it is said what the loss of each node would mean and what then still protects. `farstripe explain GROUP` says why a
-    state is what it is, and what to do.
+    as of now, without one as of the last contact. What cannot be known is unknown. A group with several pairs has a
+    line for each, and it is said what the loss of each node would mean and what then still protects. `farstripe explain
+    GROUP` says why a state is what it is, and what to do.
     """
     found: dict[str, Any] = {"groups": [view.one_group(here, group)]} if group else view.collect(here)
     if as_json:
@@ -112,6 +112,8 @@ def _remark(one: dict[str, Any]) -> str:
         remarks.append("BEYOND ITS BUDGET: " + "; ".join(one["budget"]["reasons"]))
     if one["held"]:
         remarks.append("writes held")
+    if one["stands_at"]:
+        remarks.append("STANDS AT A MARKER")
     if one["copy_left_bytes"]:
         remarks.append(f"{format_size(one['copy_left_bytes'])} left to copy")
     if one["failed"]:

@@ -107,6 +107,7 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         "policy": known.get("policy"),
         "degraded": known.get("degraded"),
         "held": known.get("held"),
+        "stands_at": (known.get("limit_seq") or None) if known.get("role") == "secondary" else None,
         "paired": paired,
         "peer": _peer(pair),
         "rpo": rpo(known, pair) if paired and known else None,

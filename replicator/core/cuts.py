@@ -16,7 +16,9 @@ brought up to the bound again, and none is beyond it.
     apart       the groups have different primaries, or are not all here: no limits, and no promise
     decided     a takeover has fixed the bound for good; whatever restarts now finishes it at that bound
 
-Write times of different nodes cannot be compared: a set lives in one time domain, markers serve across them (H1-14).
+Write times of different nodes cannot be compared: a set lives in one time domain, markers serve across them (H1-14). A new
+primary goes on above the times that it has seen, but this node may have been told later ones: then its times are below the
+bound, and the set is made whole anew.
 Source: seed 001 sections 4 and 7, hazards H1-01 to H1-06 and H1-10 to H1-12.
 """
 
@@ -53,6 +55,8 @@ class GroupView(NamedTuple):
     """Nothing with a write time up to this is missing here."""
     applied_ns: int
     """Nothing with a later write time is applied."""
+    domain: int = 0
+    """Tag of the node whose clock gave the last record its time."""
 
 
 class SetState(NamedTuple):
@@ -86,12 +90,14 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
         return Ruling(Standing.SOURCE, SetState(), 0, "", "")
     broken = state._replace(whole=False)
     if len(views) < expected:
-        return Ruling(Standing.APART, broken, 0, "", f"{expected - len(views)} of its groups are not on this node")
+        return Ruling(Standing.APART, broken, 0, "", f"groups of it that are not on this node: {expected - len(views)}")
     if len(secondary) < len(views) or len({view.upstream for view in views}) > 1:
         return Ruling(Standing.APART, broken, 0, "", "its groups have different primaries")
     copying = [view.name for view in views if not view.consistent]
     if copying:
         return Ruling(Standing.JOINING, broken, 0, copying[0], f"group {copying[0]} is being copied")
+    if len({view.domain for view in views}) > 1:
+        return Ruling(Standing.JOINING, broken, 0, "", "the writes of a new primary have not come to all groups")
     slowest = min(views, key=lambda view: view.arrived_ns)
     furthest = max(view.applied_ns for view in views)
     if state.whole:
@@ -102,6 +108,11 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
         return Ruling(Standing.WHOLE, SetState(bound, True), bound, slowest.name, "")
     why = f"others have gone on without group {slowest.name}"
     return Ruling(Standing.JOINING, broken, max(1, furthest), slowest.name, why)
+
+
+def went_back(state: SetState, views: Sequence[GroupView]) -> bool:
+    """Say whether what arrives has write times below the bound of a set that is whole: another node's clock gave them."""
+    return state.whole and not state.decided_ns and any(0 < view.arrived_ns < state.bound_ns for view in views)
 
 
 def decide(ruling: Ruling, *, keep: bool) -> SetState | None:

@@ -102,7 +102,13 @@ TABLE: tuple[Row, ...] = (
         compat="version",
     ),
     _row("wrong-group", Action.REFUSE, "", "the nodes were joined over different groups", compat="group"),
-    _row("size-mismatch", Action.REFUSE, "", "the volumes of the two sides differ in number or size", compat="volumes"),
+    _row(
+        "size-mismatch",
+        Action.REFUSE,
+        "",
+        "the volumes of the two sides differ in number or size, and no change of them explains it",
+        compat="volumes",
+    ),
     _row(
         "split-wanted",
         Action.WAIT,
@@ -422,7 +428,8 @@ TABLE: tuple[Row, ...] = (
         "diff-discard",
         Action.COPY,
         "follow",
-        "a former primary holds acknowledged writes its successor never got, and the operator gave them up",
+        "a former primary, or a copy of one, holds acknowledged writes its successor never got, and the operator gave "
+        "them up",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
@@ -432,7 +439,8 @@ TABLE: tuple[Row, ...] = (
         "former-primary",
         Action.REFUSE,
         "",
-        "a former primary holds acknowledged writes its successor never got; nobody has said they may go",
+        "a former primary, or a copy of one, holds acknowledged writes its successor never got; nobody has said they "
+        "may go",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",

@@ -15,9 +15,9 @@ The shell's duties, beside carrying out effects:
     arrives while no StartReceiving is in force is dropped.
   * Report acks with Acked, at most once per poll round (the newest is enough).
   * Answer each AskTarget with exactly one Reply of the same token, also when the target cannot be reached.
-  * A node may have several sessions for one group, one an edge. At most one of them may append to the group's journal, or
-    have it emptied (`session.claims`). The shell knows which: it grants ClaimJournal, and lets go of the claim as soon as
-    `session.claims` is False. group.promote is asked only when no other session claims.
+  * A node may have several sessions for one group, one an edge. At most one of them may append to the group's journal,
+    or have it emptied (`session.claims`). The shell knows which: it grants ClaimJournal, and lets go of the claim as
+    soon as `session.claims` is False. group.promote is asked only when no other session claims.
 
 Control frames are msgpack maps with the key "t":
 
@@ -25,8 +25,9 @@ Control frames are msgpack maps with the key "t":
     hello      both           see hello.py
     verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
-    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full, volumes (as group.begin_copy or group.pin_copy
-                              returned them), copy_id, synced_after (the SYNCED that ends the copy has a higher seq)
+    attach     copy source    p, c, epoch, hist, masks {volume: bits}, full, volumes (as group.begin_copy or
+                              group.pin_copy returned them), copy_id, synced_after (the SYNCED that ends the copy
+                              has a higher seq)
     attached   copy target    copy_id
     copied     copy target    seq (applied and durable position that includes SYNCED)
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)
@@ -101,8 +102,8 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. `last_rx` is when bytes last came from the peer on this link (0.0 before the first). `quiet`: nothing of
-    the group has changed here for some seconds, so nobody needs to look often."""
+    """Time passed. `last_rx` is when bytes last came from the peer on this link (0.0 before the first). `quiet`:
+    nothing of the group has changed here for some seconds, so nobody needs to look often."""
 
     last_rx: float = 0.0
     quiet: bool = False
@@ -142,9 +143,9 @@ class CloseLink:
 
 @dataclass(frozen=True, slots=True)
 class AskTarget:
-    """Call `op` on the target's control socket ("group" and "peer" are added to `args` by the shell). Answered by Reply(token); for
-    token 0 nobody waits, but calls are made in the order they were asked. An `op` that begins with "pair." goes to the
-    replicator of the node that feeds this one, which passes it on until a primary carries it out.
+    """Call `op` on the target's control socket ("group" and "peer" are added to `args` by the shell). Answered by
+    Reply(token); for token 0 nobody waits, but calls are made in the order they were asked. An `op` that begins with
+    "pair." goes to the replicator of the node that feeds this one, which passes it on until a primary carries it out.
 
     Durable: what the target's op promises; the session continues only after the Reply, so a frame that follows it in
     a later effect list is sent after the promise holds.
@@ -157,9 +158,14 @@ class AskTarget:
 
 @dataclass(frozen=True, slots=True)
 class StartShipping:
-    """Send journal records from seq `from_seq` on, and go on until StopShipping, CloseLink or LinkDown."""
+    """Send journal records from seq `from_seq` on, and go on until StopShipping, CloseLink or LinkDown.
+
+    incarnation: that of the journal which is meant, 0 for the present one; when it is another by now the shell reports
+    DataStopped instead.
+    """
 
     from_seq: int
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

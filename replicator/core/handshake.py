@@ -136,9 +136,7 @@ def _named(a: Hello, b: Hello) -> set[str]:
     writes of somebody else, and the leave does not cover those."""
     newest = {side.node: side.hist[-1][0] if side.hist else 0 for side in (a, b)}
     return {
-        side.discard
-        for side in (a, b)
-        if side.discard in newest and side.discard_epoch in (0, newest[side.discard])
+        side.discard for side in (a, b) if side.discard in newest and side.discard_epoch in (0, newest[side.discard])
     }
 
 

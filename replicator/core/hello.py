@@ -3,8 +3,8 @@
 Both sides send one, and both compute the same decision from the two (handshake.py). A HELLO is a snapshot: what it says
 about positions stays true until the decision is carried out, except that a primary's position may rise.
 
-Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes, born],
-...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
+Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes,
+born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
 """
 
 from __future__ import annotations
@@ -58,7 +58,13 @@ class Hello(NamedTuple):
 
 
 def from_status(
-    node: str, status: dict[str, Any], *, split: bool, discard: str = "", discard_epoch: int = 0, handover: str = "",
+    node: str,
+    status: dict[str, Any],
+    *,
+    split: bool,
+    discard: str = "",
+    discard_epoch: int = 0,
+    handover: str = "",
     version: int = VERSION,
 ) -> Hello:
     """Build our Hello from the target's group.status and what the operator wants."""
@@ -96,6 +102,12 @@ def from_status(
 def wants_sync(status: dict[str, Any]) -> bool:
     """Say whether writes are to wait for the peer that this group.status was asked about."""
     return bool((status.get("policy") or {}).get("mode") == "sync")
+
+
+def of_shared(mine: Hello, theirs: Hello, bitmaps: dict[int, Any]) -> dict[int, Any]:
+    """Of the peer's bitmaps those of volumes that both sides have, with the same size; None for our other volumes."""
+    shared = {index for index, *_ in set(mine.volumes) & set(theirs.volumes)}
+    return {index: bitmaps[index] if index in shared else None for index, *_ in mine.volumes}
 
 
 def to_frame(hello: Hello) -> dict[str, Any]:
@@ -159,8 +171,28 @@ def from_frame(frame: dict[str, Any]) -> Hello:
 def _only_version(version: int, frame: dict[str, Any]) -> Hello:
     node, group = _hex(frame["node"]), _hex(frame["group"])
     return Hello(
-        version, node, group, (), "secondary", "ok", (), 0, 0, 0, 0, None, (), False, "", 0, False, False, "", 0,
-        "", "",
+        version,
+        node,
+        group,
+        (),
+        "secondary",
+        "ok",
+        (),
+        0,
+        0,
+        0,
+        0,
+        None,
+        (),
+        False,
+        "",
+        0,
+        False,
+        False,
+        "",
+        0,
+        "",
+        "",
     )
 
 

@@ -41,8 +41,9 @@ def need_bytes(
         seen = {int(h["hour"]): h for h in history if h["seconds"] > 0}
         if not seen:
             return None
-        hours = round(sum(h["seconds"] for h in seen.values()) / HOUR_S, 1)
-        basis = f"the busiest such time of {hours:g} h seen"
+        seen_s = sum(h["seconds"] for h in seen.values())
+        span = f"{seen_s / HOUR_S:.1f} h" if seen_s >= HOUR_S else f"{math.ceil(seen_s / 60)} min"
+        basis = f"the busiest such time of the {span} seen"
         written = _in_minutes(seen, outage_s) if outage_s < HOUR_S else _in_hours(seen, outage_s)
     total = written * (1 + headroom_percent / 100)
     return Need(math.ceil(written), math.ceil(total / UNIT_BYTES) * UNIT_BYTES, basis)

@@ -1,8 +1,8 @@
 """What is lost, and what still protects, when one node of a group's tree is lost: one labelled table.
 
-Asked of one node, from what it knows of its own edges. So it speaks of that node, of the one that feeds it, and of those
-it feeds, and not of nodes further off. Nothing is claimed that is not known: an edge without a link counts as it was when
-it was last heard of, and says so.
+Asked of one node, from what it knows of its own edges. So it speaks of that node, of the one that feeds it, and of
+those it feeds, and not of nodes further off. Nothing is claimed that is not known: an edge without a link counts as it
+was when it was last heard of, and says so.
 """
 
 from __future__ import annotations

@@ -70,6 +70,9 @@ def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
     received = max(
         int((facts.get("acked") or {}).get("received") or 0), int((status.get("peer") or {}).get("received") or 0)
     )
+    decision = facts.get("decision") or {}
+    if decision.get("action") == "refuse":  # what it holds beyond the common part is of another history
+        received = min(received, int(decision.get("c") or 0))
     if not received:
         return {}
     writes = max(0, int(status.get("pos") or 0) - received)
@@ -164,6 +167,11 @@ class Watch:
             self._exceeded = False
         if before != self._exceeded:
             self._since = now
+        if self._exceeded and not reasons:
+            reasons = [
+                *budget.reasons(lost, CALM_FRACTION),
+                *(["it was, and how much is missing there is unknown now"] if self._unknown_since is not None else []),
+            ]
         return Verdict(self._exceeded, self._since, tuple(reasons), before != self._exceeded)
 
 

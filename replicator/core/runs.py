@@ -65,7 +65,9 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
     last_seq = expect_seq - 1
     last_epoch = min_epoch
     while total - at >= HEADER_BYTES:
-        magic, kind, flags, version, epoch, seq, time, _vol, payload_len, _off, _len, payload_crc, crc = unpack(view, at)
+        magic, kind, flags, version, epoch, seq, time, _vol, payload_len, _off, _len, payload_crc, crc = unpack(
+            view, at
+        )
         if magic != MAGIC or (prove and crc != crc32c(view[at : at + 60])):
             raise BadRecord("bad magic" if magic != MAGIC else "header CRC mismatch")
         if version != VERSION or payload_len > MAX_PAYLOAD_BYTES:

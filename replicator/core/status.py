@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from replicator.core.rpo import FLOWING
+
 Facts = dict[str, Any]
 
 
 class Word(NamedTuple):
-    """One row. Texts may use {group}, {peer}, {lag}, {todo}, {reason}, {waits}, {cause}, {lost}, {follow}."""
+    """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {cause}, {lost},
+    {follow}."""
 
     word: str
     level: str  # "ok" | "busy" | "warn" | "bad"
@@ -70,7 +73,8 @@ TABLE: tuple[Word, ...] = (
         lambda s, f: bool(s.get("failed") or s.get("apply_error")),
         "a disk of this node failed: {reason}",
         "this side takes no more writes; what the peer holds is not touched",
-        "take over on the peer, or repair the disk and restart this node",
+        "take over on the peer, or repair the disk and restart this node; what cannot be repaired: after the takeover "
+        "delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
         operator=True,
     ),
@@ -91,7 +95,7 @@ TABLE: tuple[Word, ...] = (
         "the journal of this node failed: {reason}",
         "nothing is received any more; no failed sync is ever retried",
         "replace the journal's medium, restart the node, then resync",
-        ("farstripe pair resync {group}",),
+        ("farstripe pair resync {pair}",),
         operator=True,
     ),
     Word(
@@ -119,7 +123,7 @@ TABLE: tuple[Word, ...] = (
         "{cause}",
         "both sides hold acknowledged writes the other lacks; nothing is merged or overwritten by itself",
         "look at both, decide which side's {lost} records are given up, then resync with that node's name",
-        ("farstripe pair show {group}", "farstripe pair resync {group} --discard NODE"),
+        ("farstripe pair show {pair}", "farstripe pair resync {pair} --discard NODE"),
         operator=True,
     ),
     Word(
@@ -129,7 +133,7 @@ TABLE: tuple[Word, ...] = (
         "{cause}",
         "{follow} holds {lost} records its successor never received; they are kept until you say they may go",
         "save what you need from it, then give them up",
-        ("farstripe pair resync {group} --discard {follow}",),
+        ("farstripe pair resync {pair} --discard {follow}",),
         operator=True,
     ),
     Word(
@@ -139,7 +143,7 @@ TABLE: tuple[Word, ...] = (
         "{cause}",
         "nothing is shipped; neither side was changed",
         "remove the cause; the pair looks again by itself",
-        ("farstripe pair show {group}", "farstripe pair resync {group}"),
+        ("farstripe pair show {pair}", "farstripe pair resync {pair}"),
         operator=True,
     ),
     Word(
@@ -149,7 +153,7 @@ TABLE: tuple[Word, ...] = (
         "{peer} has no pair of this group with this node: it was deleted there",
         "nothing is shipped or received, and no link will change that; what is stored here stays as it is",
         "delete this half too; a new pair begins with a full copy",
-        ("farstripe pair delete {group} --local-only", "farstripe pair create {group} --peer NAME"),
+        ("farstripe pair delete {pair} --local-only", "farstripe pair create {group} --peer NAME"),
         operator=True,
     ),
     Word(
@@ -162,7 +166,7 @@ TABLE: tuple[Word, ...] = (
         "end this half, join again with a new token, and pair again, which begins with a full copy",
         (
             "farstripe peer list",
-            "farstripe pair delete {group} --local-only",
+            "farstripe pair delete {pair} --local-only",
             "farstripe peer delete {peer}",
             "farstripe peer token  (on {peer})",
             "farstripe peer join TOKEN",
@@ -176,7 +180,7 @@ TABLE: tuple[Word, ...] = (
         "roles are being exchanged",
         "writers are parked for a moment",
         "wait; it ends by itself",
-        ("farstripe pair wait {group}",),
+        ("farstripe pair wait {pair}",),
     ),
     Word(
         "SPLIT",
@@ -185,7 +189,7 @@ TABLE: tuple[Word, ...] = (
         "an operator split the pair",
         "the primary keeps track of what changes; the copy stays as it was",
         "resync when the copy should follow again (by difference)",
-        ("farstripe pair resync {group}",),
+        ("farstripe pair resync {pair}",),
         operator=True,
     ),
     Word(
@@ -211,13 +215,20 @@ TABLE: tuple[Word, ...] = (
         "COPY",
         "busy",
         _in(
-            "collecting", "planning", "extending", "offered", "mapping", "awaiting", "adopting", "copy-source",
+            "collecting",
+            "planning",
+            "extending",
+            "offered",
+            "mapping",
+            "awaiting",
+            "adopting",
+            "copy-source",
             "copy-target",
         ),
         "blocks are being copied: {cause}",
         "the copy is not consistent until it is complete ({todo} bytes left); hosts are served meanwhile",
         "wait",
-        ("farstripe pair wait {group}",),
+        ("farstripe pair wait {pair}",),
     ),
     Word(
         "RECOVERING",
@@ -242,7 +253,7 @@ TABLE: tuple[Word, ...] = (
         "bad",
         lambda s, f: bool(s.get("degraded")),
         "writes do not wait for the peer ({reason})",
-        "hosts get answers without the peer: what is written now exists once",
+        "hosts get answers without {peer}, which lacks what is written now",
         "repair the link or the peer; synchronous writing comes back by itself",
         ("farstripe status", "farstripe events"),
     ),
@@ -261,7 +272,7 @@ TABLE: tuple[Word, ...] = (
         "the peer is {lag} records behind",
         "writes are answered without it until it has caught up",
         "wait",
-        ("farstripe pair wait {group}",),
+        ("farstripe pair wait {pair}",),
     ),
     Word(
         "PAIR",
@@ -343,11 +354,18 @@ def feeds(status: Facts, facts: Facts) -> bool:
     return status.get("role") == "primary" or facts.get("session") in ("source", "sync-source", "copy-source")
 
 
+def told(facts: Facts) -> bool:
+    """Whether the peer that is fed has said over this link what it holds; without records flowing it has no need to."""
+    return bool((facts.get("acked") or {}).get("received")) or facts.get("session") in FLOWING
+
+
 def lag_records(status: Facts, facts: Facts) -> int | None:
     """How many records the copy is behind as this node knows it, None when it does not."""
     if not facts.get("linked"):
         return None
     if feeds(status, facts):
+        if not told(facts):
+            return None
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
 
@@ -358,9 +376,12 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
     link = "the link is up" if facts.get("linked") else facts.get("link_reason")  # else it says why an older link ended
     broken = (status.get("journal") or {}).get("error")
     reason = status.get("failed") or status.get("apply_error") or broken or link or "no reason known"
+    group = str(status.get("name") or "GROUP")
+    peer = facts.get("peer_name") or facts.get("peer")
     return {
-        "group": str(status.get("name") or "GROUP"),
-        "peer": str(facts.get("peer_name") or facts.get("peer") or "the peer"),
+        "group": group,
+        "pair": f"{group} {peer}" if peer else group,
+        "peer": str(peer or "the peer"),
         "lag": "an unknown number of" if lag is None else str(lag),
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),

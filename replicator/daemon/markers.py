@@ -11,7 +11,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused, TimedOut
@@ -31,6 +31,8 @@ class Markers:
 
     def __init__(self, node: Node, store: MarkerStore) -> None:
         self._node, self.store = node, store
+        self.failing: dict[str, str] = {}
+        """Why the last marker of a schedule was not made; schedules that go well are not in it."""
         for record in store.all():
             if record["state"] == MAKING:
                 store.change(record["name"], record["n"], state=DEAD, why="its coordinator stopped")
@@ -52,37 +54,65 @@ class Markers:
         """Make marker `name` over groups (NAME or NAME@NODE). Durable on return: its record here, and nothing else.
 
         before, after: commands run around the hold; when `before` fails nothing is held, `after` runs in any case.
-        Raises BadInput, NotFound, AlreadyExists, PeerError with nothing held; Refused when the attempt died.
+        Raises BadInput, NotFound, AlreadyExists, PeerError with nothing held; Refused when the attempt died, and when
+        the marker is made and `after` failed: its message says which.
         """
         if any(one["name"] == name and one["state"] != DEAD for one in self.store.all()):
             raise AlreadyExists(f"there is a marker {name} already", "choose another name")
-        members = self._resolve(groups)
+        members = self.resolve(groups)
         n = self.store.next_number(int(one["highest"]) for one in members)
         listed = [{"group": one["name"], "uuid": one["uuid"], "node": one["node"], "seq": 0} for one in members]
         record = self.store.begin(name, n, image=image, suspend=suspend, schedule=schedule, groups=listed, why="")
-        why = "an error"
+        try:
+            self._carry_out(record, before, deadline_s)
+        finally:
+            failed = self._run_after(after, name)
+        if failed:
+            raise Refused(
+                f"marker {name} was made, but {failed}",
+                "the marker stays; see that what --before stopped goes on again",
+            )
+        return self.store.find(name)
+
+    def _carry_out(self, record: Record, before: str, deadline_s: float) -> None:
+        """Put a marker that has begun into the sequences, and say in its record how that went. Durable on return.
+
+        Raises Refused when it was not made; what was made of it by then is undone, as far as nodes can be reached.
+        """
+        name, n = record["name"], record["n"]
+        seqs: dict[str, int] = {}
+        why, owed, way_out = "an error", True, "try again; writes go on"
         try:
             try:
                 run_hook(before, name)
-                seqs, why = self._attempt(record, deadline_s)
-            finally:
-                run_hook(after, name)
-        except FarstripeError as exc:
-            why = exc.message
-            raise
+            except FarstripeError as exc:
+                why, owed, way_out = exc.message, False, exc.way_out
+            else:
+                seqs, why, owed = self._attempt(record, deadline_s)
         finally:
             if why:
                 self.store.change(name, n, state=DEAD, why=why)
         if why:
-            self._settle(self.store.find(name))
-            raise Refused(f"marker {name} was not made: {why}", "try again; writes go on")
-        for one in listed:
-            one["seq"] = seqs[one["uuid"]]
-        self.store.change(name, n, state=MADE, groups=listed)
-        self._node.events.add("marker.made", f"marker {name} was put into {', '.join(groups)}", marker=name)
-        return self.store.find(name)
+            if owed:
+                self._settle(self.store.find(name))
+            else:
+                self.store.drop(name)
+            raise Refused(f"marker {name} was not made: {why}", way_out)
+        groups = [{**one, "seq": seqs[one["uuid"]]} for one in record["groups"]]
+        self.store.change(name, n, state=MADE, groups=groups)
+        listed = ", ".join(one["group"] for one in groups)
+        self._node.events.add("marker.made", f"marker {name} was put into {listed}", marker=name)
 
-    def _resolve(self, groups: list[str]) -> list[dict[str, Any]]:
+    def _run_after(self, command: str, name: str) -> str:
+        """Run the hook that ends what `before` began. Returns why it failed, which is an event too; else ""."""
+        try:
+            run_hook(command, name)
+        except FarstripeError as exc:
+            self._node.events.add("marker.hook-failed", f"marker {name}: {exc.message}", marker=name)
+            return exc.message
+        return ""
+
+    def resolve(self, groups: list[str]) -> list[dict[str, Any]]:
         """Find each group where it is primary. Raises before anything is held."""
         found: list[dict[str, Any]] = []
         for word in groups:
@@ -112,8 +142,8 @@ class Markers:
             "uuid": status["uuid"], "name": status["name"], "node": self._node.config.node_id, "highest": highest,
         }  # fmt: skip
 
-    def _attempt(self, record: Record, deadline_s: float) -> tuple[dict[str, int], str]:
-        """Carry out one attempt. Returns ({group uuid: seq}, "" or why it died)."""
+    def _attempt(self, record: Record, deadline_s: float) -> tuple[dict[str, int], str, bool]:
+        """Carry out one attempt. Returns ({group uuid: seq}, "" or why it died, whether a node may have a record)."""
         by_node: dict[str, list[str]] = {}
         for one in record["groups"]:
             by_node.setdefault(one["node"], []).append(one["uuid"])
@@ -121,6 +151,7 @@ class Markers:
         began = time.monotonic()
         attempt = Attempt(record["n"], by_node, began, deadline_s)
         seqs: dict[str, int] = {}
+        marked = False
 
         def send(ask: Ask) -> None:
             args: dict[str, Any] = {"n": record["n"]}
@@ -143,7 +174,8 @@ class Markers:
         while True:
             for effect in effects:
                 if isinstance(effect, Finished):
-                    return seqs, effect.why
+                    return seqs, self._named(effect.why, by_node), marked
+                marked |= effect.op == "mark"
                 threading.Thread(target=send, args=(effect,), name="marker", daemon=True).start()
             event: Answer | Tick = Tick()
             try:
@@ -152,6 +184,19 @@ class Markers:
             except queue.Empty:
                 pass
             effects = attempt.handle(event, time.monotonic())
+
+    def _named(self, text: str, node_ids: Iterable[str]) -> str:
+        """`text` with names in the place of the ids of nodes."""
+        for node_id in node_ids:
+            text = text.replace(node_id, self._name(node_id))
+        return text
+
+    def _name(self, node_id: str) -> str:
+        """What a node is called here; its id when it is no peer any more."""
+        if node_id == self._node.config.node_id:
+            return self._node.config.name
+        peer = self._node.peers.get(node_id)
+        return peer.name if peer else node_id
 
     def _on(self, node_id: str, op: str, timeout_s: float, args: Mapping[str, Any]) -> dict[str, Any]:
         """Run a marker operation on a node's target, by its replicator when that is another node."""
@@ -222,11 +267,12 @@ class Markers:
                 continue
             try:
                 peer = self._node.peers.find(node_id)
-                found += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=record["n"], groups=uuids)
+                found += self._node.call(
+                    peer, "marker.where", ASK_TREE_S, do=op, n=record["n"], groups=uuids, whole=True
+                )  # fmt: skip
             except FarstripeError as exc:
-                found.append(
-                    {"node": node_id, "group": "", "role": "primary", "state": "unreachable", "why": exc.message}
-                )
+                name = self._name(node_id)
+                found.append({"node": name, "group": "", "role": "primary", "state": "unreachable", "why": exc.message})
         return found
 
     def show(self, name: str) -> Record:
@@ -262,11 +308,12 @@ class Markers:
         return self.copies("resume", self.store.find(name))
 
     def _settle(self, record: Record) -> list[str]:
-        """Do what is owed for a dead or deleted marker; returns the nodes that were not reached."""
-        if record["state"] == DEAD and not record["suspend"]:
-            self.store.drop(record["name"])  # nobody acts on half a marker
-            return []
-        copies = self.copies("forget" if record["state"] == DELETED else "resume", record)
+        """Do what is owed for a dead or deleted marker: no copy stands at it, none has an image of it any more.
+
+        Returns the nodes that were not reached.
+        """
+        copies = self.copies("resume", record) if record["suspend"] else []  # also where the record has yet to come
+        copies += self.copies("forget", record)
         left = sorted({str(one["node"]) for one in copies if one["state"] == "unreachable"})
         if not left:
             self.store.drop(record["name"])
@@ -315,7 +362,7 @@ def run_hook(command: str, marker: str, timeout_s: float = HOOK_S) -> None:
         raise Refused(f"the hook {command!r} did not end within {timeout_s:g} s", "make it faster") from exc
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-300:]
-        raise Refused(f"the hook {command!r} ended with {done.returncode}: {said}", "mend it")
+        raise Refused(f"the hook {command!r} ended with {done.returncode}{said and ': '}{said}", "see why it fails")
 
 
 class Scheduler:
@@ -325,7 +372,6 @@ class Scheduler:
         self._markers, self._note = markers, note
         self._stop = threading.Event()
         self._due: dict[str, float] = {}
-        self._failed: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="markers", daemon=True)
 
     def start(self) -> None:
@@ -359,9 +405,15 @@ class Scheduler:
                 f"{name}-{stamp}", what["groups"], deadline_s=what["deadline_s"], image=what["image"],
                 before=what["before"], after=what["after"], schedule=name,
             )  # fmt: skip
-            self._markers.retire(name, what["keep"])
-            self._failed.pop(name, None)
+            self._markers.failing.pop(name, None)
         except FarstripeError as exc:
-            if self._failed.get(name) != exc.message:  # one that fails each second would fill the log
-                self._failed[name] = exc.message
-                self._note("marker.failed", f"schedule {name}: {exc.message}")
+            self._failed(name, exc)
+        try:
+            self._markers.retire(name, what["keep"])
+        except FarstripeError as exc:
+            self._failed(name, exc)
+
+    def _failed(self, name: str, exc: FarstripeError) -> None:
+        if self._markers.failing.get(name) != exc.message:  # one that fails each second would fill the log
+            self._markers.failing[name] = exc.message
+            self._note("marker.failed", f"schedule {name}: {exc.message}")

@@ -1,13 +1,14 @@
 """What a coordinator keeps of its markers: STATE/markers.
 
-    counter.json        {"counter": n}  the last number used; raised durably before a number is sent anywhere
-    made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, seq}]}
-    schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after}}
+counter.json        {"counter": n}  the last number used; raised durably before a number is sent anywhere
+made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, seq}]}
+schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after}}
 
-    state  making    an attempt is under way; after a restart it is dead
-           made      every group has the record
-           dead      given up; copies that stand at it are to be told to go on
-           deleted   its images are to go; kept until every node that has some was reached
+state  making    an attempt is under way; after a restart it is dead
+       made      every group has the record
+       dead      given up; copies that stand at it are to go on, and images of it are to go, as for deleted; called
+                 NAME#NUMBER once another attempt has taken its name
+       deleted   its images are to go; kept until every node that has some was reached
 """
 
 from __future__ import annotations
@@ -59,12 +60,17 @@ class MarkerStore:
             return dict(self._records[name])
 
     def begin(self, name: str, n: int, **more: Any) -> Record:
-        """Enter an attempt. A dead marker of that name gives way. Raises AlreadyExists."""
+        """Enter an attempt. A dead marker of that name gives way: it is kept as NAME#NUMBER until it is settled.
+
+        Raises AlreadyExists.
+        """
         record = {"name": name, "n": n, "state": MAKING, "created": time.time(), **more}
         with self._lock:
             known = self._records.get(name)
             if known is not None and known["state"] != DEAD:
                 raise AlreadyExists(f"there is a marker {name} already ({known['state']})", "choose another name")
+            if known is not None:
+                self._put({**known, "name": f"{name}#{known['n']}"})
             self._put(record)
         return record
 

@@ -1,7 +1,7 @@
 """Control operations on markers.
 
     marker.create {name, groups, deadline_s?, image?, suspend?, before?, after?}   -> marker
-    marker.list {}                     -> {markers, schedules, here: marker.list of this node's target}
+    marker.list {}   -> {markers, schedules, failing: {schedule: why}, here: marker.list of this node's target}
     marker.show {name}                 -> marker with copies, complete
     marker.wait {name, timeout_s?}     -> the same, once it is complete
     marker.delete {name}               -> {name, left: nodes that are told later}
@@ -44,6 +44,7 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
         return {
             "markers": markers.store.all(),
             "schedules": markers.store.schedules(),
+            "failing": dict(markers.failing),
             "here": node.target("marker.list", 10.0),
         }
 
@@ -56,12 +57,14 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
         interval_s, keep = number(args, "interval_s", 0.0), int(number(args, "keep", DEFAULT_KEEP))
         if interval_s < 0.5 or not 1 <= keep <= 90:
             raise BadInput("a schedule needs an interval of at least half a second, and keeps 1 to 90 images")
+        markers.resolve(_words(args))
         what = {"groups": _words(args), "interval_s": interval_s, "keep": keep, **_options(args)}
         markers.store.schedule(_name(args), what)
         return {}
 
     def unschedule(args: Args) -> dict[str, Any]:
         markers.store.schedule(str(args["name"]), None)
+        markers.failing.pop(str(args["name"]), None)
         return {}
 
     return {
@@ -88,7 +91,8 @@ def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
         op = str(args["do"])
         if op not in ("look", "forget", "resume"):
             raise BadInput(f"{op!r} is nothing to do with a marker")
-        return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], peer.node_id)
+        asked_by = "" if args.get("whole") else peer.node_id
+        return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], asked_by)
 
     return {
         "marker.locate": lambda peer, args: markers.locate(str(args["group"])),

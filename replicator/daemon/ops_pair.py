@@ -13,8 +13,8 @@
     status {}                                    -> {node, pairs, peers, losses}
     explain {group, peer?}                       -> {word, level, why, means, then, commands, pair}
 
-`group` is a name or uuid, `peer` a name or id; it may be left out while the group has one pair here. A pair is described
-in pairview.py.
+`group` is a name or uuid, `peer` a name or id; it may be left out while the group has one pair here. A pair is
+described in pairview.py.
 """
 
 from __future__ import annotations

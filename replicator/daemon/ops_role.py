@@ -1,7 +1,7 @@
 """Control operations that move the primary role.
 
-    switchover {group, peer?, deadline_s?}   -> {primary}  planned: nothing is lost. On the primary `peer` becomes it; on
-                                             a node that the primary feeds, that node does
+    switchover {group, peer?, deadline_s?}   -> {primary}  planned: nothing is lost. On the primary `peer`
+                                             becomes it; on a node that the primary feeds, that node does
     takeover {group, force?}                 -> {epoch, base, label, message, lost, others}  forced: this node becomes
                                              primary
     takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer, others}  what it would do
@@ -40,11 +40,21 @@ def handlers(node: Node) -> dict[str, Handler]:
 
 
 def switchover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
-    """Exchange the roles with a peer. On a secondary, the primary is asked to."""
+    """Exchange the roles with a peer. On a secondary, the primary is asked to; a `peer` can only be this node then.
+
+    Raises NotFound for a peer that has no pair with this node, Refused for one that cannot become primary from here.
+    """
     group = str(args["group"])
     status = node.target("group.status", group=node.pairs.store.of_group(group)[0].group)
     if status.get("role") != "secondary":
         return switch_to(node, node.pairs.find(group, str(args.get("peer") or "")), args)
+    wanted = str(args.get("peer") or "")
+    if wanted not in ("", node.config.name, node.config.node_id):
+        to = node.pairs.name_of(node.pairs.find(group, wanted).peer)
+        raise Refused(
+            f"{node.config.name} is not primary of group {status['name']}, so it cannot hand the role to {to}",
+            f"ask on the primary; without PEER {node.config.name} becomes primary itself",
+        )
     pair = feeding(node, group, status)
     peer = node.peers.get(pair.peer)
     if peer is None:

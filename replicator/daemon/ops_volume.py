@@ -3,9 +3,9 @@
     volumes.add {group, volume, force?}          -> the target's group.status
 
 Every node of the group's tree makes the volume when it comes to the record that adds it, which stops a copy where the
-name is taken. So all nodes that can be reached are asked before anything changes, each asks those below it, and one that
-cannot be reached refuses the change unless `force` takes the risk. A volume that leaves, or gets another size, needs
-nothing that a peer could lack.
+name is taken. So all nodes that can be reached are asked before anything changes, each asks those below it, and one
+that cannot be reached refuses the change unless `force` takes the risk. A volume that leaves, or gets another size,
+needs nothing that a peer could lack.
 
     pair.check_volume {group, volume, size, hops} -> {away: [names]}   of a peer: see `check`
 """

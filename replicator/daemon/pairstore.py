@@ -3,8 +3,8 @@
 {"group": uuid, "name", "peer": node id, "split": bool, "handover": node id or "", "budget": what may be lost with the
 primary (core/rpo.py) or {}, and the settings of core.transfer.Transfer}
 
-A group may have several pairs, one with each peer: they are the edges of its tree that end here. A version that knew one
-pair a group kept it in <group uuid>.json; such a file is taken over at start.
+A group may have several pairs, one with each peer: they are the edges of its tree that end here. A version that knew
+one pair a group kept it in <group uuid>.json; such a file is taken over at start.
 """
 
 from __future__ import annotations

@@ -173,6 +173,8 @@ def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
     if words.feeds(status, facts):
+        if not words.told(facts):
+            return None
         return max(0, int(status["pos"]) - int((facts.get("acked") or {}).get("applied", 0)))
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
 

@@ -26,8 +26,8 @@ def extend_copy(
 ) -> dict[str, Any]:
     """Add the blocks of a copy to the primary's list. args: copy_id, masks (None: every block), hops.
 
-    Returns {seq, epoch}: their copies, and the SYNCED that ends them, come after it in this epoch. Durable on return: the primary's list.
-    Raises what the primary or a node on the way answers, PeerError when one cannot be reached.
+    Returns {seq, epoch}: their copies, and the SYNCED that ends them, come after it in this epoch. Durable on return:
+    the primary's list. Raises what the primary or a node on the way answers, PeerError when one cannot be reached.
     """
     hops = int(args.get("hops", 0))
     wanted = {"copy_id": str(args["copy_id"]), "masks": args["masks"]}

@@ -17,9 +17,9 @@ Hence ONE rule whatever was added or taken away: head - tail <= capacity of the 
 while the ring is full gives its room at once, for it comes next; a file that was taken away is needed until the tail
 has passed the start of the layout without it.
 
-Who appends must not go beyond a start it does not know of. `next_start` says where a layout can begin so that nobody can,
-also an appender in another process that has not heard of it yet: nothing is ever written at or beyond tail + capacity,
-and the tail stands still until the change has been published (ring.py).
+Who appends must not go beyond a start it does not know of. `next_start` says where a layout can begin so that nobody
+can, also an appender in another process that has not heard of it yet: nothing is ever written at or beyond tail +
+capacity, and the tail stands still until the change has been published (ring.py).
 
 All offsets and lengths are bytes; those in a file count from the beginning of its part of the ring (ring.DATA_START).
 Pure: no I/O.

@@ -22,8 +22,8 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     BEACON_PACE_MS      target                        how often the replicator tells the peers of the beacon
     DROPS + k           target                        rises when the journal is no longer kept for edge k
 
-Each edge (the group's pair with one peer) has a block of EDGE_SLOTS slots; `edge_slot` finds them. The replicator writes
-them; the target clears a block when what it said belongs to the past (a new edge, a new copy):
+Each edge (the group's pair with one peer) has a block of EDGE_SLOTS slots; `edge_slot` finds them. The replicator
+writes them; the target clears a block when what it said belongs to the past (a new edge, a new copy):
 
     EDGE_RECEIVED_SEQ   what the peer has said of itself: received, on stable storage, in its pool
     EDGE_DURABLE_SEQ

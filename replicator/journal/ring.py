@@ -1,8 +1,8 @@
 """The journal ring: records of one group, in order, in a preallocated file or device.
 
-Reasoning. Offsets are logical: they start at 0 when the journal is made and only grow; in a single file a byte at logical
-offset o lies at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from the tail
-to the head can be walked by their lengths, and seq rises by one from each to the next.
+Reasoning. Offsets are logical: they start at 0 when the journal is made and only grow; in a single file a byte at
+logical offset o lies at o modulo capacity. A record may wrap round the end. Records lie without gaps, so the chain from
+the tail to the head can be walked by their lengths, and seq rises by one from each to the next.
 
 The space of a record may be overwritten only after a superblock that no longer points at it is durable; so TAIL_OFF in
 the page moves after `set_tail` has synced, never before. After a crash the chain is walked from the durable tail and
@@ -407,11 +407,11 @@ class Journal:
                         raise
         try:
             write_slot(files[anchor], sup, anchor)
+            if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
+                sup = sup._replace(generation=sup.generation + 1)
+                write_slot(files[anchor], sup, anchor)
         except OSError as exc:
             raise Undecided(exc.errno, exc.strerror) from exc
-        if self.super.layouts is None:  # a version that knows of one file only must not find its superblock again
-            sup = sup._replace(generation=sup.generation + 1)
-            write_slot(files[anchor], sup, anchor)
         self._change(files, sup)
 
     def renew(self, file: RandomFile, index: int, ring_bytes: int, seq: int, epoch: int) -> None:

@@ -136,7 +136,7 @@ def choose(seen: Mapping[int, Sequence[Super]]) -> Super:
     newest = max((sup for sups in seen.values() for sup in sups), key=lambda s: s.generation, default=None)
     if newest is None:
         raise IntegrityError(
-            "no valid superblock in the journal", "split the pair, delete and recreate it with a new journal"
+            "no valid superblock in the journal", "a secondary: farstripe group journal replace; else see explain"
         )
     best = max(count, key=lambda s: s.generation, default=None)
     needed = {anchor_of(newest.ring())} if best is None else {anchor_of(newest.ring())} | files_of(best.ring())

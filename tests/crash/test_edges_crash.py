@@ -8,8 +8,8 @@ At each cut all processes die; power is lost nowhere, on one node, or everywhere
 * at both ends of a line differ only in blocks of the union of bitmaps that a handshake would use;
 * become equal again everywhere, also when one node dies once more on the way, with no edge left behind.
 
-FARSTRIPE_CRASH=10 tries every cut with ten seeds; FARSTRIPE_CRASH_ONLY="name:cut:seed" repeats one. EVERY thins the cuts
-out where a workload has many.
+FARSTRIPE_CRASH=10 tries every cut with ten seeds; FARSTRIPE_CRASH_ONLY="name:cut:seed" repeats one. EVERY thins the
+cuts out where a workload has many.
 """
 
 from __future__ import annotations

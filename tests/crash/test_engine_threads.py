@@ -43,7 +43,9 @@ class Stress:
     @staticmethod
     def _serve(folder: Path, side: Side) -> GroupService:
         own = Doorbell(folder / f"{side.name}.t")
-        return GroupService(side.engine, own, lambda k: Doorbell(folder / f"{side.name}.r.{k}"), lambda what, **detail: None)
+        return GroupService(
+            side.engine, own, lambda k: Doorbell(folder / f"{side.name}.r.{k}"), lambda what, **detail: None
+        )
 
     def run(self) -> None:
         """Let everything loose for SECONDS."""

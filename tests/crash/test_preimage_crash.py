@@ -125,8 +125,9 @@ def _parted(pair: Pair) -> bool:
 
 @contextmanager
 def small_frames() -> Iterator[None]:
-    with patch.object(recorder, "PIECE_BYTES", PIECE_BYTES), patch.object(
-        recorder, "FRAME_DATA_BYTES", FRAME_DATA_BYTES
+    with (
+        patch.object(recorder, "PIECE_BYTES", PIECE_BYTES),
+        patch.object(recorder, "FRAME_DATA_BYTES", FRAME_DATA_BYTES),
     ):
         yield
 

@@ -38,7 +38,7 @@ class RingFile:
 
     def _mind(self, length: int, offset: int) -> None:
         self.reads += 1
-        assert 0 <= offset and offset + length <= len(self.data), f"read of {length} bytes at {offset}"
+        assert offset >= 0 and offset + length <= len(self.data), f"read of {length} bytes at {offset}"
 
     def pwrite(self, buf: Buffer, offset: int) -> None:
         assert offset + len(buf) <= len(self.data)

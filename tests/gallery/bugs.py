@@ -483,7 +483,8 @@ def _() -> list[Patch]:
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
 
 
-# -- trees --------------------------------------------------------------------------------------------------------------
+# -- trees
+# --------------------------------------------------------------------------------------------------------------
 
 CHAIN = {"kind": "tree", "parents": (0, 1), "edge_modes": ("sync", "sync")}
 """A node in the middle, and every write waits for both ends below."""

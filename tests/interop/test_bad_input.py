@@ -66,7 +66,7 @@ CASES = [
     (["volume", "create", "x", "--size", "lots"], BAD_INPUT, "lots"),
     (["volume", "create", "x", "--size", "1P", "--thick"], REFUSED, "x|space|free"),
     (["volume", "resize", "alone", "--size", "512K"], REFUSED, "allocated data"),
-    (["volume", "resize", "data", "--size", "16M"], REFUSED, "group app"),
+    (["volume", "resize", "data", "--size", "9000G"], BAD_INPUT, "group app"),
     (["group", "create", "g", "alone", "--journal", "64K"], BAD_INPUT, "journal"),
     (["group", "create", "g", "alone", "--journal", "99999999P"], BAD_INPUT, "1024 PiB"),
     (["volume", "create", "x", "--size", "99999999P"], BAD_INPUT, "1024 PiB"),

@@ -107,7 +107,7 @@ def test_after_a_takeover_without_the_change_the_former_primary_gets_the_list_wi
     tree.primary = b
     a.start()
     a.farstripe("volume", "delete", "log", "--yes")  # it left there and holds data: it has to make room for the copy
-    b.farstripe("pair", "resync", GROUP, "A", "--discard", "A")
+    b.farstripe("pair", "resync", GROUP, "A", "--discard", "A", "--yes")
     tree.assert_images_equal()
     assert grouped(a) == grouped(b) == VOLUMES
     [left] = [v for v in a.json("volume", "list") if v["name"] == "more"]

@@ -12,6 +12,7 @@ import nbd
 import pytest
 
 from replicator.core.errors import FarstripeError
+from tests.testing.nodes import wait_until
 from tests.testing.stamped import StampedLoad, check_nothing_lost, read_generations
 from tests.testing.targetproc import MIB, TargetProcess
 
@@ -73,11 +74,23 @@ def test_groups_that_cannot_be_are_refused_and_change_nothing(target: TargetProc
     refused(target, BAD_INPUT, "copy_id", "group.begin_copy", group="g", peer=PEER, c=None, peer_bitmaps=None)
 
 
-def test_a_volume_of_a_group_is_not_deleted_or_resized(target: TargetProcess) -> None:
+def _why_not(target: TargetProcess, op: str, **args: object) -> str:
+    with pytest.raises(FarstripeError) as caught:
+        target.call(op, **args)
+    return caught.value.message
+
+
+def test_a_volume_of_a_group_is_not_deleted_and_not_cut_by_mistake(target: TargetProcess) -> None:
     group(target, armed=False)
+    handle = target.connect("v")
+    handle.pwrite(b"kept", 32 * MIB)
     refused(target, REFUSED, "in group g", "volume.delete", name="v")
-    refused(target, REFUSED, "in group g", "volume.resize", name="v", size=80 * MIB)
-    refused(target, REFUSED, "in group g", "volume.resize", name="v", size=8 * MIB, force=True)
+    refused(target, REFUSED, "connection open", "volume.resize", name="v", size=8 * MIB)
+    handle.shutdown()
+    wait_until(lambda: "allocated data" in _why_not(target, "volume.resize", name="v", size=8 * MIB), "it is open", 10)
+    target.call("volume.resize", name="v", size=80 * MIB)
+    assert target.call("group.status", group="g")["volumes"][0]["size"] == 80 * MIB
+    assert target.connect("v").pread(4, 32 * MIB) == b"kept"
 
 
 def test_every_write_after_arming_under_load_is_in_the_journal(target: TargetProcess) -> None:

@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tests.testing.sim.world import Report, World
 
-
 KINDS = ("pair", "tree")
 
 
@@ -70,7 +69,9 @@ def _one_aloud(seed: int, kind: str, verbose: bool) -> int:
     except Exception as exc:  # outermost: show what led there
         if not verbose:
             print("\n".join(world.clock.lines))
-        print(f"seed {seed}: {type(exc).__name__}: {exc}\n    repeat with: {command(seed, kind)} (--log for the whole trace)")
+        print(
+            f"seed {seed}: {type(exc).__name__}: {exc}\n    repeat with: {command(seed, kind)} (--log for the whole trace)"
+        )
         return 1
     print(report)
     return 0

@@ -101,9 +101,7 @@ def replicate(source: Node, volume: str, sink: Node, *options: object) -> None:
 def four() -> Iterator[tuple[Node, Node, Node, Node]]:
     """A and C are primary of a group each; their copies are on B and D."""
     with contextlib.ExitStack() as stack:
-        a, b, c, d = (
-            with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCD"
-        )
+        a, b, c, d = (with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCD")
         join(a, b)
         join(c, d)
         join(a, c)
@@ -244,6 +242,20 @@ def test_a_marker_made_by_the_path_of_the_data_also_while_writes_are_held(two: t
     assert ".marker" not in a.farstripe("volume", "list")
 
 
+def test_a_marker_made_by_the_node_of_a_copy_reaches_that_copy_too(two: tuple[Node, Node]) -> None:
+    a, b = two
+    b.farstripe("marker", "create", "m", "--groups", "log@A,data@A", "--suspend")
+    b.farstripe("marker", "wait", "m")
+    copies = b.json("marker", "show", "m")["copies"]
+    assert {(one["node"], one["group"]) for one in copies} == {(x, y) for x in "AB" for y in ("log", "data")}
+    assert "STANDS AT A MARKER" in b.farstripe("status")
+    assert "marker resume --groups log" in b.farstripe("explain", "log")
+    b.farstripe("marker", "resume", "m")
+    assert "STANDS" not in b.farstripe("status")
+    b.farstripe("marker", "delete", "m", "--yes")
+    assert "log.m" not in b.farstripe("volume", "list")
+
+
 def test_a_schedule_goes_on_after_a_restart_and_keeps_what_it_is_told(two: tuple[Node, Node]) -> None:
     a, b = two
     a.farstripe("marker", "schedule", "often", "--every", "1", "--keep", "2", "--groups", "log,data")
@@ -262,6 +274,8 @@ def test_bad_input_and_nodes_that_are_away_change_nothing(two: tuple[Node, Node]
     assert "no peer" in a.farstripe("marker", "create", "m", "--groups", "log@nowhere", expect=5)
     assert "not primary" in a.farstripe("marker", "create", "m", "--groups", "log@B", expect=4)
     assert "named twice" in a.farstripe("marker", "create", "m", "--groups", "log,log", expect=3)
+    assert "no group" in a.farstripe("marker", "schedule", "s", "--every", 1, "--groups", "log,nothing", expect=5)
+    assert a.json("marker", "list")["schedules"] == {}
     a.farstripe("marker", "create", "m", "--groups", "log")
     assert "already" in a.farstripe("marker", "create", "m", "--groups", "log", expect=6)
     assert "hook" in a.farstripe("marker", "create", "h", "--groups", "log", "--before", "exit 3", expect=4)

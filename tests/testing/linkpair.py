@@ -135,11 +135,12 @@ def make_loop(
     settings: Callable[[], Transfer] = Transfer,
     open_more: Callable[[str, int], None] = lambda bundle, count: None,
     persist: Callable[[dict[str, Any]], None] = lambda changes: None,
+    ask: Callable[[Any], None] = lambda question: None,
 ) -> PairLoop:
     """A link thread over `side`, started."""
     around = Surroundings(
         name=name,
-        ask=lambda question: None,
+        ask=ask,
         dial=lambda: None,
         open_more=open_more,
         persist=persist,

@@ -272,7 +272,9 @@ class Pair:
         if side.engine.state.role == SECONDARY:
             follower.settle(side.engine)
         peer = self.b if side is self.a else self.a
-        return hello.from_status(side.node_id, side.engine.status(side.engine.state.edge_of(peer.node_id)), split=False, discard=discard)
+        return hello.from_status(
+            side.node_id, side.engine.status(side.engine.state.edge_of(peer.node_id)), split=False, discard=discard
+        )
 
     def meet(self, discard: str = "") -> Decision:
         """Shake hands and do what the table says, until records flow or the pair waits. Returns the last decision."""
@@ -298,6 +300,8 @@ class Pair:
         lead, follow = (self.a, self.b) if decision.lead == self.a.node_id else (self.b, self.a)
         c = None if decision.full else decision.c
         bitmaps = copies.common_bitmap(follow.engine, c)["volumes"]
+        if bitmaps is not None:
+            bitmaps = hello.of_shared(self.hello(lead), self.hello(follow), bitmaps)
         self.copies += 1
         offer = copies.begin_copy(lead.engine, lead.edge(follow), c, bitmaps, f"copy{self.copies}")
         roles.attach(

@@ -20,9 +20,7 @@ def new_disk(members: int, size: int = MEMBER_BYTES, seed: int = 0) -> FakeDisk:
     return disk
 
 
-def new_pool(
-    level: int, members: int, size: int = MEMBER_BYTES, *, checksums: bool = False
-) -> tuple[FakeDisk, Pool]:
+def new_pool(level: int, members: int, size: int = MEMBER_BYTES, *, checksums: bool = False) -> tuple[FakeDisk, Pool]:
     """A pool called tank with one group g over all files of a new disk."""
     disk = new_disk(members, size)
     spec = GroupSpec("g", level, disk.names(), CHUNK, checksums)

@@ -77,7 +77,7 @@ class Line(Pair):
         copies.copy_until(self.a.engine, edge, copy_id, *until)
         roles.attach(
             self.b.engine, self.b.edge(self.a), offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"],
-            copy_id, offer["full"], *until,
+            copy_id, offer["full"], *until, offer["volumes"],
         )  # fmt: skip
 
     def step(self, records: int | None = None) -> bool:

@@ -1,8 +1,8 @@
 """Real nodes whose pairs of one group form a tree: made and driven through the command line, as tests.testing.nodes.
 
-    with NetNS() as net, three_nodes(net) as (a, b, c):
-        tree = Tree.grow(a, {"data": 8 << 20}, [(a, b), (b, c)], mode="sync")
-        tree.assert_images_equal()
+with NetNS() as net, three_nodes(net) as (a, b, c):
+    tree = Tree.grow(a, {"data": 8 << 20}, [(a, b), (b, c)], mode="sync")
+    tree.assert_images_equal()
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Tree:
         cls, top: Node, volumes: dict[str, int], edges: Iterable[tuple[Node, Node]], mode: str = "async",
         policy: Sequence[object] = (), journal: str = "16M",
     ) -> Tree:  # fmt: skip
-        """Pools, volumes and a group with `policy` on `top`, then the edges one after the other, each in `mode`; returns
-        when every copy is complete."""
+        """Pools, volumes and a group with `policy` on `top`, then the edges one after the other, each in `mode`;
+        returns when every copy is complete."""
         edges = list(edges)
         nodes = list(dict.fromkeys([top, *(node for edge in edges for node in edge)]))
         for node in nodes:

@@ -67,7 +67,9 @@ def at_marker(window: Window, marker: str, applied: int) -> Place:
                 seen, broken = True, not head.consistent
                 found = None if broken else _in_frame(head, entries, entry.seq)
     if not seen:
-        raise NotFound(f"no marker {marker!r} is in the window ({window_text(window)})", "a time or seq may be")
+        raise NotFound(
+            f"no marker {marker!r} is in the window ({window_text(window)})", "give a time or a record within it"
+        )
     return _or_refuse(window, found, broken, f"marker {marker}")
 
 

@@ -281,6 +281,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "differences are counted instead.",
         ),
         Example(
+            "One more volume for a group that is paired and in use, and an old one out of it.",
+            (
+                "farstripe volume create logs --size 20G",
+                "farstripe group add-volume shop logs",
+                "farstripe volume resize data --size 200G",
+                "farstripe group remove-volume shop web",
+            ),
+            "On the primary; every copy does the same at the same place of the write order. The volume that leaves stays "
+            "on every node, in no group.",
+        ),
+        Example(
             "Lose nothing when both hosts lose power, and stop rather than go on alone.",
             (
                 "farstripe group policy shop --mode sync --ack durable --on-loss stall --loss-timeout 30",

@@ -38,7 +38,8 @@ IDLE_POLL_S = 2.0
 QUIET_POLL_S = 30.0
 """The same while nothing has changed for some seconds: what changes ends the quiet."""
 QUIET_PING_S = 2.0
-"""Heartbeats then; each side sends its own, and they are not answered. A hundred idle groups must cost next to nothing."""
+"""Heartbeats then; each side sends its own, and they are not answered. A hundred idle groups must cost next to
+nothing."""
 QUIET_SLACK_S = 1.0
 """Whoever is awake in the quiet does at once what is due within this time, so that both sides wake together."""
 RETRY_REFUSED_S = 20.0
@@ -117,6 +118,8 @@ class SessionBase:
         self._retry_at: float | None = 0.0
         self._bitmaps: dict[int, bytes | None] = {}
         self._copy: dict[str, Any] = {}
+        self._pinned_in = 0
+        """Incarnation of the journal that our HELLO, or the copy we offer, speaks of: another pair may have it started over."""
         self._hold_seq = 0
         self._sync_seq = 0
         self._command: tuple[int, float] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import Acked, DataStopped, Effect, FrameIn, Log, Reply, Send, StartShipping
-from replicator.core.hello import wants_sync
+from replicator.core.hello import of_shared, wants_sync
 from replicator.core.session.base import POLL_S, SYNC_LAG_RECORDS, Step
 from replicator.core.session.greeting import Greeting
 from replicator.core.transitions import State
@@ -38,12 +38,11 @@ class Flowing(Greeting):
             raise ProtocolError("the peer sent bitmaps of some volumes only")
         self._bitmaps = bitmaps
         unknown = self.decision.full or any(b is None for b in bitmaps.values())
-        shared = {volume[0] for volume in set(self.mine.volumes) & set(self.theirs.volumes)}
         copy_id = f"{self._rng.getrandbits(64):016x}"
         ask = self._ask(
             "group.pin_copy" if self._relays else "group.begin_copy",
             c=None if self.decision.full else self.decision.c,
-            peer_bitmaps=None if unknown else {i: bitmaps[i] if i in shared else None for i, *_ in self.mine.volumes},
+            peer_bitmaps=None if unknown else of_shared(self.mine, self.theirs, bitmaps),
             copy_id=copy_id,
         )
         self._copy = {"copy_id": copy_id}
@@ -58,6 +57,7 @@ class Flowing(Greeting):
         """Our target has the list. Below a relay it is the primary that appends the copies: it has to know it too."""
         assert self.decision is not None
         result = event.result
+        self._pinned_in = int(result.get("incarnation", 0))
         self._copy = {
             "t": "attach",
             "copy_id": self._copy["copy_id"],
@@ -77,7 +77,8 @@ class Flowing(Greeting):
         return State.EXTENDING, [self._ask("pair.extend_copy", copy_id=self._copy["copy_id"], masks=masks)]
 
     def _extended(self, event: Reply, now: float) -> Step:
-        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after seq."""
+        """The primary's answer, then our target's: all copies of the extended list, and what ends it, come after
+        seq."""
         if "seq" not in event.result:
             return State.OFFERED, [Send(self._copy)]
         seq = self._copy["synced_after"] = max(int(event.result["seq"]), self._copy["p"])
@@ -121,7 +122,7 @@ class Flowing(Greeting):
         self._next_poll = now + POLL_S
         return State.COPY_SOURCE, [
             self._tell("group.link", up=True),
-            StartShipping(self._copy["p"] + 1),
+            StartShipping(self._copy["p"] + 1, self._pinned_in),
             self._tell("group.resume_copy"),
             Log("copy-begun", {"to": self.peer, "p": self._copy["p"]}),
         ]

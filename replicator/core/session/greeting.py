@@ -39,12 +39,17 @@ class Greeting(SessionBase):
             return self._go_down(now, f"this node's group has failed: {event.result['failed']}", close=True, soon=False)
         if why := (event.result.get("journal") or {}).get("error"):
             return self._go_down(now, f"this node's group has no journal: {why}", close=True, soon=False)
+        self._pinned_in = int(event.result.get("incarnation", 0))
         if now >= self._discard_until:
             self.discard = ""
         successor = self.handover if event.result.get("role") != "primary" else ""
         self.mine = hello.from_status(
-            self.node, event.result, split=self.split_wanted, discard=self.discard,
-            discard_epoch=self.discard_epoch, handover=successor,
+            self.node,
+            event.result,
+            split=self.split_wanted,
+            discard=self.discard,
+            discard_epoch=self.discard_epoch,
+            handover=successor,
         )
         effects: list[Effect] = [Send(hello.to_frame(self.mine))]
         if self.theirs is None:
@@ -140,7 +145,7 @@ class Greeting(SessionBase):
         self._next_poll = now
         effects: list[Effect]
         if decision.lead == self.node:
-            effects = [self._tell("group.link", up=True), StartShipping(decision.from_seq)]
+            effects = [self._tell("group.link", up=True), StartShipping(decision.from_seq, self._pinned_in)]
             if resuming:
                 effects.insert(1, self._tell("group.resume_copy"))
             return State.COPY_SOURCE if resuming else State.SOURCE, effects

@@ -1,5 +1,6 @@
 """A thread that asks the target: control calls may take seconds (a promotion applies what was received), and the link
-thread must not wait for them. Questions of one pair are answered in order. Those that begin with "pair." go up the tree.
+thread must not wait for them. Questions of one pair are answered in order. Those that begin with "pair." go up the
+tree.
 """
 
 from __future__ import annotations

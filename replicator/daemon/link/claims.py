@@ -1,8 +1,8 @@
 """Which of a group's sessions on this node may append to its journal: at most one, whatever their peers do.
 
 A secondary may have several peers that could feed it: the node that does, and after a takeover one that it fed until
-then. Each has its own thread and its own idea. A journal has one writer, so a session that is about to receive claims it
-first. A claim is granted only when nobody else had it since the session asked for the facts of its HELLO (`look`):
+then. Each has its own thread and its own idea. A journal has one writer, so a session that is about to receive claims
+it first. A claim is granted only when nobody else had it since the session asked for the facts of its HELLO (`look`):
 otherwise what the two sides agreed on rests on a position that may have moved, and they have to agree anew. Whoever
 claims takes the journal away from the former holder, which loses its link: the newcomer has just compared histories.
 

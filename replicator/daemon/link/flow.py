@@ -87,9 +87,14 @@ class Flow:
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
-    def ship(self, bundle: Bundle, from_seq: int, settings: Transfer) -> None:
-        """Begin to ship. Raises Stopped."""
+    def ship(self, bundle: Bundle, from_seq: int, settings: Transfer, incarnation: int = 0) -> None:
+        """Begin to ship. incarnation: that of the journal which `from_seq` was meant for, 0 for the present one.
+
+        Raises Stopped, also when the journal was started over since: its records are of another history.
+        """
         files = self._begin(bundle, settings)
+        if incarnation not in (0, files.incarnation):
+            raise Stopped("journal", "the journal was started over since the copy was offered")
         self.shipper = Shipper(files, bundle, from_seq, settings, self.gain)
         self._next_beat = self._next_rate = 0.0
 
@@ -192,7 +197,10 @@ class Flow:
         else:
             return
         if shipper.seq != before and not self.waited_for:
-            self._gathers, self._gather_until = True, now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now))
+            self._gathers, self._gather_until = (
+                True,
+                now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now)),
+            )
         shipper.shrink()
         if self._beat_is_due(now) and not bundle.first.unsent:
             pace_s = u64[BEACON_PACE_MS] / 1000 or BEAT_S

@@ -32,7 +32,8 @@ class GroupFiles:
     def __init__(
         self, state_dir: Path, run_dir: Path, uuid: str, journal_path: str | None = None, slot: int = 0
     ) -> None:
-        """Open them for the edge in `slot`. Raises OSError; IntegrityError when there is no journal or page of this boot."""
+        """Open them for the edge in `slot`. Raises OSError; IntegrityError when there is no journal or page of this
+        boot."""
         page_path = run_dir / f"{uuid}.page"
         if not page_path.exists():
             raise IntegrityError(f"the target has made no page {page_path}", "start the target")

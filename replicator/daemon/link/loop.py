@@ -438,7 +438,8 @@ class PairLoop:
 
     def _obey(self, effects: list[Effect], now: float) -> None:
         for effect in effects:
-            self._carry_out(effect, now)
+            if not self._carry_out(effect, now) and isinstance(effect, ClaimJournal):
+                break  # what follows rests on it
         claims = self._around.claims
         if claims.holder is self and not self._session.claims:
             claims.release(self)
@@ -469,8 +470,8 @@ class PairLoop:
 
     # -- effects --------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, effect: Effect, now: float) -> None:
-        """Do what the session wants; what fails here comes back to it as an event."""
+    def _carry_out(self, effect: Effect, now: float) -> bool:
+        """Do what the session wants; what fails here comes back to it as an event. Returns whether it was done."""
         link = self._link
         try:
             self._do(effect)
@@ -481,6 +482,9 @@ class PairLoop:
         except Stopped as exc:
             self._flow.end()
             self._box.put(DataStopped(link, exc.cause, str(exc)))
+        else:
+            return True
+        return False
 
     def _do(self, effect: Effect) -> None:
         around, flow, bundle = self._around, self._flow, self._bundle
@@ -499,7 +503,7 @@ class PairLoop:
         elif isinstance(effect, StartShipping):
             if bundle is not None:
                 self._shared_policy = None
-                flow.ship(bundle, effect.from_seq, around.transfer())
+                flow.ship(bundle, effect.from_seq, around.transfer(), effect.incarnation)
                 self._state_transfer()
         elif isinstance(effect, StartReceiving):
             if bundle is not None:

@@ -1,4 +1,5 @@
-"""A deterministic simulator of a pair or a tree of nodes: real engine, session and data path; fake disks, wire and time.
+"""A deterministic simulator of a pair or a tree of nodes: real engine, session and data path; fake disks, wire and
+time.
 
     clock.py     events in the order of virtual time, and the hash of what happened
     storage.py   volumes, pool, mapped files and group files over FakeDisk

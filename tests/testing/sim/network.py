@@ -2,7 +2,8 @@
 
 Faults: a connection breaks and both ends hear of it; or it goes silent and nobody does until heartbeats fail; frames
 of a broken connection arrive late, with the number of their old link; a data frame that was delivered before is
-delivered again on the next connection; everything becomes slow; the sender's window closes; one wire of several is down.
+delivered again on the next connection; everything becomes slow; the sender's window closes; one wire of several is
+down.
 """
 
 from __future__ import annotations
@@ -70,7 +71,6 @@ class SimConnection:
         """End it; the peer hears of it after what was sent before."""
         if self.open:
             self._network.closed(self)
-
 
     def drop(self) -> None:
         """End it without a word: a further connection ends after the first one, of which the peer hears."""

@@ -61,7 +61,9 @@ class Operator:
 
     def _settled(self) -> bool:
         """Nobody is about to become primary."""
-        states = [e.session.state for n in self._world.nodes if n.replicator is not None for e in n.replicator.edges.values()]
+        states = [
+            e.session.state for n in self._world.nodes if n.replicator is not None for e in n.replicator.edges.values()
+        ]
         return not any(state in (State.PROMOTING, State.YIELDING, State.HANDED) for state in states)
 
     def _best(self, nodes: list[Node]) -> Node:

@@ -304,7 +304,8 @@ class Edge:
 
     def _obey(self, effects: list[Effect]) -> None:
         for effect in effects:
-            self._carry_out(effect)
+            if not self._carry_out(effect) and isinstance(effect, ClaimJournal):
+                break
         claims = self.process.claims
         if claims.holder is self and not self.session.claims:
             claims.release(self)
@@ -317,7 +318,7 @@ class Edge:
         if self.alive and self.process.claims.holder is self and self.conn is not None:
             self.node.run("replicator", lambda: self._lost(self.link, "another peer feeds this group now"))
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _carry_out(self, effect: Effect) -> bool:
         link = self.link
         try:
             self._do(effect)
@@ -328,6 +329,9 @@ class Edge:
         except Stopped as exc:
             self.flow.end()
             self.clock.after(0.0, self._later, DataStopped(link, exc.cause, str(exc)))
+        else:
+            return True
+        return False
 
     def _later(self, event: Event) -> None:
         if self.alive:
@@ -353,7 +357,7 @@ class Edge:
         elif isinstance(effect, StartShipping):
             if bundle is not None:
                 self._shared_policy = None
-                flow.ship(bundle, effect.from_seq, self.settings)
+                flow.ship(bundle, effect.from_seq, self.settings, effect.incarnation)
                 bundle.send(wire.control({"t": "transfer", "settings": self.settings.to_map()}))
         elif isinstance(effect, StartReceiving):
             if bundle is not None:

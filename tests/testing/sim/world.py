@@ -151,9 +151,7 @@ class Report:
 class World:
     """A whole run."""
 
-    def __init__(
-        self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False
-    ) -> None:
+    def __init__(self, seed: int, options: Options | None = None, *, kind: str = "pair", verbose: bool = False) -> None:
         """kind: "pair" (two nodes) or "tree" (three to five); says how options are drawn that are not given."""
         self.seed = seed
         self.transfer = _WAYS[seed % len(_WAYS)]
@@ -466,7 +464,8 @@ class World:
         engine = node.target.engine
         sessions = [(edge.peer.name, edge.session) for edge in node.replicator.edges.values()]
         told = ", ".join(
-            f"{name}: {s.state.value} {s.decision.label if s.decision else ''} ({s.link_reason})" for name, s in sessions
+            f"{name}: {s.state.value} {s.decision.label if s.decision else ''} ({s.link_reason})"
+            for name, s in sessions
         )
         return (
             f"{engine.state.role} {engine.state.copy} {engine.state.mode} pos {engine.pos} failed={engine.failed!r} "

@@ -52,3 +52,14 @@ def test_right_arguments_pass_through() -> None:
     assert arguments.flag(args, "force") is True
     assert arguments.path(args, "new") == "/dev/sdb"
     assert arguments.integer(args, "since", 5) == 5
+
+
+@pytest.mark.parametrize("path", ["/dev/nvme9n9", "/dev/disk/by-id/typo", "/tmp/../dev/typo"])
+def test_no_file_is_made_where_a_device_was_meant(path: str) -> None:
+    with pytest.raises(BadInput, match="there is no device"):
+        arguments.new_file(path)
+
+
+@pytest.mark.parametrize("path", ["/var/lib/journal", "/dev/shm/journal", "journal", "/device/journal"])
+def test_a_file_elsewhere_may_be_made(path: str) -> None:
+    assert arguments.new_file(path) == path

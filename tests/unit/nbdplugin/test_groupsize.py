@@ -31,10 +31,24 @@ def test_the_bitmaps_of_the_largest_group_fit_into_one_message_of_either_kind() 
 
 
 def test_the_state_of_the_largest_group_fits_with_the_longest_history() -> None:
-    volumes = [{"index": i, "name": "x" * 64, "uuid": "f" * 32, "size": 1 << 60} for i in range(MAX_VOLUMES)]
-    attaching = {"p": 1 << 60, "epoch": 1 << 62, "hist": HISTORY, "copy_id": "f" * 32, "synced_after": 1 << 60, "synced_epoch": 1 << 62}
+    volumes = [
+        {"index": 1 << 31 | i, "name": "x" * 64, "uuid": "f" * 32, "size": 1 << 60, "born": 1 << 62}
+        for i in range(MAX_VOLUMES)
+    ]
+    attaching = {
+        "p": 1 << 60,
+        "epoch": 1 << 62,
+        "hist": HISTORY,
+        "copy_id": "f" * 32,
+        "synced_after": 1 << 60,
+        "synced_epoch": 1 << 62,
+    }
     state = GroupState("f" * 32, "n" * 64, 1, volumes, hist=HISTORY, attaching=attaching)
-    state.edges = [Edge(k, "f" * 32, copy_id="f" * 64, synced_after=1 << 60, synced_epoch=1 << 62, synced_seq=1 << 60) for k in range(EDGES)]
+    state.next_index, state.listed_at = 1 << 32, [1 << 62, 1 << 60]
+    state.edges = [
+        Edge(k, "f" * 32, copy_id="f" * 64, synced_after=1 << 60, synced_epoch=1 << 62, synced_seq=1 << 60)
+        for k in range(EDGES)
+    ]
     state.extended = {f"{k:064x}": 1 << 60 for k in range(MAX_EXTENDED)}
     disk = FakeDisk()
     disk.create("state", 2 * SLOT_BYTES)

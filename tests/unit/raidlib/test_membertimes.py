@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from raidlib import Pool, ledger, membertimes
 from raidlib.membertimes import HALF_LIFE_S, Mean, slow_members
 from tests.testing.fakedisk import FakeDisk
-from tests.testing.pools import AREA, new_pool, pattern, states
+from tests.testing.pools import AREA, new_pool, pattern, reopen, states
 
 SHAPES = [(0, 2), (1, 2), (5, 3), (6, 4), (10, 4)]
 SIZE = 6 * AREA
@@ -28,8 +30,8 @@ class Slow:
         patch.setattr(ledger.time, "monotonic", lambda: self.now)
 
 
-def member(pool: Pool, index: int) -> dict[str, object]:
-    found: dict[str, object] = pool.status()["groups"][0]["members"][index]
+def member(pool: Pool, index: int) -> dict[str, Any]:
+    found: dict[str, Any] = pool.status()["groups"][0]["members"][index]
     return found
 
 
@@ -113,6 +115,31 @@ def test_another_medium_begins_without_a_past(monkeypatch: pytest.MonkeyPatch) -
     look.end()
     assert member(pool, 1)["path"] == "new" and member(pool, 1)["slow_requests"] == 0
     assert pool.volume("v").pread(4096, 0) == pattern(4096, 0)
+
+
+def test_a_group_grows_while_it_is_looked_at() -> None:
+    disk, pool = new_pool(5, 3, checksums=True)
+    before = pool.status()["groups"][0]["areas"]
+    look = pool.look_at_members(lambda: None)
+    for name in disk.names():
+        disk.enlarge(name, bytes(8 * AREA))
+    pool.grow("g")
+    look.end()
+    assert pool.status()["groups"][0]["areas"] > before and pool.check()["problems"] == []
+
+
+def test_slow_requests_are_counted_over_restarts_and_the_longest_since_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk, pool = new_pool(1, 2)
+    with monkeypatch.context() as patch:
+        Slow(patch, "sync", 3.0)
+        pool.sync()
+    pool.close()
+    pool = reopen(disk)
+    assert int(str(member(pool, 1)["slow_requests"])) >= 1 and member(pool, 1)["slowest_s"] < 2
+    assert member(pool, 1)["since_open"]["slow_requests"] == 0
+    assert pool.clear_errors() == 1 and member(pool, 1)["slow_requests"] == 0
 
 
 def test_slow_syncs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,9 +136,7 @@ def test_threads_read_what_they_wrote(level: int, members: int, checksums: bool)
 
 
 @pytest.mark.parametrize(("level", "members", "checksums"), [(0, 3, False), (6, 4, False), (5, 4, True)])
-def test_threads_read_what_they_wrote_on_real_files(
-    tmp_path: Path, level: int, members: int, checksums: bool
-) -> None:
+def test_threads_read_what_they_wrote_on_real_files(tmp_path: Path, level: int, members: int, checksums: bool) -> None:
     def spare() -> str:
         path = tmp_path / f"m{len(list(tmp_path.iterdir()))}"
         OSFile.create(str(path), MEMBER_BYTES)

@@ -185,7 +185,8 @@ def test_a_new_epoch_makes_a_copy_void_that_the_primary_no_longer_knows(chain: T
 
 
 def test_a_copy_at_its_target_is_void_once_an_epoch_comes_behind_its_list(chain: Tree) -> None:
-    """Its line may carry records on while the node between does not look: it must not take a foreign SYNCED for its own."""
+    """Its line may carry records on while the node between does not look: it must not take a foreign SYNCED for its
+    own."""
     a, b, c = chain.sides.values()
     drop(chain, "c")
     a.write(70 << 10, 7)
@@ -261,8 +262,8 @@ def test_power_loss_makes_every_peer_a_target_of_a_copy(fan: Tree) -> None:
 
 
 def test_a_copy_is_not_ended_by_a_primary_that_never_got_to_the_place_where_its_blocks_were_listed() -> None:
-    """The former primary listed the blocks at a position its copies had not reached; one of them took over before it. The
-    new epoch begins before that place, and so may the SYNCED of any other copy come behind it."""
+    """The former primary listed the blocks at a position its copies had not reached; one of them took over before it.
+    The new epoch begins before that place, and so may the SYNCED of any other copy come behind it."""
     tree = running_tree("abcd", {"b": "a", "c": "b", "d": "b"})
     a, b, c, d = tree.sides.values()
     drop(tree, "c")
@@ -299,7 +300,9 @@ def test_a_primary_of_another_history_is_found_out_when_its_answer_comes_late(ch
     edge = b.edge(c)
     copies.pin_copy(b.engine, edge, None, None, "x")
     a.engine.new_history_entry()
-    b.engine.state.hist.append([(a.engine.epoch >> 24) << 24 | 1, b.engine.pos])  # a takeover somewhere else, and it follows
+    b.engine.state.hist.append(
+        [(a.engine.epoch >> 24) << 24 | 1, b.engine.pos]
+    )  # a takeover somewhere else, and it follows
     a.write(0, 1)
     until = copies.extend_copy(a.engine, "x", None)
     with pytest.raises(Refused, match="list"):

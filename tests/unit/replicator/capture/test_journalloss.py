@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nbdplugin import journalhost
 from replicator.capture import copies, edges, follower, journalloss, roles
 from replicator.capture.engine import JournalLost, Parked
 from replicator.capture.service import GroupService
 from replicator.capture.state import BITMAP, OK, RESYNC
 from replicator.core.errors import MediumError, Refused
 from replicator.core.handshake import Action
-from replicator.journal import volumes
-from replicator.journal.page import APPLIED_SEQ, DURABLE_SEQ, HEAD_OFF, Doorbell
+from replicator.journal import ring, volumes
+from replicator.journal.beacons import NOTHING, look, publish
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, DURABLE_SEQ, HEAD_OFF, HEAD_SEQ, Doorbell
 from replicator.journal.ring import DATA_START
 from tests.testing.fakedisk import PowerCut
 from tests.testing.pairharness import Pair, Side, running_pair
+from tests.testing.retaining import retaining_pair
 
 
 @pytest.fixture
@@ -41,6 +45,7 @@ def renew(side: Side) -> int:
 
 def serve(side: Side, folder: Path) -> tuple[GroupService, list[str]]:
     events: list[str] = []
+
     def bell(slot: int) -> Doorbell:
         return Doorbell(folder / f"r.{slot}")
 
@@ -212,6 +217,107 @@ def test_a_secondary_drops_what_it_had_not_applied_and_gets_that_again(pair: Pai
     decision = pair.sync_up()
     assert decision.action is Action.STREAM
     assert pair.copies == 1, "only the first copy: the rest came again record by record"
+
+
+def test_what_a_secondary_drops_has_not_arrived_any_more(pair: Pair) -> None:
+    """A consistency set goes by what has arrived: with less than that the groups are no cut."""
+    engine, lifted = pair.b.engine, []
+    engine.on_lift = lambda: lifted.append(True)
+    engine.limit_time_ns = engine.clock.last
+    pair.a.write(0, 1)
+    pair.ship(pair.a, pair.b)
+    publish(engine.page.u64, ARRIVED_GEN, engine.pos, pair.a.engine.clock.last)
+    pair.b.disk.fail_next_sync("journal")
+    with pytest.raises(MediumError):
+        engine.sync_journal()
+    assert renew(pair.b) == 1
+    assert look(engine.page.u64, ARRIVED_GEN) == NOTHING and lifted
+    assert pair.hello(pair.b).last_write <= engine.pos
+
+
+def test_what_was_recorded_of_dropped_records_does_not_stand_for_others_of_their_numbers() -> None:
+    pair, side = retaining_pair()
+    pair.a.write(0, 1)
+    pair.flow(pair.a, pair.b)
+    pair.a.write(4096, 2)
+    pair.ship(pair.a, pair.b)
+    side.engine.volumes[0] = Refusing(side.engine.volumes[0])
+    with pytest.raises(OSError):
+        follower.apply_all(side.engine)
+    assert side.window.last.seq > side.page[APPLIED_SEQ]
+    side.disk.fail_next_sync("journal")
+    pair.a.write(8192, 3)
+    pair.ship(pair.a, pair.b)
+    with pytest.raises(MediumError):
+        side.engine.sync_journal()
+    renew(side)
+    assert not side.window.active or side.window.last.seq == side.page[APPLIED_SEQ]
+
+
+class Refusing:
+    """A volume that takes no writes."""
+
+    def __init__(self, volume: Any) -> None:
+        self.volume = volume
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.volume, name)
+
+    def pwrite(self, buf: Any, offset: int) -> None:
+        raise OSError(5, "no")
+
+
+def test_a_group_that_failed_for_something_else_is_not_mended_by_a_new_journal(pair: Pair) -> None:
+    """What its failed sync dropped would pass for stored."""
+    pair.b.engine.fail("its pool cannot be synced")
+    with pytest.raises(Refused, match="pool"):
+        renew(pair.b)
+    assert pair.b.engine.failed
+
+
+def test_a_file_of_which_nobody_knows_whether_the_journal_has_it_stays(pair: Pair, tmp_path: Path) -> None:
+    """Whatever becomes of the group: its superblock may name the file, and without it the journal does not open."""
+    side, path = pair.b, tmp_path / "more"
+    side.engine.journal.source = volumes.JournalDirectory(tmp_path)
+    side.disk.fail_writes("journal")
+    with pytest.raises(MediumError):
+        journalhost.add(tmp_path, side.engine, str(path), journalhost.MIN_JOURNAL_BYTES)
+    assert side.engine.failed
+    assert path.exists() and (tmp_path / "journal.1").exists()
+
+
+def test_a_superblock_that_fails_after_the_one_that_decides_leaves_nothing_decided(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, path = pair.a, tmp_path / "more"
+    side.engine.journal.source = volumes.JournalDirectory(tmp_path)
+    right, count = ring.write_slot, []
+
+    def failing(file: Any, sup: Any, index: int) -> None:
+        count.append(index)
+        if count.count(0) == 2:
+            raise OSError(5, "no")
+        right(file, sup, index)
+
+    monkeypatch.setattr(ring, "write_slot", failing)
+    with pytest.raises(JournalLost):
+        journalhost.add(tmp_path, side.engine, str(path), journalhost.MIN_JOURNAL_BYTES)
+    assert path.exists() and side.engine.journal_lost
+
+
+def test_a_record_that_nobody_published_does_not_come_back_behind_a_takeover(pair: Pair) -> None:
+    """A replicator that was killed had written it; it reached the disk, and the epoch in its place did not."""
+    pair.a.write(0, 1)
+    pair.flow(pair.a, pair.b)
+    pair.a.write(0, 2)
+    pos, off = pair.b.page[HEAD_SEQ], pair.b.page[HEAD_OFF]
+    pair.ship(pair.a, pair.b)
+    pair.b.disk.open("journal").fdatasync()
+    pair.b.page[HEAD_SEQ], pair.b.page[HEAD_OFF] = pos, off
+    roles.promote(pair.b.engine)
+    pair.b.power_cut("drop")
+    pair.b.start()
+    assert pair.b.engine.pos == pos and pair.b.image()[0][0] == 1
 
 
 def test_a_secondary_whose_journal_is_gone_at_start_is_readable_and_resynced_by_difference(pair: Pair) -> None:

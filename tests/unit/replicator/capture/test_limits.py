@@ -99,7 +99,8 @@ def test_a_promised_tail_that_a_limit_holds_back_is_not_given_up(pair: Pair) -> 
 
 
 def test_a_takeover_applies_what_is_held_back_whatever_puts_the_limit_on_again(pair: Pair) -> None:
-    """The set's bound of a takeover that was decided is put on again and again, by a thread that knows of no promotion."""
+    """The set's bound of a takeover that was decided is put on again and again, by a thread that knows of no
+    promotion."""
     engine = pair.b.engine
     engine.limit_time_ns = engine.clock.last
     pair.a.write(0, 7)

@@ -106,6 +106,19 @@ def test_no_marker_after_the_hold_has_ended_in_any_way(bench: Bench, end: str) -
     assert bench.a.page[HEAD_SEQ] == before
 
 
+def test_two_markers_do_not_hold_the_same_group_at_once(bench: Bench) -> None:
+    """The second one's hold could stand for the first one's, which something else had ended meanwhile."""
+    token = bench.marking.hold(1, bench.booked(), 1.0)
+    roles.park(bench.a.engine, "hold")
+    roles.unpark(bench.a.engine, "hold")
+    bench.a.write(0, 1)
+    with pytest.raises(Refused):
+        bench.marking.hold(2, bench.booked(), 1.0)
+    with pytest.raises(Refused):
+        bench.marking.mark(Marker(1, "m1", "c", 1), token)
+    assert bench.marking.hold(2, bench.booked(), 1.0)
+
+
 def test_a_mark_for_an_earlier_hold_of_the_same_number_is_refused(bench: Bench) -> None:
     token = bench.marking.hold(1, bench.booked(), 1.0)
     bench.marking.release(1)
@@ -294,7 +307,18 @@ def test_the_book_survives_and_forgets_the_oldest_without_images(tmp_path: Path)
     assert kept == [*range(1, 51), *range(101, 151)] and again.highest == 150 and again.handled(1, 150)
 
 
+def test_a_second_marker_of_a_name_gets_an_image_too(bench: Bench) -> None:
+    for n in (1, 2):
+        token = bench.marking.hold(n, bench.booked(), 1.0)
+        bench.marking.mark(Marker(n, "monday", "c", 1), token)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert [bench.entry(n).state for n in (1, 2)] == ["taken", "taken"]
+    assert bench.entry(1).snapshots != bench.entry(2).snapshots
+
+
 def test_names_of_images_fit_and_differ() -> None:
     assert image_name("db", "monday", 1) == "db.monday"
     long = [image_name("v" * 60, "m" * 40, n) for n in (1, 2)]
     assert max(map(len, long)) <= 63 and long[0] != long[1]
+    assert image_name("db", "monday", 26, twice=True) == "db.monday.1a"

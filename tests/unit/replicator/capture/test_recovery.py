@@ -156,8 +156,18 @@ def test_a_promotion_cut_before_its_epoch_record_opens_another(pair: Pair) -> No
     pair.b.disk.fail_writes("journal")
     with pytest.raises(MediumError, match="Input/output"):
         roles.promote(pair.b.engine)
-    lost = pair.b.engine.epoch
+    assert pair.b.engine.state.role == SECONDARY, "its journal fails before it is made primary"
     pair.b.disk.heal("journal")
+    pair.b.kill()
+    pair.b.start()
+
+    def refuse(*_record: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    pair.b.engine.journal.append = refuse  # type: ignore[method-assign]
+    with pytest.raises(MediumError, match="Input/output"):
+        roles.promote(pair.b.engine)
+    lost = pair.b.engine.epoch
     pair.b.kill()
     pair.b.start()
     state = pair.b.engine.state

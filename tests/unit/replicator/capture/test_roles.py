@@ -98,7 +98,17 @@ def test_a_wrong_bitmap_from_the_peer_changes_nothing(pair: Pair) -> None:
 def test_a_wrong_copy_list_from_the_peer_changes_nothing(pair: Pair) -> None:
     before = pair.b.engine.status()
     with pytest.raises(BadInput):
-        roles.attach(pair.b.engine, pair.b.edge(pair.a), 100, 3, pair.b.engine.epoch, pair.b.engine.state.hist, {0: b""}, "x", False)
+        roles.attach(
+            pair.b.engine,
+            pair.b.edge(pair.a),
+            100,
+            3,
+            pair.b.engine.epoch,
+            pair.b.engine.state.hist,
+            {0: b""},
+            "x",
+            False,
+        )
     assert pair.b.engine.status() == before
 
 
@@ -157,14 +167,18 @@ def test_an_attach_applies_what_the_common_position_counts_on(pair: Pair) -> Non
     seq = pair.a.write(0, 7)
     pair.ship(pair.a, pair.b)  # received, not applied
     masks = {i: bytes((m.blocks + 7) // 8) for i, m in enumerate(pair.b.engine.bitmaps.maps)}
-    roles.attach(pair.b.engine, pair.b.edge(pair.a), seq, seq, pair.a.engine.epoch, pair.a.engine.state.hist, masks, "x", False)
+    roles.attach(
+        pair.b.engine, pair.b.edge(pair.a), seq, seq, pair.a.engine.epoch, pair.a.engine.state.hist, masks, "x", False
+    )
     assert pair.b.image()[0][0] == 7
 
 
 def test_an_attach_is_inconsistent_before_anything_is_given_up(pair: Pair) -> None:
     order: list[tuple[str, str]] = []
     pair.b.disk.trace = lambda op, file, *_: order.append((file, on_disk(pair.b).copy))
-    roles.attach(pair.b.engine, pair.b.edge(pair.a), 100, None, pair.b.engine.epoch, pair.b.engine.state.hist, {}, "x", True)
+    roles.attach(
+        pair.b.engine, pair.b.edge(pair.a), 100, None, pair.b.engine.epoch, pair.b.engine.state.hist, {}, "x", True
+    )
     journal_writes = [copy for file, copy in order if file == "journal"]
     assert journal_writes[-1] == RESYNC
 

@@ -47,7 +47,9 @@ class Served:
 
     def serve(self, side: Side) -> GroupService:
         own = Doorbell(self.folder / f"{side.name}.t")
-        return GroupService(side.engine, own, lambda k: self.bell(side, k), lambda what, **d: self.events.append((what, d)))
+        return GroupService(
+            side.engine, own, lambda k: self.bell(side, k), lambda what, **d: self.events.append((what, d))
+        )
 
     def bell(self, side: Side, slot: int) -> Doorbell:
         return Doorbell(self.folder / f"{side.name}.r.{slot}")
@@ -301,7 +303,9 @@ def test_a_large_write_becomes_several_records(tmp_path: Path) -> None:
     side = Side("a", sizes=(16 << 20,), journal_bytes=12 << 20)
     side.create(PRIMARY)
     roles.arm(side.engine, B)
-    service = GroupService(side.engine, Doorbell(tmp_path / "t"), lambda _: Doorbell(tmp_path / "r"), lambda what, **d: None)
+    service = GroupService(
+        side.engine, Doorbell(tmp_path / "t"), lambda _: Doorbell(tmp_path / "r"), lambda what, **d: None
+    )
     pos = side.engine.pos
     service.write(0, 4096, b"\5" * (2 * LARGEST_WRITE_BYTES + 4096))
     assert side.engine.pos == pos + 3

@@ -69,6 +69,12 @@ def test_what_is_no_instant_is_refused_with_the_forms(text: str) -> None:
         parse_instant(text, NOW)
 
 
+def test_no_instant_is_beyond_what_can_be_sent(node: FakeNode) -> None:
+    assert node.run("snapshot", "g", "--at", str(1 << 64)).code == 3
+    assert parse_instant("-99999999999999d", 10**18) == {"time_ns": 0}
+    assert parse_instant("0001-01-01 00:00Z", 10**18) == {"time_ns": 0}
+
+
 def test_a_time_to_come_is_refused() -> None:
     with pytest.raises(BadInput, match="has not come yet"):
         parse_instant("2999-01-01T00:00:00Z", NOW)
@@ -101,9 +107,15 @@ def test_retention_is_shown_set_and_ended(node: FakeNode) -> None:
 
 def test_status_tells_of_the_window_and_of_a_kept_image() -> None:
     kept = {"seq": 7, "epoch": 1, "time_ns": 5, "time": END["time"], "names": ["a-before-resync"]}
-    first, second = retained_lines({"name": "g", "retention": WINDOW, "kept_image": kept})
+    first, second = retained_lines({"name": "g", "retention": WINDOW, "kept_image": kept, "stands_at": None})
     assert "record 7 (1970-01-01" in first and "a-before-resync" in first
     assert "farstripe snapshot g --at" in second and "(seq 12)" in second
-    [line] = retained_lines({"name": "g", "retention": {**WINDOW, "failed": "EIO"}, "kept_image": None})
+    failed = {**WINDOW, "failed": "EIO"}
+    [line] = retained_lines({"name": "g", "retention": failed, "kept_image": None, "stands_at": None})
     assert "no longer kept: EIO" in line
-    assert retained_lines({"name": "g", "retention": None, "kept_image": None}) == []
+    assert retained_lines({"name": "g", "retention": None, "kept_image": None, "stands_at": None}) == []
+
+
+def test_status_tells_that_a_copy_stands_at_a_marker_and_how_it_goes_on() -> None:
+    [line] = retained_lines({"name": "g", "retention": None, "kept_image": None, "stands_at": 42})
+    assert "record 42" in line and "farstripe marker resume --groups g" in line

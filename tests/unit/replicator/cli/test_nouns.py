@@ -221,6 +221,20 @@ def test_group_policy_changes_what_is_given_and_shows_the_rest(node: FakeNode) -
     assert [op for op, _ in node.target.calls] == ["group.status"]
 
 
+def test_a_copy_does_not_pretend_to_set_what_its_primary_decides(node: FakeNode) -> None:
+    copy = {"name": "app", "role": "secondary", "upstream": "a" * 32, "policy": {"mode": "sync"}}
+    node.target.answers |= {"group.policy": {}, "group.status": copy}
+    node.replicator.answers["pair.show"] = {"peer": "c" * 32}
+    done = node.run("group", "policy", "app", "--on-full", "stall")
+    assert done.code == 4 and "on_full" in done.err and "set it on the primary" in done.err
+    assert node.run("group", "policy", "app", "--mode", "sync").code == 4
+    assert "group.policy" not in [op for op, _ in node.target.calls]
+    assert node.run("group", "policy", "app", "C", "--mode", "sync").code == 0
+    assert node.target.asked("group.policy")["mode"] == "sync"
+    node.replicator.answers["pair.show"] = {"peer": "a" * 32}
+    assert node.run("group", "policy", "app", "A", "--mode", "async").code == 4
+
+
 def test_group_delete_asks_and_forces_only_when_told(node: FakeNode) -> None:
     node.target.answers |= {"group.delete": None, "group.list": [{"name": "app", "uuid": "00"}]}
     assert node.run("group", "delete", "app").code == 4

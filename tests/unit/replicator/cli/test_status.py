@@ -58,7 +58,7 @@ def test_degraded_is_loud(node: FakeNode) -> None:
     node.target.answers["group.list"] = [group_status(degraded=True)]
     node.replicator.answers["status"] = with_pair(facts=facts("down", False, acked={"received": 90}), connected=False)
     out = node.run("status").out
-    assert "DEGRADED" in out and "exists once" in out and "What to do" in out
+    assert "DEGRADED" in out and "hosts get answers without B" in out and "What to do" in out
     assert "at most 10 writes, 2 KiB, 42" in out and "not heard for 42 s" in out
 
 

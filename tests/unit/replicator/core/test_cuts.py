@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.cuts import NO_BOUND, GroupView, SetState, Standing, decide, rule
+from replicator.core.cuts import NO_BOUND, GroupView, SetState, Standing, decide, rule, went_back
 
 
 def view(name: str, **changes: Any) -> GroupView:
@@ -40,6 +40,7 @@ def test_it_is_whole_once_everything_up_to_the_furthest_has_arrived() -> None:
         ([view("log", role="primary", upstream=""), view("data")], Standing.APART, "different primaries"),
         ([view("log", upstream="b" * 32), view("data")], Standing.APART, "different primaries"),
         ([view("log")], Standing.APART, "not on this node"),
+        ([view("log", domain=1), view("data", domain=2)], Standing.JOINING, "new primary"),
     ],
 )
 def test_what_is_no_cut_has_no_limit_and_is_durably_not_whole(
@@ -49,6 +50,14 @@ def test_what_is_no_cut_has_no_limit_and_is_durably_not_whole(
     assert (found.standing, found.limit_ns, found.state.whole) == (standing, 0, False)
     assert why in found.why
     assert decide(found, keep=False) is None
+
+
+def test_times_below_the_bound_come_from_another_clock() -> None:
+    """The bound was told by a primary that is gone; what arrives now is below it, so nothing would be held back."""
+    views = [view("log", arrived_ns=69), view("data")]
+    assert went_back(SetState(70, True), views)
+    assert not went_back(SetState(70, False), views) and not went_back(SetState(70, True, 70), views)
+    assert not went_back(SetState(70, True), [view("log", arrived_ns=0), view("data", arrived_ns=70)]), "not known, or known"
 
 
 def test_on_the_primary_there_is_nothing_to_limit() -> None:

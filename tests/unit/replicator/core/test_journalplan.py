@@ -33,6 +33,13 @@ def test_nothing_known_is_not_zero() -> None:
     assert need_bytes([], 3600) is None
 
 
+def test_the_time_that_was_seen_is_never_said_to_be_nothing() -> None:
+    short = need_bytes([{"hour": 1, "seconds": 90, "bytes": MIB, "peak_minute": MIB}], 60)
+    whole = need_bytes(hours(MIB, MIB), 60)
+    assert short is not None and short.basis.endswith("the 2 min seen")
+    assert whole is not None and whole.basis.endswith("the 2.0 h seen")
+
+
 def test_the_busiest_window_counts_and_not_the_mean() -> None:
     need = need_bytes(hours(1 * MIB, 50 * MIB, 60 * MIB, 1 * MIB), 2 * 3600, headroom_percent=0)
     assert need is not None and need.written == 110 * MIB

@@ -33,9 +33,7 @@ def test_a_debt_is_waited_for() -> None:
     rate=st.integers(4096, 1 << 30),
     steps=st.lists(st.tuples(st.floats(0, 2), st.integers(1, 1 << 20)), min_size=1, max_size=60),
 )
-def test_over_any_time_the_rate_is_kept_but_for_a_burst_and_a_frame(
-    rate: int, steps: list[tuple[float, int]]
-) -> None:
+def test_over_any_time_the_rate_is_kept_but_for_a_burst_and_a_frame(rate: int, steps: list[tuple[float, int]]) -> None:
     bucket, now, sent = bucket_of(rate), 0.0, 0
     for pause, size in steps:
         now += pause

@@ -23,6 +23,15 @@ def test_a_linked_primary_knows_exactly_what_is_missing() -> None:
     }  # fmt: skip
 
 
+def test_what_a_refused_peer_holds_of_another_history_protects_nothing() -> None:
+    refused = {"session": "refused", "linked": True, "contact_age_s": 0.1, "decision": {"action": "refuse", "c": 60}}
+    status = {"role": "primary", "state": "ok", "pos": 70, "peer": {"received": 90}}
+    found = rpo(status, {"facts": refused})
+    assert (found["writes"], found["bound"]) == (10, "at most")
+    parted = {**refused, "decision": {"action": "refuse", "c": 0}}
+    assert rpo(status, {"facts": parted})["bound"] == "unknown"
+
+
 def test_a_copy_that_is_not_complete_protects_nothing() -> None:
     pair = {"facts": {"linked": True, "session": "copy-source"}, "lag": 0, "lag_bytes": 0, "lag_s": 0.0}
     assert rpo({"role": "primary", "copying": True}, pair)["bound"] == "no copy"
@@ -74,7 +83,14 @@ def test_what_stays_unknown_exceeds_the_budget_after_a_while() -> None:
 def test_unknown_never_counts_as_met() -> None:
     watch, budget = Watch(), Budget(seconds=5.0)
     assert watch.look(budget, lost(seconds=60.0), 1.0).exceeded
-    assert watch.look(budget, lost(None, None, None, "unknown"), 2.0).exceeded
+    verdict = watch.look(budget, lost(None, None, None, "unknown"), 2.0)
+    assert verdict.exceeded and "unknown now" in verdict.reasons[0]
+
+
+def test_a_budget_that_counts_as_exceeded_always_says_why() -> None:
+    watch, budget = Watch(), Budget(seconds=10.0)
+    watch.look(budget, lost(seconds=11.0), 1.0)
+    assert watch.look(budget, lost(seconds=9.0), 2.0).reasons == ("9.0 seconds behind, the budget is 10.0",)
 
 
 @pytest.mark.parametrize("bad", [{"minutes": 3}, {"seconds": "5"}, {"bytes": 1.5}, {"writes": -1}, {"writes": True}])

@@ -496,7 +496,8 @@ def test_not_expected_is_a_protocol_error_for_the_shell():
     assert transitions.S is State
 
 
-# -- trees --------------------------------------------------------------------------------------------------------------
+# -- trees
+# --------------------------------------------------------------------------------------------------------------
 
 TOP = "ee" * 16
 
@@ -533,6 +534,19 @@ def test_a_complete_secondary_feeds_the_one_below_it():
     couple = Couple(relay(), fed())
     assert couple.connect() == (State.SOURCE, State.TARGET)
     assert StartShipping(9) in couple.a.effects
+
+
+def test_what_is_shipped_is_of_the_journal_that_was_spoken_of():
+    """Another pair of a relay may have it follow another history before the peer has answered."""
+    couple = Couple(relay(incarnation=7), fed())
+    couple.connect()
+    assert StartShipping(9, 7) in couple.a.effects
+    target = relay(journal={"first_seq": 10, "head_seq": 10}, incarnation=7)
+    Above(target, 17)
+    target._begin_copy = lambda **args: {**FakeTarget._begin_copy(target, **args), "incarnation": 8}
+    couple = Couple(target, fed())
+    couple.connect()
+    assert StartShipping(11, 8) in couple.a.effects
 
 
 def test_records_are_taken_only_with_the_claim_on_the_journal():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.status import TABLE, describe
+from replicator.core.status import TABLE, describe, lag_records
 from replicator.core.takeover import plan_takeover
 from replicator.core.transitions import State
 
@@ -130,10 +130,22 @@ def test_what_writers_of_a_stalled_group_wait_for(policy: dict, text: str):
     assert text in shown["means"] and "cable" in shown["why"]
 
 
+def test_a_peer_that_was_not_asked_for_its_position_is_not_taken_to_have_nothing():
+    told = {**FACTS, "linked": True, "acked": {"received": 0}}
+    assert lag_records({**STATUS, "role": "primary", "pos": 40}, {**told, "session": "refused"}) is None
+    assert lag_records({**STATUS, "role": "primary", "pos": 40}, {**told, "session": "source"}) == 40
+
+
+def test_commands_name_the_peer_for_a_group_may_have_several():
+    shown = describe({**STATUS, **SYNC}, {**FACTS, "session": "refused", "peer_name": "B"})
+    assert any(command.startswith("farstripe pair ") for command in shown["commands"])
+    assert all(f" {STATUS['name']} B" in one for one in shown["commands"] if one.startswith("farstripe pair "))
+
+
 def test_no_link_is_promised_where_none_will_come():
     away = {**FACTS, "session": "down", "linked": False, "peer_name": "B", "turned_away": "no-pair"}
     shown = describe({**STATUS, **SYNC, "sync_on": True}, away)
-    assert shown["word"] == "ORPHANED" and "farstripe pair delete g --local-only" in shown["commands"]
+    assert shown["word"] == "ORPHANED" and "farstripe pair delete g B --local-only" in shown["commands"]
     shown = describe(STATUS, {**away, "turned_away": "stranger", "link_reason": "B does not know this node"})
     assert "B does not know this node" in shown["why"] and "farstripe peer delete B" in shown["commands"]
 

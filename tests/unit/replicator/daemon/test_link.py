@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replicator.core.events import Acked, DataStopped, LinkDown, StartReceiving, StartShipping
+from replicator.core.events import Acked, AskTarget, ClaimJournal, DataStopped, LinkDown, StartReceiving, StartShipping
 from replicator.core.records import FLAG_FUA, Kind
 from replicator.core.transfer import Transfer
 from replicator.daemon.link import shipper
@@ -24,7 +24,7 @@ from replicator.journal.page import (
     TAIL_SEQ,
 )
 from tests.testing.faultproxy import FaultProxy
-from tests.testing.linkpair import GROUP, LinkPair, Scripted, Side, connect_tls, make_loop
+from tests.testing.linkpair import GROUP, LinkPair, Scripted, Side, connect_tls, make_loop, tls_pair
 from tests.testing.pairharness import PEER_APPLIED_SEQ, PEER_DURABLE_OFF, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ
 
 
@@ -372,6 +372,20 @@ def test_scripted_sessions_hear_of_a_stall_only_by_silence(reconnecting: Reconne
     assert not pair.a.wait_acked(last, 0.3)
     proxy.resume()
     assert pair.a.wait_acked(last)
+
+
+def test_nothing_that_rests_on_the_journal_is_done_when_another_session_has_it(folder: Path) -> None:
+    asked: list[str] = []
+    session = Scripted(ClaimJournal(), AskTarget(0, "group.follow", {}), StartReceiving(1, 0))
+    loop = make_loop(Side(folder, 1 << 20), session, "late", ask=lambda effect: asked.append(effect.op))
+    other = object()
+    loop._around.claims.look(other)
+    assert loop._around.claims.take(other, lambda: None)
+    end, _kept = tls_pair(folder)
+    loop.connected(Connection(end, "bundle"))
+    session.saw(LinkDown)
+    loop.stop()
+    assert not asked
 
 
 def test_make_loop_answers_questions_about_itself(folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from replicator.core.errors import AlreadyExists, NotFound, Refused
-from replicator.daemon.markers import is_complete, run_hook
+from replicator.core.errors import AlreadyExists, NotFound, Refused, TimedOut
+from replicator.daemon.markers import Markers, is_complete, run_hook
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
 from replicator.daemon.skew import measure
 
@@ -27,6 +29,7 @@ def test_a_name_is_in_use_until_its_marker_is_dead_or_dropped(tmp_path: Path) ->
     store.begin("monday", 2, groups=[])
     store.change("monday", 1, state=MADE)  # of an attempt that is long over
     assert MarkerStore(tmp_path, 5).find("monday")["state"] == "making"
+    assert MarkerStore(tmp_path, 5).find("monday#1")["state"] == "dead", "what is owed for the first one is forgotten"
     store.drop("monday")
     with pytest.raises(NotFound):
         MarkerStore(tmp_path, 5).find("monday")
@@ -49,6 +52,77 @@ def test_a_marker_is_complete_when_every_copy_has_it_and_every_group_has_one() -
     assert not is_complete(record, made + taken[:1])
     assert not is_complete(record, made + taken + [{"uuid": "2", "role": "secondary", "state": "awaited"}])
     assert not is_complete(record, made + taken + [{"node": "C", "role": "secondary", "state": "unreachable"}])
+
+
+class OneNode:
+    """A coordinator's node whose group has no copies: what it asks of its target, and what the target answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.fails = ""
+        self.config = SimpleNamespace(name="A", node_id="a" * 32)
+        self.peers = SimpleNamespace(get=lambda node_id: None)
+        self.pairs = SimpleNamespace(store=SimpleNamespace(all=list))
+        self.events = SimpleNamespace(add=lambda *args, **more: None)
+
+    def target(self, op: str, timeout_s: float, **args: Any) -> Any:
+        self.asked.append((op, args))
+        if op == self.fails:
+            raise TimedOut(f"{'a' * 32} is silent")
+        if op == "marker.list":
+            return [{"group": "g", "uuid": "1", "role": "primary", "suspended": 0, "entries": []}]
+        status = {"uuid": "1", "name": "g", "role": "primary"}
+        return {
+            "group.status": status, "group.list": [status], "marker.hold": {"token": "t"},
+            "marker.mark": {"seqs": {"1": 7}},
+        }.get(op, {})  # fmt: skip
+
+
+def coordinator(folder: Path, node: OneNode) -> Markers:
+    return Markers(node, MarkerStore(folder, 5))  # type: ignore[arg-type]
+
+
+def test_a_marker_is_made_although_the_hook_after_it_fails_and_the_error_says_so(tmp_path: Path) -> None:
+    markers = coordinator(tmp_path, OneNode())
+    with pytest.raises(Refused, match=r"marker m was made, but the hook 'exit 3' ended with 3 \("):
+        markers.create("m", ["g"], after="exit 3")
+    assert MarkerStore(tmp_path, 5).find("m")["state"] == MADE
+    with pytest.raises(AlreadyExists):
+        markers.create("m", ["g"])
+
+
+def test_a_marker_is_durable_before_the_hook_after_it_runs(tmp_path: Path) -> None:
+    coordinator(tmp_path, OneNode()).create("m", ["g"], after=f"cp {tmp_path}/made/m.json {tmp_path}/then")
+    assert '"state": "made"' in (tmp_path / "then").read_text().replace('":"', '": "')
+
+
+@pytest.mark.parametrize(("fails", "forgotten"), [("marker.hold", False), ("marker.mark", True)])
+def test_what_half_a_marker_left_is_forgotten(tmp_path: Path, fails: str, forgotten: bool) -> None:
+    node = OneNode()
+    node.fails = fails
+    markers = coordinator(tmp_path, node)
+    with pytest.raises(Refused, match="marker m was not made: A is silent"):
+        markers.create("m", ["g"])
+    assert ("marker.forget" in [op for op, _ in node.asked]) == forgotten
+    assert MarkerStore(tmp_path, 5).all() == []
+
+
+def test_a_coordinator_that_restarts_in_an_attempt_forgets_its_images(tmp_path: Path) -> None:
+    MarkerStore(tmp_path, 5).begin("m", 9, image=True, suspend=False, groups=[{"uuid": "1", "node": "a" * 32}], why="")
+    node = OneNode()
+    markers = coordinator(tmp_path, node)
+    assert markers.store.find("m")["state"] == DEAD
+    markers.tidy()
+    assert ("marker.forget", {"n": 9}) in node.asked and markers.store.all() == []
+
+
+def test_a_failing_hook_before_the_hold_leaves_nothing(tmp_path: Path) -> None:
+    node = OneNode()
+    markers = coordinator(tmp_path, node)
+    with pytest.raises(Refused, match=r"marker m was not made: the hook 'false' ended with 1 \("):
+        markers.create("m", ["g"], before="false", after=f"touch {tmp_path}/thawed")
+    assert "marker.hold" not in [op for op, _ in node.asked] and markers.store.all() == []
+    assert (tmp_path / "thawed").exists()
 
 
 def test_a_hook_knows_the_marker_and_its_failure_or_slowness_is_an_error(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_create_makes_the_pair_on_both_nodes_with_one_policy(paired: Two) -> Non
         [pair] = node.call("pair.list")
         assert (pair["name"], pair["peer_name"], pair["transfer"]["compress"]) == ("app", other, 3)
     adopted = next(args for op, args in b.target.asked if op == "group.adopt")
-    assert adopted["volumes"] == [{"name": "v0", "size": 1 << 20}]
+    assert adopted["volumes"] == [{"name": "v0", "size": 1 << 20, "index": 0, "born": 0}]
     assert adopted["journal_bytes"] == (1 << 20) + 8192
 
 
@@ -189,7 +189,7 @@ def test_a_half_whose_peer_deleted_the_pair_says_so(asks_often: None, paired: Tw
     gone.call("pair.delete", group="app", local_only=True)
     assert until(lambda: left.call("pair.show", group="app")["word"] == "ORPHANED")
     shown = left.call("explain", group="app")
-    assert gone.name in shown["why"] and "farstripe pair delete app --local-only" in shown["commands"]
+    assert gone.name in shown["why"] and f"farstripe pair delete app {gone.name} --local-only" in shown["commands"]
     assert f"{gone.name} has no pair of group app" in shown["pair"]["facts"]["link_reason"]
     gone.stop()
     assert until(lambda: left.call("pair.show", group="app")["word"] == "DISCONNECTED")
@@ -234,7 +234,7 @@ def test_split_is_remembered_and_resync_takes_it_back(paired: Two) -> None:
     a.stop()
     a.start()
     assert until(lambda: a.call("pair.show", group="app")["word"] == "SPLIT")
-    assert a.call("explain", group="app")["commands"] == ["farstripe pair resync app"]
+    assert a.call("explain", group="app")["commands"] == ["farstripe pair resync app beta"]
     a.call("pair.resync", group="app")
     assert until(
         lambda: not a.call("pair.show", group="app")["split"] and not b.call("pair.show", group="app")["split"]

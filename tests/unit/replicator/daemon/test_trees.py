@@ -124,6 +124,19 @@ def test_a_switchover_does_not_skip_a_node(three: Three) -> None:
         c.call("switchover", group="app")
 
 
+def test_a_switchover_on_a_secondary_takes_no_other_peer_for_an_order_to_become_primary(three: Three) -> None:
+    a, b, c = three
+    a.target.add_group(UUID, "app")
+    a.call("pair.create", group="app", peer="beta")
+    complete(b, a)
+    b.call("pair.create", group="app", peer="gamma")
+    with pytest.raises(NotFound, match="no pair with 'nobody'"):
+        b.call("switchover", group="app", peer="nobody")
+    for other in ("alpha", "gamma"):
+        with pytest.raises(Refused, match=f"beta is not primary of group app, so it cannot hand the role to {other}"):
+            b.call("switchover", group="app", peer=other)
+
+
 def test_a_copy_below_is_passed_up_to_the_primary(three: Three) -> None:
     a, b, c = three
     a.target.add_group(UUID, "app")
@@ -150,4 +163,3 @@ def test_nobody_above_is_said_so(three: Three) -> None:
     node = b.replicator.node
     with pytest.raises(PeerError, match="no node feeds this one"):
         tree.extend_copy(b.run, node.contexts, node.peers, UUID, {"copy_id": "c1", "masks": None})
-
