@@ -159,6 +159,7 @@ TABLE: tuple[Row, ...] = (
         "follow carries a newer history than the node that feeds it, which has yet to hear of it",
         **_RELAY,
         relation="outdated",
+        consent="no",
     ),
     # Two primaries.
     _row(
@@ -460,7 +461,7 @@ TABLE: tuple[Row, ...] = (
         Action.COPY,
         "follow",
         "the secondary carries a newer history and the operator gave it up",
-        **_ONE,
+        **_SOURCE,
         relation="outdated",
         consent="yes",
     ),

@@ -464,8 +464,11 @@ def _() -> list[Patch]:
     faults=("power",),
     replay=1.0,
     fault_gap_s=1.0,
-    duration_s=12.0,
+    duration_s=6.0,
     flushes=0.0,
+    blocks=(3,),
+    write_gap_s=0.01,
+    delay_s=0.003,
 )
 def _() -> list[Patch]:
     right = receiver.parse_run

@@ -166,6 +166,7 @@ STORIES = [
     ("unrelated", RELAY, BELOW._replace(hist=((E2B, 0),))),
     ("version", RELAY, BELOW._replace(version=1)),
     ("outdated-discard", side(pos=8, discard=B), follower(**TOOK_OVER)),
+    ("outdated-discard", RELAY._replace(discard=BELOW.node), BELOW._replace(hist=((E1A, 0), (E2B, 7)))),
 ]
 
 
