@@ -31,12 +31,16 @@ class Operator:
             self._world.take_over(self._best(self._world.nodes), force=True)
             return
         self._acting = False
-        for node in self._world.nodes:
-            for edge in node.replicator.edges.values() if node.replicator is not None else ():
-                self._clear(edge, primaries)
+        chosen = self._best(primaries) if primaries else None
+        edges = [e for n in self._world.nodes if n.replicator is not None for e in n.replicator.edges.values()]
+        refused = [e for e in edges if e.session.state is State.REFUSED]
+        beside = [e for e in refused if chosen in (self._top_of(e.node), self._top_of(e.peer))]
+        for edge in edges:
+            if not beside or edge in beside or edge not in refused:  # of three trees none joins another first
+                self._clear(edge, chosen)
 
-    def _clear(self, edge: Edge, primaries: list[Node]) -> None:
-        """Clear what waits for an operator on one edge, seen from one of its ends."""
+    def _clear(self, edge: Edge, chosen: Node | None) -> None:
+        """Clear what waits for an operator on one edge, seen from one of its ends. chosen: the primary that stays."""
         session = edge.session
         decision = session.decision if session.link else None
         label = decision.label if decision else ""
@@ -44,7 +48,6 @@ class Operator:
             self._world.command(edge, "resync")
         elif session.state is State.REFUSED and decision is not None and edge.node.name < edge.peer.name:
             lead, follow = self._world.by_id[decision.lead], self._world.by_id[decision.follow]
-            chosen = self._best(primaries) if primaries else None
             loser = lead if self._top_of(follow) is chosen and self._top_of(lead) is not chosen else follow
             self._world.command(edge, "resync", discard=loser.node_id)
 
