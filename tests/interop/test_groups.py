@@ -87,7 +87,9 @@ def test_a_volume_of_a_group_is_not_deleted_and_not_cut_by_mistake(target: Targe
     refused(target, REFUSED, "in group g", "volume.delete", name="v")
     refused(target, REFUSED, "connection open", "volume.resize", name="v", size=8 * MIB)
     handle.shutdown()
-    wait_until(lambda: "allocated data" in _why_not(target, "volume.resize", name="v", size=8 * MIB), "it is open", 10)
+    wait_until(
+        lambda: "holds data beyond" in _why_not(target, "volume.resize", name="v", size=8 * MIB), "it is open", 10
+    )
     target.call("volume.resize", name="v", size=80 * MIB)
     assert target.call("group.status", group="g")["volumes"][0]["size"] == 80 * MIB
     assert target.connect("v").pread(4, 32 * MIB) == b"kept"
