@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any
 
@@ -109,3 +110,34 @@ def replace(here: Node, group: str, path: str | None, size: int, yes: bool, as_j
     place = {"path": os.path.abspath(path)} if path else {}
     made = here.target("group.replace_journal", group=group, size=size, wait_s=600, **place)
     emit(as_json, made, f"group {group} has a new journal ({format_size(made['capacity'])})")
+
+
+@journal.command()
+@click.argument("group", shell_complete=names.groups)
+@click.option("--since", type=click.IntRange(0), default=0, show_default=True, metavar="SEQ",
+              help="Only records after this one.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N",
+              help="So many at most, the oldest first.")  # fmt: skip
+@json_option
+@pass_node
+def log(here: Node, group: str, since: int, limit: int, as_json: bool) -> None:
+    """List the records that the journal of GROUP holds on this node: order, write time, place; not their bytes.
+
+    A journal keeps what a peer, or this node's pool, still needs, so on an idle pair it is short. Every node of a group
+    has the same record under a number, with the time of the first site.
+    """
+    found = here.target("group.log", group=group, since=since, limit=limit)
+    if as_json:
+        emit(True, found)
+        return
+    rows = [
+        (one["seq"], _time(one["time_ns"]), one["kind"], one["volume"] or "-", one["offset"], one["length"])
+        for one in found["records"]
+    ]
+    table(False, found, ("seq", "written", "kind", "volume", "offset", "bytes"), rows,
+          f"no records after {since}; the newest is {found['last']}")  # fmt: skip
+
+
+def _time(time_ns: int) -> str:
+    moment = datetime.datetime.fromtimestamp(time_ns // 10**9).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{moment}.{time_ns % 10**9:09d}"

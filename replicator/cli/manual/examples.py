@@ -327,6 +327,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "more; `journal show` no longer lists it then.",
         ),
         Example(
+            "In which order were these two volumes written?",
+            ("farstripe group journal log shop --since 4700 --limit 20",),
+            "Twenty records with their times, kinds and places. On a copy the same numbers and times are listed.",
+        ),
+        Example(
             "The journal's disk has failed. Hosts went on, and differences were counted.",
             ("farstripe group journal replace shop /dev/disk/by-id/nvme-other-part1", "farstripe pair wait shop"),
             "The pair comes together again by difference.",
