@@ -22,7 +22,8 @@ def text(args: dict[str, Any], key: str, default: str | None = None) -> str:
 
 
 def new_file(path: str) -> str:
-    """A path for a file that is to be made: not where devices are, for a name mistyped there would be made in memory."""
+    """A path for a file that is to be made: not where devices are, for a name mistyped there would be made in
+    memory."""
     parent = os.path.realpath(os.path.dirname(path) or ".")
     if parent == "/dev" or (parent.startswith("/dev/") and parent.split("/")[2] != "shm"):
         raise BadInput(f"there is no device {path}", "name a device that is there, or a file outside /dev")

@@ -60,12 +60,14 @@ TERMS: dict[str, Term] = {
         ("farstripe status GROUP", "farstripe pair list"),
     ),
     "set": Term(
-        "Groups of one primary node whose copies are applied only as far as everything has arrived in all of them, so that "
+        "Groups of one primary node whose copies are applied only as far as everything has arrived in all of them, so "
+        "that "
         "together they hold one instant. A group whose link is down holds the others.",
         ("farstripe set create NAME GROUP...", "farstripe set list"),
     ),
     "marker": Term(
-        "One named instant over groups of any nodes. Writes are held for a moment while every group's sequence gets it; "
+        "One named instant over groups of any nodes. Writes are held for a moment while every group's sequence gets "
+        "it; "
         "each copy keeps an image of it.",
         ("farstripe marker create NAME --groups GROUP,GROUP@NODE", "farstripe marker list"),
     ),
@@ -96,12 +98,15 @@ TERMS: dict[str, Term] = {
         "from where.",
     ),
     "retention": Term(
-        "What a secondary keeps of the bytes that it overwrites (pre-images), in a ring of a size that you choose. As far "
-        "back as it reaches, the group can be shown as of any record, time or marker, exactly, while replication goes on.",
+        "What a secondary keeps of the bytes that it overwrites (pre-images), in a ring of a size that you choose. As "
+        "far "
+        "back as it reaches, the group can be shown as of any record, time or marker, exactly, while replication goes "
+        "on.",
         ("farstripe group retention GROUP --bytes 20G", "farstripe snapshot GROUP --at -5min"),
     ),
     "kept-image": Term(
-        "Snapshots of the last consistent image of a copy, taken when a resync begins, if there is room, and removed when "
+        "Snapshots of the last consistent image of a copy, taken when a resync begins, if there is room, and removed "
+        "when "
         "it is complete. While the copy is a mixture of two instants, they are what can be used.",
         ("farstripe status", "farstripe volume clone SNAPSHOT NAME", "farstripe group retention GROUP --no-keep-image"),
     ),

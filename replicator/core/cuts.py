@@ -16,9 +16,9 @@ brought up to the bound again, and none is beyond it.
     apart       the groups have different primaries, or are not all here: no limits, and no promise
     decided     a takeover has fixed the bound for good; whatever restarts now finishes it at that bound
 
-Write times of different nodes cannot be compared: a set lives in one time domain, markers serve across them (H1-14). A new
-primary goes on above the times that it has seen, but this node may have been told later ones: then its times are below the
-bound, and the set is made whole anew.
+Write times of different nodes cannot be compared: a set lives in one time domain, markers serve across them (H1-14). A
+new primary goes on above the times that it has seen, but this node may have been told later ones: then its times are
+below the bound, and the set is made whole anew.
 Source: seed 001 sections 4 and 7, hazards H1-01 to H1-06 and H1-10 to H1-12.
 """
 
@@ -111,7 +111,8 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
 
 
 def went_back(state: SetState, views: Sequence[GroupView]) -> bool:
-    """Say whether what arrives has write times below the bound of a set that is whole: another node's clock gave them."""
+    """Say whether what arrives has write times below the bound of a set that is whole: another node's clock gave
+    them."""
     return state.whole and not state.decided_ns and any(0 < view.arrived_ns < state.bound_ns for view in views)
 
 

@@ -85,7 +85,8 @@ TABLE: tuple[Row, ...] = (
         "source-alive",
         lambda s, f: bool(f.get("linked")) and f.get("peer_role") == "secondary" and _fed_elsewhere(f),
         True,
-        "the node that feeds this one is alive and fed by another: a takeover parts this node from that tree, and {lost}",
+        "the node that feeds this one is alive and fed by another: a takeover parts this node from that tree, and "
+        "{lost}",
         "take over on the node next to the lost primary, or use --force",
     ),
     Row("clean", lambda s, f: True, False, "{lost}", ""),

@@ -243,7 +243,7 @@ def test_a_marker_made_by_the_path_of_the_data_also_while_writes_are_held(two: t
 
 
 def test_a_marker_made_by_the_node_of_a_copy_reaches_that_copy_too(two: tuple[Node, Node]) -> None:
-    a, b = two
+    _a, b = two
     b.farstripe("marker", "create", "m", "--groups", "log@A,data@A", "--suspend")
     b.farstripe("marker", "wait", "m")
     copies = b.json("marker", "show", "m")["copies"]

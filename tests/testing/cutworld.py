@@ -63,7 +63,7 @@ def judge(images: Mapping[int, bytes], what: str) -> None:
         blocks = [_BLOCK.unpack_from(raw, at * SLOT_BYTES) for at in range(SLOTS)]
         seen[group] = [block[1:] for block in blocks if block[1]]
         newest = max((block[0] for block in seen[group]), default=0)
-        want = {count for count in range(max(1, newest - SLOTS + 1), newest + 1)}
+        want = set(range(max(1, newest - SLOTS + 1), newest + 1))
         if {block[0] for block in seen[group]} != want:
             raise Violation(f"img: {what}: group {group} holds no prefix of its writes")
     newest_of = {group: max((block[0] for block in blocks), default=0) for group, blocks in seen.items()}

@@ -25,7 +25,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "beta# farstripe set list",
                 "beta# farstripe set takeover all",
             ),
-            "The list shows as of when both copies are consistent and for which group the other one waits. The takeover "
+            "The list shows as of when both copies are consistent and for which group the other one waits. The "
+            "takeover "
             "makes beta primary of both at the same instant.",
         ),
     ),
@@ -288,7 +289,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "farstripe volume resize data --size 200G",
                 "farstripe group remove-volume shop web",
             ),
-            "On the primary; every copy does the same at the same place of the write order. The volume that leaves stays "
+            "On the primary; every copy does the same at the same place of the write order. The volume that leaves "
+            "stays "
             "on every node, in no group.",
         ),
         Example(
@@ -376,7 +378,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "gamma# farstripe pair create shop --peer delta",
                 "alpha# farstripe status shop",
             ),
-            "Records go once over the line to gamma, which passes them on to delta. The status has a line for each pair of "
+            "Records go once over the line to gamma, which passes them on to delta. The status has a line for each "
+            "pair of "
             "the node, and says what the loss of each node would mean.",
         ),
         Example(
@@ -434,7 +437,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 'beta# farstripe snapshot shop --at "2026-05-17 14:29:59" --name rescue --writable',
                 "beta# farstripe attach data-rescue",
             ),
-            "The first makes snapshots web-at-SEQ and data-at-SEQ; the answer says after which record, and when that was "
+            "The first makes snapshots web-at-SEQ and data-at-SEQ; the answer says after which record, and when that "
+            "was "
             "written. The second makes clones. shop is replicated on meanwhile. They are deleted like volumes.",
         ),
         Example(

@@ -46,7 +46,8 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "from until either side is overwritten.",
     ),
     "set": (
-        "Write times of one node rise in the order in which its writes depend on each other; those of two nodes cannot be "
+        "Write times of one node rise in the order in which its writes depend on each other; those of two nodes "
+        "cannot be "
         "compared. So a set lives on one primary node, and markers serve across nodes.",
     ),
     "marker": (

@@ -119,7 +119,8 @@ class SessionBase:
         self._bitmaps: dict[int, bytes | None] = {}
         self._copy: dict[str, Any] = {}
         self._pinned_in = 0
-        """Incarnation of the journal that our HELLO, or the copy we offer, speaks of: another pair may have it started over."""
+        """Incarnation of the journal that our HELLO, or the copy we offer, speaks of: another pair may have it started
+        over."""
         self._hold_seq = 0
         self._sync_seq = 0
         self._command: tuple[int, float] | None = None

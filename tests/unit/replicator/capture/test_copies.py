@@ -55,7 +55,7 @@ def test_a_second_copy_joins_the_first_and_nobody_notices(fan: Tree, monkeypatch
 
 
 def test_a_copy_begun_anew_alone_gives_up_its_former_list_before_it_changes(fan: Tree) -> None:
-    a, b, c = fan.sides.values()
+    a, b, _c = fan.sides.values()
     drop(fan, "b")
     a.write(70 << 10, 1)
     fan.lines["b"].connect()
@@ -68,7 +68,7 @@ def test_a_copy_begun_anew_alone_gives_up_its_former_list_before_it_changes(fan:
 
 
 def test_a_copy_begun_anew_beside_another_keeps_the_others_blocks(fan: Tree) -> None:
-    a, b, c = fan.sides.values()
+    a, b, _c = fan.sides.values()
     for name, offset in (("b", 70 << 10), ("c", 140 << 10)):
         drop(fan, name)
         a.write(offset, 1)
@@ -84,7 +84,7 @@ def test_a_copy_begun_anew_beside_another_keeps_the_others_blocks(fan: Tree) -> 
 
 
 def test_a_peer_that_streams_sees_nothing_of_a_copy_to_another(fan: Tree) -> None:
-    a, b, c = fan.sides.values()
+    a, b, _c = fan.sides.values()
     drop(fan, "c")
     a.write(70 << 10, 1)
     fan.lines["b"].step()
@@ -98,7 +98,7 @@ def test_a_peer_that_streams_sees_nothing_of_a_copy_to_another(fan: Tree) -> Non
 
 
 def test_a_peer_that_is_away_does_not_hold_up_a_copy_to_another(fan: Tree) -> None:
-    a, c = fan.top, fan.sides["c"]
+    a, _c = fan.top, fan.sides["c"]
     drop(fan, "c")
     fan.lines["b"].cut()
     while a.engine.journal.room_for(a.engine.journal.capacity * 5 // 12):
@@ -248,7 +248,7 @@ def test_copies_that_never_end_do_not_outgrow_the_state(chain: Tree) -> None:
 
 
 def test_power_loss_makes_every_peer_a_target_of_a_copy(fan: Tree) -> None:
-    a, b, c = fan.sides.values()
+    a, _b, c = fan.sides.values()
     a.write(0, 1)
     a.power_cut("drop")
     a.start()

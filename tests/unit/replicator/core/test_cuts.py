@@ -57,7 +57,9 @@ def test_times_below_the_bound_come_from_another_clock() -> None:
     views = [view("log", arrived_ns=69), view("data")]
     assert went_back(SetState(70, True), views)
     assert not went_back(SetState(70, False), views) and not went_back(SetState(70, True, 70), views)
-    assert not went_back(SetState(70, True), [view("log", arrived_ns=0), view("data", arrived_ns=70)]), "not known, or known"
+    assert not went_back(SetState(70, True), [view("log", arrived_ns=0), view("data", arrived_ns=70)]), (
+        "not known, or known"
+    )
 
 
 def test_on_the_primary_there_is_nothing_to_limit() -> None:

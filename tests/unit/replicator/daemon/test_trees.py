@@ -50,7 +50,7 @@ def test_a_group_has_several_pairs_and_each_is_named(fan: Three) -> None:
 
 
 def test_the_pairs_of_a_group_connect_each_for_itself(fan: Three) -> None:
-    a, b, c = fan
+    a, _b, _c = fan
     assert until(lambda: all(one["connected"] for one in a.call("pair.list")))
     a.call("pair.split", group="app", peer="beta")
     assert [(one["peer_name"], one["split"]) for one in sorted(a.call("pair.list"), key=lambda v: v["peer_name"])] == [
@@ -68,7 +68,7 @@ def test_one_pair_is_deleted_and_the_others_stay(fan: Three) -> None:
 
 
 def test_a_second_pair_changes_nothing_for_the_group(fan: Three) -> None:
-    a, _, c = fan
+    a, _, _c = fan
     a.target.asked.clear()
     with pytest.raises(AlreadyExists, match="paired with gamma already"):
         a.call("pair.create", group="app", peer="gamma", mode="sync")
@@ -101,7 +101,7 @@ def test_a_complete_secondary_gets_a_copy_of_its_own(three: Three) -> None:
 
 
 def test_a_peer_that_holds_the_group_already_would_make_a_cycle(fan: Three) -> None:
-    a, b, c = fan
+    a, b, _c = fan
     complete(b, a)
     with pytest.raises(AlreadyExists, match="paired with alpha: this pair would make a cycle"):
         b.call("pair.create", group="app", peer="gamma")
@@ -125,7 +125,7 @@ def test_a_switchover_does_not_skip_a_node(three: Three) -> None:
 
 
 def test_a_switchover_on_a_secondary_takes_no_other_peer_for_an_order_to_become_primary(three: Three) -> None:
-    a, b, c = three
+    a, b, _c = three
     a.target.add_group(UUID, "app")
     a.call("pair.create", group="app", peer="beta")
     complete(b, a)
@@ -157,7 +157,7 @@ def test_a_copy_below_is_passed_up_to_the_primary(three: Three) -> None:
 
 
 def test_nobody_above_is_said_so(three: Three) -> None:
-    a, b, _ = three
+    _a, b, _ = three
     b.target.add_group(UUID, "app", "secondary")
     assert b.replicator is not None
     node = b.replicator.node

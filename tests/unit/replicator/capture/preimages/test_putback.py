@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ def test_each_byte_is_given_out_once_and_none_is_left_out(taken: list[tuple[int,
         wanted = set(range(offset, offset + length))
         gaps = restored.take(offset, length)
         assert all(begin < end for begin, end in gaps)
-        assert all(a[1] < b[0] for a, b in zip(gaps, gaps[1:], strict=False)), "rising, and joined where they meet"
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(gaps)), "rising, and joined where they meet"
         given_out = {byte for begin, end in gaps for byte in range(begin, end)}
         assert given_out == wanted - model
         model |= wanted
