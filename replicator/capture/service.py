@@ -61,6 +61,9 @@ Events = Callable[..., None]
 
 KEEPER_S = 0.25
 QUIET_KEEPER_S = 5.0
+QUIET_ROUNDS = 20
+"""The keeper has looked so often before it rests: what a copy or the last write leaves to do, such as the change of
+bitmaps, is done by then."""
 NAP_S = 0.05
 QUIET_NAP_S = 5.0
 QUIET_S = 5.0
@@ -108,7 +111,7 @@ class GroupService:
         self._hold_until = 0.0
         self._held_at_start = False
         """The hold is that of the start: it ends when every peer was reached."""
-        self._keeper_saw = 0
+        self._keeper_saw = self._still_rounds = 0
         self._role_changed = threading.Event()
         self._closing = False
         self._backlog = Backlog()
@@ -382,7 +385,8 @@ class GroupService:
         self._keeper_saw = head
         engine = self.engine
         busy = head != before or self._hold_until or engine.parked_for or engine.journal_lost or self._u64[SYNC_ON]
-        return KEEPER_S if busy else QUIET_KEEPER_S
+        self._still_rounds = 0 if busy else self._still_rounds + 1
+        return KEEPER_S if self._still_rounds < QUIET_ROUNDS else QUIET_KEEPER_S
 
     def _watch_room(self, now: float) -> None:
         """Note how the journal fills, and tell once when it has passed the threshold, or fallen below it again."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
-from raidlib import cow, readd, rebuild, recovery, replacing, spares, stripejournal
+from raidlib import cow, readd, recovery, replacing, spares, stripejournal
 from raidlib.allocator import Allocator
 from raidlib.areamap import AreaMap
 from raidlib.arearefs import AreaRefs
@@ -227,7 +228,6 @@ def spare_listed_before_its_superblock_is_durable(patch: Patch) -> None:
 
 
 def spare_taken_before_its_superblock_is_durable(patch: Patch) -> None:
-    patch.setattr(rebuild, "write_superblock", lambda file, block: file.pwrite(block.encode() * 2, 0))
     patch.setattr(replacing, "write_superblock", lambda file, block: file.pwrite(block.encode() * 2, 0))
 
 
@@ -264,11 +264,11 @@ def shared_area_written_in_place(patch: Patch) -> None:
 def snapshot_of_what_is_not_synced(patch: Patch) -> None:
     good = Pool._take_images
 
-    def take(self: Pool, names: dict[str, str], kind: ImageKind) -> list[Volume]:
+    def take(self: Pool, names: dict[str, str], kind: ImageKind, attributes: dict[str, Any]) -> list[Volume]:
         space = self._space
         sync, space.sync = space.sync, lambda: None  # type: ignore[method-assign]
         try:
-            return good(self, names, kind)
+            return good(self, names, kind, attributes)
         finally:
             space.sync = sync  # type: ignore[method-assign]
 
@@ -278,8 +278,8 @@ def snapshot_of_what_is_not_synced(patch: Patch) -> None:
 def snapshots_of_one_call_committed_one_by_one(patch: Patch) -> None:
     good = Pool._take_images
 
-    def take(self: Pool, names: dict[str, str], kind: ImageKind) -> list[Volume]:
-        return [good(self, {source: name}, kind)[0] for source, name in names.items()]
+    def take(self: Pool, names: dict[str, str], kind: ImageKind, attributes: dict[str, Any]) -> list[Volume]:
+        return [good(self, {source: name}, kind, attributes)[0] for source, name in names.items()]
 
     patch.setattr(Pool, "_take_images", take)
 
