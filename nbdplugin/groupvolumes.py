@@ -6,10 +6,9 @@ that whoever cannot read the group's state keeps its hands off all of them. What
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ class GroupVolumes:
     def provide(self, volume: Mapping[str, Any]) -> tuple[Any, str]:
         """See VolumeHost. One that is there is taken if it has this size, is nobody's, and was never written to."""
         name, size = str(volume["name"]), int(volume["size"])
-        with self._changing():
+        with self._pools.changing_soon(LOCK_S):
             try:
                 route = self._exports.get(name)
             except NotFound:
@@ -65,7 +64,7 @@ class GroupVolumes:
 
     def resize(self, name: str, size: int) -> None:
         """See VolumeHost."""
-        with self._changing():
+        with self._pools.changing_soon(LOCK_S):
             self._pools.resize_volume(self._exports.get(name), size, True)
 
     def intend(self, volumes: Listed) -> None:
@@ -90,17 +89,6 @@ class GroupVolumes:
         self._exports.leave_group(left, self._pools.require().sync)
         here = {r.name for r in self._exports.routes() if r.group is service}
         self._exports.join_group({name: index for name, index in wanted.items() if name not in here}, service)
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold PoolHost.changing, or give up soon: its holder may be waiting for the follower that calls."""
-        if not self._pools.changing.acquire(timeout=LOCK_S):
-            raise Refused("the pool is being changed", "it is tried again")
-        try:
-            yield
-        finally:
-            self._pools.changing.release()
-
 
 def allocated(pools: PoolHost, name: str) -> int:
     """Bytes that a volume has taken from the pool."""

@@ -10,7 +10,7 @@ other groups are taken when their sequences come to the marker.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class MarkerHost:
                 entry.state = TAKING
                 book.add(entry)
             try:
-                with self._changing():
+                with self._pools.changing_soon(LOCK_S):
                     self._pools.snapshot(entry.snapshots)
                 entry.state = TAKEN
             except PoolAlreadyExists as exc:
@@ -144,16 +144,6 @@ class MarkerHost:
                 entry.state, entry.why = MISSED, str(exc)
         if entry.state == MISSED:
             entry.snapshots = {}
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold PoolHost.changing, or give up soon: its holder may be waiting for the follower that calls."""
-        if not self._pools.changing.acquire(timeout=LOCK_S):
-            raise Refused("the pool is being changed", "it is tried again")
-        try:
-            yield
-        finally:
-            self._pools.changing.release()
 
     def forget(self, n: int) -> list[str]:
         """Delete the images of marker `n` and its entries. Returns names of the groups that had it. Durable.
@@ -215,7 +205,7 @@ class MarkerHost:
                 changed[index] = pool.snapshot_diff(entry.snapshots[name], name)
 
             def restore() -> None:
-                with self._changing():
+                with self._pools.changing_soon(LOCK_S):
                     for name, snapshot in entry.snapshots.items():
                         pool.rollback(name, snapshot)
 

@@ -10,10 +10,11 @@ finds, or none. Destroying renames it to pool.json.destroying first: the next st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ class PoolHost:
         """Volumes that moved to another home group and whose routes still have the old functions."""
         self.relocations = Relocations(events)
         self.changing = threading.RLock()
+
+    @contextlib.contextmanager
+    def changing_soon(self, timeout_s: float) -> Iterator[None]:
+        """Hold `changing`, or raise Refused after `timeout_s`: its holder may be waiting for the follower that calls."""
+        if not self.changing.acquire(timeout=timeout_s):
+            raise Refused("the pool is being changed", "it is tried again")
+        try:
+            yield
+        finally:
+            self.changing.release()
 
     def open(self, force: bool) -> None:
         """Open the pool that pool.json names and serve its volumes; without the file there is no pool yet.

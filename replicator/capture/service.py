@@ -524,6 +524,7 @@ class GroupService:
 
     def set_sync(self, peer: str, on: bool) -> dict[str, Any]:
         """See edges.set_sync."""
+        self._kick_keeper.set()  # a relay watches the peers below it, also right after a quiet time
         return edges.set_sync(self.engine, edges.edge_of(self.engine, peer), on)
 
     def set_policy(self, changes: dict[str, Any], peer: str = "") -> dict[str, Any]:
