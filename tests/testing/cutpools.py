@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,12 @@ class FakePools:
         self.changing = threading.RLock()
         self.images: dict[str, bytes] = {}
         self._sides: dict[str, Side] = {}
+
+    @contextlib.contextmanager
+    def changing_soon(self, _timeout_s: float) -> Iterator[None]:
+        """See PoolHost.changing_soon."""
+        with self.changing:
+            yield
 
     def serve(self, volume: str, side: Side) -> None:
         """`volume` is the first volume of `side`."""
