@@ -8,12 +8,18 @@ in bursts.
 Gathering: while no write waits for the peer, records gather for a while after each frame: waking two processes on each
 node for a record costs more than all that is done with it. For how long depends on the round trip: a quarter of it adds
 little to what the line adds anyway and makes frames that compress better, GATHER_MIN_S at least, GATHER_MAX_S at most.
-The first record after a pause goes at once, and so does everything while writes wait for the peer. Where several links
-of a process are busy they gather for longer, so that all of them together send no more frames than one would: the
-processors are shared, and with sixteen groups the frames would cost more than the writes.
+The first record after a pause goes at once. Where several links of a process are busy they gather for longer, so that
+all of them together send no more frames than one would: the processors are shared, and with sixteen groups the frames
+would cost more than the writes.
+
+While writes do wait for the peer, frames go at once, and records gather only while FLYING frames are under way: until
+the peer has taken one, or for FLYING_S. So one writer, or two, never wait for that; with many the processors have less
+to do for each write, and all of them are answered sooner.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 SHARE_BYTES = 64 << 10
 LEAST_BYTES = 4 << 10
@@ -26,6 +32,9 @@ APPLY_GATHER_S = 0.02
 APPLY_CROWD_S = 0.2
 GATHER_BYTES = 256 << 10
 """So much is sent without gathering further."""
+FLYING = 2
+FLYING_S = 0.001
+"""See above: a small part of what a line adds on which more frames than FLYING would be under way."""
 _SMOOTH = 8
 
 
@@ -77,6 +86,28 @@ class Crowd:
             self._stretch, self._present = stretch, set()
         self._present.add(id(who))
         return max(self._before, len(self._present))
+
+
+class Flying:
+    """The frames that are under way: sent, and not acknowledged as received."""
+
+    def __init__(self) -> None:
+        self._last_seqs: deque[int] = deque()
+
+    def sent(self, last_seq: int) -> None:
+        """A frame went out whose last record is `last_seq`."""
+        self._last_seqs.append(last_seq)
+
+    def acked(self, received_seq: int) -> None:
+        """The peer holds everything up to `received_seq`."""
+        last_seqs = self._last_seqs
+        while last_seqs and last_seqs[0] <= received_seq:
+            last_seqs.popleft()
+
+    @property
+    def many(self) -> bool:
+        """Whether another small frame is not worth its cost now."""
+        return len(self._last_seqs) >= FLYING
 
 
 class RoundTrip:

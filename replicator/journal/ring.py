@@ -80,6 +80,7 @@ class Journal:
         self._layout_gen = sup.layout_gen
         self._run_lo = self._run_hi = self._run_shift = 0  # logical offsets that lie in one file, and by how much off
         self._pwritev = files[anchor_of(layouts)].pwritev
+        self._read_run = (layouts, 0, 0, 0, files[anchor_of(layouts)].preadinto)  # likewise; one tuple, for threads read
 
     @classmethod
     def create(cls, source: RandomFile | JournalFiles, page: Page, group: bytes, capacity: int) -> Journal:
@@ -266,11 +267,16 @@ class Journal:
         """Fill `buf` from logical offset `off`. Raises OSError(EIO) when a file is shorter than its part."""
         self.follow()
         files, layouts = self._ring
-        done = 0
-        for file, at, length in pieces(layouts, off, len(buf)):
-            if files[file].preadinto(buf[done : done + length], DATA_START + at) != length:
-                raise OSError(errno.EIO, "journal file is shorter than its part of the ring")
-            done += length
+        known, lo, hi, shift, preadinto = self._read_run
+        if known is not layouts or off < lo or off >= hi:
+            piece = piece_at(layouts, off)
+            hi, shift, preadinto = piece.hi, DATA_START + piece.at - piece.lo, files[piece.file].preadinto
+            self._read_run = layouts, piece.lo, hi, shift, preadinto
+        n = min(len(buf), hi - off)
+        if preadinto(buf if n == len(buf) else buf[:n], off + shift) != n:
+            raise OSError(errno.EIO, "journal file is shorter than its part of the ring")
+        if n < len(buf):
+            self.read_into(buf[n:], off + n)
 
     def header_at(self, off: int) -> Header:
         """Decode the header of the record at `off`. Raises BadRecord."""

@@ -83,10 +83,9 @@ class Session(Switching, Flowing, Operating):
             return self._retry_at if self.dials else None
         if state in (State.DIALLING, State.STOPPED):
             return None
-        times = [self._next_ping]
         if state in SHIPPING or state in RECEIVING:
-            times.append(self._next_poll)
-        return min(times)
+            return min(self._next_ping, self._next_poll)
+        return self._next_ping
 
     def _is_stale(self, event: Event) -> bool:
         """Events of another link and replies nobody waits for."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from replicator.core.batching import GATHER_BYTES, Crowd, gather_s
+from replicator.core.batching import FLYING_S, GATHER_BYTES, Crowd, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
 from replicator.core.rpo import RemoteClock
 from replicator.core.session import QUIET_SLACK_S
@@ -80,6 +80,8 @@ class Flow:
         self._remote = RemoteClock()
         self._seen: tuple[int, ...] = ()
         self._quiet_from = 0.0
+        self._looked_at = 0.0  # when it was asked last, with the answer
+        self._is_quiet = False
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
@@ -185,22 +187,27 @@ class Flow:
             self._next_rate = now + RATE_S
             here = time.localtime()
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
-        self._gathers = now < self._gather_until and u64[HEAD_OFF] - shipper.off < GATHER_BYTES and not self.waited_for
-        if self._gathers:
-            return
+        waited_for = self.waited_for
         before = shipper.seq
         for _ in range(FRAMES_A_ROUND * len(bundle.lanes)):
-            shipped = shipper.pump(now)
+            self._gathers = (
+                now < self._gather_until
+                and u64[HEAD_OFF] - shipper.off < GATHER_BYTES
+                and (not waited_for or shipper.flying.many)
+            )
+            shipped = 0 if self._gathers else shipper.pump(now)
             if not shipped:
                 break
             self.records += shipped
+            if waited_for:
+                self._gather_until = now + FLYING_S
         else:
             return
-        if shipper.seq != before and not self.waited_for:
-            self._gathers, self._gather_until = (
-                True,
-                now + gather_s(shipper.round_trip.seconds, self._crowd.note(self, now)),
-            )
+        if self._gathers and shipper.seq == before:
+            return
+        if shipper.seq != before and not waited_for:
+            pause_s = gather_s(shipper.round_trip.seconds, self._crowd.note(self, now))
+            self._gathers, self._gather_until = True, now + pause_s
         shipper.shrink()
         if self._beat_is_due(now) and not bundle.first.unsent:
             pace_s = u64[BEACON_PACE_MS] / 1000 or BEAT_S
@@ -351,11 +358,14 @@ class Flow:
         """Whether nothing of the group has changed on this node for QUIET_S."""
         if self.files is None:
             return False
+        if now == self._looked_at:
+            return self._is_quiet
         u64 = self.files.u64
         seen = (u64[HEAD_SEQ], u64[APPLIED_SEQ], u64[INCARNATION], u64[STATE_GEN], u64[SYNC_ON])
         if seen != self._seen:
             self._seen, self._quiet_from = seen, now + QUIET_S
-        return now >= self._quiet_from
+        self._looked_at, self._is_quiet = now, now >= self._quiet_from
+        return self._is_quiet
 
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""

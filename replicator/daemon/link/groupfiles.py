@@ -25,6 +25,8 @@ from replicator.journal.page import (
 from replicator.journal.ring import Journal
 from replicator.journal.volumes import JournalDirectory
 
+_ASLEEP = tuple(edge_slot(slot, EDGE_ASLEEP) for slot in range(EDGES))
+
 
 class GroupFiles:
     """One group's shared files."""
@@ -72,8 +74,8 @@ class GroupFiles:
     def wake_edges(self) -> None:
         """Ring every edge of the group that sleeps: we have appended what it may ship."""
         u64 = self.u64
-        for slot in range(EDGES):
-            if u64[edge_slot(slot, EDGE_ASLEEP)]:
+        for slot, asleep in enumerate(_ASLEEP):
+            if u64[asleep]:
                 bell = self._edge_bells.get(slot)
                 if bell is None:
                     bell = self._edge_bells[slot] = Doorbell(self._bell_path(slot))

@@ -190,7 +190,8 @@ class PairLoop:
         if deadline is not None and (now >= deadline or self._ticks_early(deadline, now)):
             self._last_tick = now
             self._feed(Tick(self._last_rx, self._flow.quiet(now)), now)
-        self._sleep(now, more)
+            deadline = self._next_tick()
+        self._sleep(now, more, deadline)
 
     def _ticks_early(self, deadline: float, now: float) -> bool:
         """Whether what is due soon is done now that we are awake."""
@@ -336,13 +337,12 @@ class PairLoop:
             self._shared_policy = dict(policy)
             bundle.send(wire.control({"t": "policy", "policy": self._shared_policy}))
 
-    def _sleep(self, now: float, more: bool) -> None:
-        """Wait for the doorbell, the connection, the inbox or the next deadline."""
+    def _sleep(self, now: float, more: bool, deadline: float | None) -> None:
+        """Wait for the doorbell, the connection, the inbox or the next Tick, due at `deadline`."""
         bundle, flow = self._bundle, self._flow
         timeout_s = 0.0
         if not more:
             timeout_s = min(MAX_SLEEP_S, flow.next_work(now))
-            deadline = self._next_tick()
             if deadline is not None and deadline - now < timeout_s:
                 timeout_s = max(0.0, deadline - now)
             if bundle is not None and not flow.may_sleep(bundle, now):

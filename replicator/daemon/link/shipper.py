@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from replicator.core.batching import RoundTrip, frame_bytes
+from replicator.core.batching import Flying, RoundTrip, frame_bytes
 from replicator.core.credits import Credit
 from replicator.core.errors import IntegrityError
 from replicator.core.ratelimit import TokenBucket
@@ -72,6 +72,7 @@ class Shipper:
         """The limit in force; its owner sets the rate."""
         self.credit = Credit(settings.window) if settings.transfer == PULL else None
         self.round_trip = RoundTrip()
+        self.flying = Flying()
         self.tune(settings)
         self.seq = from_seq
         """The next seq to send."""
@@ -151,6 +152,7 @@ class Shipper:
         first_seq, self.seq, self.off, self.epoch = self.seq, run.last_seq + 1, self.off + end, run.last_epoch
         self._to_prove -= end
         self.round_trip.sent(run.last_seq, self._u64[self._received], first_seq, now)
+        self.flying.sent(run.last_seq)
         marks = self._marks
         marks.append((run.last_seq, self.off))
         if len(marks) > _MARKS:
@@ -216,6 +218,7 @@ class Shipper:
         """
         u64, marks = self._u64, self._marks
         self.round_trip.acked(received, now)
+        self.flying.acked(received)
         u64[self._received] = received
         u64[self._applied] = applied
         if durable > u64[self._durable]:

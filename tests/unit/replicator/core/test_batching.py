@@ -15,6 +15,7 @@ from replicator.core.batching import (
     LEAST_BYTES,
     SHARE_BYTES,
     Crowd,
+    Flying,
     RoundTrip,
     apply_gather_s,
     frame_bytes,
@@ -84,3 +85,20 @@ def test_a_crowd_is_whoever_was_busy_a_moment_ago() -> None:
     assert crowd.note(links[0], 100.2) == 5, "the others had no time yet to come again"
     assert crowd.note(links[0], 100.4) == 1
     assert crowd.note(links[1], 107.0) == 1
+
+
+def test_two_frames_fly_before_what_is_waited_for_gathers() -> None:
+    flying = Flying()
+    flying.sent(10)
+    assert not flying.many, "a second writer does not wait for the first one's answer"
+    flying.sent(12)
+    assert flying.many
+    flying.acked(9)
+    assert flying.many, "that was of an earlier frame"
+    flying.acked(11)
+    assert not flying.many
+    flying.sent(20)
+    flying.acked(20)
+    assert not flying.many
+    flying.sent(21)
+    assert not flying.many
