@@ -41,7 +41,7 @@ class Node:
         self.run_dir = space.sockets / name
         self.port = free_port()
         self.run("node", "init", name, "--replication-port", str(self.port))
-        self._target: ControlClient | None = None
+        self._clients: dict[str, ControlClient] = {}
         space.on_close(self.end)
         self.start()
 
@@ -73,15 +73,16 @@ class Node:
         """Make a volume whose space is taken at once."""
         self.run("volume", "create", name, "--size", str(size_bytes), "--thick")
 
-    def ask(self, op: str, **arguments: object) -> Any:
-        """Call the target over a connection that stays: where starting a command would be part of what is measured.
+    def ask(self, op: str, *, process: str = "target", **arguments: object) -> Any:
+        """Call `process` over a connection that stays: where starting a command would be part of what is measured, or
+        take longer than all the rest.
 
-        Raises BenchmarkError with the target's error.
+        Raises BenchmarkError with its error.
         """
-        if self._target is None:
-            self._target = ControlClient(self.run_dir / "target.sock", 300)
+        if process not in self._clients:
+            self._clients[process] = ControlClient(self.run_dir / f"{process}.sock", 300)
         try:
-            return self._target.call(op, **arguments)
+            return self._clients[process].call(op, **arguments)
         except FarstripeError as e:
             raise BenchmarkError(f"{op}: {e.message}") from e
 

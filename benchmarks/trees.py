@@ -94,12 +94,12 @@ def idle_groups(settings: Settings) -> Result:
         _meet(a, [b])
         for number in range(IDLE_GROUPS):
             name = f"g{number}"
-            a.run("volume", "create", f"v{number}", "--size", "4M")
-            a.run("group", "create", name, f"v{number}", "--journal", "16M")
-            a.run("pair", "create", name, "--peer", "b", "--mode", "async")
+            a.ask("volume.create", name=f"v{number}", size=4 << 20)
+            a.ask("group.create", name=name, volumes=[f"v{number}"], journal_bytes=16 << 20)
+            a.ask("pair.create", process="replicator", group=name, peer="b", overwrite=False, mode="async")
         for number in range(IDLE_GROUPS):
             _wait(a, f"g{number}", [b], "ok")
-        time.sleep(5)  # the last checkpoints of what was just made
+        time.sleep(15)  # the last checkpoints of what was just made
         used = {node.name: _cpu(node) for node in (a, b)}
         time.sleep(IDLE_S)
         primary, secondary = ((_cpu(node) - used[node.name]) / IDLE_S * 100 for node in (a, b))
