@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LOOK_S = 0.25
+IDLE_LOOK_S = 1.0
 LARGE_BYTES = 24 << 10
 """Mean bytes a read or write call above which workers run apart; below half of it they come together again."""
 IDLE_SHARE = 0.05
@@ -116,7 +117,13 @@ class Together:
 
     def _run(self) -> None:
         before: Sample | None = None
-        while not self._stop.wait(LOOK_S):
+        used_s, pause_s = 0.0, LOOK_S
+        while not self._stop.wait(pause_s):
+            used_before_s, used_s = used_s, sum(os.times()[:2])
+            if used_s - used_before_s < IDLE_SHARE * pause_s:
+                before, pause_s = None, IDLE_LOOK_S
+                continue
+            pause_s = LOOK_S
             try:
                 now = take_sample(self._cpus)
                 if before is not None:

@@ -23,6 +23,8 @@ from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, BEACON_PACE_MS, BEACON_TIME, HEAD_SEQ
 
 TICK_S = 0.1
+LAZY_TICK_S = 0.5
+"""The same on a node without sets."""
 BEACON_S = 1.0
 SET_BEACON_S = 0.2
 """The same for a group of a set, whose other groups wait for it."""
@@ -52,7 +54,7 @@ class Cutter:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while not self._stop.wait(TICK_S):
+        while not self._stop.wait(TICK_S if self._sets.any else LAZY_TICK_S):
             try:
                 self.tick(time.monotonic())
             except (FarstripeError, OSError) as exc:  # of one group's journal, which has failed and says so itself
@@ -74,7 +76,7 @@ class Cutter:
             return False
         in_set = self._sets.holds(uuid)
         pace_s = SET_BEACON_S if in_set else BEACON_S
-        self._due[uuid] = now + pace_s - TICK_S / 2
+        self._due[uuid] = now + pace_s - TICK_S / 2  # so that it is not a tick late
         engine.page[BEACON_PACE_MS] = int(pace_s * 1000) if in_set else 0
         return publish_beacon(engine)
 

@@ -49,6 +49,7 @@ from replicator.journal.page import (
     EDGE_RECEIVED_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
+    INCARNATION,
     SYNC_ON,
     TAIL_OFF,
     TARGET_ASLEEP,
@@ -66,7 +67,7 @@ QUIET_ROUNDS = 20
 bitmaps, is done by then."""
 NAP_S = 0.05
 QUIET_NAP_S = 5.0
-QUIET_S = 5.0
+QUIET_S = 15.0
 """A thread that is kicked when there is work looks this often all the same."""
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.5
@@ -122,6 +123,8 @@ class GroupService:
         self._backlog_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._last_checkpoint = time.monotonic()
+        self._nothing_to_free: tuple[object, ...] | None = None
+        """Positions at the last checkpoint, if that changed nothing."""
         self._relay_watch = RelayWatch(engine)
         self._full = FullJournal(
             engine,
@@ -307,7 +310,7 @@ class GroupService:
                 self._stop.wait(RETRY_APPLY_S)
                 continue
             if busy:
-                nap_until = time.monotonic() + QUIET_S
+                nap_until = time.monotonic() + QUIET_NAP_S
                 engine.wake_replicator()
                 if self._journal_used() > CHECKPOINT_FRACTION:
                     self._kick_keeper.set()
@@ -371,7 +374,7 @@ class GroupService:
                     )
                 self._note_head(now)
                 self._watch_room(now)
-                if self._journal_used() > CHECKPOINT_FRACTION or now - self._last_checkpoint > CHECKPOINT_S:
+                if self._checkpoint_is_due(now):
                     self.checkpoint()
                 copier.rotate_bitmaps(engine)
             except Parked:
@@ -417,7 +420,7 @@ class GroupService:
 
     def look_after(self) -> None:
         """Let the keeper look now whether there is something to do."""
-        self._last_checkpoint = 0.0
+        self._last_checkpoint, self._nothing_to_free = 0.0, None
         self._kick_keeper.set()
 
     def checkpoint(self, tail_off: int | None = None) -> bool:
@@ -430,12 +433,33 @@ class GroupService:
         with self._checkpointing:
             if tail_off is not None and self._u64[TAIL_OFF] != tail_off:
                 return True
+            seen = self._positions()
             begun = follower.begin_checkpoint(self.engine)
             self._last_checkpoint = time.monotonic()
             if begun is None:
                 return False
             self._drain(begun.pending)
-            return follower.finish_checkpoint(self.engine, begun)
+            moved = follower.finish_checkpoint(self.engine, begun)
+            self._nothing_to_free = None if moved else seen
+            return moved
+
+    def _checkpoint_is_due(self, now: float) -> bool:
+        if self._journal_used() > CHECKPOINT_FRACTION:
+            return True
+        return now - self._last_checkpoint > CHECKPOINT_S and self._positions() != self._nothing_to_free
+
+    def _positions(self) -> tuple[object, ...]:
+        """All that says how far a checkpoint can go; while it is the same, another one would find nothing new."""
+        engine, u64 = self.engine, self._u64
+        return (
+            *(u64[slot] for slot in (INCARNATION, HEAD_OFF, HEAD_SEQ, APPLIED_OFF, TAIL_OFF)),
+            engine.journal.super.redo_off,
+            engine.unjournaled,
+            engine.unjournaled_synced,
+            engine.state.role,
+            engine.state.mode,
+            edges.kept_from(engine),
+        )
 
     def _drain(self, pending: set[int]) -> None:
         """Wait until the changes in `pending` have reached the pool."""

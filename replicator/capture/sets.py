@@ -144,6 +144,11 @@ class SetHost:
 
     # -- bounds ---------------------------------------------------------------------------------------------------
 
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._sets)
+
     def tick(self) -> None:
         """Raise the bounds as far as what has arrived allows. Raises MediumError, OSError."""
         with self._lock:
