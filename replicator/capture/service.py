@@ -61,7 +61,7 @@ T = TypeVar("T")
 Events = Callable[..., None]
 
 KEEPER_S = 0.25
-QUIET_KEEPER_S = 5.0
+QUIET_KEEPER_S = 15.0
 QUIET_ROUNDS = 20
 """The keeper has looked so often before it rests: what a copy or the last write leaves to do, such as the change of
 bitmaps, is done by then."""
@@ -159,6 +159,7 @@ class GroupService:
             thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._ring_all()  # a replicator that rests learns of the new target
 
     def end_waits(self) -> None:
         """Answer host requests that wait (for the peer, for room, in a hold) with an error: the target stops."""
@@ -495,6 +496,7 @@ class GroupService:
         now = time.monotonic()
         with self._backlog_lock:
             found = self._backlog.behind(received, u64[HEAD_SEQ], u64[HEAD_OFF], now)
+            self._backlog.note(u64[HEAD_SEQ], u64[HEAD_OFF], now)  # the keeper may be resting
         return None if found is None else found._asdict()
 
     def set_link(self, peer: str, up: bool) -> None:

@@ -103,10 +103,13 @@ class Command:
 @dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed. `last_rx` is when bytes last came from the peer on this link (0.0 before the first). `quiet`:
-    nothing of the group has changed here for some seconds, so nobody needs to look often."""
+    nothing of the group has changed here for some seconds, so nobody needs to look often. `rests`: and another link to
+    the same process of the peer carries the heartbeat; `pulse` is when that process was last heard."""
 
     last_rx: float = 0.0
     quiet: bool = False
+    rests: bool = False
+    pulse: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

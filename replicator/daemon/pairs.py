@@ -25,6 +25,7 @@ from replicator.daemon.link.connection import Connection
 from replicator.daemon.link.flow import Flow
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.loop import PairLoop, Surroundings
+from replicator.daemon.link.pulse import Pulse
 from replicator.daemon.pairstore import Key, PairConfig, PairStore
 from replicator.daemon.peers import Peer, PeerStore
 from replicator.daemon.tls import Contexts
@@ -75,6 +76,9 @@ class Pairs:
         self._changed = threading.Condition()
         self._running: dict[Key, _Running] = {}
         self._claims: dict[str, Claims] = {}
+        self._instance = secrets.token_hex(8)
+        """Names this process."""
+        self._pulses: dict[str, Pulse] = {}
         self._turned_away: dict[Key, tuple[str, str]] = {}
         """Pair -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
         self._lock = threading.RLock()
@@ -128,6 +132,7 @@ class Pairs:
                 transfer=lambda: (self.store.get(*pair.key) or pair).settings,
                 failed=lambda: self._failed(pair, loop),
                 claims=claims,
+                pulse=self._pulses.setdefault(pair.peer, Pulse(self._instance)),
                 acked=lambda: self._nudge(claims, loop),
             )
             loop = PairLoop(session, flow, around)
@@ -287,7 +292,9 @@ class Pairs:
 
     def _inquire(self, pair: PairConfig, op: str) -> bool:
         """Ask the peer about the pair. Returns whether it answered, or there is a link and so nothing to ask."""
-        if self.facts(pair).get("linked"):
+        with self._lock:
+            running = self._running.get(pair.key)
+        if running is None or running.loop.connected_now:
             return True
         try:
             rpc.call(self._contexts, self._peer(pair), op, {"group": pair.group}, 2.0)

@@ -35,11 +35,16 @@ HURRIED_POLL_S = 0.05
 """The same while the follower keeps up, so that the end of a copy is noticed soon."""
 IDLE_POLL_S = 2.0
 """The same once nothing is expected to change soon."""
-QUIET_POLL_S = 30.0
+QUIET_POLL_S = 120.0
 """The same while nothing has changed for some seconds: what changes ends the quiet."""
 QUIET_PING_S = 2.0
 """Heartbeats then; each side sends its own, and they are not answered. A hundred idle groups must cost next to
 nothing."""
+REST_PING_S = 30.0
+"""The same on a link that rests: another one to the same process carries the heartbeat."""
+REST_DEAD_S = 75.0
+"""A link that rests is closed when nothing came for so long. When the carrier's heartbeat fails, too, it stops resting:
+it asks the peer by itself, and is closed DEAD_S later."""
 QUIET_SLACK_S = 1.0
 """Whoever is awake in the quiet does at once what is due within this time, so that both sides wake together."""
 RETRY_REFUSED_S = 20.0
@@ -113,7 +118,9 @@ class SessionBase:
         self._since = 0.0
         self._since_link = 0.0
         self._next_ping = 0.0
-        self._quiet = False
+        self._quiet = self._rests = self._asks = False
+        self._stirred = 0.0
+        """When the link stopped resting: its silence counts from then."""
         self._next_poll = self._last_poll = 0.0
         self._retry_at: float | None = 0.0
         self._bitmaps: dict[int, bytes | None] = {}
@@ -125,6 +132,11 @@ class SessionBase:
         self._sync_seq = 0
         self._command: tuple[int, float] | None = None
         self._takeover_id: int | None = None
+
+    @property
+    def rests(self) -> bool:
+        """Nothing happens here, and another link carries the heartbeat."""
+        return self._rests
 
     @property
     def claims(self) -> bool:
@@ -164,6 +176,7 @@ class SessionBase:
         if close and self.link:
             effects.append(CloseLink(reason))
         self.link = 0
+        self._rests = False
         self.link_reason = reason
         self._awaited = 0
         self.mine = None
@@ -181,16 +194,27 @@ class SessionBase:
 
     def _linked_chores(self, event: Tick, now: float) -> Step | None:
         """Dead-peer check; None while the link lives. Otherwise the transition that gives it up."""
-        heard = max(event.last_rx, self.last_contact, self._since_link)
-        if now - heard >= DEAD_S:
-            return self._go_down(now, f"nothing heard from the peer for {DEAD_S:g} s", close=True, soon=False)
+        self._settle_down(event, now)
+        heard = max(event.last_rx, self.last_contact, self._since_link, self._stirred)
+        patience_s = REST_DEAD_S if self._rests else DEAD_S
+        if now - heard >= patience_s:
+            return self._go_down(now, f"nothing heard from the peer for {patience_s:g} s", close=True, soon=False)
         return None
+
+    def _settle_down(self, event: Tick, now: float) -> None:
+        """Note whether the link is quiet, and whether it rests."""
+        self._quiet = event.quiet and self.state in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
+        rested, self._rests = self._rests, self._quiet and event.rests and now - event.pulse < DEAD_S
+        if rested and not self._rests:
+            self._next_ping = self._stirred = now
+            self._asks = True
 
     def _ping_if_due(self, now: float) -> list[Effect]:
         if now < self._next_ping - (QUIET_SLACK_S if self._quiet else 0.0) or not self.link:
             return []
-        self._next_ping = now + (QUIET_PING_S if self._quiet else PING_S)
-        return [Send({"t": "ping", **self._report()})]
+        self._next_ping = now + (REST_PING_S if self._rests else QUIET_PING_S if self._quiet else PING_S)
+        wants_no_answer, self._asks = self._quiet and not self._asks, False
+        return [Send({"t": "ping", **self._report(), "quiet": wants_no_answer})]
 
     def _report(self) -> dict[str, Any]:
         """What the peer shows about us."""

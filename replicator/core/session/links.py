@@ -36,6 +36,7 @@ class Links(SessionBase):
         self.link = event.link
         self.last_contact = self._since_link = now
         self._next_ping = now + PING_S
+        self._quiet = self._rests = self._asks = False
         self.mine = self.theirs = None
         self.acked = (0, 0, 0)
         return State.ASKING, [Log("link-up", {"link": event.link}), self._ask("group.status", settle=True)]
@@ -85,14 +86,13 @@ class Links(SessionBase):
         given_up = self._linked_chores(event, now)
         if given_up:
             return given_up
-        self._quiet = event.quiet and self.state in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
         catches_up = self.state is State.SOURCE and (self.status.get("policy") or {}).get("mode") == "sync"
         pace = POLL_S if catches_up or self.state in (State.COPY_SOURCE, State.COPY_TARGET) else IDLE_POLL_S
         return self.state, [*self._ping_if_due(now), *self._poll_if_due(now, pace)]
 
     def _ping(self, event: FrameIn, now: float) -> Step:
         self.peer_report = _report_in(event.frame)
-        return self.state, [] if self._quiet else [Send({"t": "pong", **self._report()})]
+        return self.state, [] if event.frame.get("quiet") else [Send({"t": "pong", **self._report()})]
 
     def _pong(self, event: FrameIn, now: float) -> Step:
         self.peer_report = _report_in(event.frame)
@@ -100,11 +100,12 @@ class Links(SessionBase):
 
 
 _REPORTED = {"seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list}
+_OF_THE_LINK = ("t", "quiet", "instance")
 
 
 def _report_in(frame: dict[str, Any]) -> dict[str, Any]:
     """Return what a PING or PONG reports. Raises ProtocolError for what would be no number, text or list later."""
-    report = {key: value for key, value in frame.items() if key != "t"}
+    report = {key: value for key, value in frame.items() if key not in _OF_THE_LINK}
     for key, kind in _REPORTED.items():
         if key in report and (not isinstance(report[key], kind) or isinstance(report[key], bool)):
             raise ProtocolError(f"the peer reports {report[key]!r} as its {key}")

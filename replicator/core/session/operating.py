@@ -95,6 +95,7 @@ class Operating(SessionBase):
             "node": self.node,
             "peer": self.peer,
             "linked": bool(self.link),
+            "rests": self._rests,
             "link_reason": self.link_reason,
             "contact_age_s": round(now - self.last_contact, 3) if self.last_contact else None,
             "split_wanted": self.split_wanted,

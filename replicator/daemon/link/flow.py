@@ -46,7 +46,10 @@ RATE_S = 1.0
 QUIET_BEAT_S = 2.0
 QUIET_S = 5.0
 """When nothing of the group has changed for so long, everything is looked at less often."""
-QUIET_LOOK_S = 2.0
+QUIET_LOOK_S = 3.0
+"""Longer than the heartbeats' pause, which end most sleeps."""
+REST_S = 30.0
+"""Both while another link carries the heartbeat."""
 LOOK_S = 0.2
 """A restarted target is noticed within this time."""
 ROOM_S = 0.005
@@ -76,6 +79,8 @@ class Flow:
         self._gather_until = 0.0
         self._gathers = False
         self._other_bytes = 0  # of frames that are no DATA
+        self.rests = False
+        """Another link carries the heartbeat."""
         self.peer_beat: tuple[int, int] | None = None
         self._remote = RemoteClock()
         self._seen: tuple[int, ...] = ()
@@ -160,6 +165,12 @@ class Flow:
             self.files.close()
             self.files = None
 
+    def rest(self, rests: bool) -> None:
+        """Beat and look rarely from now on, or as before."""
+        if self.rests and not rests:
+            self._next_beat = 0.0
+        self.rests = rests
+
     # -- work -----------------------------------------------------------------------------------------------------
 
     def work(self, now: float) -> bool:
@@ -211,7 +222,8 @@ class Flow:
         shipper.shrink()
         if self._beat_is_due(now) and not bundle.first.unsent:
             pace_s = u64[BEACON_PACE_MS] / 1000 or BEAT_S
-            self._next_beat = now + (QUIET_BEAT_S if pace_s >= BEAT_S and self.quiet(now) else pace_s)
+            lazy_s = REST_S if self.rests else QUIET_BEAT_S
+            self._next_beat = now + (lazy_s if pace_s >= BEAT_S and self.quiet(now) else pace_s)
             bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
@@ -370,7 +382,7 @@ class Flow:
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""
         shipper, receiver = self.shipper, self.receiver
-        look_s = QUIET_LOOK_S if self.quiet(now) else LOOK_S
+        look_s = LOOK_S if not self.quiet(now) else REST_S if self.rests else QUIET_LOOK_S
         if shipper is not None:
             due = self._gather_until if self._gathers else self._next_beat
             wait_s = shipper.bucket.wait_s(now) if shipper.behind else 0.0

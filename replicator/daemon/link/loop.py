@@ -51,13 +51,15 @@ from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.claims import Claims
 from replicator.daemon.link.connection import Connection, Lost
 from replicator.daemon.link.flow import FRAMES_A_ROUND, Flow
-from replicator.daemon.link.mailbox import Evicted, Incoming, Item, Knock, LookAgain, Mailbox, Query, Retune
+from replicator.daemon.link.mailbox import Evicted, Incoming, Item, Knock, LookAgain, Mailbox, Query, Retune, Stir
+from replicator.daemon.link.pulse import Pulse
 from replicator.daemon.link.shipper import Stopped
 from replicator.journal.page import Doorbell
 
 log = logging.getLogger("farstripe.link")
 
 MAX_SLEEP_S = 2.0
+REST_SLEEP_S = 30.0
 MIN_TICK_S = 0.02
 _ENDED = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -81,6 +83,8 @@ class Surroundings:
     """The thread ends because of an error nobody expected."""
     claims: Claims = field(default_factory=Claims)
     """Which session of the group may append to its journal."""
+    pulse: Pulse = field(default_factory=lambda: Pulse(""))
+    """The heartbeat that the links to the peer share."""
     acked: Callable[[], None] = lambda: None
     """The peer has acknowledged: whoever receives the group's records may have to pass it on."""
 
@@ -100,6 +104,8 @@ class PairLoop:
         """The connections of the present link."""
         self._link = 0
         self._last_rx = self._last_tick = 0.0
+        self._peer_instance = ""
+        """The peer's process at the other end of the link, once it has said so."""
         self._shared_policy: dict[str, Any] | None = None
         self._thread = threading.Thread(target=self._run, name=f"pair-{around.name}", daemon=True)
 
@@ -126,6 +132,11 @@ class PairLoop:
     def joined(self, conn: Connection) -> None:
         """Hand over one more authenticated connection of the present link; one of another link is closed."""
         self._box.put(Incoming(conn, more=True))
+
+    @property
+    def connected_now(self) -> bool:
+        """Whether a connection to the peer stands at this moment; asks without waking the thread."""
+        return self._bundle is not None
 
     def retune(self) -> None:
         """Take up changed transfer settings."""
@@ -188,14 +199,27 @@ class PairLoop:
         now = time.monotonic()  # a sync may have taken its time; what came meanwhile was read first
         deadline = self._next_tick()
         if deadline is not None and (now >= deadline or self._ticks_early(deadline, now)):
-            self._last_tick = now
-            self._feed(Tick(self._last_rx, self._flow.quiet(now)), now)
+            self._tick(now)
             deadline = self._next_tick()
         self._sleep(now, more, deadline)
 
     def _ticks_early(self, deadline: float, now: float) -> bool:
-        """Whether what is due soon is done now that we are awake."""
+        """Whether what is due soon is done now that we are awake; and the end of a rest is told at once."""
+        if self._flow.rests and not self._flow.quiet(now):
+            return True
         return now >= deadline - QUIET_SLACK_S and self._flow.quiet(now)
+
+    def _tick(self, now: float) -> None:
+        """Tell the session the time, and whether another link beats for this one."""
+        self._last_tick = now
+        flow, pulse, instance = self._flow, self._around.pulse, self._peer_instance
+        quiet = flow.quiet(now)
+        rests = quiet and flow.flows and bool(instance) and pulse.rests(self, instance, self._stir)
+        self._feed(Tick(self._last_rx, quiet, rests, pulse.heard(instance) if instance else 0.0), now)
+        flow.rest(self._session.rests)
+
+    def _stir(self) -> None:
+        self._box.put(Stir())
 
     def _next_tick(self) -> float | None:
         """When the session wants a Tick; at most every MIN_TICK_S, also while what it waits for is late."""
@@ -293,6 +317,7 @@ class PairLoop:
         kind = frame.get("t")
         if kind in ("ping", "pong"):
             self._flow.heard_of_tree(frame.get("tree_durable"))
+            self._note_instance(frame.get("instance"), now)
         if kind == "transfer":
             self._take_transfer(frame)
         elif kind != "policy":
@@ -303,6 +328,12 @@ class PairLoop:
                 raise ProtocolError("the peer sent a policy that is none")
             self._flow.receiver.durable_acks = policy.get("mode") == "sync" and policy.get("ack") == "durable"
             self._around.ask(AskTarget(0, "group.policy", policy))
+
+    def _note_instance(self, instance: object, now: float) -> None:
+        """The peer says which process is at the other end."""
+        if isinstance(instance, str) and instance:
+            self._peer_instance = instance
+            self._around.pulse.beat(instance, now)
 
     def _take_transfer(self, frame: dict[str, Any]) -> None:
         """The peer, which ships, states how: go by it, and keep it for when the roles change."""
@@ -342,13 +373,13 @@ class PairLoop:
         bundle, flow = self._bundle, self._flow
         timeout_s = 0.0
         if not more:
-            timeout_s = min(MAX_SLEEP_S, flow.next_work(now))
+            timeout_s = min(REST_SLEEP_S if flow.rests else MAX_SLEEP_S, flow.next_work(now))
             if deadline is not None and deadline - now < timeout_s:
                 timeout_s = max(0.0, deadline - now)
             if bundle is not None and not flow.may_sleep(bundle, now):
                 timeout_s = 0.0
         files = flow.files
-        bell = files.own_bell if files is not None and flow.shipper is not None else None
+        bell = files.own_bell if files is not None else None  # the target rings when it has records, and at its start
         found = self._watch(bundle, bell).poll(timeout_s * 1000 if timeout_s else 0)
         for fd, what in found:
             if fd == self._box.fileno():
@@ -393,6 +424,9 @@ class PairLoop:
             self._retune(now)
         elif isinstance(item, LookAgain):
             self._obey(self._session.look_again(now), now)
+        elif isinstance(item, Stir):
+            if self._bundle is not None:
+                self._tick(now)
         elif isinstance(item, Evicted):
             if self._around.claims.holder is self and self._bundle is not None:
                 self._lost(self._link, "another peer feeds this group now", now)
@@ -440,6 +474,8 @@ class PairLoop:
         for effect in effects:
             if not self._carry_out(effect, now) and isinstance(effect, ClaimJournal):
                 break  # what follows rests on it
+        if not self._flow.flows:
+            self._around.pulse.leave(self)
         claims = self._around.claims
         if claims.holder is self and not self._session.claims:
             claims.release(self)
@@ -490,7 +526,7 @@ class PairLoop:
         around, flow, bundle = self._around, self._flow, self._bundle
         if isinstance(effect, Send):
             if bundle is not None:
-                bundle.send(wire.control(effect.frame))
+                bundle.send(wire.control(self._named(effect.frame)))
         elif isinstance(effect, AskTarget):
             if effect.op == "group.status" and effect.args.get("settle"):
                 around.claims.look(self)  # what the answer says of the journal holds while nobody else appends to it
@@ -520,7 +556,14 @@ class PairLoop:
         else:
             self._box.answer(effect)
 
+    def _named(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """A heartbeat says from which process it comes."""
+        return {**frame, "instance": self._around.pulse.instance} if frame.get("t") == "ping" else frame
+
     def _drop_link(self, *, gently: bool) -> None:
         bundle, self._bundle = self._bundle, None
+        self._peer_instance = ""
+        self._flow.rest(False)
+        self._around.pulse.leave(self)
         if bundle is not None:
             bundle.close(gently=gently)

@@ -39,6 +39,10 @@ class LookAgain:
     """What a waiting pair waits for may have come: compare again."""
 
 
+class Stir:
+    """The link that carried the heartbeat of this one has ended."""
+
+
 class Evicted:
     """Another pair of the group claims its journal."""
 
@@ -50,7 +54,7 @@ class Query:
     future: Future[dict[str, Any]] = field(default_factory=Future)
 
 
-Item = Event | Incoming | Knock | LookAgain | Evicted | Retune | Query
+Item = Event | Incoming | Knock | LookAgain | Stir | Evicted | Retune | Query
 
 
 class Mailbox:

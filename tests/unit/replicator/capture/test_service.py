@@ -208,6 +208,30 @@ def test_a_restarted_primary_holds_its_writers_until_the_peer_was_reached(served
     result()
 
 
+def test_a_new_target_rings_for_a_replicator_that_rests(served: Served) -> None:
+    bell = served.bell(served.pair.a, 0)
+    assert not bell.wait(0)
+    served.a.start()
+    assert bell.wait(0)
+    served.a.stop()
+
+
+def test_the_keeper_of_an_idle_group_does_not_sync_the_pool_again_and_again(served: Served) -> None:
+    service, side = served.a, served.pair.a
+    service.write(0, 0, b"x" * 4096)
+    syncs: list[int] = []
+    sync = side.engine.pool_sync
+    side.engine.pool_sync = lambda: (syncs.append(1), sync())[1]  # type: ignore[func-returns-value]
+    for _ in range(10):
+        if service._checkpoint_is_due(time.monotonic() + 60):
+            service.checkpoint()
+    assert 1 <= len(syncs) <= 3, "one for what was written, one or two to see that nothing is left"
+    service.write(0, 0, b"y" * 4096)
+    assert service._checkpoint_is_due(time.monotonic() + 60)
+    service.look_after()
+    assert service._checkpoint_is_due(time.monotonic())
+
+
 def test_requests_that_wait_end_when_the_target_stops(served: Served) -> None:
     served.a.hold(60)
     parked = served.background(lambda: served.a.write(0, 0, b"\1" * 4096))

@@ -35,7 +35,7 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import COMMANDS, DEAD_S, HANDSHAKE_S, NotExpected, Session
-from replicator.core.session.base import tree_durable
+from replicator.core.session.base import REST_DEAD_S, REST_PING_S, tree_durable
 from replicator.core.transitions import TRANSITIONS, Input, State
 
 A, B = "aa" * 16, "bb" * 16
@@ -144,6 +144,8 @@ class Couple:
         self.a = Side("a", A, B, True, a or FakeTarget(0xAAAAAA, "primary", 10))
         self.b = Side("b", B, A, False, b or FakeTarget(0xBBBBBB, "secondary", 8))
         self.link = 0
+        self.swallows = False
+        """The wire loses every frame."""
         self.queue: list[tuple[Side, Event]] = []
 
     def peer_of(self, side: Side) -> Side:
@@ -168,7 +170,8 @@ class Couple:
             self.link += 1
             self.queue += [(side, LinkUp(self.link)), (self.peer_of(side), LinkUp(self.link))]
         elif isinstance(effect, Send):
-            self.queue.append((self.peer_of(side), FrameIn(self.link, effect.frame)))
+            if not self.swallows:
+                self.queue.append((self.peer_of(side), FrameIn(self.link, effect.frame)))
         elif isinstance(effect, CloseLink):
             self.queue.append((self.peer_of(side), LinkDown(self.link, "closed by the peer")))
         elif isinstance(effect, AskTarget):
@@ -401,6 +404,84 @@ def test_a_silent_peer_is_given_up_and_called_again_with_back_off():
     assert couple.a.session.state is State.DOWN
     assert StopShipping() in couple.a.effects
     assert couple.a.session.next_deadline() > couple.now
+
+
+def pings(side: Side) -> list[dict[str, Any]]:
+    return [effect.frame for effect in side.effects if isinstance(effect, Send) and effect.frame["t"] == "ping"]
+
+
+def resting() -> Couple:
+    """A running pair whose primary has left the heartbeat to another link, an hour ago."""
+    couple = Couple()
+    couple.connect()
+    for _ in range(int(3600 / REST_PING_S)):
+        couple.now += REST_PING_S
+        couple.give(couple.a, Tick(couple.now, quiet=True, rests=True, pulse=couple.now))
+        couple.give(couple.b, Tick(couple.now, quiet=True, rests=True, pulse=couple.now))
+    assert couple.states() == (State.SOURCE, State.TARGET) and couple.a.session.rests
+    couple.a.effects.clear()
+    couple.b.effects.clear()
+    return couple
+
+
+def test_a_link_that_rests_beats_rarely_and_lives_by_the_heartbeat_of_another():
+    couple = resting()
+    heard = couple.now
+    for _ in range(int(REST_PING_S) - 2):
+        couple.now += 1
+        couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=couple.now))
+    assert couple.a.session.state is State.SOURCE and couple.a.session.rests
+    assert pings(couple.a) == [] and couple.a.session.next_deadline() > couple.now
+
+
+def test_a_link_that_rests_is_given_up_when_even_its_own_rare_heartbeats_fail():
+    couple = resting()
+    heard = couple.now
+    couple.swallows = True
+    while couple.now < heard + REST_DEAD_S - 1:
+        couple.now += 1
+        couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=couple.now))
+        assert couple.a.session.state is State.SOURCE
+    couple.now += 1
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=couple.now))
+    assert couple.a.session.state is State.DOWN
+
+
+def test_when_the_heartbeat_fails_a_link_that_rests_asks_by_itself_before_it_is_given_up():
+    couple = resting()
+    heard = couple.now
+    couple.now += DEAD_S
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    assert not couple.a.session.rests and couple.a.session.state is State.SOURCE
+    assert [frame["quiet"] for frame in pings(couple.a)] == [False]
+    assert [e.frame["t"] for e in couple.b.effects if isinstance(e, Send)] == ["pong"], "the peer answers though quiet"
+
+
+def test_a_link_that_rests_and_gets_no_answer_either_is_given_up_soon():
+    couple = resting()
+    heard = couple.now
+    couple.now += DEAD_S
+    couple.swallows = True
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    couple.now += DEAD_S - 0.1
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    assert couple.a.session.state is State.SOURCE
+    couple.now += 0.1
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    assert couple.a.session.state is State.DOWN
+
+
+def test_what_happens_in_the_group_ends_the_rest_and_the_link_is_judged_by_itself_from_then_on():
+    couple = resting()
+    heard = couple.now
+    couple.now += 20
+    couple.swallows = True
+    couple.give(couple.a, Tick(heard, quiet=False, rests=False, pulse=couple.now))
+    assert couple.a.session.state is State.SOURCE, "the peer had no reason to speak here"
+    assert [frame["quiet"] for frame in pings(couple.a)] == [False]
+    couple.now += DEAD_S
+    couple.give(couple.a, Tick(heard, quiet=False, rests=False, pulse=couple.now))
+    assert couple.a.session.state is State.DOWN, "other links to the peer say nothing about this one"
 
 
 def test_a_handshake_that_stalls_is_given_up():
