@@ -17,6 +17,8 @@ PEERS_COST_LIMIT = 1.2
 """Three peers may cost the host so many times what one does."""
 IDLE_GROUPS, IDLE_LIMIT_PERCENT, IDLE_S = 100, 2.0, 20.0
 BUSY_GROUPS = 16
+BUSY_S = 5.0
+"""At least so long: sixteen load generators need a second to get going, on processors that the groups share."""
 STEADY_IOPS = 2000
 """Of the rate at which the cost of a write is measured: far from what saturates a machine that runs all nodes."""
 JOURNAL_BYTES = 64 << 20
@@ -132,7 +134,7 @@ def busy_groups(settings: Settings) -> Result:
             settle(space.path)
             with ThreadPoolExecutor(len(numbers)) as pool:
                 tasks = [
-                    pool.submit(fio, a.uri(f"v{number}"), load, settings.seconds, size, number + 1)
+                    pool.submit(fio, a.uri(f"v{number}"), load, max(settings.seconds, BUSY_S), size, number + 1)
                     for number in numbers
                 ]
                 return sum(task.result().iops for task in tasks)
