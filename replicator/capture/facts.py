@@ -50,6 +50,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
         "epoch": engine.epoch,
         "hist": [list(h) for h in state.hist] + [e for e in engine.pending_epochs if e[0] > engine.epoch],
+        "rewound": [list(line) for line in state.rewound if line[0]],
         "link_gen": state.link_gen,
         "journal": {
             "capacity": capacity,

@@ -137,7 +137,10 @@ class GroupState:
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
-    rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch}; inconsistent until done
+    rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch, dropped, pos}; inconsistent
+    # until done. dropped, pos: the line that is left, see epochs.Rewound; an older version had them not
+    rewound: list[list[Any]] = field(default_factory=list)  # [epoch, base, dropped, pos]: what takeovers at markers gave
+    # up in this history, see epochs.Rewound. epoch 0: this node has gone back and is not primary yet
     last_time_ns: int = 0  # no record before the last save has a later write time
     journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file

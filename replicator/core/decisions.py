@@ -53,8 +53,9 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
     "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
     # records of follow that lead's history lacks: none that hosts wrote; received from lead (through a relay: from the
-    # primary above it), which lost them itself; or written by hosts on follow or elsewhere, and acknowledged
-    "tail": ("empty", "received", "acknowledged"),
+    # primary above it), which lost them itself; given up with the line they are of, which the operator took back to a
+    # marker, and not written on follow; or written by hosts on follow or elsewhere, and acknowledged
+    "tail": ("empty", "received", "rewound", "acknowledged"),
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
     "follow": (
         "ok",
@@ -213,7 +214,7 @@ TABLE: tuple[Row, ...] = (
         "two histories, but no host wrote to the one that gives way",
         **_BOTH,
         relation="forked",
-        tail="empty|received",
+        tail="empty|received|rewound",
     ),
     _row(
         "unrelated",
@@ -426,11 +427,20 @@ TABLE: tuple[Row, ...] = (
         tail="empty",
     ),
     _row(
+        "diff-rewound",
+        Action.COPY,
+        "follow",
+        "a takeover at a marker took the history back; all that follow holds after the marker was given up with it",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="rewound",
+    ),
+    _row(
         "diff-discard",
         Action.COPY,
         "follow",
-        "a former primary, or a copy of one, holds acknowledged writes its successor never got, and the operator gave "
-        "them up",
+        "a former primary, or a copy of one, holds acknowledged writes its successor lacks, and the operator gave them "
+        "up",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
@@ -440,8 +450,7 @@ TABLE: tuple[Row, ...] = (
         "former-primary",
         Action.REFUSE,
         "",
-        "a former primary, or a copy of one, holds acknowledged writes its successor never got; nobody has said they "
-        "may go",
+        "a former primary, or a copy of one, holds acknowledged writes its successor lacks; nobody has said they may go",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",

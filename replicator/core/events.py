@@ -26,8 +26,8 @@ Control frames are msgpack maps with the key "t":
     verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
     attach     copy source    p, c, epoch, hist, masks {volume: bits}, full, volumes (as group.begin_copy or
-                              group.pin_copy returned them), copy_id, synced_after (the SYNCED that ends the copy
-                              has a higher seq)
+                              group.pin_copy returned them), rewound (the same; may be missing), copy_id,
+                              synced_after (the SYNCED that ends the copy has a higher seq)
     attached   copy target    copy_id
     copied     copy target    seq (applied and durable position that includes SYNCED)
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from replicator.core.decisions import Action, Facts, look_up
-from replicator.core.epochs import Comparison, Relation, common_position, compare, epochs_of_tail, tag_of
+from replicator.core.epochs import Comparison, Relation, common_position, compare, epochs_of_tail, gave_up, tag_of
 from replicator.core.hello import Hello
 
 __all__ = ["Action", "Decision", "Facts", "decide"]
@@ -215,8 +215,17 @@ def _tail(lead: Hello, follow: Hello, comparison: Comparison) -> str:
     if not comparison.y_tail or follow.last_write <= comparison.shared_upto:
         return "empty"
     tags = {tag_of(epoch) for epoch in epochs_of_tail(follow.hist, follow.pos, comparison.shared_upto)}
+    if _rewound(lead, follow) and follow.tag not in tags:
+        return "rewound"
     source = lead.tag if lead.role == "primary" or not lead.hist else tag_of(lead.hist[-1][0])
     return "received" if tags == {source} else "acknowledged"
+
+
+def _rewound(lead: Hello, follow: Hello) -> bool:
+    """All that follow holds beyond lead's line was given up when the operator took that line back to a marker."""
+    if lead.rewound is None or follow.rewound is None:
+        return False
+    return gave_up(lead.hist, lead.rewound, follow.hist, follow.pos)
 
 
 def _journal_covers(lead: Hello, follow: Hello) -> bool:

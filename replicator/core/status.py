@@ -131,7 +131,7 @@ TABLE: tuple[Word, ...] = (
         "bad",
         _refused("former-primary", "relay-lost-tail"),
         "{cause}",
-        "{follow} holds {lost} records its successor never received; they are kept until you say they may go",
+        "{follow} holds {lost} records its successor lacks; they are kept until you say they may go",
         "save what you need from it, then give them up",
         ("farstripe pair resync {pair} --discard {follow}",),
         operator=True,

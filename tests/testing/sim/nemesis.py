@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from replicator.capture.state import SECONDARY
 from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.replicator import Edge
 
@@ -117,6 +118,18 @@ class Nemesis:
             victim.die("node")
             w.clock.after(1.0 + rng.expovariate(0.5), w.start, victim)
         w.take_over(node, force=True)
+
+    def _do_marker_takeover(self, node: Node, rng: random.Random) -> None:
+        """Asked for by name only: a takeover some records back, of a node that is fed, mostly one that feeds others."""
+        w = self._world
+        relays = [up for up, _ in w.edges if up.target is not None and up.target.engine.state.role == SECONDARY]
+        if relays and rng.random() < 0.7:
+            node = rng.choice(relays)
+        if rng.random() < 0.7:
+            for victim in w.primaries:
+                victim.die("node")
+                w.clock.after(1.0 + rng.expovariate(0.5), w.start, victim)
+        w.take_over(node, force=True, marker=rng.choice((1, 3, 10, 40)))
 
     def _do_switchover(self, node: Node, rng: random.Random) -> None:
         w = self._world
