@@ -23,7 +23,7 @@ from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
 from replicator.core.hello import MAX_REWOUND
-from replicator.journal.beacons import publish
+from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, INCARNATION
 
 MOST_DROPPED: Final = 64
@@ -74,6 +74,7 @@ def rewind(
             engine.journal.reset(seq, epoch)
             engine.waiting, engine.pending_epochs = None, []
             engine.last_host_seq = min(engine.last_host_seq, seq)
+            engine.clock.note(look(engine.page.u64, ARRIVED_GEN).time_ns)  # what comes next is later than all of that
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             publish(engine.page.u64, BEACON_GEN, 0, 0)
             engine.commit(copy=OK, floor=seq, hist=hist, rewind=None, rewound=_with(state.rewound, hist, step))
