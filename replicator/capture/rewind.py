@@ -22,7 +22,7 @@ from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
-from replicator.core.hello import MAX_REWOUND
+from replicator.core.hello import MAX_REWOUND, NOT_YET
 from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, INCARNATION
 
@@ -59,7 +59,8 @@ def rewind(
                     volume_map = engine.bitmaps.maps[index]
                     volume_map.mark(engine.bitmaps.live, offset, min(length, volume_map.size - offset))
             engine.sync_pool()
-            engine.commit(copy=RESYNC, copy_id="", floor=0, rewind=step)
+            # NOT_YET: no SYNCED that a start finds in the journal again, over the images, may call this consistent
+            engine.commit(copy=RESYNC, copy_id="", copy_from_seq=NOT_YET, floor=0, rewind=step)
         if engine.preimages is not None:
             engine.preimages.rewound(seq)
         restore()

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from replicator.capture import edges, follower, roles
+from replicator.capture import copier, copies, edges, follower, roles
 from replicator.capture.rewind import rewind
-from replicator.capture.state import OK, SECONDARY
+from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core import handshake
 from replicator.core.handshake import Action
 from replicator.core.hello import Hello
@@ -153,6 +153,33 @@ def test_a_crash_between_going_back_and_taking_over_forgets_nothing(when: str):
     edges.set_link(b.engine, b.edge(tree.sides["c"]), False)
     tree.settle()
     assert tree.sides["c"].image() == b.image() == instant[2]
+
+
+def test_a_start_in_the_middle_of_going_back_calls_nothing_consistent():
+    """The journal still holds the end of somebody's copy, which is passed again over the images of the marker."""
+    rng = random.Random(7)
+    tree = running_tree("abc", {"b": "a", "c": "b"})
+    instant = mark(tree)
+    b = tree.sides["b"]
+    tree.lines["b"].connect()
+    copies.extend_copy(tree.top.engine, "another", None)
+    while tree.top.engine.state.copying:
+        copier.copy_some(tree.top.engine, 1 << 20)
+    write_some(tree, rng, 6)
+    tree.lines["b"].step()
+    b.engine.journal.reset = _dies  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="the disk is gone"):
+        go_back(b, *instant)
+    b.power_cut("keep")
+    b.start()
+    follower.apply_all(b.engine)
+    assert b.engine.state.copy == RESYNC
+    go_back(b, *instant)
+    assert b.engine.state.copy == OK and b.image() == instant[2]
+
+
+def _dies(seq: int, epoch: int) -> None:
+    raise OSError("the disk is gone")
 
 
 def test_a_node_that_went_back_and_follows_again_has_given_nothing_up():
