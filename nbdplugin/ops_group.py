@@ -109,6 +109,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             arguments.text(args, "group"),
             arguments.path(args, "path") if args.get("path") else None,
             _journal_bytes(args, "size"),
+            arguments.flag(args, "force"),
         ),
         "group.add_volume": lambda args: listchange.add(
             *hosts, arguments.text(args, "group"), arguments.text(args, "volume")

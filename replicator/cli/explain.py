@@ -23,6 +23,8 @@ _PLACES = {
     "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
     "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
+    "holds": "whether they hold all that was answered is said", "without": "give the group a new one, as is said",
+    "force": " [--force]",
 }  # fmt: skip
 
 _ACTIONS = {

@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 
 class Word(NamedTuple):
     """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {cause}, {lost},
-    {follow}."""
+    {follow}, {holds}, {without}, {force}."""
 
     word: str
     level: str  # "ok" | "busy" | "warn" | "bad"
@@ -66,6 +66,16 @@ TABLE: tuple[Word, ...] = (
         "no volume of this node is served, and a copy here is not applied",
         "start it; the journal carries on from where it was",
         ("farstripe node start", "farstripe events"),
+    ),
+    Word(
+        "UNREADABLE",
+        "bad",
+        lambda s, f: bool(s.get("unread_journal")),
+        "the journal of this node could not be read when it started: {reason}",
+        "no write is taken here, and nothing shipped or received; the volumes can be read: {holds}",
+        "make the journal readable (mount its disk) and restart this node; if it is gone for good: {without}",
+        ("farstripe group journal replace {group}{force}", "farstripe takeover {group}  (on {peer})"),
+        operator=True,
     ),
     Word(
         "FAILED",
@@ -389,7 +399,24 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
+        **_without_journal(status.get("unread_journal") or {}, str(peer or "the peer")),
     }
+
+
+def _without_journal(unread: Facts, peer: str) -> dict[str, str]:
+    """What is known of a group that was not opened for its journal: {role, intact}."""
+    if unread.get("intact"):
+        holds = "they hold every write that was answered"
+        return {"holds": holds, "without": "give the group a new one; copies then follow by difference", "force": ""}
+    if unread.get("role") == "secondary":
+        holds = "a copy was under way, they hold no consistent image"
+        return {"holds": holds, "without": "give the group a new one; the copy begins anew", "force": " --force"}
+    holds = "they may lack writes that were answered and flushed, which were in the journal"
+    without = (
+        f"take over on {peer}, if its copy is complete; then, or if there is no copy, give the group a new journal by "
+        "force, and every block is copied"
+    )
+    return {"holds": holds, "without": without, "force": " --force"}
 
 
 def _waits(policy: Facts) -> str:

@@ -32,6 +32,9 @@ def refused(label: str) -> dict[str, Any]:
         ("REPLICATOR-DOWN", STATUS, None),
         ("UNPAIRED", {**STATUS, "mode": "none"}, None),
         ("FAILED", {**STATUS, "failed": "disk x"}, FACTS),
+        ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": True}}, FACTS),
+        ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": False}}, None),
+        ("FAILED", {"name": "g", "failed": "no state", "unread_journal": None}, FACTS),
         ("NO-JOURNAL", {**STATUS, "mode": "bitmap", "journal": {"error": "disk x"}}, FACTS),
         ("STOPPED", STATUS, {**FACTS, "session": "stopped"}),
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
@@ -160,3 +163,14 @@ def test_why_an_older_link_ended_is_no_reason_while_one_is_up():
     status = {**STATUS, **SYNC, "degraded": True}
     shown = describe(status, {**FACTS, "session": "source", "linked": True, "link_reason": "cable"})
     assert shown["word"] == "DEGRADED" and "cable" not in shown["why"]
+
+
+def test_a_journal_that_could_not_be_read_is_given_up_by_force_only_where_it_may_be_needed():
+    told = {
+        intact: describe({"name": "g", "failed": "gone", "unread_journal": {"role": "primary", "intact": intact}}, FACTS)
+        for intact in (True, False)
+    }
+    assert told[True]["commands"][0] == "farstripe group journal replace g"
+    assert "every write that was answered" in told[True]["means"]
+    assert told[False]["commands"][0] == "farstripe group journal replace g --force"
+    assert "take over on" in told[False]["then"] and "gone" in told[False]["why"]
