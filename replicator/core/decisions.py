@@ -486,6 +486,16 @@ TABLE: tuple[Row, ...] = (
 )
 
 
+def resolves(label: str, *, primaries: int = 1) -> str:
+    """Whose writes have to be given up for a pair that was refused with `label` to go on: "follow", "either" for one of
+    the two, "" when that is not what it takes. primaries: how many of the two nodes are primary."""
+    if label in ("former-primary", "relay-lost-tail", "lost-tail-conflict"):
+        return "follow"
+    if label == "unrelated":
+        return "either" if primaries == 2 else "follow"
+    return "either" if label in ("split-brain", "two-trees") else ""
+
+
 def matches(row: Row, facts: Facts) -> bool:
     """True when every fact has a value the row allows."""
     return all(want == "*" or have in want.split("|") for want, have in zip(row.when, facts, strict=True))

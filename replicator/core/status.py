@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from replicator.core.rpo import FLOWING
+from replicator.core.takeover import lost_text
 
 Facts = dict[str, Any]
 
 
 class Word(NamedTuple):
     """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {cause}, {lost},
-    {follow}, {holds}, {without}, {force}."""
+    {follow}, {holds}, {without}, {force}, {refused}, {refused_on}, {instead}, {plan}; a command that is empty is left out."""
 
     word: str
     level: str  # "ok" | "busy" | "warn" | "bad"
@@ -203,6 +204,18 @@ TABLE: tuple[Word, ...] = (
         operator=True,
     ),
     Word(
+        "SOURCE-REFUSED",
+        "bad",
+        lambda s, f: (
+            _label(f) == "no-primary" and f.get("session") == "waiting" and bool(f.get("refused_beside"))
+        ),
+        "{refused}",
+        "nothing is shipped on this edge; the copy stays at its last consistent instant",
+        "clear that pair; this one goes on by itself then",
+        ("farstripe explain {group}{refused_on}",),
+        operator=True,
+    ),
+    Word(
         "NO-PRIMARY",
         "bad",
         lambda s, f: _label(f) == "no-primary" and f.get("session") == "waiting",
@@ -315,8 +328,8 @@ TABLE: tuple[Word, ...] = (
         lambda s, f: True,
         "no link to {peer}: {reason}",
         "the primary journals what it writes; the copy stays at its last consistent instant",
-        "repair the link or the peer; the pair resumes by itself",
-        ("farstripe peer list", "farstripe events"),
+        "repair the link or the peer; the pair resumes by itself{instead}",
+        ("farstripe peer list", "farstripe events", "{plan}"),
     ),
 )
 
@@ -336,7 +349,7 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
         "why": row.why.format(**texts),
         "means": row.means.format(**texts),
         "then": row.then.format(**texts),
-        "commands": [command.format(**texts) for command in row.commands],
+        "commands": [told for command in row.commands if (told := command.format(**texts))],
         "operator": row.operator,
     }
 
@@ -399,8 +412,27 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
+        **_takeover(status, facts, group, str(peer or "the peer")),
+        **_refused_beside(facts.get("refused_beside") or {}),
         **_without_journal(status.get("unread_journal") or {}, str(peer or "the peer")),
     }
+
+
+def _takeover(status: Facts, facts: Facts, group: str, peer: str) -> dict[str, str]:
+    """What is said of a takeover by a copy that hears nothing of the peer that feeds it."""
+    fed = status.get("role") == "secondary" and status.get("upstream") in ("", None, facts.get("peer"))
+    if not fed or status.get("state") != "ok":
+        return {"instead": "", "plan": ""}
+    instead = f". If {peer} is lost, or away for too long, this node can take over: {lost_text(status, facts)}"
+    return {"instead": instead, "plan": f"farstripe takeover {group} --plan"}
+
+
+def _refused_beside(other: Facts) -> dict[str, str]:
+    """What is said of another pair of the group that is refused: {node, here, with, cause}."""
+    node, here = str(other.get("node", "the peer")), bool(other.get("here"))
+    who = "this node" if here else f"{node}, which would feed this node,"
+    text = f"{who} and {other.get('with', 'another one')} do not go together: {other.get('cause', 'no cause known')}"
+    return {"refused": text, "refused_on": "" if here else f"  (on {node})"}
 
 
 def _without_journal(unread: Facts, peer: str) -> dict[str, str]:

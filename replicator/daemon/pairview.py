@@ -9,6 +9,7 @@ lag           records the peer has not received (None: not known)
 lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
+stands_at     seq of the marker at which the copy of this edge stands until it is resumed; None when it does not
 todo_bytes    left of a copy
 rpo           what would be lost with the primary (core/rpo.py), as known here
 budget        {limits, exceeded, since_s, reasons}, None for a pair without one
@@ -143,6 +144,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "lag_applied": _lag_applied(known, facts),
         "lag_bytes": _lag_bytes(known, facts),
         "lag_s": _lag_s(known, facts),
+        "stands_at": _stands_at(known, facts),
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
@@ -178,6 +180,11 @@ def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
     found["connections_open"] = found.pop("connections", 0)
     plain, wire = found.get("plain_bytes") or 0, found.get("wire_bytes") or 0
     return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
+
+
+def _stands_at(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
+    own = status.get("limit_seq") if status.get("role") == "secondary" and not words.feeds(status, facts) else 0
+    return own or facts.get("peer_stands") or None
 
 
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:

@@ -99,6 +99,32 @@ def test_after_a_takeover_at_a_marker_in_the_middle_the_node_below_follows_by_it
     tree.assert_images_equal()
 
 
+def test_a_node_below_a_refused_one_is_told_by_whom_and_why(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (a, c)])
+    wait_until(lambda: "no records for C until A" in json.dumps(b.json("status")), "B has not heard what C is called")
+    b.kill()
+    c.kill()
+    a.writer("data").pwrite(b"x" * BLOCK, 0)
+    a.kill()
+    c.start()
+    b.start()
+    said = b.farstripe("explain", GROUP)
+    assert "this node can take over: " in said and f"farstripe takeover {GROUP} --plan" in said
+    b.farstripe("takeover", GROUP, "--yes")
+    a.start()
+    wait_until(lambda: "SUPERSEDED" in b.farstripe("status"), tree.situation)
+    wait_until(lambda: "SOURCE-REFUSED" in c.farstripe("status"), tree.situation)
+    assert "A, which would feed this node, and B do not go together" in c.farstripe("explain", GROUP)
+    unnamed = b.farstripe("pair", "resync", GROUP, "A", expect=Refused.exit_code)
+    wrong = b.farstripe("pair", "resync", GROUP, "A", "--discard", "B", "--yes", expect=Refused.exit_code)
+    for said in (unnamed, wrong):
+        assert "A holds" in said and f"farstripe pair resync {GROUP} A --discard A" in said
+    b.farstripe("pair", "resync", GROUP, "A", "--discard", "A", "--yes")
+    tree.primary = b
+    tree.assert_images_equal()
+
+
 def test_two_copies_of_one_primary_and_a_switchover_to_one_of_them(nodes: list[Node]) -> None:
     a, b, c = nodes
     tree = Tree.grow(a, VOLUMES, [(a, b), (a, c)])

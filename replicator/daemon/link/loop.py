@@ -46,6 +46,7 @@ from replicator.core.events import (
 )
 from replicator.core.session import QUIET_SLACK_S, NotExpected, Session
 from replicator.core.transfer import Transfer, from_map
+from replicator.core.transitions import State
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.claims import Claims
@@ -81,6 +82,8 @@ class Surroundings:
     """The thread ends because of an error nobody expected."""
     claims: Claims = field(default_factory=Claims)
     """Which session of the group may append to its journal."""
+    beside: Callable[[], dict[str, Any]] = dict
+    """What is known besides; see SessionBase.beside."""
     acked: Callable[[], None] = lambda: None
     """The peer has acknowledged: whoever receives the group's records may have to pass it on."""
 
@@ -159,6 +162,14 @@ class PairLoop:
         """Return Session.facts() and what the data path knows: bytes and records moved, the peer's last beat."""
         return self._box.query(timeout_s)
 
+    @property
+    def refused(self) -> tuple[str, str] | None:
+        """Label and cause of the decision that refused this pair, None while it is not refused."""
+        decision = self._session.decision
+        if self._session.state is not State.REFUSED or decision is None:
+            return None
+        return decision.label, decision.cause
+
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -189,6 +200,7 @@ class PairLoop:
         deadline = self._next_tick()
         if deadline is not None and (now >= deadline or self._ticks_early(deadline, now)):
             self._last_tick = now
+            self._session.beside = self._around.beside()
             self._feed(Tick(self._last_rx, self._flow.quiet(now)), now)
         self._sleep(now, more)
 

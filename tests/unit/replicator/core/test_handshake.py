@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, combinations, look_up, matches
+from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, combinations, look_up, matches, resolves
 from replicator.core.epochs import Rewound, make_epoch
 from replicator.core.handshake import decide
 from replicator.core.hello import NOT_YET, VERSION, Hello
@@ -197,6 +197,20 @@ STORIES = [
 def test_each_cause_finds_its_row_from_either_side(label: str, one: Hello, other: Hello):
     assert decide(one, other).label == label
     assert decide(other, one) == decide(one, other)
+
+
+@pytest.mark.parametrize(("label", "one", "other"), STORIES, ids=[f"{n}-{s[0]}" for n, s in enumerate(STORIES)])
+def test_what_is_said_to_resolve_a_refusal_does(label: str, one: Hello, other: Hello):
+    decision = decide(one, other)
+    wanted = resolves(label, primaries=[one.role, other.role].count("primary"))
+    if decision.action is not Action.REFUSE or one.discard:
+        return
+    for node in (decision.lead, decision.follow):
+        named = one._replace(discard=node), other._replace(discard=node)
+        helps = decide(*named).action is not Action.REFUSE
+        follow = one if one.node == decision.follow else other
+        joins = label == "former-primary" and follow.upstream not in ("", decision.lead) and follow.state == "ok"
+        assert helps == (wanted == "either" or (wanted == "follow" and (node == decision.follow or joins))), node
 
 
 def test_every_row_is_reached_by_a_story_except_the_defensive_one():
