@@ -109,6 +109,15 @@ def pending(engine: GroupEngine) -> Pending:
     return Pending(seq, time_ns, epochs, host_seq)
 
 
+def answered_beyond(engine: GroupEngine, bound_ns: int) -> int:
+    """How many host writes this secondary of a synchronous pair holds that are later than `bound_ns`: their hosts may have
+    been told that they are stored here. 0 where the pair is asynchronous. Raises IntegrityError."""
+    state = engine.state
+    if state.role != SECONDARY or state.policy_of(state.edge_of(state.upstream))["mode"] != "sync":
+        return 0
+    return sum(1 for header in _held_back(engine) if header.kind <= Kind.TRIM and header.write_time > bound_ns)
+
+
 def mark_pending(engine: GroupEngine) -> None:
     """Mark the blocks of what was received and not applied in every live bitmap: before a copy all of it will be
     applied.
