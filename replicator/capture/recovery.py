@@ -143,7 +143,7 @@ def open_engine(
         if state.role == SECONDARY:
             if state.attaching is not None and not give_up_journal:
                 raise _unreadable(parts, state, why, trusted=trusted) from exc
-            return _open_damaged(parts, state, state_file, why, page[APPLIED_SEQ] if trusted else 0)
+            return _open_damaged(parts, state, state_file, why, trusted=trusted)
         if state.mode == JOURNAL:
             if not give_up_journal:
                 raise _unreadable(parts, state, why, trusted=trusted) from exc
@@ -252,14 +252,21 @@ def _last_known(state: GroupState) -> int:
     return max(0, state.seq_limit, state.synced_seq, *bases, *state.bitmaps.values(), *edges, *listed)
 
 
-def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: str, applied: int) -> GroupEngine:
+def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: str, *, trusted: bool) -> GroupEngine:
     """Open a secondary whose journal is lost or damaged: it can be read, and takes nothing until it has a new journal.
 
-    applied: the last record its pool holds, 0 when that is not known. Some that follow may be there in part, so it
-    counts as inconsistent until what changed since then has been copied. Durable: that.
+    After a kill it is known what its pool holds: every record up to the applied one, and of those that it had received
+    some in part. When these have been applied again it is consistent (`torn_to`); a record that is applied twice does
+    no harm. Else it is inconsistent until what changed has been copied. Durable: that, and after a kill the pool, which
+    no journal can make good any more.
     """
+    page = parts.page
+    applied, head = (page[APPLIED_SEQ], page[HEAD_SEQ]) if trusted else (0, 0)
+    exact = trusted and not state.sealed and state.attaching is None and _of_one_epoch(state, page, applied)
     if state.copy == OK:
-        state.copy, state.floor = RESYNC, applied
+        state.copy, state.floor, state.torn_to = RESYNC, applied, head if exact else 0
+    elif not exact:
+        state.torn_to = 0
     state.copy_id, state.copy_from_seq, state.attaching = "", NEVER, None
     state.journal_error, state.sealed = why, False
     state.clean, state.boot = False, parts.boot
@@ -267,11 +274,19 @@ def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: s
     pos = max([applied, *(base for _, base in state.hist)])  # a position is behind the beginning of its epoch
     engine.journal.start_empty(pos, engine.epoch)
     engine.last_host_seq = pos
-    parts.page[INCARNATION] += 1
+    if exact:
+        engine.sync_pool()
+    page[INCARNATION] += 1
     _all_asleep(engine)
     engine.save()
     engine.refresh()
     return engine
+
+
+def _of_one_epoch(state: GroupState, page: Page, applied: int) -> bool:
+    """All that was received and not applied is of the epoch of what was applied, and changes no volumes."""
+    listed = state.listed_at[1] if state.listed_at else 0
+    return bool(state.hist) and page[EPOCH] == state.hist[-1][0] and listed <= applied and state.hist[-1][1] <= applied
 
 
 def _all_asleep(engine: GroupEngine) -> None:

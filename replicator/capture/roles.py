@@ -238,7 +238,7 @@ def _attach(
         state.attaching = step
         below = [e for e in state.edges if e is not edge]
         fed = {e.slot: e.without_peer() for e in below} | {edge.slot: edges.fed_by()}
-        engine.commit(fed, upstream=edge.peer, rewind=None, **listed)
+        engine.commit(fed, upstream=edge.peer, rewind=None, torn_to=0, **listed)
         edges.note_dropped(engine, below)
         finish_attach(engine)
         return {"p": step["p"]}

@@ -133,6 +133,8 @@ class GroupState:
     copy_id: str = ""  # on the copy: names the copy under way, "" when it cannot be completed
     copy_from_seq: int = 0  # on the copy: only a SYNCED record with a higher seq completes it
     copy_epoch: int = 0  # and of this epoch; 0 for a copy from the primary itself, whose records begin beyond it
+    torn_to: int = 0  # on a copy that lost its journal: records after its position, up to this one, may be in the pool in
+    # part. It is inconsistent until all of them were applied again; 0 for none
     unclean: bool = False  # power was lost as primary: blocks may hold writes whose records are gone
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out

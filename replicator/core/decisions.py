@@ -60,8 +60,10 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "follow": (
         "ok",
         "resumable",
+        "torn",
         "resync",
-    ),  # copy complete; copy under way and still known to lead; under way, unknown
+    ),  # copy complete; copy under way and still known to lead; complete but for records it held and lost with its
+    # journal, some of which may be in its volumes in part, and which lead has; under way, unknown
     "journal": ("covers", "lost"),  # lead's journal holds every record after follow's position
     # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or
     # lead began a copy that follow never adopted)
@@ -316,13 +318,24 @@ TABLE: tuple[Row, ...] = (
         image="exact",
     ),
     _row(
+        "resend-lost-journal",
+        Action.RESUME,
+        "follow",
+        "follow lost its journal with records that it had received; they are sent again",
+        **_SOURCE,
+        relation="same|behind",
+        follow="torn",
+        journal="covers",
+        image="exact",
+    ),
+    _row(
         "redo-resync-journal-lost",
         Action.COPY,
         "follow",
-        "a copy was under way and the journal no longer reaches back to where it stopped",
+        "a copy was under way, or records were lost with a journal, and lead's no longer reaches back to there",
         **_SOURCE,
         relation="same|behind",
-        follow="resumable",
+        follow="resumable|torn",
         journal="lost",
         image="exact",
     ),
@@ -333,7 +346,7 @@ TABLE: tuple[Row, ...] = (
         "a copy was under way when a side lost power",
         **_SOURCE,
         relation="same|behind",
-        follow="resumable",
+        follow="resumable|torn",
         image="unclean",
     ),
     _row(
@@ -365,7 +378,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="resumable|resync",
+        follow="resumable|torn|resync",
     ),
     _row(
         "primary-lost-tail",

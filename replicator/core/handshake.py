@@ -156,7 +156,8 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
         primaries = "given-up"
     named = _named(lead, follow)
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
-    copy = "ok" if follow.state != "resync" else "resumable" if resumable else "resync"
+    torn = "torn" if _torn(lead, follow) else "resync"
+    copy = "ok" if follow.state != "resync" else "resumable" if resumable else torn
     return Facts(
         compat=_compat(lead, follow, comparison),
         split="yes" if lead.split or follow.split else "no",
@@ -171,6 +172,13 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
         sync="yes" if lead.sync or follow.sync else "no",
         own="yes" if lead.last_write > comparison.shared_upto else "no",
     )
+
+
+def _torn(lead: Hello, follow: Hello) -> bool:
+    """Follow lacks nothing but records it once held, and they are the ones that lead has."""
+    if lead.torn is None or not follow.torn or lead.state == "resync":
+        return False
+    return compare(lead.hist, lead.pos, follow.hist, follow.torn).relation in (Relation.SAME, Relation.BEHIND)
 
 
 def _copy_not_adopted(lead: Hello, follow: Hello) -> bool:

@@ -57,6 +57,7 @@ class Hello(NamedTuple):
     upstream: str  # of a secondary: node that feeds it, "" for none
     listed: int = 0  # the seq at which the group has these volumes (secondary: applied)
     changed: int = 0  # seq of the last change of the volumes, 0 when the history has none
+    torn: int | None = None  # in state "resync": only records after pos, up to this one, are missing; 0: no. None: not told
     rewound: tuple[Rewound, ...] | None = None  # what takeovers at markers gave up in this history; None: not told
 
     @property
@@ -104,6 +105,7 @@ def from_status(
         upstream=str(status.get("upstream") or "") if status["role"] == "secondary" else "",
         listed=int(status.get("applied", pos)),
         changed=int(status.get("listed_seq", 0)),
+        torn=int(status.get("torn") or 0),
         rewound=rewound_from(status.get("rewound") or ()),
     )
 
@@ -182,6 +184,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             upstream=str(frame["upstream"])[:32],
             listed=_u64(frame["listed"]),
             changed=_u64(frame["changed"]),
+            torn=None if frame.get("torn") is None else _u64(frame["torn"]),
             rewound=None if frame.get("rewound") is None else rewound_from(frame["rewound"]),
         )
         check_hist(hello.hist)

@@ -132,6 +132,15 @@ STORIES = [
     ("redo-resync-journal-lost", side(copy_id="c1", journal=None), follower(state="resync", copy_id="c1", floor=2)),
     ("redo-resync-unclean", side(copy_id="c1", unclean=True), follower(state="resync", copy_id="c1", floor=2)),
     ("redo-resync", side(), follower(state="resync", copy_id="c1", floor=2)),
+    ("resend-lost-journal", side(torn=0), follower(state="resync", torn=10)),
+    ("resend-lost-journal", RELAY._replace(torn=0), BELOW._replace(state="resync", torn=9)),
+    ("redo-resync", side(torn=0), follower(state="resync", torn=11)),
+    ("redo-resync", side(), follower(state="resync", torn=10)),
+    ("redo-resync", side(torn=0), follower(state="resync", torn=None)),
+    ("redo-resync", side(torn=0, pos=12, hist=((E1A, 0), (E2A, 9))), follower(state="resync", torn=10)),
+    ("redo-resync-journal-lost", side(torn=0, journal=(10, 10)), follower(state="resync", torn=10)),
+    ("redo-resync-unclean", side(torn=0, unclean=True), follower(state="resync", torn=10)),
+    ("source-incomplete", RELAY._replace(state="resync", torn=12), BELOW._replace(state="resync", torn=9)),
     ("diff-source-lost-power", side(pos=7), follower(pos=9)),
     ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7))), follower(pos=9)),
     ("redo-source-lost-power", side(pos=7, sync=True), follower(pos=9, state="resync", copy_id="c1", floor=2)),
@@ -304,7 +313,7 @@ def _random_side(rng: random.Random, node: str) -> Hello:
         starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
         discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
-        rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
+        torn=rng.choice((None, 0, 4, 9)), rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
     )  # fmt: skip
 
 
