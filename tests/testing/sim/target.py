@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, edges, follower, journalloss, recovery, service
+from replicator.capture import copier, edges, follower, journalloss, recovery, retention, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.rewind import rewind
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
@@ -152,6 +152,7 @@ class Target:
                 svc._full.go_over()
             elif engine.state.journal_error and rng.random() < 0.2:
                 self._replace_journal()
+            retention.note_marks(engine)
             if engine.state.mode == JOURNAL:
                 for peer in svc._relay_watch.look(self.clock.now):
                     self.node.note(f"degraded towards {self.node.world.by_id[peer].name}")

@@ -74,6 +74,7 @@ class Options:
     """Of each node after the first: which one feeds it at first."""
     edge_modes: tuple[str, ...] = ()
     """Of each of these edges; `mode` where there is none."""
+    retain: str = "durable"
 
     @classmethod
     def draw_tree(cls, rng: random.Random) -> Options:
@@ -233,7 +234,7 @@ class World:
         o = self.options
         policy = {
             "mode": o.mode, "ack": o.ack, "on_loss": o.on_loss, "on_full": o.on_full,
-            "loss_timeout_s": o.loss_timeout_s, "full_timeout_s": o.full_timeout_s,
+            "loss_timeout_s": o.loss_timeout_s, "full_timeout_s": o.full_timeout_s, "retain": o.retain,
         }  # fmt: skip
         top = self.nodes[0]
         top.make(GROUP, PRIMARY, Policy(**policy))
