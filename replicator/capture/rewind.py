@@ -16,18 +16,16 @@ done again from the start, which gives the same, for the snapshots stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
-from replicator.core.hello import MAX_REWOUND, NOT_YET
+from replicator.core.hello import MAX_DROPPED, MAX_REWOUND, NOT_YET
 from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, INCARNATION
 
-MOST_DROPPED: Final = 64
-"""A line with more epochs than this is not named: whoever holds it is then asked for it, as always before."""
 
 
 def rewind(
@@ -98,5 +96,5 @@ def _with(rewound: Sequence[list[Any]], hist: Sequence[Sequence[int]], step: Map
     kept = {entry[0] for entry in hist}
     earlier = [line for line in rewound if line[0] in kept]
     line = [0, step["seq"], step.get("dropped"), step.get("pos")]
-    known = line[2] is not None and len(line[2]) <= MOST_DROPPED
+    known = line[2] is not None and len(line[2]) <= MAX_DROPPED
     return [*earlier, *([line] if known else [])][-MAX_REWOUND:]

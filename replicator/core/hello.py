@@ -22,8 +22,9 @@ from replicator.core.errors import ProtocolError
 VERSION = 2
 """2: `upstream`, so that a secondary can be a source of others; `discard_epoch`; when volumes were added."""
 NOT_YET = (1 << 64) - 1
-MAX_REWOUND = 16
-"""A HELLO names the lines of so many takeovers at markers at most."""
+MAX_REWOUND = MAX_DROPPED = 8
+"""The lines of so many takeovers at markers are named at most, none with more epochs than that: all of it has to fit into
+a group's state. Whoever holds another line is asked for it."""
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
 
@@ -116,6 +117,8 @@ def rewound_from(lines: Any) -> tuple[Rewound, ...]:
         raise ValueError(f"{len(lines)} lines that were cut are more than {MAX_REWOUND}")
     found = []
     for epoch, base, dropped, pos in lines:
+        if len(dropped) > MAX_DROPPED:
+            raise ValueError(f"{len(dropped)} epochs of a line that was cut are more than {MAX_DROPPED}")
         cut = Rewound(_u64(epoch), _u64(base), tuple((_u64(e), _u64(b)) for e, b in dropped), _u64(pos))
         check_hist(cut.dropped)
         found.append(cut)
