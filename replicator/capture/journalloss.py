@@ -17,8 +17,8 @@ On a secondary the group fails: nothing more is received, the pool keeps the pre
 `replace` gives the group a new journal, which mends nothing else: a group that failed because pool or state could not
 be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
-journal still reaches back, else a resync by difference follows. One that was killed and found its journal gone may hold some
-of these records in part: it is inconsistent until they have come again (recovery.py).
+journal still reaches back, else a resync by difference follows. One that was killed and found its journal gone may hold
+some of these records in part: it is inconsistent until they have come again (recovery.py).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             engine.waiting, engine.pending_epochs = None, []
             engine.last_host_seq = min(engine.last_host_seq, pos)
         kept = state.downstream if state.role == SECONDARY else []
-        # What a peer below holds of the lost records it need not get again: the new journal is kept for it from here on.
+        # What a peer below holds of the lost records it need not get again: the new journal is kept for it from here.
         whole = state.role == SECONDARY and state.copy == RESYNC and 0 < state.torn_to <= pos
         mended = {"copy": OK, "floor": pos, "torn_to": 0} if whole else {}
         edges = {e.slot: e.without_peer() | {"dropped": e.dropped} for e in kept}

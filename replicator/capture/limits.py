@@ -110,8 +110,8 @@ def pending(engine: GroupEngine) -> Pending:
 
 
 def answered_beyond(engine: GroupEngine, bound_ns: int) -> int:
-    """How many host writes this secondary of a synchronous pair holds that are later than `bound_ns`: their hosts may have
-    been told that they are stored here. 0 where the pair is asynchronous. Raises IntegrityError."""
+    """How many host writes this secondary of a synchronous pair holds that are later than `bound_ns`: their hosts may
+    have been told that they are stored here. 0 where the pair is asynchronous. Raises IntegrityError."""
     state = engine.state
     if state.role != SECONDARY or state.policy_of(state.edge_of(state.upstream))["mode"] != "sync":
         return 0

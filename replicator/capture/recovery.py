@@ -12,12 +12,12 @@ After redo the pool of a primary equals the fold of its journal, except for what
 A group that had failed on a sync writes journal and bitmaps again before it relies on them: the kernel takes pages for
 clean whose write-back failed, so a later sync would succeed without having written them.
 
-A primary whose journal cannot be read is not opened: it may be a disk that is not mounted, and what was flushed before a
-power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for good.
+A primary whose journal cannot be read is not opened: it may be a disk that is not mounted, and what was flushed before
+a power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for good.
 Then differences are counted, durably, before anything else happens (_open_without_journal). What the pool holds is
 
-    all that was answered   if it was killed in this boot, or stopped in order: every answered write had reached the pool.
-                            The bitmaps know all of it, so peers follow by difference
+    all that was answered   if it was killed in this boot, or stopped in order: every answered write had reached the
+                            pool. The bitmaps know all of it, so peers follow by difference
     not known               else. The bitmaps are void and every block is copied to every peer; it is unclean, and the
                             peers' histories end before the place from which this one goes on: nobody may stream to it
 
@@ -110,13 +110,11 @@ def create_engine(parts: Parts, state: GroupState, journal_bytes: int) -> GroupE
     return engine
 
 
-def open_engine(
-    parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_up_journal: bool = False
-) -> GroupEngine:
+def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_up_journal: bool = False) -> GroupEngine:
     """Open a group after whatever stopped it, redo its journal, and be ready to serve.
 
-    unclean: (volume index, offset, length) ranges that the pool's intent log found marked. give_up_journal: open it also
-    when its journal cannot be read.
+    unclean: (volume index, offset, length) ranges that the pool's intent log found marked. give_up_journal: open it
+    also when its journal cannot be read.
     Raises JournalUnreadable, IntegrityError or MediumError when the group cannot be served as it is.
     """
     state_file = StateFile(parts.state)

@@ -5,8 +5,8 @@ there. What was applied after the marker is given up as a forced takeover gives 
 former primary comes back, the blocks it holds beyond that position are copied back to it: every block that was
 changed after the marker is marked in the bitmaps first.
 
-What was given up is named in the history (`rewound`, see epochs.Rewound), from the epoch on that begins there: nodes that
-hold it too, because they got it through this one, then follow without being asked for it. No other node's copy is
+What was given up is named in the history (`rewound`, see epochs.Rewound), from the epoch on that begins there: nodes
+that hold it too, because they got it through this one, then follow without being asked for it. No other node's copy is
 concerned: what this one never held nobody has given up.
 
 In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is
@@ -25,7 +25,6 @@ from replicator.core.errors import Refused
 from replicator.core.hello import MAX_DROPPED, MAX_REWOUND, NOT_YET
 from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, INCARNATION
-
 
 
 def rewind(

@@ -264,8 +264,8 @@ def _refuse_to_give_up(name: str, services: list[GroupService], bound_ns: int) -
         raise Refused(
             f"at the common instant of set {name} writes would be given up whose hosts were told that they are stored: "
             f"{what}",
-            f"farstripe set takeover {name} --keep: every group keeps all it has received, and they fit together unless "
-            f"one had degraded; farstripe set takeover {name} --give-up: the common instant, without those writes",
+            f"farstripe set takeover {name} --keep: every group keeps all it has received, and they fit together "
+            f"unless one had degraded; farstripe set takeover {name} --give-up: the common instant, without those writes",
         )
 
 

@@ -101,9 +101,7 @@ def remove(here: Node, group: str, path: str, as_json: bool) -> None:
 @yes_option
 @json_option
 @pass_node
-def replace(
-    here: Node, group: str, path: str | None, size: int, force: bool, yes: bool, as_json: bool
-) -> None:
+def replace(here: Node, group: str, path: str | None, size: int, force: bool, yes: bool, as_json: bool) -> None:
     """Give GROUP a new journal, in the place of a broken one: at PATH, or in the state directory.
 
     On a primary that counts differences since its journal broke, the next contact resyncs by difference. A secondary

@@ -463,7 +463,8 @@ TABLE: tuple[Row, ...] = (
         "former-primary",
         Action.REFUSE,
         "",
-        "a former primary, or a copy of one, holds acknowledged writes its successor lacks; nobody has said they may go",
+        "a former primary, or a copy of one, holds acknowledged writes its successor lacks; nobody has said they may "
+        "go",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",

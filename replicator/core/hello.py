@@ -7,8 +7,8 @@ A field that came later than VERSION has a value that says "not told"; a decisio
 tell it, so that an older node comes to the same verdict.
 
 Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes,
-born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode), `rewound` as
-[[epoch, base, [[epoch, base], ...], pos], ...].
+born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode), `rewound`
+as [[epoch, base, [[epoch, base], ...], pos], ...].
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ VERSION = 2
 """2: `upstream`, so that a secondary can be a source of others; `discard_epoch`; when volumes were added."""
 NOT_YET = (1 << 64) - 1
 MAX_REWOUND = MAX_DROPPED = 8
-"""The lines of so many takeovers at markers are named at most, none with more epochs than that: all of it has to fit into
-a group's state. Whoever holds another line is asked for it."""
+"""The lines of so many takeovers at markers are named at most, none with more epochs than that: all of it has to fit
+into a group's state. Whoever holds another line is asked for it."""
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
 
@@ -58,7 +58,9 @@ class Hello(NamedTuple):
     upstream: str  # of a secondary: node that feeds it, "" for none
     listed: int = 0  # the seq at which the group has these volumes (secondary: applied)
     changed: int = 0  # seq of the last change of the volumes, 0 when the history has none
-    torn: int | None = None  # in state "resync": only records after pos, up to this one, are missing; 0: no. None: not told
+    torn: int | None = (
+        None  # in state "resync": only records after pos, up to this one, are missing; 0: no. None: not told
+    )
     rewound: tuple[Rewound, ...] | None = None  # what takeovers at markers gave up in this history; None: not told
 
     @property

@@ -18,7 +18,8 @@ Facts = dict[str, Any]
 
 class Word(NamedTuple):
     """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {cause}, {lost},
-    {follow}, {holds}, {without}, {force}, {refused}, {refused_on}, {instead}, {plan}; a command that is empty is left out."""
+    {follow}, {holds}, {without}, {force}, {refused}, {refused_on}, {instead}, {plan}; a command that is empty is left
+    out."""
 
     word: str
     level: str  # "ok" | "busy" | "warn" | "bad"
@@ -206,9 +207,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "SOURCE-REFUSED",
         "bad",
-        lambda s, f: (
-            _label(f) == "no-primary" and f.get("session") == "waiting" and bool(f.get("refused_beside"))
-        ),
+        lambda s, f: _label(f) == "no-primary" and f.get("session") == "waiting" and bool(f.get("refused_beside")),
         "{refused}",
         "nothing is shipped on this edge; the copy stays at its last consistent instant",
         "clear that pair; this one goes on by itself then",

@@ -194,8 +194,12 @@ class Pairs:
     def _beside(self, pair: PairConfig) -> dict[str, Any]:
         """What the peer of a pair is told of the group's other pairs; see SessionBase.beside."""
         with self._lock:
-            others = {key[1]: r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer}
-        told: dict[str, Any] = {"names": {peer: self.name_of(peer) for peer in others} | {self._node_id: self._node_name}}
+            others = {
+                key[1]: r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer
+            }
+        told: dict[str, Any] = {
+            "names": {peer: self.name_of(peer) for peer in others} | {self._node_id: self._node_name}
+        }
         for peer, loop in others.items():
             if refused := loop.refused:
                 told["refused"] = {"peer": peer, "label": refused[0], "cause": refused[1]}
@@ -227,8 +231,8 @@ class Pairs:
         return facts
 
     def _refused_beside(self, pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
-        """Of another pair of the group that is refused: {node, here, with, cause}; empty for none. here: it is a pair of
-        this node, else of the peer."""
+        """Of another pair of the group that is refused: {node, here, with, cause}; empty for none. here: it is a pair
+        of this node, else of the peer."""
         for found, here in ((self._beside(pair).get("refused"), True), (facts.get("peer_refused"), False)):
             if found:
                 node = self._node_id if here else pair.peer

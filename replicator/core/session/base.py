@@ -97,8 +97,8 @@ class SessionBase:
         self.status: dict[str, Any] = {}
         self.peer_report: dict[str, Any] = {}
         self.beside: dict[str, Any] = {}
-        """What the shell knows besides, for the peer to show: `names` of nodes {id: name}; `refused` {peer, label, cause},
-        when another pair of the group is refused."""
+        """What the shell knows besides, for the peer to show: `names` of nodes {id: name}; `refused` {peer, label,
+        cause}, when another pair of the group is refused."""
         self.last_contact = 0.0
         self.link_reason = "not connected yet"
         self.acked: tuple[int, int, int] = (0, 0, 0)

@@ -133,8 +133,8 @@ class Nemesis:
         w.take_over(node, force=True, marker=rng.choice((1, 3, 10, 40)))
 
     def _do_lose_journal(self, node: Node, rng: random.Random) -> None:
-        """Asked for by name only: a copy dies, and its journal cannot be read when it starts. What it had promised by it
-        is void until it has been sent that again."""
+        """Asked for by name only: a copy dies, and its journal cannot be read when it starts. What it had promised by
+        it is void until it has been sent that again."""
         w = self._world
         copies = [one for one in w.nodes if one.target is not None and one.target.engine.state.role == SECONDARY]
         if not copies:

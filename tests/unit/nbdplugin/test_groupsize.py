@@ -61,4 +61,8 @@ def test_the_state_of_the_largest_group_fits_with_the_longest_history() -> None:
 
 def test_a_journal_that_finds_no_room_is_named_with_its_size_and_place() -> None:
     error = _no_journal("/srv/groups", 1 << 26, OSError(errno.ENOSPC, "No space left on device"))
-    assert "67108864 bytes" in error.message and "/srv/groups" in error.message and "another size or place" in error.way_out
+    assert (
+        "67108864 bytes" in error.message
+        and "/srv/groups" in error.message
+        and "another size or place" in error.way_out
+    )

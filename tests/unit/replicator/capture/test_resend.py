@@ -1,4 +1,4 @@
-"""A copy that was killed and found its journal gone is sent again what it had received and not applied, and only that."""
+"""A copy that was killed and found its journal gone is sent again what it had received and not applied, no more."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ def test_in_a_chain_the_middle_is_sent_again_what_it_lost_and_nobody_is_copied_t
             line.connect()
         for _ in range(6):
             tree.top.write(rng.randrange(16) * 4096, rng.randrange(1, 256))
-        for line in tree.lines.values():  # received in the middle, and below, and perhaps applied there; not in the middle
+        for (
+            line
+        ) in tree.lines.values():  # received in the middle, and below, and perhaps applied there; not in the middle
             line.ship(line.a, line.b)
         if rng.random() < 0.5:
             follower.apply_all(tree.sides["c"].engine)

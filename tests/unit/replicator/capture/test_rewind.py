@@ -1,4 +1,4 @@
-"""A takeover at a marker in the middle of a chain: those below follow by difference, and nobody else's copy is touched."""
+"""A takeover at a marker in the middle of a chain: those below follow by difference, nobody else's copy is touched."""
 
 from __future__ import annotations
 

@@ -49,7 +49,12 @@ def refused(label: str) -> dict[str, Any]:
         (
             "SOURCE-REFUSED",
             STATUS,
-            {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}, "refused_beside": BESIDE},
+            {
+                **FACTS,
+                "session": "waiting",
+                "decision": {"label": "no-primary", "cause": "x"},
+                "refused_beside": BESIDE,
+            },
         ),
         ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
         ("WAITING", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "source-behind", "cause": "x"}}),
@@ -173,7 +178,9 @@ def test_why_an_older_link_ended_is_no_reason_while_one_is_up():
 
 def test_a_journal_that_could_not_be_read_is_given_up_by_force_only_where_it_may_be_needed():
     told = {
-        intact: describe({"name": "g", "failed": "gone", "unread_journal": {"role": "primary", "intact": intact}}, FACTS)
+        intact: describe(
+            {"name": "g", "failed": "gone", "unread_journal": {"role": "primary", "intact": intact}}, FACTS
+        )
         for intact in (True, False)
     }
     assert told[True]["commands"][0] == "farstripe group journal replace g"
