@@ -80,6 +80,22 @@ def test_one_that_had_applied_everything_is_consistent_as_soon_as_it_has_a_journ
     assert pair.sync_up().label == "stream"
 
 
+def test_the_bound_of_a_set_holds_until_the_set_has_been_told_that_it_is_no_cut():
+    pair = running_pair()
+    received(pair, random.Random(6), 2, 3)
+    pair.b.start()
+    renew(pair.b)
+    applied = pair.b.page[APPLIED_SEQ]
+    pair.b.engine.limit_time_ns = 1
+    pair.meet()
+    pair.ship(pair.a, pair.b)
+    follower.apply_all(pair.b.engine)
+    assert (pair.b.page[APPLIED_SEQ], pair.b.engine.state.copy) == (applied, RESYNC)
+    pair.b.engine.limit_time_ns = 0
+    follower.apply_all(pair.b.engine)
+    assert pair.b.engine.state.copy == OK
+
+
 def test_power_that_is_lost_before_there_is_a_journal_costs_only_more_records():
     pair = running_pair()
     received(pair, random.Random(3), 4, 6)
