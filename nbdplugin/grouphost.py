@@ -34,7 +34,7 @@ from nbdplugin.nodeconfig import NodeConfig
 from nbdplugin.poolhost import PoolHost
 from nbdplugin.retention import open_recorder, remove_rings
 from replicator.capture.bitmaps import blocks_of
-from replicator.capture.recovery import Parts, create_engine, open_engine
+from replicator.capture.recovery import JournalUnreadable, Parts, create_engine, open_engine
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, SECONDARY, STATE_FILE_BYTES, UNTRACKED, GroupState, StateFile
 from replicator.capture.writerates import WriteRates
@@ -47,6 +47,8 @@ from replicator.journal.volumes import JournalDirectory
 
 MAX_VOLUMES = 256
 """Names and sizes of a group's volumes have to fit into its state beside the longest history; see capture/state.py."""
+MAKE_S = 600.0
+"""Time for a slow disk to write out a journal."""
 MAX_GROUP_BYTES = 7 << 40
 """Of all volumes of a group: the bitmaps of a resync travel in one message, which holds those of 8 TiB."""
 
@@ -85,15 +87,19 @@ class GroupHost:
             except Exception as exc:  # outermost: one broken group must not keep the others from being served
                 self._set_broken(entry.name, exc)
                 continue
-            self._services[entry.name] = service
-            if why := service.engine.state.journal_error:
-                name = service.engine.state.name
-                self._events.add("group.journal-broken", f"group {name} has no journal: {why}", group=name)
-            self.cuts.hold_at_start(service.engine)
-            service.start(wait_for_peer=True)
+            self._begin(service)
         self.cuts.start()
 
-    def _open_one(self, uuid: str) -> GroupService:
+    def _begin(self, service: GroupService) -> None:
+        """Serve a group that has been opened."""
+        state = service.engine.state
+        self._services[state.uuid] = service
+        if why := state.journal_error:
+            self._events.add("group.journal-broken", f"group {state.name} has no journal: {why}", group=state.name)
+        self.cuts.hold_at_start(service.engine)
+        service.start(wait_for_peer=True)
+
+    def _open_one(self, uuid: str, *, give_up_journal: bool = False) -> GroupService:
         file = PlainFile(self._dir / uuid / "state")
         volumes = StateFile(file).load().volumes
         file.close()
@@ -106,7 +112,7 @@ class GroupHost:
             for volume in volumes
             for offset, length in unclean.get(volume["name"], ())
         ]
-        engine = open_engine(parts, marked)
+        engine = open_engine(parts, marked, give_up_journal=give_up_journal)
         service = self._service(engine, uuid)
         self.cuts.join(service, self._dir / uuid)
         host.service = service
@@ -140,7 +146,9 @@ class GroupHost:
         """Keep every change away from the volumes of a group that could not be opened."""
         listed = self._listed(uuid)  # when even this fails nobody knows which volumes to protect: the start fails
         reason = str(exc)
-        self._broken[uuid] = {**listed, "failed": reason}
+        self._broken[uuid] = {**listed, "failed": reason, "unread_journal": None}
+        if isinstance(exc, JournalUnreadable):
+            self._broken[uuid]["unread_journal"] = {"role": exc.role, "intact": exc.intact}
         why = f"group {listed['name']} could not be opened: {reason}"
         self._exports.block([v["name"] for v in listed["volumes"]], why)
         self._events.add("group.broken", why, group=listed["name"])
@@ -235,16 +243,21 @@ class GroupHost:
         for service in self._services.values():
             if service.engine.state.name == which:
                 return service
-        for broken in self._broken.values():
-            if which in (broken["name"], broken["uuid"]):
-                name = broken["name"]
-                raise MediumError(
-                    f"group {name} could not be opened: {broken['failed']}", f"farstripe explain {name} says what to do"
-                )
+        broken = self._broken_one(which)
+        if broken is not None:
+            name = broken["name"]
+            raise MediumError(
+                f"group {name} could not be opened: {broken['failed']}", f"farstripe explain {name} says what to do"
+            )
         raise NotFound(f"no group {which!r} on this node", "farstripe group list shows them")
 
+    def _broken_one(self, which: str) -> dict[str, Any] | None:
+        """The group with this name or uuid that could not be opened."""
+        return next((one for one in self._broken.values() if which in (one["name"], one["uuid"])), None)
+
     def statuses(self) -> list[dict[str, Any]]:
-        """Status of every group."""
+        """Status of every group. One that could not be opened has no `role`, and `failed` says why; `unread_journal`
+        {role, intact} where it is for its journal alone."""
         return [s.status() for s in self._services.values()] + [dict(b) for b in self._broken.values()]
 
     def create(self, name: str, names: list[str], journal_bytes: int, journal_path: str | None) -> GroupService:
@@ -392,16 +405,46 @@ class GroupHost:
         service.look_after()
         return removed
 
-    def replace_journal(self, which: str, path: str | None, size: int) -> dict[str, Any]:
-        """Give a group a new journal in the place of a broken one; see journalhost.replace."""
+    def replace_journal(self, which: str, path: str | None, size: int, force: bool = False) -> dict[str, Any]:
+        """Give a group a new journal in the place of a broken one; see journalhost.replace.
+
+        A group that could not be opened for its journal is opened without it, durably, before the new one is made.
+        force: also where its volumes may lack what was answered; Refused without.
+        """
         with self._pools.changing:
-            service = self.get(which)
-            dropped = journalhost.replace(self._dir, service.engine, path, size)
+            broken = self._broken_one(which)
+            service = self.get(which) if broken is None else self._open_again(broken, force)
+            wait_s = service.engine.state.policy.startup_wait_s if broken is not None else 0.0
+            if wait_s:
+                service.wait_for_peers(MAKE_S)
+            try:
+                dropped = journalhost.replace(self._dir, service.engine, path, size)
+            finally:
+                if wait_s:
+                    service.wait_for_peers(wait_s)  # with a journal they can be reached: one may have taken over
         service.look_after()
         name = service.engine.state.name
         text = f"group {name} has a new journal; {dropped} records that were received are sent again"
         self._events.add("group.journal-replaced", text, group=name, dropped=dropped)
         return {"dropped": dropped, **service.status()["journal"]}
+
+    def _open_again(self, broken: dict[str, Any], force: bool) -> GroupService:
+        """Open a group that was not opened for its journal, which is given up. Durable: that. The caller holds
+        `changing`. Raises Refused, MediumError with nothing changed."""
+        name, unread = broken["name"], broken["unread_journal"]
+        if unread is None:
+            self.get(broken["uuid"])
+        if not unread["intact"] and not force:
+            raise Refused(
+                f"the journal of group {name} may hold writes that hosts were told are stored, and its volumes not: "
+                f"{broken['failed']}",
+                f"make it readable and restart this node; or take over where a copy is complete (farstripe takeover "
+                f"{name}), and then, or if there is none, repeat with --force: everything is copied then",
+            )
+        service = self._open_one(broken["uuid"], give_up_journal=True)
+        del self._broken[broken["uuid"]]
+        self._begin(service)
+        return service
 
     @staticmethod
     def check_extent(name: str, sizes: Sequence[int]) -> None:
@@ -442,14 +485,14 @@ class GroupHost:
 
     def _delete_broken(self, which: str) -> bool:
         """Forget a group that could not be opened, if `which` is one."""
-        for broken in self._broken.values():
-            if which in (broken["name"], broken["uuid"]):
-                self._exports.leave_group([v["name"] for v in broken["volumes"]], self._pools.require().sync)
-                del self._broken[broken["uuid"]]
-                self._remove_files(broken["uuid"])
-                self._events.add("group.deleted", f"group {broken['name']} deleted", group=broken["name"])
-                return True
-        return False
+        broken = self._broken_one(which)
+        if broken is None:
+            return False
+        self._exports.leave_group([v["name"] for v in broken["volumes"]], self._pools.require().sync)
+        del self._broken[broken["uuid"]]
+        self._remove_files(broken["uuid"])
+        self._events.add("group.deleted", f"group {broken['name']} deleted", group=broken["name"])
+        return True
 
     def _remove_files(self, uuid: str) -> None:
         directory, gone = self._dir / uuid, self._dir / f".{uuid}"

@@ -98,7 +98,7 @@ class MarkerHost:
 
     def _arrived(self, engine: GroupEngine, book: MarkerBook, header: Header, payload: memoryview) -> None:
         """The follower has applied everything up to a marker and nothing after it."""
-        if book.handled(header.epoch, header.seq):
+        if book.handled(header.epoch, header.seq, {epoch for epoch, _ in engine.state.hist}):
             return
         try:
             marker = parse_payload(payload)

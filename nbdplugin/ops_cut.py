@@ -8,7 +8,7 @@
     marker.resume {groups, n?}                    -> {groups}  copies that stand at a marker (that one) follow again
     set.put {name, rev, groups}                   -> {stored}
     set.list {}                                   -> see SetHost.listing
-    set.decide {name, keep}                       -> {bound_ns, kept, groups}
+    set.decide {name, keep, give_up?}             -> {bound_ns, kept, groups}
     clock.status {}                               -> {last_ns, wall_ns, ahead_ns, error}
 
 `groups` are names or uuids.
@@ -82,6 +82,8 @@ def handlers(target: Target) -> dict[str, Handler]:
         "marker.resume": lambda args: {"groups": cuts.markers.resume(named(args), arguments.integer(args, "n", 0))},
         "set.put": put,
         "set.list": lambda args: cuts.sets.listing(),
-        "set.decide": lambda args: cuts.sets.decide(arguments.name(args), arguments.flag(args, "keep")),
+        "set.decide": lambda args: cuts.sets.decide(
+            arguments.name(args), arguments.flag(args, "keep"), arguments.flag(args, "give_up")
+        ),
         "clock.status": clock,
     }

@@ -16,7 +16,8 @@ durable, GroupService says. The replicator may name its peer also where that mak
     group.extend_copy {copy_id, masks}                   -> {seq, epoch}; on the primary; masks None: every block
     group.copy_until {peer, copy_id, seq, epoch}         -> {copying}; on the node that pinned, before the peer attaches
     group.resume_copy {}
-    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, synced_epoch?, volumes?}
+    group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, synced_epoch?, volumes?,
+                  rewound?}
     group.add_volume {group, volume}, group.remove_volume {group, volume}     on the primary; see listchange.py
     group.check_volume {group, volume, size}                                  could it be made here?
     group.hold {deadline_s}, group.release {}, group.promote {force?}, group.demote {diverged?, upto?}
@@ -52,7 +53,8 @@ def handlers(target: Target) -> dict[str, Handler]:
                 "synced_after": _position(args, "synced_after"),
                 "synced_epoch": _position(args, "synced_epoch") or 0,
             }
-            return service.attach(_peer(args), volumes=args.get("volumes"), **until, **step)
+            lists = {"volumes": args.get("volumes"), "rewound": args.get("rewound")}
+            return service.attach(_peer(args), **lists, **until, **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None
@@ -107,6 +109,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             arguments.text(args, "group"),
             arguments.path(args, "path") if args.get("path") else None,
             _journal_bytes(args, "size"),
+            arguments.flag(args, "force"),
         ),
         "group.add_volume": lambda args: listchange.add(
             *hosts, arguments.text(args, "group"), arguments.text(args, "volume")

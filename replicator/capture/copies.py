@@ -227,6 +227,7 @@ def _offer(engine: GroupEngine, p: int, masks: Packed | None) -> dict[str, Any]:
         "p": p,
         "epoch": engine.epoch,
         "hist": [list(h) for h in engine.state.hist],
+        "rewound": [list(line) for line in engine.state.rewound if line[0]],
         "masks": masks or {},
         "full": masks is None,
         "volumes": volumeset.offered(engine),

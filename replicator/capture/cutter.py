@@ -91,9 +91,10 @@ def publish_beacon(engine: GroupEngine) -> bool:
     """State a new time on a primary that journals for a peer; say on, on a secondary, what its primary stated."""
     u64 = engine.page.u64
     if engine.state.role != PRIMARY:
-        arrived = look(u64, ARRIVED_GEN)
-        if arrived.time_ns != u64[BEACON_TIME]:
-            publish(u64, BEACON_GEN, *arrived)
+        if look(u64, ARRIVED_GEN).time_ns != u64[BEACON_TIME]:
+            with engine.lock:  # under which another history is taken up
+                if engine.state.role != PRIMARY:
+                    publish(u64, BEACON_GEN, *look(u64, ARRIVED_GEN))
         return False
     if not engine.linked or engine.state.mode != JOURNAL or engine.failed:
         return False

@@ -562,9 +562,16 @@ class GroupEngine:
         state, pos = self.state, self.pos
         self.note_epoch(state.hist[-1][0] if state.hist else 0)
         state.epoch_counter += 1
+        begun = {0}
         while state.hist and state.hist[-1][1] >= pos:
-            state.hist.pop()
-        state.hist.append([state.epoch_counter << 24 | state.node_tag, pos])
+            begun.add(state.hist.pop()[0])
+        epoch = state.epoch_counter << 24 | state.node_tag
+        state.hist.append([epoch, pos])
+        state.rewound = [
+            [epoch, *line[1:]] if line[0] in begun else line
+            for line in state.rewound
+            if line[0] not in begun or line[1] == pos
+        ]
         del state.hist[:-HIST_ENTRIES]
         state.new_epoch_wanted = False
         self.save()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
+from replicator.capture.state import JOURNAL, PRIMARY, RESYNC, SECONDARY, Edge
 from replicator.journal.page import (
     APPLIED_OFF,
     APPLIED_SEQ,
@@ -50,6 +50,8 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "floor": state.floor if state.copy not in ("ok",) else u64[HEAD_SEQ],
         "epoch": engine.epoch,
         "hist": [list(h) for h in state.hist] + [e for e in engine.pending_epochs if e[0] > engine.epoch],
+        "rewound": [list(line) for line in state.rewound if line[0]],
+        "torn": state.torn_to if state.copy == RESYNC else 0,
         "link_gen": state.link_gen,
         "journal": {
             "capacity": capacity,

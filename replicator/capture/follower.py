@@ -87,7 +87,19 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
             records = permitted(engine, at, records)
         if records and engine.preimages is not None and not engine.recovering:
             records = engine.preimages.before(engine, records, view)
-        return _apply_records(engine, at, records, view)
+        done = _apply_records(engine, at, records, view)
+        if engine.state.torn_to:
+            _mend(engine)
+        return done
+
+
+def _mend(engine: GroupEngine) -> None:
+    """All records that the pool may have held in part were applied again: it is a prefix of the history. Durable."""
+    with engine.lock:
+        state, applied = engine.state, engine.page[APPLIED_SEQ]
+        if state.copy == RESYNC and applied >= state.torn_to:
+            engine.sync_pool()
+            engine.commit(copy=OK, floor=applied, torn_to=0)
 
 
 def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int]], view: memoryview) -> int:

@@ -17,7 +17,8 @@ On a secondary the group fails: nothing more is received, the pool keeps the pre
 `replace` gives the group a new journal, which mends nothing else: a group that failed because pool or state could not
 be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
-journal still reaches back, else a resync by difference follows.
+journal still reaches back, else a resync by difference follows. One that was killed and found its journal gone may hold
+some of these records in part: it is inconsistent until they have come again (recovery.py).
 """
 
 from __future__ import annotations
@@ -25,12 +26,23 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.capture.state import JOURNAL, OK, PRIMARY, RESYNC, SECONDARY
 from replicator.core.errors import Refused
 from replicator.core.losspolicy import may_go_alone
 from replicator.journal.beacons import publish
 from replicator.journal.files import RandomFile
-from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, DROPS, EDGE_LINK, INCARNATION, LINK_STREAMING, edge_slot
+from replicator.journal.page import (
+    APPLIED_SEQ,
+    ARRIVED_GEN,
+    DROPS,
+    EDGE_DURABLE_OFF,
+    EDGE_LINK,
+    HEAD_OFF,
+    INCARNATION,
+    LINK_STREAMING,
+    clear_edge,
+    edge_slot,
+)
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
@@ -90,8 +102,14 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             engine.waiting, engine.pending_epochs = None, []
             engine.last_host_seq = min(engine.last_host_seq, pos)
         kept = state.downstream if state.role == SECONDARY else []
-        engine.commit({e.slot: e.without_peer() for e in kept}, journal_error="", sealed=False)
+        # What a peer below holds of the lost records it need not get again: the new journal is kept for it from here.
+        whole = state.role == SECONDARY and state.copy == RESYNC and 0 < state.torn_to <= pos
+        mended = {"copy": OK, "floor": pos, "torn_to": 0} if whole else {}
+        edges = {e.slot: e.without_peer() | {"dropped": e.dropped} for e in kept}
+        engine.commit(edges, journal_error="", sealed=False, **mended)
         for edge in kept:
+            clear_edge(page, edge.slot)
+            page[edge_slot(edge.slot, EDGE_DURABLE_OFF)] = page[HEAD_OFF]
             page[DROPS + edge.slot] += 1
         page[INCARNATION] += 1
         engine.opened.notify_all()

@@ -4,7 +4,8 @@
     limit_seq       of a suspension at a marker: records with a higher seq wait until it is lifted
 
 Write times are unique on the primary's node and a group's bound is only raised once everything up to it has arrived, so
-`<=` is right for both. Limits hold for a consistent copy that follows; a copy that is being made takes what comes.
+`<=` is right for both. Limits hold for a consistent copy that follows, and for one that is sent again what it lost with
+its journal: its set must have been told, durably, that it is no cut now. A copy that is being made takes what comes.
 A takeover at a limit drops what lies beyond it: the journal is cut there, durably, so no later start applies it.
 
 What is held back is received all the same: it counts in everything that this node says of itself to others.
@@ -57,7 +58,8 @@ def limited(engine: GroupEngine) -> bool:
 
 def _bound(engine: GroupEngine) -> int:
     """The set's limit where it holds, else 0."""
-    return 0 if engine.applies_through or engine.state.copy != OK else engine.limit_time_ns
+    follows = engine.state.copy == OK or engine.state.torn_to
+    return engine.limit_time_ns if follows and not engine.applies_through else 0
 
 
 def may_apply(engine: GroupEngine, seq: int, time_ns: int) -> bool:
@@ -107,6 +109,15 @@ def pending(engine: GroupEngine) -> Pending:
             host_seq = header.seq
         seq, time_ns = header.seq, header.write_time
     return Pending(seq, time_ns, epochs, host_seq)
+
+
+def answered_beyond(engine: GroupEngine, bound_ns: int) -> int:
+    """How many host writes this secondary of a synchronous pair holds that are later than `bound_ns`: their hosts may
+    have been told that they are stored here. 0 where the pair is asynchronous. Raises IntegrityError."""
+    state = engine.state
+    if state.role != SECONDARY or state.policy_of(state.edge_of(state.upstream))["mode"] != "sync":
+        return 0
+    return sum(1 for header in _held_back(engine) if header.kind <= Kind.TRIM and header.write_time > bound_ns)
 
 
 def mark_pending(engine: GroupEngine) -> None:

@@ -12,12 +12,14 @@ the group's volumes, taken when everything up to the marker was applied and noth
 `cancelled` are numbers that no copy shall stand at any more, although their record may still be on its way (H1-27).
 `handled` is the (epoch, seq) of the last marker that was dealt with. After power loss the follower passes a stretch
 of the journal again, over a pool that may be ahead of it: a marker up to `handled` must not be imaged again then
-(H1-28).
+(H1-28). Epochs rise along one history and say nothing of another one: where the epoch of `handled` is not in the
+group's history any more, the node follows another line since, whose markers are all new.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -78,9 +80,13 @@ class MarkerBook:
         """The highest number of any marker seen in this group."""
         return self._highest
 
-    def handled(self, epoch: int, seq: int) -> bool:
-        """Whether the marker at this place was dealt with in an earlier pass."""
-        return (epoch, seq) <= self._handled
+    def handled(self, epoch: int, seq: int, line: Container[int]) -> bool:
+        """Whether the marker at this place was dealt with in an earlier pass. line: the epochs of the history it is
+        of."""
+        with self._lock:
+            if any((one.epoch, one.seq) == (epoch, seq) and one.state != TAKING for one in self._entries):
+                return True
+            return self._handled[0] in line and (epoch, seq) <= self._handled
 
     def entries(self) -> list[dict[str, Any]]:
         """All entries, oldest first."""
@@ -101,7 +107,8 @@ class MarkerBook:
             return sum(1 for entry in self._entries if entry.state == TAKEN) < MOST_ENTRIES
 
     def add(self, entry: Entry) -> None:
-        """Enter a marker, in place of an earlier entry of its number. Durable: it, and that it was dealt with.
+        """Enter a marker, in place of an earlier entry of its number: the next one in the history that was not dealt
+        with. Durable: it, and that it was dealt with.
 
         The oldest entries without an image make room.
         """
@@ -113,7 +120,7 @@ class MarkerBook:
                     break
                 entries.remove(spare)
             entry.suspend = entry.suspend and entry.n not in self._cancelled
-            handled = self._handled if entry.state == TAKING else max(self._handled, (entry.epoch, entry.seq))
+            handled = self._handled if entry.state == TAKING else (entry.epoch, entry.seq)
             stands = entry.seq if entry.suspend and entry.state == TAKEN else None
             self._save(entries, handled, stands)
 

@@ -12,6 +12,15 @@ After redo the pool of a primary equals the fold of its journal, except for what
 A group that had failed on a sync writes journal and bitmaps again before it relies on them: the kernel takes pages for
 clean whose write-back failed, so a later sync would succeed without having written them.
 
+A primary whose journal cannot be read is not opened: it may be a disk that is not mounted, and what was flushed before
+a power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for good.
+Then differences are counted, durably, before anything else happens (_open_without_journal). What the pool holds is
+
+    all that was answered   if it was killed in this boot, or stopped in order: every answered write had reached the
+                            pool. The bitmaps know all of it, so peers follow by difference
+    not known               else. The bitmaps are void and every block is copied to every peer; it is unclean, and the
+                            peers' histories end before the place from which this one goes on: nobody may stream to it
+
 A page of this boot counts also after an orderly stop, and on a secondary its head is left alone: the replicator may be
 alive, and appending, while the target is not.
 Source: seed 000 section 9.3, CRASH.
@@ -20,7 +29,7 @@ Source: seed 000 section 9.3, CRASH.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from replicator.capture import volumeset
@@ -52,6 +61,20 @@ from replicator.journal.volumes import JournalFiles
 
 NEVER = (1 << 63) - 1
 """No record has such a seq."""
+LEAP = 1 << 44
+"""Where the position is lost, the sequence goes on so far behind the last one that the state knows of: further than any
+that was given out since. At a million records a second that is half a year; the state is saved every few minutes."""
+
+
+class JournalUnreadable(IntegrityError):
+    """The group's journal cannot be read, and the group not be opened without giving it up.
+
+    intact: the volumes hold every write that was answered all the same. role: of the group here.
+    """
+
+    def __init__(self, why: str, role: str, *, intact: bool) -> None:
+        super().__init__(why, "make it readable and restart the node, or: farstripe group journal replace")
+        self.role, self.intact = role, intact
 
 
 @dataclass
@@ -87,11 +110,12 @@ def create_engine(parts: Parts, state: GroupState, journal_bytes: int) -> GroupE
     return engine
 
 
-def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupEngine:
+def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_up_journal: bool = False) -> GroupEngine:
     """Open a group after whatever stopped it, redo its journal, and be ready to serve.
 
-    unclean: (volume index, offset, length) ranges that the pool's intent log found marked.
-    Raises IntegrityError or MediumError when the group cannot be served as it is.
+    unclean: (volume index, offset, length) ranges that the pool's intent log found marked. give_up_journal: open it
+    also when its journal cannot be read.
+    Raises JournalUnreadable, IntegrityError or MediumError when the group cannot be served as it is.
     """
     state_file = StateFile(parts.state)
     state = state_file.load()
@@ -108,10 +132,22 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
         kept = trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error
         if kept:
             journal.recover(trusted_head[:2], keep_head=True)
+        elif state.mode == JOURNAL and not state.journal_error and state.attaching is None:
+            journal.recover(trusted_head[:2] if trusted else None)
+            if state.role == PRIMARY and state.sealed and not power_lost:
+                journal.rewrite()
     except (IntegrityError, OSError) as exc:
-        if state.role != SECONDARY or state.attaching is not None:
-            raise
-        return _open_damaged(parts, state, state_file, str(exc), page[APPLIED_SEQ] if trusted else 0)
+        why = exc.message if isinstance(exc, IntegrityError) else str(exc)
+        if state.role == SECONDARY:
+            if state.attaching is not None and not give_up_journal:
+                raise _unreadable(parts, state, why, trusted=trusted) from exc
+            return _open_damaged(parts, state, state_file, why, trusted=trusted)
+        if state.mode == JOURNAL:
+            if not give_up_journal:
+                raise _unreadable(parts, state, why, trusted=trusted) from exc
+            return _open_without_journal(parts, state, state_file, why, trusted_head[2] if trusted else None, marked)
+        state.journal_error, kept = why, False  # nothing that anybody needs is in it
+        journal = _open_journal(parts, state)
     engine = _assemble(parts, state, state_file, journal)
     if not state.journal_error:
         drop_orphans(engine)
@@ -123,12 +159,14 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     elif kept:
         pass  # it has been looked through
     elif state.mode == JOURNAL and not state.journal_error:
-        journal.recover(trusted_head[:2] if trusted else None)
+        pass  # its head has been found
     else:
         journal.start_empty(_position(state, trusted_head[2] if trusted else None), engine.epoch)
     if power_lost:
         _drop_lost_epochs(engine)
     if state.sealed and not power_lost:
+        if not state.journal_error and not (state.role == PRIMARY and state.mode == JOURNAL):
+            journal.rewrite()
         _write_again(engine)
     state.sealed = False
     engine.last_host_seq = page[APPLIED_SEQ]
@@ -157,25 +195,96 @@ def _open_journal(parts: Parts, state: GroupState) -> Journal:
     return journal
 
 
-def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: str, applied: int) -> GroupEngine:
-    """Open a secondary whose journal is lost or damaged: it can be read, and takes nothing until it has a new journal.
+def _unreadable(parts: Parts, state: GroupState, why: str, *, trusted: bool) -> JournalUnreadable:
+    if not trusted:
+        parts.page.clear(0)  # what it says is of no life of the group: the next start must not take it for that
+    intact = state.role == PRIMARY and (trusted or state.clean) and not state.sealed
+    return JournalUnreadable(why, state.role, intact=intact)
 
-    applied: the last record its pool holds, 0 when that is not known. Some that follow may be there in part, so it
-    counts as inconsistent until what changed since then has been copied. Durable: that.
+
+def _open_without_journal(
+    parts: Parts,
+    state: GroupState,
+    state_file: StateFile,
+    why: str,
+    pos: int | None,
+    marked: list[tuple[int, int, int]],
+) -> GroupEngine:
+    """Open a primary that gives up its journal: it counts differences, and every peer has to be copied to.
+
+    pos: the last seq given out, None when that is lost. Durable: the pool as it is, and all of that.
     """
-    if state.copy == OK:
-        state.copy, state.floor = RESYNC, applied
-    state.copy_id, state.copy_from_seq = "", NEVER
+    intact = (pos is not None or state.clean) and not state.sealed
+    known = pos is not None
+    pos = _last_known(state) + LEAP if pos is None else pos
+    engine = _assemble(parts, state, state_file, _open_journal(parts, replace(state, journal_error=why)))
+    engine.journal.start_empty(pos, engine.epoch)
+    if not intact:
+        state.bitmaps.clear()
+        engine.bitmaps.open(pos + 1)
+        engine.bitmaps.refresh()
+    engine.bitmaps.mark_unclean(marked)
+    engine.sync_pool()
+    for edge in state.edges:
+        for name, value in edge.without_peer().items():
+            setattr(edge, name, value)
+        edge.unclean = edge.unclean or not intact
+    state.mode, state.seq_limit, state.extended = BITMAP, pos + SEQ_RESERVE, {}
     state.journal_error, state.sealed = why, False
+    state.new_epoch_wanted = state.new_epoch_wanted or not known or not intact
+    state.unclean = state.unclean or not intact
     state.clean, state.boot = False, parts.boot
-    engine = _assemble(parts, state, state_file, _open_journal(parts, state))
-    engine.journal.start_empty(applied, engine.epoch)
-    engine.last_host_seq = applied
+    engine.last_host_seq = pos
     parts.page[INCARNATION] += 1
     _all_asleep(engine)
     engine.save()
     engine.refresh()
     return engine
+
+
+def _last_known(state: GroupState) -> int:
+    """The highest seq that the state speaks of."""
+    edges = [seq for edge in state.edges for seq in (edge.synced_after, edge.synced_seq) if seq < NEVER]
+    listed = state.listed_at[1:] if state.listed_at else []
+    bases = [base for _, base in state.hist]
+    return max(0, state.seq_limit, state.synced_seq, *bases, *state.bitmaps.values(), *edges, *listed)
+
+
+def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: str, *, trusted: bool) -> GroupEngine:
+    """Open a secondary whose journal is lost or damaged: it can be read, and takes nothing until it has a new journal.
+
+    After a kill it is known what its pool holds: every record up to the applied one, and of those that it had received
+    some in part. When these have been applied again it is consistent (`torn_to`); a record that is applied twice does
+    no harm. Else it is inconsistent until what changed has been copied. Durable: that, and after a kill the pool, which
+    no journal can make good any more.
+    """
+    page = parts.page
+    applied, head = (page[APPLIED_SEQ], page[HEAD_SEQ]) if trusted else (0, 0)
+    exact = trusted and not state.sealed and state.attaching is None and _of_one_epoch(state, page, applied)
+    if state.copy == OK:
+        state.copy, state.floor, state.torn_to = RESYNC, applied, head if exact else 0
+    elif not exact:
+        state.torn_to = 0
+    state.copy_id, state.copy_from_seq, state.attaching = "", NEVER, None
+    state.journal_error, state.sealed = why, False
+    state.clean, state.boot = False, parts.boot
+    engine = _assemble(parts, state, state_file, _open_journal(parts, state))
+    pos = max([applied, *(base for _, base in state.hist)])  # a position is behind the beginning of its epoch
+    engine.journal.start_empty(pos, engine.epoch)
+    engine.last_host_seq = pos
+    if exact:
+        engine.sync_pool()
+    page[INCARNATION] += 1
+    _all_asleep(engine)
+    engine.save()
+    engine.refresh()
+    return engine
+
+
+def _of_one_epoch(state: GroupState, page: Page, applied: int) -> bool:
+    """All that was received and not applied is of the epoch of what was applied, and changes no volumes."""
+    listed = state.listed_at[1] if state.listed_at else 0
+    return bool(state.hist) and page[EPOCH] == state.hist[-1][0] and listed <= applied and state.hist[-1][1] <= applied
 
 
 def _all_asleep(engine: GroupEngine) -> None:
@@ -209,8 +318,8 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
 
 
 def _write_again(engine: GroupEngine) -> None:
-    """After a failed sync: make everything dirty again that only the page cache may hold. Durable: all of it."""
-    engine.journal.rewrite()
+    """After a failed sync: make all bits dirty again that only the page cache may hold. Durable: all of them. The
+    records of the journal were written again before."""
     for m in engine.bitmaps.maps:
         m.clear_all(0)  # stores every byte as it is
     engine.bitmaps.sync()

@@ -35,6 +35,7 @@ from replicator.capture.state import (
     Edge,
 )
 from replicator.core.errors import BadInput, InternalError, Refused
+from replicator.core.hello import rewound_from, to_lists
 from replicator.core.records import HEADER_BYTES
 from replicator.journal.beacons import look, publish
 from replicator.journal.page import (
@@ -121,6 +122,7 @@ def _untrack(engine: GroupEngine, last: Edge) -> None:
     if engine.preimages is not None:
         engine.preimages.end()
     state.hist.clear()
+    state.rewound.clear()
     state.bitmaps.clear()
     engine.bitmaps.refresh()
     engine.set_edges(
@@ -159,13 +161,14 @@ def attach(
     synced_after: int | None = None,
     synced_epoch: int = 0,
     volumes: list[dict[str, Any]] | None = None,
+    rewound: list[list[Any]] | None = None,
 ) -> dict[str, Any]:
     """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next
     record is p + 1.
 
     synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of
     this epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group
-    has no longer leaves it here. None: those that it has.
+    has no longer leaves it here. None: those that it has. rewound: what was given up in this history, see GroupState.
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
     the journal was given up for the peers that this node feeds.
     """
@@ -179,6 +182,10 @@ def attach(
         step = {"p": p, "epoch": epoch, "hist": [list(h) for h in hist], "copy_id": copy_id}
         step["synced_after"] = p if synced_after is None else synced_after
         step["synced_epoch"] = synced_epoch
+        try:
+            step["rewound"] = to_lists(rewound_from(rewound or ()))
+        except (TypeError, ValueError) as exc:
+            raise BadInput(f"these are no lines that were given up: {exc}") from exc
         if engine.state.role != SECONDARY:
             raise Refused(f"group {engine.state.name} is primary here", "a primary is never copied to")
         prepared = None
@@ -231,7 +238,7 @@ def _attach(
         state.attaching = step
         below = [e for e in state.edges if e is not edge]
         fed = {e.slot: e.without_peer() for e in below} | {edge.slot: edges.fed_by()}
-        engine.commit(fed, upstream=edge.peer, **listed)
+        engine.commit(fed, upstream=edge.peer, rewind=None, torn_to=0, **listed)
         edges.note_dropped(engine, below)
         finish_attach(engine)
         return {"p": step["p"]}
@@ -247,6 +254,7 @@ def finish_attach(engine: GroupEngine) -> None:
         engine.preimages.attached(step["p"], step["epoch"])
     engine.journal.reset(step["p"], step["epoch"])
     state.hist = [list(h) for h in step["hist"]]
+    state.rewound = [list(line) for line in step.get("rewound", ())]
     engine.note_epoch(step["epoch"])
     state.copy_id = step["copy_id"]
     state.copy_from_seq = step.get("synced_after", step["p"])  # a step of an older version has none
@@ -254,6 +262,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.unclean = False
     state.attaching = None
     publish(engine.page.u64, ARRIVED_GEN, 0, 0)
+    publish(engine.page.u64, BEACON_GEN, 0, 0)  # what was told to others was of the history before
     engine.save()
     _new_incarnation(engine)
 

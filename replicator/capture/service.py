@@ -35,7 +35,7 @@ from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
-from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
+from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED, Edge
 from replicator.capture.waiters import Waiters
 from replicator.capture.writerates import WriteRates
 from replicator.core.batching import Crowd, apply_gather_s
@@ -151,15 +151,19 @@ class GroupService:
         """Start the threads. With `wait_for_peer` a primary holds writes until it is released or startup_wait_s passed:
         its replicator may find that a peer has taken over meanwhile."""
         state = self.engine.state
-        if wait_for_peer and state.role == PRIMARY and state.mode == JOURNAL and state.policy.startup_wait_s:
-            roles.park(self.engine, "hold")
-            self._hold_until = time.monotonic() + state.policy.startup_wait_s
-            self._held_at_start = True
+        if wait_for_peer and state.role == PRIMARY and state.mode != UNTRACKED and state.policy.startup_wait_s:
+            self.wait_for_peers(state.policy.startup_wait_s)
         for name, loop in (("follower", self._follow), ("copier", self._copy), ("keeper", self._keep)):
             thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
         self._ring_all()  # a replicator that rests learns of the new target
+
+    def wait_for_peers(self, seconds: float) -> None:
+        """Hold writes until every peer was reached, or `seconds` have passed from now on."""
+        roles.park(self.engine, "hold")
+        self._hold_until = time.monotonic() + seconds
+        self._held_at_start = True
 
     def end_waits(self) -> None:
         """Answer host requests that wait (for the peer, for room, in a hold) with an error: the target stops."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from replicator.capture.engine import GroupEngine
-from replicator.capture.limits import pending
+from replicator.capture.limits import answered_beyond, pending
 from replicator.capture.service import GroupService
 from replicator.capture.state import OK, SECONDARY
 from replicator.core.cuts import NO_BOUND, GroupView, Ruling, SetState, Standing, decide, rule, went_back
@@ -219,10 +219,12 @@ class SetHost:
 
     # -- takeover -------------------------------------------------------------------------------------------------
 
-    def decide(self, name: str, keep: bool) -> dict[str, Any]:
+    def decide(self, name: str, keep: bool, give_up: bool = False) -> dict[str, Any]:
         """Fix the bound at which every group of the set becomes primary here. Durable: that, once and for all.
 
-        Returns {bound_ns, groups}. Raises Refused when the copies here are no cut.
+        give_up: also where synchronous groups give up writes by it whose hosts were told that they are stored.
+        Returns {bound_ns, kept, groups}. Raises Refused when the copies here are no cut, or when writes of synchronous
+        groups would be given up and neither `keep` nor `give_up` says what is to happen with them.
         """
         with self._lock:
             one = self._sets.get(name)
@@ -234,10 +236,10 @@ class SetHost:
             with contextlib.nullcontext(True) if bounded else _stopped(services, STOP_S) as still:
                 if not still:
                     raise Refused(f"the groups of set {name} are busy", "try again in a moment")
-                state = self._decide(one, services, keep)
+                state = self._decide(one, services, keep, give_up)
             return {"bound_ns": state.bound_ns, "kept": state.decided_ns == NO_BOUND, "groups": list(one.groups)}
 
-    def _decide(self, one: _Set, services: list[GroupService], keep: bool) -> SetState:
+    def _decide(self, one: _Set, services: list[GroupService], keep: bool, give_up: bool) -> SetState:
         ruling = rule(one.state, [_view(s.engine, look_close=True) for s in services], len(one.groups))
         state = decide(ruling, keep=keep)
         if state is None:
@@ -247,6 +249,8 @@ class SetHost:
                 f"set {one.name} cannot be taken over here: it is {ruling.standing.value}; {ruling.why}",
                 "take over group by group, which gives up that they belong together",
             )
+        if ruling.standing is not Standing.DECIDED and not (keep or give_up):
+            _refuse_to_give_up(one.name, services, state.bound_ns)
         if state != one.state:
             _make_durable(services, state.bound_ns)
             self._save(one, state)
@@ -255,6 +259,19 @@ class SetHost:
             self._limit(service.engine.state.uuid, limit)
         one.ruling = ruling
         return state
+
+
+def _refuse_to_give_up(name: str, services: list[GroupService], bound_ns: int) -> None:
+    """Raise Refused when a takeover at the bound gives up writes that hosts of synchronous groups were told are here."""
+    beyond = {s.engine.state.name: n for s in services if (n := answered_beyond(s.engine, bound_ns))}
+    if beyond:
+        what = ", ".join(f"{n} of group {group}" for group, n in beyond.items())
+        raise Refused(
+            f"at the common instant of set {name} writes would be given up whose hosts were told that they are stored: "
+            f"{what}",
+            f"farstripe set takeover {name} --keep: every group keeps all it has received, and they fit together "
+            f"unless one had degraded; farstripe set takeover {name} --give-up: the common instant, without those writes",
+        )
 
 
 def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:

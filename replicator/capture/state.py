@@ -133,11 +133,20 @@ class GroupState:
     copy_id: str = ""  # on the copy: names the copy under way, "" when it cannot be completed
     copy_from_seq: int = 0  # on the copy: only a SYNCED record with a higher seq completes it
     copy_epoch: int = 0  # and of this epoch; 0 for a copy from the primary itself, whose records begin beyond it
+    torn_to: int = (
+        0  # on a copy that lost its journal: records after its position, up to this one, may be in the pool in
+    )
+    # part. It is inconsistent until all of them were applied again; 0 for none
     unclean: bool = False  # power was lost as primary: blocks may hold writes whose records are gone
     attaching: dict[str, Any] | None = None  # an attach between its two steps: {p, epoch, hist, copy_id}
     seq_limit: int = 0  # in bitmap mode: no seq at or above it has been given out
     new_epoch_wanted: bool = False  # open an epoch before the next record
-    rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch}; inconsistent until done
+    rewind: dict[str, Any] | None = None  # going back to a marker's image: {seq, epoch, dropped, pos}; inconsistent
+    # until done. dropped, pos: the line that is left, see epochs.Rewound; an older version had them not
+    rewound: list[list[Any]] = field(
+        default_factory=list
+    )  # [epoch, base, dropped, pos]: what takeovers at markers gave
+    # up in this history, see epochs.Rewound. epoch 0: this node has gone back and is not primary yet
     last_time_ns: int = 0  # no record before the last save has a later write time
     journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file

@@ -70,18 +70,23 @@ def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
 @click.option(
     "--keep", is_flag=True, help="Every group keeps all it has received, although that may be no common instant."
 )
+@click.option(
+    "--give-up", is_flag=True, help="Take the common instant although answered writes of synchronous groups are lost."
+)
 @yes_option
 @json_option
 @pass_node
-def takeover(here: Node, name: str, force: bool, keep: bool, yes: bool, as_json: bool) -> None:
+def takeover(here: Node, name: str, force: bool, keep: bool, give_up: bool, yes: bool, as_json: bool) -> None:
     """Make this node primary of every group of the set NAME at one instant: the latest that all of them reach.
 
-    What single groups have received beyond it is given up. Groups that are synchronous and stall when their peer is
-    lost keep all: no write of theirs was answered that is not here. Synchronous groups that may degrade cannot promise
-    that; there, writes of the last moment that were answered can be given up, unless --keep is said.
+    What single groups have received beyond it is given up. Where all groups are synchronous and stall when their peer
+    is lost, they keep all: no write was answered that is not here, so that is one instant too. Else, if a synchronous
+    group holds writes of the last moment beyond it, which hosts were told are stored, nothing is done until you say
+    which of the two promises counts: --keep loses none of these writes, and the groups fit together unless one had
+    degraded; --give-up keeps the instant and loses them.
     """
     confirm(f"Make this node primary of every group of set {name}?", yes, as_json)
-    done = here.replicator("set.takeover", name=name, force=force, keep=keep, wait_s=300)
+    done = here.replicator("set.takeover", name=name, force=force, keep=keep, give_up=give_up, wait_s=300)
     when = "with all they have received" if done["kept"] else f"as of {_time(done['bound_ns'])}"
     emit(as_json, done, f"this node is primary of the groups of set {name} now, {when}")
 

@@ -10,7 +10,7 @@ import click
 
 from replicator.cli import names
 from replicator.cli.access import Node, pass_node
-from replicator.cli.output import UNKNOWN, confirm, emit, json_option, table, yes_option
+from replicator.cli.output import UNKNOWN, confirm, emit, force_option, json_option, table, yes_option
 from replicator.cli.units import SizeType, format_duration, format_size
 
 
@@ -97,18 +97,24 @@ def remove(here: Node, group: str, path: str, as_json: bool) -> None:
 @click.argument("path", type=click.Path(), required=False)
 @click.option("--size", type=SizeType(4096), default="256M", show_default=True,
               help="Of a new file; a device is used as a whole.")  # fmt: skip
+@force_option("Also where answered writes may be in the journal alone and are then lost.")
 @yes_option
 @json_option
 @pass_node
-def replace(here: Node, group: str, path: str | None, size: int, yes: bool, as_json: bool) -> None:
+def replace(here: Node, group: str, path: str | None, size: int, force: bool, yes: bool, as_json: bool) -> None:
     """Give GROUP a new journal, in the place of a broken one: at PATH, or in the state directory.
 
     On a primary that counts differences since its journal broke, the next contact resyncs by difference. A secondary
     gives up what it had received and not applied, and is sent that again.
+
+    A primary whose journal could not be read when its node started is opened by this. If it was killed or stopped in
+    order, its volumes hold all that was answered, and copies follow by difference. After a power loss nobody knows:
+    that wants --force, and everything is copied. `farstripe explain GROUP` says which it is. Where the journal may yet
+    become readable, for a disk that is not mounted, mount it and restart the node instead.
     """
     confirm(f"Give group {group} a new journal and forget the old one?", yes, as_json)
     place = {"path": os.path.abspath(path)} if path else {}
-    made = here.target("group.replace_journal", group=group, size=size, wait_s=600, **place)
+    made = here.target("group.replace_journal", group=group, size=size, force=force, wait_s=600, **place)
     emit(as_json, made, f"group {group} has a new journal ({format_size(made['capacity'])})")
 
 

@@ -202,6 +202,9 @@ def takeover(here: Node, name: str | None, groups: list[str], force: bool, yes: 
 
     Name all groups that belong together. Those that are here are taken; for those at @NODE it is seen to that they have
     the marker too, and the same command with its NAME takes them there.
+
+    Nodes that this one feeds go on with it by themselves: what they hold beyond the marker is given up with what this
+    node holds. A former primary that comes back keeps it until you name it: farstripe pair resync --discard.
     """
     offers = here.replicator("marker.offers", groups=groups)["offers"]
     newest = name or (offers[0]["name"] if offers else "the newest marker")

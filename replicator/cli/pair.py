@@ -216,8 +216,8 @@ def resync(here: Node, group: str, peer: str | None, discard: str | None, yes: b
     """Bring the copy of GROUP (with PEER) up again, by difference: after a split, a refusal, or to try at once.
 
     When a former primary holds writes that its successor never got, or both sides were written to (split brain),
-    nothing happens until you name the side whose own writes are given up with --discard. The leave lapses after ten
-    minutes.
+    you name the side whose own writes are given up with --discard; without, or with the wrong name, the command is
+    refused and says what to name. The leave lapses after ten minutes.
     """
     if discard:
         confirm(f"Give up all writes of group {group} that only node {discard} has?", yes, as_json)
@@ -283,6 +283,8 @@ def wait(
         except TimedOut:
             latest = here.replicator("pair.show", **which)
             patience.check(latest)
+            if state.lower() == "equal":
+                patience.check_stands(latest)
             left = latest.get("todo_bytes") if latest["word"] in ("COPY", "RECOVERING") else None
             return progress.Look(False, left, None, latest["word"])
 
@@ -291,7 +293,7 @@ def wait(
 
 
 class _Patience:
-    """Ends the wait for `state` in a state that does not pass by itself.
+    """Ends the wait for `state` in a state that does not pass by itself, or for a copy that stands.
 
     Not where connections or roles are waited for, which an operator on the other node may be about to change, nor where
     the wanted state is such a one itself.
@@ -301,7 +303,7 @@ class _Patience:
         word = state.upper()
         in_vain = {row.word for row in TABLE if row.operator}
         self._endless = word not in in_vain | {"DISCONNECTED", "PRIMARY", "SECONDARY"}
-        self._seen, self._since = "", 0.0
+        self._seen, self._since, self._stands_since = "", 0.0, 0.0
 
     def check(self, pair: dict[str, Any]) -> None:
         """Raise Refused, with what `farstripe explain` says, when nothing but an operator can end the state."""
@@ -313,4 +315,20 @@ class _Patience:
             raise Refused(
                 f"group {pair['name']} is {word}, which only an operator can end: {pair['why']}; {pair['means']}",
                 f"{pair['then']}{commands}",
+            )
+
+    def check_stands(self, pair: dict[str, Any]) -> None:
+        """Raise Refused when the copy stands at a marker and has not everything: it follows when it is resumed."""
+        stands = pair["lag_applied"] and pair.get("stands_at")
+        if not stands or pair["word"] not in ("PAIR", "SYNC"):
+            self._stands_since = 0.0
+            return
+        self._stands_since = self._stands_since or time.monotonic()
+        if time.monotonic() - self._stands_since >= SETTLE_S:
+            here = pair["feeds_us"]
+            where = "the copy here" if here else f"the copy on {pair['peer_name']}"
+            raise Refused(
+                f"{where} stands at a marker (record {stands}), {pair['lag_applied']} records behind, and follows only "
+                "when it is resumed",
+                f"farstripe marker resume --groups {pair['name']}" + ("" if here else f"  (on {pair['peer_name']})"),
             )

@@ -53,14 +53,17 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
     "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
     # records of follow that lead's history lacks: none that hosts wrote; received from lead (through a relay: from the
-    # primary above it), which lost them itself; or written by hosts on follow or elsewhere, and acknowledged
-    "tail": ("empty", "received", "acknowledged"),
+    # primary above it), which lost them itself; given up with the line they are of, which the operator took back to a
+    # marker, and not written on follow; or written by hosts on follow or elsewhere, and acknowledged
+    "tail": ("empty", "received", "rewound", "acknowledged"),
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
     "follow": (
         "ok",
         "resumable",
+        "torn",
         "resync",
-    ),  # copy complete; copy under way and still known to lead; under way, unknown
+    ),  # copy complete; copy under way and still known to lead; complete but for records it held and lost with its
+    # journal, some of which may be in its volumes in part, and which lead has; under way, unknown
     "journal": ("covers", "lost"),  # lead's journal holds every record after follow's position
     # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or
     # lead began a copy that follow never adopted)
@@ -213,7 +216,7 @@ TABLE: tuple[Row, ...] = (
         "two histories, but no host wrote to the one that gives way",
         **_BOTH,
         relation="forked",
-        tail="empty|received",
+        tail="empty|received|rewound",
     ),
     _row(
         "unrelated",
@@ -315,13 +318,24 @@ TABLE: tuple[Row, ...] = (
         image="exact",
     ),
     _row(
+        "resend-lost-journal",
+        Action.RESUME,
+        "follow",
+        "follow lost its journal with records that it had received; they are sent again",
+        **_SOURCE,
+        relation="same|behind",
+        follow="torn",
+        journal="covers",
+        image="exact",
+    ),
+    _row(
         "redo-resync-journal-lost",
         Action.COPY,
         "follow",
-        "a copy was under way and the journal no longer reaches back to where it stopped",
+        "a copy was under way, or records were lost with a journal, and lead's no longer reaches back to there",
         **_SOURCE,
         relation="same|behind",
-        follow="resumable",
+        follow="resumable|torn",
         journal="lost",
         image="exact",
     ),
@@ -332,7 +346,7 @@ TABLE: tuple[Row, ...] = (
         "a copy was under way when a side lost power",
         **_SOURCE,
         relation="same|behind",
-        follow="resumable",
+        follow="resumable|torn",
         image="unclean",
     ),
     _row(
@@ -364,7 +378,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="resumable|resync",
+        follow="resumable|torn|resync",
     ),
     _row(
         "primary-lost-tail",
@@ -426,11 +440,20 @@ TABLE: tuple[Row, ...] = (
         tail="empty",
     ),
     _row(
+        "diff-rewound",
+        Action.COPY,
+        "follow",
+        "a takeover at a marker took the history back; all that follow holds after the marker was given up with it",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="rewound",
+    ),
+    _row(
         "diff-discard",
         Action.COPY,
         "follow",
-        "a former primary, or a copy of one, holds acknowledged writes its successor never got, and the operator gave "
-        "them up",
+        "a former primary, or a copy of one, holds acknowledged writes its successor lacks, and the operator gave them "
+        "up",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
@@ -440,8 +463,8 @@ TABLE: tuple[Row, ...] = (
         "former-primary",
         Action.REFUSE,
         "",
-        "a former primary, or a copy of one, holds acknowledged writes its successor never got; nobody has said they "
-        "may go",
+        "a former primary, or a copy of one, holds acknowledged writes its successor lacks; nobody has said they may "
+        "go",
         **_SOURCE,
         relation="parted|forked",
         tail="acknowledged",
@@ -475,6 +498,16 @@ TABLE: tuple[Row, ...] = (
         consent="yes",
     ),
 )
+
+
+def resolves(label: str, *, primaries: int = 1) -> str:
+    """Whose writes have to be given up for a pair that was refused with `label` to go on: "follow", "either" for one of
+    the two, "" when that is not what it takes. primaries: how many of the two nodes are primary."""
+    if label in ("former-primary", "relay-lost-tail", "lost-tail-conflict"):
+        return "follow"
+    if label == "unrelated":
+        return "either" if primaries == 2 else "follow"
+    return "either" if label in ("split-brain", "two-trees") else ""
 
 
 def matches(row: Row, facts: Facts) -> bool:

@@ -28,6 +28,18 @@ Hist = Sequence[tuple[int, int]]
 """[(epoch, base), ...], oldest first."""
 
 
+class Rewound(NamedTuple):
+    """A line that an operator cut: by a takeover at a marker, everything in it after `base` was given up.
+
+    What was given up is named exactly: the records after `base` up to `pos` of the line that went on with `dropped`.
+    """
+
+    epoch: int  # that goes on instead; 0 until it has begun
+    base: int
+    dropped: tuple[tuple[int, int], ...]  # the epochs of the old line that began at or after `base`
+    pos: int  # last seq of the old line that the node held which the operator took back
+
+
 class Relation(enum.Enum):
     """How the position of Y relates to that of X, from X's point of view."""
 
@@ -136,6 +148,19 @@ def common_position(x_hist: Hist, x_floor: int, y_hist: Hist, y_floor: int) -> i
         return 0
     shared, x_more, y_more = _part(x_hist, y_hist)
     return min([x_floor, y_floor] + [more[0][1] for more in (x_more, y_more) if more]) if shared else 0
+
+
+def gave_up(x_hist: Hist, rewound: Sequence[Rewound], y_hist: Hist, y_pos: int) -> bool:
+    """Return whether everything that Y holds lies on a line that was cut where X's goes on, and within what was given
+    up."""
+    for cut in rewound:
+        at = next((n for n, (epoch, _) in enumerate(x_hist) if epoch == cut.epoch), None)
+        if at is None:
+            continue
+        line = [*x_hist[:at], *cut.dropped]
+        if compare(line, cut.pos, y_hist, y_pos).relation in (Relation.SAME, Relation.BEHIND):
+            return True
+    return False
 
 
 def epochs_of_tail(hist: Hist, pos: int, after: int) -> list[int]:

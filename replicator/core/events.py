@@ -26,8 +26,8 @@ Control frames are msgpack maps with the key "t":
     verdict    both           label, lead, acts, c, from_seq, full
     bitmap     copy target    volume, start (null: unknown, all blocks), bits (numpy packbits, little), last (bool)
     attach     copy source    p, c, epoch, hist, masks {volume: bits}, full, volumes (as group.begin_copy or
-                              group.pin_copy returned them), copy_id, synced_after (the SYNCED that ends the copy
-                              has a higher seq)
+                              group.pin_copy returned them), rewound (the same; may be missing), copy_id,
+                              synced_after (the SYNCED that ends the copy has a higher seq)
     attached   copy target    copy_id
     copied     copy target    seq (applied and durable position that includes SYNCED)
     handover   old primary    seq, epoch (the old primary is durably a secondary; everything up to seq is yours)
@@ -37,7 +37,8 @@ Control frames are msgpack maps with the key "t":
                               wants
     ping       both           seq (own position), role, state (of the session), tree_durable (up to here the journal is
                               durable on this node and on all below it), feeds (node ids of the other nodes that
-                              the sender feeds)
+                              the sender feeds), stands (seq of the marker that its copy stands at, else 0); may be
+                              missing: names {node id: name}, refused {peer, label, cause} of another pair
     pong       both           the same
 """
 

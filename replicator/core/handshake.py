@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from replicator.core.decisions import Action, Facts, look_up
-from replicator.core.epochs import Comparison, Relation, common_position, compare, epochs_of_tail, tag_of
+from replicator.core.epochs import Comparison, Relation, common_position, compare, epochs_of_tail, gave_up, tag_of
 from replicator.core.hello import Hello
 
 __all__ = ["Action", "Decision", "Facts", "decide"]
@@ -156,7 +156,8 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
         primaries = "given-up"
     named = _named(lead, follow)
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
-    copy = "ok" if follow.state != "resync" else "resumable" if resumable else "resync"
+    torn = "torn" if _torn(lead, follow) else "resync"
+    copy = "ok" if follow.state != "resync" else "resumable" if resumable else torn
     return Facts(
         compat=_compat(lead, follow, comparison),
         split="yes" if lead.split or follow.split else "no",
@@ -171,6 +172,13 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
         sync="yes" if lead.sync or follow.sync else "no",
         own="yes" if lead.last_write > comparison.shared_upto else "no",
     )
+
+
+def _torn(lead: Hello, follow: Hello) -> bool:
+    """Follow lacks nothing but records it once held, and they are the ones that lead has."""
+    if lead.torn is None or not follow.torn or lead.state == "resync":
+        return False
+    return compare(lead.hist, lead.pos, follow.hist, follow.torn).relation in (Relation.SAME, Relation.BEHIND)
 
 
 def _copy_not_adopted(lead: Hello, follow: Hello) -> bool:
@@ -215,8 +223,17 @@ def _tail(lead: Hello, follow: Hello, comparison: Comparison) -> str:
     if not comparison.y_tail or follow.last_write <= comparison.shared_upto:
         return "empty"
     tags = {tag_of(epoch) for epoch in epochs_of_tail(follow.hist, follow.pos, comparison.shared_upto)}
+    if _rewound(lead, follow) and follow.tag not in tags:
+        return "rewound"
     source = lead.tag if lead.role == "primary" or not lead.hist else tag_of(lead.hist[-1][0])
     return "received" if tags == {source} else "acknowledged"
+
+
+def _rewound(lead: Hello, follow: Hello) -> bool:
+    """All that follow holds beyond lead's line was given up when the operator took that line back to a marker."""
+    if lead.rewound is None or follow.rewound is None:
+        return False
+    return gave_up(lead.hist, lead.rewound, follow.hist, follow.pos)
 
 
 def _journal_covers(lead: Hello, follow: Hello) -> bool:

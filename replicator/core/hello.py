@@ -3,20 +3,28 @@
 Both sides send one, and both compute the same decision from the two (handshake.py). A HELLO is a snapshot: what it says
 about positions stays true until the decision is carried out, except that a primary's position may rise.
 
+A field that came later than VERSION has a value that says "not told"; a decision may rest on it only where both sides
+tell it, so that an older node comes to the same verdict.
+
 Frame {"t": "hello"} with the fields of `Hello`; `hist` as [[epoch, base], ...], `volumes` as [[index, size bytes,
-born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode).
+born], ...], `journal` as [first seq, end seq] or null when the journal cannot be streamed from (bitmap mode), `rewound`
+as [[epoch, base, [[epoch, base], ...], pos], ...].
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from replicator.core.epochs import check_hist, node_tag
+from replicator.core.epochs import Rewound, check_hist, node_tag
 from replicator.core.errors import ProtocolError
 
 VERSION = 2
 """2: `upstream`, so that a secondary can be a source of others; `discard_epoch`; when volumes were added."""
 NOT_YET = (1 << 64) - 1
+MAX_REWOUND = MAX_DROPPED = 8
+"""The lines of so many takeovers at markers are named at most, none with more epochs than that: all of it has to fit
+into a group's state. Whoever holds another line is asked for it."""
 ROLES = ("primary", "secondary")
 STATES = ("fresh", "ok", "resync", "diverged")
 
@@ -50,6 +58,10 @@ class Hello(NamedTuple):
     upstream: str  # of a secondary: node that feeds it, "" for none
     listed: int = 0  # the seq at which the group has these volumes (secondary: applied)
     changed: int = 0  # seq of the last change of the volumes, 0 when the history has none
+    torn: int | None = (
+        None  # in state "resync": only records after pos, up to this one, are missing; 0: no. None: not told
+    )
+    rewound: tuple[Rewound, ...] | None = None  # what takeovers at markers gave up in this history; None: not told
 
     @property
     def tag(self) -> int:
@@ -96,7 +108,28 @@ def from_status(
         upstream=str(status.get("upstream") or "") if status["role"] == "secondary" else "",
         listed=int(status.get("applied", pos)),
         changed=int(status.get("listed_seq", 0)),
+        torn=int(status.get("torn") or 0),
+        rewound=rewound_from(status.get("rewound") or ()),
     )
+
+
+def rewound_from(lines: Any) -> tuple[Rewound, ...]:
+    """Read what to_lists() made. Raises TypeError, ValueError for what it cannot have made."""
+    if len(lines) > MAX_REWOUND:
+        raise ValueError(f"{len(lines)} lines that were cut are more than {MAX_REWOUND}")
+    found = []
+    for epoch, base, dropped, pos in lines:
+        if len(dropped) > MAX_DROPPED:
+            raise ValueError(f"{len(dropped)} epochs of a line that was cut are more than {MAX_DROPPED}")
+        cut = Rewound(_u64(epoch), _u64(base), tuple((_u64(e), _u64(b)) for e, b in dropped), _u64(pos))
+        check_hist(cut.dropped)
+        found.append(cut)
+    return tuple(found)
+
+
+def to_lists(rewound: Iterable[Rewound]) -> list[list[Any]]:
+    """Return lines that were cut as plain lists, for frames and durable state."""
+    return [[cut.epoch, cut.base, [list(entry) for entry in cut.dropped], cut.pos] for cut in rewound]
 
 
 def wants_sync(status: dict[str, Any]) -> bool:
@@ -117,6 +150,7 @@ def to_frame(hello: Hello) -> dict[str, Any]:
         frame[key] = [list(pair) for pair in frame[key]]
     frame["starts"] = list(hello.starts)
     frame["journal"] = None if hello.journal is None else list(hello.journal)
+    frame["rewound"] = None if hello.rewound is None else to_lists(hello.rewound)
     return frame
 
 
@@ -155,6 +189,8 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             upstream=str(frame["upstream"])[:32],
             listed=_u64(frame["listed"]),
             changed=_u64(frame["changed"]),
+            torn=None if frame.get("torn") is None else _u64(frame["torn"]),
+            rewound=None if frame.get("rewound") is None else rewound_from(frame["rewound"]),
         )
         check_hist(hello.hist)
         if hello.hist and hello.pos < hello.hist[-1][1]:

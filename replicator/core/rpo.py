@@ -43,7 +43,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
         "bound": "unknown",
         "as_of_s": 0.0 if linked else facts.get("contact_age_s"),
     }
-    if not status or pair is None or not facts:
+    if "role" not in status or pair is None or not facts:  # a group that could not be opened has no role
         return result
     if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
         return {**result, "bound": "no copy"}

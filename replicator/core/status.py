@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from replicator.core.rpo import FLOWING
+from replicator.core.takeover import lost_text
 
 Facts = dict[str, Any]
 
 
 class Word(NamedTuple):
     """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {cause}, {lost},
-    {follow}."""
+    {follow}, {holds}, {without}, {force}, {refused}, {refused_on}, {instead}, {plan}; a command that is empty is left
+    out."""
 
     word: str
     level: str  # "ok" | "busy" | "warn" | "bad"
@@ -66,6 +68,16 @@ TABLE: tuple[Word, ...] = (
         "no volume of this node is served, and a copy here is not applied",
         "start it; the journal carries on from where it was",
         ("farstripe node start", "farstripe events"),
+    ),
+    Word(
+        "UNREADABLE",
+        "bad",
+        lambda s, f: bool(s.get("unread_journal")),
+        "the journal of this node could not be read when it started: {reason}",
+        "no write is taken here, and nothing shipped or received; the volumes can be read: {holds}",
+        "make the journal readable (mount its disk) and restart this node; if it is gone for good: {without}",
+        ("farstripe group journal replace {group}{force}", "farstripe takeover {group}  (on {peer})"),
+        operator=True,
     ),
     Word(
         "FAILED",
@@ -131,7 +143,7 @@ TABLE: tuple[Word, ...] = (
         "bad",
         _refused("former-primary", "relay-lost-tail"),
         "{cause}",
-        "{follow} holds {lost} records its successor never received; they are kept until you say they may go",
+        "{follow} holds {lost} records its successor lacks; they are kept until you say they may go",
         "save what you need from it, then give them up",
         ("farstripe pair resync {pair} --discard {follow}",),
         operator=True,
@@ -190,6 +202,16 @@ TABLE: tuple[Word, ...] = (
         "the primary keeps track of what changes; the copy stays as it was",
         "resync when the copy should follow again (by difference)",
         ("farstripe pair resync {pair}",),
+        operator=True,
+    ),
+    Word(
+        "SOURCE-REFUSED",
+        "bad",
+        lambda s, f: _label(f) == "no-primary" and f.get("session") == "waiting" and bool(f.get("refused_beside")),
+        "{refused}",
+        "nothing is shipped on this edge; the copy stays at its last consistent instant",
+        "clear that pair; this one goes on by itself then",
+        ("farstripe explain {group}{refused_on}",),
         operator=True,
     ),
     Word(
@@ -305,8 +327,8 @@ TABLE: tuple[Word, ...] = (
         lambda s, f: True,
         "no link to {peer}: {reason}",
         "the primary journals what it writes; the copy stays at its last consistent instant",
-        "repair the link or the peer; the pair resumes by itself",
-        ("farstripe peer list", "farstripe events"),
+        "repair the link or the peer; the pair resumes by itself{instead}",
+        ("farstripe peer list", "farstripe events", "{plan}"),
     ),
 )
 
@@ -326,7 +348,7 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
         "why": row.why.format(**texts),
         "means": row.means.format(**texts),
         "then": row.then.format(**texts),
-        "commands": [command.format(**texts) for command in row.commands],
+        "commands": [told for command in row.commands if (told := command.format(**texts))],
         "operator": row.operator,
     }
 
@@ -389,7 +411,43 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
+        **_takeover(status, facts, group, str(peer or "the peer")),
+        **_refused_beside(facts.get("refused_beside") or {}),
+        **_without_journal(status.get("unread_journal") or {}, str(peer or "the peer")),
     }
+
+
+def _takeover(status: Facts, facts: Facts, group: str, peer: str) -> dict[str, str]:
+    """What is said of a takeover by a copy that hears nothing of the peer that feeds it."""
+    fed = status.get("role") == "secondary" and status.get("upstream") in ("", None, facts.get("peer"))
+    if not fed or status.get("state") != "ok":
+        return {"instead": "", "plan": ""}
+    instead = f". If {peer} is lost, or away for too long, this node can take over: {lost_text(status, facts)}"
+    return {"instead": instead, "plan": f"farstripe takeover {group} --plan"}
+
+
+def _refused_beside(other: Facts) -> dict[str, str]:
+    """What is said of another pair of the group that is refused: {node, here, with, cause}."""
+    node, here = str(other.get("node", "the peer")), bool(other.get("here"))
+    who = "this node" if here else f"{node}, which would feed this node,"
+    text = f"{who} and {other.get('with', 'another one')} do not go together: {other.get('cause', 'no cause known')}"
+    return {"refused": text, "refused_on": "" if here else f"  (on {node})"}
+
+
+def _without_journal(unread: Facts, peer: str) -> dict[str, str]:
+    """What is known of a group that was not opened for its journal: {role, intact}."""
+    if unread.get("intact"):
+        holds = "they hold every write that was answered"
+        return {"holds": holds, "without": "give the group a new one; copies then follow by difference", "force": ""}
+    if unread.get("role") == "secondary":
+        holds = "a copy was under way, they hold no consistent image"
+        return {"holds": holds, "without": "give the group a new one; the copy begins anew", "force": " --force"}
+    holds = "they may lack writes that were answered and flushed, which were in the journal"
+    without = (
+        f"take over on {peer}, if its copy is complete; then, or if there is no copy, give the group a new journal by "
+        "force, and every block is copied"
+    )
+    return {"holds": holds, "without": without, "force": " --force"}
 
 
 def _waits(policy: Facts) -> str:

@@ -192,11 +192,8 @@ class Markers:
         return text
 
     def _name(self, node_id: str) -> str:
-        """What a node is called here; its id when it is no peer any more."""
-        if node_id == self._node.config.node_id:
-            return self._node.config.name
-        peer = self._node.peers.get(node_id)
-        return peer.name if peer else node_id
+        """What a node is called here; its id when nobody knows."""
+        return self._node.pairs.name_of(node_id)
 
     def _on(self, node_id: str, op: str, timeout_s: float, args: Mapping[str, Any]) -> dict[str, Any]:
         """Run a marker operation on a node's target, by its replicator when that is another node."""

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from replicator.control import Handler, number
+from replicator.core.decisions import resolves
 from replicator.core.errors import (
     AlreadyExists,
     BadInput,
@@ -81,6 +82,7 @@ def handlers(node: Node) -> dict[str, Handler]:
         discard = str(args.get("discard") or "")
         if discard:
             discard = node.config.node_id if discard in (node.config.name, "this") else _peer_or_self(node, discard)
+        _check_discard(node, chosen(node, args), discard)
         return _command(node, args, "resync", discard=discard)
 
     def wait(args: dict[str, Any]) -> View:
@@ -125,6 +127,36 @@ def handlers(node: Node) -> dict[str, Handler]:
 def _command(node: Node, args: dict[str, Any], op: str, **more: Any) -> dict[str, Any]:
     pair = chosen(node, args)
     return node.pairs.loop(pair).command(op, COMMAND_S, **more)
+
+
+def _check_discard(node: Node, pair: PairConfig, discard: str) -> None:
+    """Raise Refused when the pair is refused until writes are given up, and `discard` does not name whose."""
+    facts = node.pairs.facts(pair)
+    decision = facts.get("decision") or {}
+    if facts.get("session") != "refused":
+        return
+    status = node.target("group.status", group=pair.group, peer=pair.peer)
+    primaries = [status.get("role"), facts.get("peer_role")].count("primary")
+    wanted = resolves(str(decision.get("label")), primaries=primaries)
+    if not wanted:
+        return
+    follow, sides = str(decision["follow"]), [node.config.node_id, pair.peer]
+    lead = next(side for side in sides if side != follow)
+    above = status.get("upstream") if follow == node.config.node_id else facts.get("peer_upstream")
+    joins = decision["label"] == "former-primary" and primaries == 1
+    tree = joins and above not in (None, "", lead)  # follow is fed by another node: lead may join that tree instead
+    allowed = sides if wanted == "either" or tree else [follow]
+    if discard in allowed:
+        return
+    names = [node.pairs.name_of(side) for side in allowed]
+    which = f"{pair.name} {node.pairs.name_of(pair.peer)}"
+    ways = " or ".join(f"farstripe pair resync {which} --discard {name}" for name in names)
+    said = f"{node.pairs.name_of(discard)} is not the one" if discard else "say whose writes are given up"
+    holds = f"{node.pairs.name_of(follow)} holds {decision.get('lost_records')} records that the other side lacks"
+    if discard == lead:
+        lead_name, follow_name = node.pairs.name_of(lead), node.pairs.name_of(follow)
+        ways += f"; to give up those of {lead_name} instead: farstripe takeover {pair.name} --force  (on {follow_name})"
+    raise Refused(f"{decision['cause']}: {holds}; {said}", ways)
 
 
 def chosen(node: Node, args: dict[str, Any]) -> PairConfig:

@@ -81,6 +81,8 @@ class Pairs:
         self._pulses: dict[str, Pulse] = {}
         self._turned_away: dict[Key, tuple[str, str]] = {}
         """Pair -> (NO_PAIR or STRANGER, in words): what the peer's node answered last instead of a link."""
+        self._names: dict[str, str] = {}
+        """Of nodes that are no peers of this one, as peers call them. For people to read only."""
         self._lock = threading.RLock()
         self._crowd = Crowd()
         self._stopped = False
@@ -133,6 +135,7 @@ class Pairs:
                 failed=lambda: self._failed(pair, loop),
                 claims=claims,
                 pulse=self._pulses.setdefault(pair.peer, Pulse(self._instance)),
+                beside=lambda: self._beside(pair),
                 acked=lambda: self._nudge(claims, loop),
             )
             loop = PairLoop(session, flow, around)
@@ -193,6 +196,20 @@ class Pairs:
         with self._lock:
             return [r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer]
 
+    def _beside(self, pair: PairConfig) -> dict[str, Any]:
+        """What the peer of a pair is told of the group's other pairs; see SessionBase.beside."""
+        with self._lock:
+            others = {
+                key[1]: r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer
+            }
+        told: dict[str, Any] = {
+            "names": {peer: self.name_of(peer) for peer in others} | {self._node_id: self._node_name}
+        }
+        for peer, loop in others.items():
+            if refused := loop.refused:
+                told["refused"] = {"peer": peer, "label": refused[0], "cause": refused[1]}
+        return told
+
     def retune(self, pair: PairConfig) -> None:
         """Make the pair take up its changed transfer settings, if it runs."""
         with self._lock:
@@ -210,9 +227,23 @@ class Pairs:
         facts["turned_away"] = "" if facts.get("linked") else kind
         if facts["turned_away"]:
             facts["link_reason"] = reason
+        for node_id, name in facts.get("peer_names", {}).items():
+            if node_id != name:
+                self._names[node_id] = name
+        facts["refused_beside"] = self._refused_beside(pair, facts)
         facts["peer_name"] = self.name_of(pair.peer)
         facts["follow_name"] = self.name_of((facts.get("decision") or {}).get("follow", ""))
         return facts
+
+    def _refused_beside(self, pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
+        """Of another pair of the group that is refused: {node, here, with, cause}; empty for none. here: it is a pair
+        of this node, else of the peer."""
+        for found, here in ((self._beside(pair).get("refused"), True), (facts.get("peer_refused"), False)):
+            if found:
+                node = self._node_id if here else pair.peer
+                other = self.name_of(str(found.get("peer", "")))
+                return {"node": self.name_of(node), "here": here, "with": other, "cause": found.get("cause", "")}
+        return {}
 
     def _happened(self, pair: PairConfig, name: str, detail: dict[str, Any]) -> None:
         self._note(pair, name, detail)
@@ -229,11 +260,11 @@ class Pairs:
             self._changed.wait_for(lambda: self.changes != seen, timeout_s)
 
     def name_of(self, node_id: str) -> str:
-        """A node's name, its id when it is not known."""
+        """A node's name: this one's, a peer's, or as peers call it; its id when nobody has told."""
         if node_id == self._node_id:
             return self._node_name
         peer = self._peers.get(node_id)
-        return peer.name if peer is not None else node_id
+        return peer.name if peer is not None else self._names.get(node_id, node_id)
 
     # -- connections ----------------------------------------------------------------------------------------------
 

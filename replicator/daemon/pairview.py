@@ -9,6 +9,7 @@ lag           records the peer has not received (None: not known)
 lag_applied   records the peer has not applied
 lag_bytes     bytes of journal that are missing on the secondary, at most; None when not known
 lag_s         seconds since the newest write that is certainly on the secondary, when known
+stands_at     seq of the marker at which the copy of this edge stands until it is resumed; None when it does not
 todo_bytes    left of a copy
 rpo           what would be lost with the primary (core/rpo.py), as known here
 budget        {limits, exceeded, since_s, reasons}, None for a pair without one
@@ -23,7 +24,7 @@ from typing import Any
 
 from replicator.core import protection, rpo
 from replicator.core import status as words
-from replicator.core.errors import FarstripeError
+from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.protection import EdgeFacts
 from replicator.daemon.node import Node
 from replicator.daemon.pairstore import PairConfig
@@ -35,8 +36,11 @@ STATUS_TARGET_S = 2.0
 
 def view(node: Node, pair: PairConfig) -> dict[str, Any]:
     """Return the description of `pair`."""
+    status: dict[str, Any] | None
     try:
         status = node.target("group.status", TARGET_S, group=pair.group, peer=pair.peer)
+    except MediumError:
+        status = _unopened(node, pair.group)
     except FarstripeError:
         status = None
     found = _described(node, pair, status)
@@ -45,12 +49,20 @@ def view(node: Node, pair: PairConfig) -> dict[str, Any]:
     return found | {"losses": losses(node, edges)}
 
 
+def _unopened(node: Node, group: str) -> dict[str, Any] | None:
+    """What the target says of a group that it could not open: `name`, `volumes`, `failed`, and no role."""
+    try:
+        return next((one for one in node.target("group.list", TARGET_S) if one["uuid"] == group), None)
+    except FarstripeError:
+        return None
+
+
 def view_all(node: Node) -> list[dict[str, Any]]:
     """Return the descriptions of all pairs, within STATUS_TARGET_S also when the target hangs: it is asked once."""
     pairs = node.pairs.store.all()
     try:
         listed = node.target("group.list", STATUS_TARGET_S) if pairs else []
-        found = {one["uuid"]: one for one in listed if "role" in one}  # a broken group has no status
+        found = {one["uuid"]: one for one in listed}
     except FarstripeError:
         found = {}
     views = [_described(node, pair, words.edge_status(found.get(pair.group), pair.peer)) for pair in pairs]
@@ -64,8 +76,8 @@ def view_all(node: Node) -> list[dict[str, Any]]:
 def losses(node: Node, edges: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the loss of this node and of each peer means, from the descriptions of all edges of one group."""
     status = next((one["status"] for one in edges if one["status"]), None)
-    if status is None:
-        return []
+    if status is None or "role" not in status:
+        return []  # it does not answer, or could not open the group
     facts = [
         EdgeFacts(
             peer=one["peer_name"],
@@ -132,6 +144,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "lag_applied": _lag_applied(known, facts),
         "lag_bytes": _lag_bytes(known, facts),
         "lag_s": _lag_s(known, facts),
+        "stands_at": _stands_at(known, facts),
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
@@ -169,13 +182,18 @@ def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
     return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
 
 
+def _stands_at(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
+    own = status.get("limit_seq") if status.get("role") == "secondary" and not words.feeds(status, facts) else 0
+    return own or facts.get("peer_stands") or None
+
+
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
     if words.feeds(status, facts):
         if not words.told(facts):
             return None
-        return max(0, int(status["pos"]) - int((facts.get("acked") or {}).get("applied", 0)))
+        return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("applied", 0)))
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
 
 

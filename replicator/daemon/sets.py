@@ -7,7 +7,7 @@ finished here: the decision is the target's, durable, and each group is taken at
     set.create {name, groups}          -> set
     set.list {}                        -> [set], as SetHost.listing
     set.delete {name}                  -> {}
-    set.takeover {name, force?, keep?} -> {bound_ns, kept, groups}
+    set.takeover {name, force?, keep?, give_up?} -> {bound_ns, kept, groups}
 """
 
 from __future__ import annotations
@@ -143,7 +143,12 @@ class Sets:
             if not judged["allowed"]:
                 raise Refused(f"group {group['name']}: {judged['message']}", judged["way_out"])
         keep = bool(args.get("keep")) or all(self._never_alone(group["uuid"]) for group in one["groups"])
-        decided: dict[str, Any] = self._node.target("set.decide", 60.0, name=one["name"], keep=keep)
+        give_up = bool(args.get("give_up"))
+        if give_up and args.get("keep"):
+            raise BadInput("a set is taken over with --keep or with --give-up, not with both", "choose one")
+        decided: dict[str, Any] = self._node.target(
+            "set.decide", 60.0, name=one["name"], keep=keep and not give_up, give_up=give_up
+        )
         self._node.events.add(
             "set.takeover", f"set {one['name']} is taken over as of write time {decided['bound_ns']}", set=one["name"]
         )

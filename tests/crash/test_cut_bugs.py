@@ -172,7 +172,7 @@ def an_abandoned_suspension_is_forgotten(patch: Patch) -> None:
 
 def an_image_is_taken_again_after_power_loss(patch: Patch) -> None:
     """H1-28: the journal is passed again over a pool that is ahead of it."""
-    patch.setattr(markerbook.MarkerBook, "handled", lambda book, epoch, seq: False)
+    patch.setattr(markerbook.MarkerBook, "handled", lambda book, epoch, seq, line: False)
     patch.setattr(cutworld.FakePools, "snapshot", overwriting_snapshot)
 
 

@@ -601,3 +601,37 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     return [(Claims, "release", lambda self, who: None)]
+
+
+MARKERS = ("marker-takeover", "power", "kill-node")
+
+
+@bug(
+    "rewound-whatever-it-holds",
+    "a takeover at a marker counts as leave to discard also what the node that took over never had",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("sync", "sync"),
+    faults=MARKERS,
+    lazy=8.0,
+)
+def _() -> list[Patch]:
+    return [(handshake, "_rewound", lambda lead, follow: bool(lead.rewound) and follow.rewound is not None)]
+
+
+@bug(
+    "rewound-own-writes",
+    "a former primary gives up what it answered hosts, because the node that took over at a marker gave it up",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("marker-takeover",),
+)
+def _() -> list[Patch]:
+    right = handshake._tail
+
+    def careless(lead: Any, follow: Any, comparison: Comparison) -> str:
+        tail = right(lead, follow, comparison)
+        return "rewound" if tail == "acknowledged" and handshake._rewound(lead, follow) else tail
+
+    return [(handshake, "_tail", careless)]

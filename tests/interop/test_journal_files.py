@@ -184,6 +184,32 @@ def test_a_damaged_journal_of_the_secondary_is_repaired_by_retransmission(pair: 
     pair.assert_images_equal()
 
 
+def test_a_primary_whose_journal_is_gone_at_start_says_so_and_gets_a_new_one(pair: Pair) -> None:
+    node, copy = pair.primary, pair.secondary
+    load = pair.load("data", seed=10)
+    load.wait_acked(100)
+    [one] = journal(node)["files"]
+    node.kill()
+    load.stop()
+    with open(one["path"], "r+b") as damaged:
+        damaged.write(bytes(16 * MIB))
+    node.start()
+    assert node.json("pair", "list")[0]["word"] == "UNREADABLE"
+    said = node.farstripe("pair", "wait", GROUP, "--state", "equal", expect=Refused.exit_code)
+    assert "they hold every write that was answered" in said and f"farstripe group journal replace {GROUP}" in said
+    assert "they hold every write that was answered" in node.farstripe("explain", GROUP)
+    assert node.connect("data").is_read_only()
+    plan = copy.json("takeover", GROUP, "--plan")
+    assert plan["allowed"], "a primary that serves nobody is in the way of a takeover"
+    node.farstripe("group", "journal", "replace", GROUP, "--size", "16M", "--yes")
+    again = pair.load("data", seed=11, ledger=load.ledger)
+    again.wait_acked(50)
+    pair.wait_streaming()
+    again.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(again.ledger, node.generations("data", pair.volumes["data"] // 4096))
+
+
 def test_kills_in_the_middle_of_changes(pair: Pair) -> None:
     rng = random.Random(11)
     load = pair.load("data", seed=9)

@@ -11,7 +11,7 @@ from replicator.core.errors import AlreadyExists, BadInput, Refused
 from tests.testing.needs import needs
 from tests.testing.netns import NetNS
 from tests.testing.nodes import GROUP, CommandFailed, Node, wait_until
-from tests.testing.stamped import check_nothing_lost
+from tests.testing.stamped import BLOCK, check_nothing_lost
 from tests.testing.trees import Tree, running_nodes
 
 VOLUMES = {"data": 8 << 20, "log": 1 << 20}
@@ -70,8 +70,61 @@ def test_a_takeover_in_the_middle_keeps_what_is_below(nodes: list[Node]) -> None
     more = tree.load("data", seed=4, ledger=load.ledger)
     more.wait_acked(100)
     a.start()
+    wait_until(lambda: tree.streaming() or "SUPERSEDED" in b.farstripe("status"), tree.situation)
+    if not tree.streaming():  # a write that was under way, and answered by nobody, had come to A's journal alone
+        b.farstripe("pair", "resync", GROUP, "A", "--discard", "A", "--yes")
     tree.wait_streaming()
     more.stop()
+    tree.assert_images_equal()
+
+
+def test_after_a_takeover_at_a_marker_in_the_middle_the_node_below_follows_by_itself(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (b, c)])
+    load = tree.load("data", seed=8, writes_per_s=400)
+    load.wait_acked(50)
+    a.farstripe("marker", "create", "noon", "--groups", GROUP)
+    a.farstripe("marker", "wait", "noon")
+    load.wait_acked(50)
+    load.stop()
+    tree.wait_in_sync()
+    image = b.generations("data.noon", VOLUMES["data"] // BLOCK)
+    assert image != tree.image(c)
+    a.kill()
+    b.farstripe("marker", "takeover", "noon", "--groups", GROUP, "--yes")
+    b.farstripe("pair", "wait", GROUP, "C", "--state", "equal", "--timeout", "30")
+    assert tree.image(b) == tree.image(c) == image
+    a.start()
+    wait_until(lambda: "SUPERSEDED" in b.farstripe("explain", GROUP), tree.situation)
+    assert f"farstripe pair resync {GROUP} A --discard A" in b.farstripe("explain", GROUP)  # what its hosts were told
+    b.farstripe("pair", "resync", GROUP, "A", "--discard", "A", "--yes")
+    tree.primary = b
+    tree.assert_images_equal()
+
+
+def test_a_node_below_a_refused_one_is_told_by_whom_and_why(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    tree = Tree.grow(a, VOLUMES, [(a, b), (a, c)])
+    wait_until(lambda: "no records for C until A" in json.dumps(b.json("status")), "B has not heard what C is called")
+    b.kill()
+    c.kill()
+    a.writer("data").pwrite(b"x" * BLOCK, 0)
+    a.kill()
+    b.start()
+    said = b.farstripe("explain", GROUP)
+    assert "this node can take over: " in said and f"farstripe takeover {GROUP} --plan" in said
+    b.farstripe("takeover", GROUP, "--yes")
+    a.start()
+    wait_until(lambda: "SUPERSEDED" in b.farstripe("status"), tree.situation)
+    c.start()  # not before: A, primary for a moment, would send it the write
+    wait_until(lambda: "SOURCE-REFUSED" in c.farstripe("status"), tree.situation)
+    assert "A, which would feed this node, and B do not go together" in c.farstripe("explain", GROUP)
+    unnamed = b.farstripe("pair", "resync", GROUP, "A", expect=Refused.exit_code)
+    wrong = b.farstripe("pair", "resync", GROUP, "A", "--discard", "B", "--yes", expect=Refused.exit_code)
+    for said in (unnamed, wrong):
+        assert "A holds" in said and f"farstripe pair resync {GROUP} A --discard A" in said
+    b.farstripe("pair", "resync", GROUP, "A", "--discard", "A", "--yes")
+    tree.primary = b
     tree.assert_images_equal()
 
 

@@ -213,6 +213,9 @@ def test_copies_stand_at_a_suspending_marker_while_writes_go_on(two: tuple[Node,
     assert judge((b, "log"), (b, "data")) == first == judge((b, "log.night"), (b, "data.night"))
     load.stop()
     assert load.committed > first
+    for node, where in ((a, "the copy on B"), (b, "the copy here")):
+        said = node.farstripe("pair", "wait", "log", "--state", "equal", "--timeout", "30", expect=4)
+        assert f"{where} stands at a marker" in said and "farstripe marker resume --groups log" in said
     a.farstripe("marker", "resume", "night")
     for volume in ("log", "data"):
         a.farstripe("pair", "wait", volume, "--state", "equal", "--timeout", "30")

@@ -51,7 +51,8 @@ class Line(Pair):
         self.cut()
         if upper.state.role == SECONDARY:
             follower.settle(upper)
-            if upper.state.copy != OK or not upper.state.hist or lower.pos > upper.pos:
+            lags = lower.pos > upper.pos and lower.state.hist == upper.state.hist
+            if upper.state.copy != OK or not upper.state.hist or lags:
                 return False
         if lower.state.role == PRIMARY:
             return False
@@ -77,7 +78,7 @@ class Line(Pair):
         copies.copy_until(self.a.engine, edge, copy_id, *until)
         roles.attach(
             self.b.engine, self.b.edge(self.a), offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"],
-            copy_id, offer["full"], *until, offer["volumes"],
+            copy_id, offer["full"], *until, offer["volumes"], offer["rewound"],
         )  # fmt: skip
 
     def step(self, records: int | None = None) -> bool:

@@ -101,6 +101,9 @@ class SessionBase:
         self.theirs: Hello | None = None
         self.status: dict[str, Any] = {}
         self.peer_report: dict[str, Any] = {}
+        self.beside: dict[str, Any] = {}
+        """What the shell knows besides, for the peer to show: `names` of nodes {id: name}; `refused` {peer, label,
+        cause}, when another pair of the group is refused."""
         self.last_contact = 0.0
         self.link_reason = "not connected yet"
         self.acked: tuple[int, int, int] = (0, 0, 0)
@@ -224,6 +227,8 @@ class SessionBase:
             "role": self.status.get("role", ""),
             "tree_durable": tree_durable(self.status),
             "feeds": [edge["peer"] for edge in _below(self.status) if edge["peer"] != self.peer],
+            "stands": int(self.status.get("limit_seq") or 0) if self.status.get("role") == "secondary" else 0,
+            **self.beside,
         }
 
     def _poll_if_due(self, now: float, pace_s: float) -> list[Effect]:

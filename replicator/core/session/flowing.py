@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replicator.core.errors import ProtocolError
 from replicator.core.events import Acked, DataStopped, Effect, FrameIn, Log, Reply, Send, StartShipping
-from replicator.core.hello import of_shared, wants_sync
+from replicator.core.hello import of_shared, rewound_from, to_lists, wants_sync
 from replicator.core.session.base import POLL_S, SYNC_LAG_RECORDS, Step
 from replicator.core.session.greeting import Greeting
 from replicator.core.transitions import State
@@ -70,6 +70,7 @@ class Flowing(Greeting):
             "synced_after": int(result["p"]),
             "synced_epoch": 0,
             "volumes": result["volumes"],
+            "rewound": result.get("rewound") or [],
         }
         if not self._relays:
             return State.OFFERED, [Send(self._copy)]
@@ -99,6 +100,7 @@ class Flowing(Greeting):
                 "synced_after": int(event.frame["synced_after"]),
                 "synced_epoch": int(event.frame["synced_epoch"]),
                 "volumes": [dict(volume) for volume in event.frame["volumes"]],
+                "rewound": to_lists(rewound_from(event.frame.get("rewound") or ())),
             }
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
             raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc

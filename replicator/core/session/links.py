@@ -99,7 +99,10 @@ class Links(SessionBase):
         return self.state, []
 
 
-_REPORTED = {"seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list}
+_REPORTED = {
+    "seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list, "stands": int, "names": dict,
+    "refused": dict,
+}  # fmt: skip
 _OF_THE_LINK = ("t", "quiet", "instance")
 
 

@@ -109,8 +109,16 @@ class Operating(SessionBase):
             "peer_upstream": self.theirs.upstream if self.theirs else "",
             "peer_state": self.peer_report.get("state", ""),
             "peer_feeds": list(self.peer_report.get("feeds") or ()),
+            "peer_stands": int(self.peer_report.get("stands") or 0) if self.link else 0,
+            "peer_refused": _texts(self.peer_report.get("refused")) if self.link else {},
+            "peer_names": _texts(self.peer_report.get("names")),
             "was_complete": self.was_complete,
             "peer_pos": max(int(self.peer_report.get("seq") or 0), self.theirs.pos if self.theirs else 0),
             "acked": {"received": self.acked[0], "durable": self.acked[1], "applied": self.acked[2]},
             "discard": self.discard,
         }  # fmt: skip
+
+
+def _texts(told: Any) -> dict[str, str]:
+    """A map of texts that a peer told, or did not."""
+    return {str(key)[:64]: str(value)[:512] for key, value in (told or {}).items()}

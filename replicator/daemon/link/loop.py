@@ -46,6 +46,7 @@ from replicator.core.events import (
 )
 from replicator.core.session import QUIET_SLACK_S, NotExpected, Session
 from replicator.core.transfer import Transfer, from_map
+from replicator.core.transitions import State
 from replicator.daemon.link import wire
 from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.claims import Claims
@@ -85,6 +86,8 @@ class Surroundings:
     """Which session of the group may append to its journal."""
     pulse: Pulse = field(default_factory=lambda: Pulse(""))
     """The heartbeat that the links to the peer share."""
+    beside: Callable[[], dict[str, Any]] = dict
+    """What is known besides; see SessionBase.beside."""
     acked: Callable[[], None] = lambda: None
     """The peer has acknowledged: whoever receives the group's records may have to pass it on."""
 
@@ -170,6 +173,14 @@ class PairLoop:
         """Return Session.facts() and what the data path knows: bytes and records moved, the peer's last beat."""
         return self._box.query(timeout_s)
 
+    @property
+    def refused(self) -> tuple[str, str] | None:
+        """Label and cause of the decision that refused this pair, None while it is not refused."""
+        decision = self._session.decision
+        if self._session.state is not State.REFUSED or decision is None:
+            return None
+        return decision.label, decision.cause
+
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -214,6 +225,7 @@ class PairLoop:
         self._last_tick = now
         flow, pulse, instance = self._flow, self._around.pulse, self._peer_instance
         quiet = flow.quiet(now)
+        self._session.beside = self._around.beside()
         rests = quiet and flow.flows and bool(instance) and pulse.rests(self, instance, self._stir)
         self._feed(Tick(self._last_rx, quiet, rests, pulse.heard(instance) if instance else 0.0), now)
         flow.rest(self._session.rests)

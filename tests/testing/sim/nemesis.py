@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from replicator.capture.state import SECONDARY
+from replicator.journal.superblock import DATA_START
 from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.replicator import Edge
 
@@ -117,6 +119,33 @@ class Nemesis:
             victim.die("node")
             w.clock.after(1.0 + rng.expovariate(0.5), w.start, victim)
         w.take_over(node, force=True)
+
+    def _do_marker_takeover(self, node: Node, rng: random.Random) -> None:
+        """Asked for by name only: a takeover some records back, of a node that is fed, mostly one that feeds others."""
+        w = self._world
+        relays = [up for up, _ in w.edges if up.target is not None and up.target.engine.state.role == SECONDARY]
+        if relays and rng.random() < 0.7:
+            node = rng.choice(relays)
+        if rng.random() < 0.7:
+            for victim in w.primaries:
+                victim.die("node")
+                w.clock.after(1.0 + rng.expovariate(0.5), w.start, victim)
+        w.take_over(node, force=True, marker=rng.choice((1, 3, 10, 40)))
+
+    def _do_lose_journal(self, node: Node, rng: random.Random) -> None:
+        """Asked for by name only: a copy dies, and its journal cannot be read when it starts. What it had promised by
+        it is void until it has been sent that again."""
+        w = self._world
+        copies = [one for one in w.nodes if one.target is not None and one.target.engine.state.role == SECONDARY]
+        if not copies:
+            return
+        node = rng.choice(copies)
+        node.die("node")
+        file = node.disk.open("journal")
+        file.pwrite(bytes(DATA_START), 0)
+        file.fdatasync()
+        w.truth.promises = [p for p in w.truth.promises if p.holder != node.name]
+        w.clock.after(0.1 + rng.expovariate(2.0), w.start, node)
 
     def _do_switchover(self, node: Node, rng: random.Random) -> None:
         w = self._world

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, edges, follower, journalloss, recovery, service
+from replicator.capture import copier, edges, follower, journalloss, recovery, retention, service
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
-from replicator.core.errors import FarstripeError, MediumError
+from replicator.capture.rewind import rewind
+from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
+from replicator.capture.volumeset import passes_over
+from replicator.core.errors import FarstripeError, MediumError, Refused
+from replicator.core.hello import NOT_YET
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unanswered
 from replicator.core.records import unpack_header
 from replicator.core.transitions import State
@@ -22,7 +25,7 @@ from replicator.journal import volumes
 from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
 from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
-from tests.testing.sim.truth import Change, Promise
+from tests.testing.sim.truth import Change, Image, Promise
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
@@ -149,6 +152,7 @@ class Target:
                 svc._full.go_over()
             elif engine.state.journal_error and rng.random() < 0.2:
                 self._replace_journal()
+            retention.note_marks(engine)
             if engine.state.mode == JOURNAL:
                 for peer in svc._relay_watch.look(self.clock.now):
                     self.node.note(f"degraded towards {self.node.world.by_id[peer].name}")
@@ -354,7 +358,7 @@ class Target:
             "group.follow": lambda: svc.follow(peer),
             "group.hold": lambda: svc.hold(args["deadline_s"]),
             "group.release": svc.release,
-            "group.promote": lambda: svc.promote(args.get("force", False)),
+            "group.promote": lambda: self._promote(args),
             "group.demote": lambda: svc.demote(args.get("diverged", False), args.get("upto")),
         }
         if self.engine.failed and op not in ("group.status", "group.link"):
@@ -364,6 +368,36 @@ class Target:
         result = table[op]()
         self.node.called(op, args, result if isinstance(result, dict) else {})
         return result if isinstance(result, dict) else {}
+
+    def _promote(self, args: dict[str, Any]) -> dict[str, Any]:
+        """`marker`: so many records before the last one lies the marker; its image is what the truth knows of it."""
+        if args.get("marker") is not None:
+            self._stand_at(int(args["marker"]))
+        return self.service.promote(args.get("force", False))
+
+    def _stand_at(self, back: int) -> None:
+        """See nbdplugin.markerhost; the images are made up from the truth."""
+        engine, node = self.engine, self.node
+        with engine.apply_lock:
+            if engine.state.rewind is None:
+                follower.apply_through(engine)
+            first = max(engine.state.hist[0][1] + 1, passes_over(engine.state)[1]) if engine.state.hist else NOT_YET
+            seq = max(first, engine.pos - back)
+            if engine.state.copy != OK or not self.prefix_now or seq > engine.pos:
+                raise Refused("there is no image of the marker")
+            hist, pos = node.hist(), engine.pos
+            kept = [entry for entry in hist if entry[1] < seq]
+            image = Image(node.truth)
+            image.move(kept, seq)
+
+            def restore() -> None:
+                for volume, content in zip(engine.volumes, image.volumes, strict=True):
+                    volume.pwrite(content, 0)
+                engine.sync_pool()
+
+            everything = {index: [(0, volume.size)] for index, volume in enumerate(engine.volumes)}
+            rewind(engine, seq, kept[-1][0], everything, restore)
+            node.world.went_back(node, hist, pos, seq)
 
     @property
     def prefix_now(self) -> bool:

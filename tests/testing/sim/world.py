@@ -31,7 +31,7 @@ from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.operator import Operator
 from tests.testing.sim.replicator import Edge
 from tests.testing.sim.target import Request
-from tests.testing.sim.truth import Truth, Violation
+from tests.testing.sim.truth import Hist, Truth, Violation
 
 GROUP = "cd" * 16
 BLOCK = 65536
@@ -74,6 +74,7 @@ class Options:
     """Of each node after the first: which one feeds it at first."""
     edge_modes: tuple[str, ...] = ()
     """Of each of these edges; `mode` where there is none."""
+    retain: str = "durable"
 
     @classmethod
     def draw_tree(cls, rng: random.Random) -> Options:
@@ -233,7 +234,7 @@ class World:
         o = self.options
         policy = {
             "mode": o.mode, "ack": o.ack, "on_loss": o.on_loss, "on_full": o.on_full,
-            "loss_timeout_s": o.loss_timeout_s, "full_timeout_s": o.full_timeout_s,
+            "loss_timeout_s": o.loss_timeout_s, "full_timeout_s": o.full_timeout_s, "retain": o.retain,
         }  # fmt: skip
         top = self.nodes[0]
         top.make(GROUP, PRIMARY, Policy(**policy))
@@ -366,6 +367,17 @@ class World:
         elif op == "group.demote":
             node.flushed_at = node.written_at = None
 
+    def went_back(self, node: Node, hist: Hist, pos: int, seq: int) -> None:
+        """The operator had a node go back from `pos` of a history to `seq`: what he gave up is no promise any more,
+        whoever holds it. What the node never had he has not given up."""
+
+        def given_up(epoch: int, at: int) -> bool:
+            return at > seq and self.truth.holds(hist, pos, epoch, at)
+
+        self.truth.promises = [p for p in self.truth.promises if not given_up(p.epoch, p.seq)]
+        node.answered_alone = [one for one in node.answered_alone if not given_up(*one)]
+        node.leftover = []
+
     def logged(self, node: Node, log: Log) -> None:
         """A session logged something."""
         if log.name == "handshake":
@@ -420,13 +432,13 @@ class World:
         if edge.alive and edge.node.target is not None:
             edge.node.run("replicator", lambda: edge.command(op, **args))
 
-    def take_over(self, node: Node, *, force: bool) -> None:
-        """An operator's takeover on a node: the edge over which it is fed has to let go."""
+    def take_over(self, node: Node, *, force: bool, marker: int | None = None) -> None:
+        """An operator's takeover on a node: the edge over which it is fed has to let go. marker: so many records back."""
         if node.replicator is None:
             return
         edge = node.replicator.feeding or next(iter(node.replicator.edges.values()), None)
         if edge is not None:
-            self.command(edge, "takeover", force=force)
+            self.command(edge, "takeover", force=force, **({} if marker is None else {"marker": marker}))
 
     # -- liveness -------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ from replicator.capture.copies import MAX_EXTENDED
 from replicator.capture.state import SLOT_BYTES, Edge, GroupState, StateFile
 from replicator.control import MAX_FRAME_BYTES
 from replicator.core.errors import BadInput
+from replicator.core.hello import MAX_DROPPED, MAX_REWOUND
 from replicator.daemon.link.wire import MAX_CONTROL_BYTES
 from replicator.journal.page import EDGES
 from tests.testing.fakedisk import FakeDisk
 
+REWOUND = [[1 << 62, 1 << 60, [[1 << 62, 1 << 60]] * MAX_DROPPED, 1 << 60]] * MAX_REWOUND
 HISTORY = [[1 << 63, 1 << 62]] * 128
 
 
@@ -42,8 +44,10 @@ def test_the_state_of_the_largest_group_fits_with_the_longest_history() -> None:
         "copy_id": "f" * 32,
         "synced_after": 1 << 60,
         "synced_epoch": 1 << 62,
+        "rewound": REWOUND,
     }
     state = GroupState("f" * 32, "n" * 64, 1, volumes, hist=HISTORY, attaching=attaching)
+    state.rewound = REWOUND
     state.next_index, state.listed_at = 1 << 32, [1 << 62, 1 << 60]
     state.edges = [
         Edge(k, "f" * 32, copy_id="f" * 64, synced_after=1 << 60, synced_epoch=1 << 62, synced_seq=1 << 60)
@@ -57,4 +61,8 @@ def test_the_state_of_the_largest_group_fits_with_the_longest_history() -> None:
 
 def test_a_journal_that_finds_no_room_is_named_with_its_size_and_place() -> None:
     error = _no_journal("/srv/groups", 1 << 26, OSError(errno.ENOSPC, "No space left on device"))
-    assert "67108864 bytes" in error.message and "/srv/groups" in error.message and "another size or place" in error.way_out
+    assert (
+        "67108864 bytes" in error.message
+        and "/srv/groups" in error.message
+        and "another size or place" in error.way_out
+    )

@@ -304,7 +304,40 @@ def test_the_book_survives_and_forgets_the_oldest_without_images(tmp_path: Path)
         book.add(Entry(n, f"m{n}", n, 1, 0, TAKEN if n <= 50 else MADE))
     again = MarkerBook(PlainFile(tmp_path / "book"), "g")
     kept = [entry["n"] for entry in again.entries()]
-    assert kept == [*range(1, 51), *range(101, 151)] and again.highest == 150 and again.handled(1, 150)
+    assert kept == [*range(1, 51), *range(101, 151)] and again.highest == 150 and again.handled(1, 150, {1})
+
+
+def test_markers_of_another_line_are_new_whatever_its_epochs(tmp_path: Path) -> None:
+    """Epoch 5 was this node's own time as primary, which was given up; what it follows now is in epoch 2."""
+    PlainFile(tmp_path / "book", create_bytes=BOOK_FILE_BYTES).close()
+    book = MarkerBook(PlainFile(tmp_path / "book"), "g")
+    book.add(Entry(1, "own", 200, 5, 0, MADE))
+    assert book.handled(5, 199, {1, 5}) and book.handled(1, 120, {1, 5})
+    assert not book.handled(2, 300, {1, 2}), "an image of it would never be taken"
+    book.add(Entry(2, "theirs", 300, 2, 0, TAKEN))
+    again = MarkerBook(PlainFile(tmp_path / "book"), "g")
+    assert again.handled(2, 300, {1, 2}) and again.handled(2, 150, {1, 2}) and not again.handled(2, 301, {1, 2})
+    assert again.handled(5, 200, {1, 2}), "it has an entry"
+
+
+def test_a_copy_that_gave_up_its_own_markers_takes_images_of_those_it_follows_now(bench: Bench) -> None:
+    bench.mark(1)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    for _ in range(4):  # B's epochs get ahead of A's
+        roles.promote(bench.b.engine)
+        token = Marking().hold(2, bench.hosts["b"].booked([bench.service(bench.b)]), 1.0)
+        assert token
+        bench.b.engine.parked_for = ""
+        roles.demote(bench.b.engine)
+    book = bench.hosts["b"].booked([bench.service(bench.b)])[0][1]
+    book.add(Entry(3, "own", bench.b.engine.pos, bench.b.engine.epoch, 0, MADE))
+    bench.pair.sync_up(discard=bench.b.node_id)
+    bench.mark(4)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert bench.a.engine.epoch < bench.b.engine.state.epoch_counter << 24
+    assert bench.entry(4).state == TAKEN
 
 
 def test_a_second_marker_of_a_name_gets_an_image_too(bench: Bench) -> None:

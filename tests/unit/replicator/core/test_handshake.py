@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, combinations, look_up, matches
-from replicator.core.epochs import make_epoch
+from replicator.core.decisions import DOMAIN, TABLE, Action, Facts, all_facts, combinations, look_up, matches, resolves
+from replicator.core.epochs import Rewound, make_epoch
 from replicator.core.handshake import decide
 from replicator.core.hello import NOT_YET, VERSION, Hello
 
@@ -59,6 +59,12 @@ def test_acknowledged_writes_are_overwritten_only_with_the_operators_consent():
             assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
 
 
+def test_what_was_given_up_with_its_line_is_shipped_over_by_a_primary_or_its_relays_only():
+    for facts, row in LABELS.items():
+        if facts.tail == "rewound" and row.action in (Action.COPY, Action.STREAM, Action.RESUME):
+            assert facts.primaries in ("one", "relay"), facts
+
+
 def test_promised_writes_are_given_up_only_with_the_operators_consent():
     for facts, row in LABELS.items():
         if facts.tail == "received" and facts.sync == "yes" and facts.follow == "ok" and facts.consent == "no":
@@ -91,6 +97,12 @@ BELOW = side(C, "secondary", 8, upstream=B)
 
 OTHER_TREE = side(C, "secondary", 9, ((E1A, 0), (make_epoch(2, 0xCCCCCC), 5)), upstream="dd" * 16)
 
+BACK = (Rewound(E2B, 5, (), 10),)
+"""B was at 10 when its operator took it back to the marker at 5, where it became primary."""
+TAKEN_BACK = side(B, pos=7, hist=((E1A, 0), (E2B, 5)), rewound=BACK)
+LEFT = side(C, "secondary", 10, upstream=B, rewound=())
+"""Below B, with what B has given up."""
+
 STORIES = [
     ("version", side(), follower(version=VERSION + 1)),
     ("wrong-group", side(), follower(group="ee" * 16)),
@@ -120,6 +132,15 @@ STORIES = [
     ("redo-resync-journal-lost", side(copy_id="c1", journal=None), follower(state="resync", copy_id="c1", floor=2)),
     ("redo-resync-unclean", side(copy_id="c1", unclean=True), follower(state="resync", copy_id="c1", floor=2)),
     ("redo-resync", side(), follower(state="resync", copy_id="c1", floor=2)),
+    ("resend-lost-journal", side(torn=0), follower(state="resync", torn=10)),
+    ("resend-lost-journal", RELAY._replace(torn=0), BELOW._replace(state="resync", torn=9)),
+    ("redo-resync", side(torn=0), follower(state="resync", torn=11)),
+    ("redo-resync", side(), follower(state="resync", torn=10)),
+    ("redo-resync", side(torn=0), follower(state="resync", torn=None)),
+    ("redo-resync", side(torn=0, pos=12, hist=((E1A, 0), (E2A, 9))), follower(state="resync", torn=10)),
+    ("redo-resync-journal-lost", side(torn=0, journal=(10, 10)), follower(state="resync", torn=10)),
+    ("redo-resync-unclean", side(torn=0, unclean=True), follower(state="resync", torn=10)),
+    ("source-incomplete", RELAY._replace(state="resync", torn=12), BELOW._replace(state="resync", torn=9)),
     ("diff-source-lost-power", side(pos=7), follower(pos=9)),
     ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7))), follower(pos=9)),
     ("redo-source-lost-power", side(pos=7, sync=True), follower(pos=9, state="resync", copy_id="c1", floor=2)),
@@ -136,6 +157,17 @@ STORIES = [
     ("diff-discard", side(B, **TOOK_OVER, discard=A), side(A, "secondary", pos=10, state="diverged")),
     ("former-primary", side(B, **TOOK_OVER), side(A, "secondary", pos=10, state="diverged")),
     ("outdated-primary", side(pos=8), follower(**TOOK_OVER)),
+    ("diff-rewound", TAKEN_BACK, LEFT),
+    ("diff-rewound", TAKEN_BACK._replace(sync=True), LEFT),
+    ("diff-journal-lost", TAKEN_BACK._replace(journal=(6, 7)), LEFT._replace(pos=4, last_write=4, floor=4)),
+    ("stream", TAKEN_BACK._replace(journal=(6, 7)), LEFT._replace(pos=5, last_write=5, floor=5)),
+    ("diff-diverged-tail", TAKEN_BACK, LEFT._replace(last_write=5)),
+    ("superseded", TAKEN_BACK, side(A, rewound=())),
+    ("former-primary", TAKEN_BACK, side(A, "secondary", state="diverged", rewound=())),
+    ("former-primary", TAKEN_BACK, LEFT._replace(pos=11, last_write=11)),
+    ("former-primary", TAKEN_BACK, LEFT._replace(rewound=None)),
+    ("former-primary", TAKEN_BACK._replace(rewound=None), LEFT),
+    ("diff-discard", TAKEN_BACK._replace(discard=C), LEFT._replace(pos=11, last_write=11)),
     ("full-fresh", RELAY, side(C, "secondary", 0, (), state="fresh")),
     ("stream", RELAY, BELOW),
     ("stream", RELAY, BELOW._replace(upstream="")),
@@ -176,6 +208,20 @@ def test_each_cause_finds_its_row_from_either_side(label: str, one: Hello, other
     assert decide(other, one) == decide(one, other)
 
 
+@pytest.mark.parametrize(("label", "one", "other"), STORIES, ids=[f"{n}-{s[0]}" for n, s in enumerate(STORIES)])
+def test_what_is_said_to_resolve_a_refusal_does(label: str, one: Hello, other: Hello):
+    decision = decide(one, other)
+    wanted = resolves(label, primaries=[one.role, other.role].count("primary"))
+    if decision.action is not Action.REFUSE or one.discard:
+        return
+    for node in (decision.lead, decision.follow):
+        named = one._replace(discard=node), other._replace(discard=node)
+        helps = decide(*named).action is not Action.REFUSE
+        follow = one if one.node == decision.follow else other
+        joins = label == "former-primary" and follow.upstream not in ("", decision.lead) and follow.state == "ok"
+        assert helps == (wanted == "either" or (wanted == "follow" and (node == decision.follow or joins))), node
+
+
 def test_every_row_is_reached_by_a_story_except_the_defensive_one():
     told = {label for label, _, _ in STORIES}
     assert {row.label for row in TABLE} - told == {"outdated-both"}
@@ -211,6 +257,30 @@ def test_the_leave_to_discard_a_node_does_not_cover_what_it_got_since_from_elsew
     assert decide(named, since).label == "former-primary"
 
 
+def test_what_a_takeover_at_a_marker_gave_up_is_known_by_epochs_and_positions():
+    """The old line went on with E2A at 7, and B held 10 of it; the marker was at 5."""
+    back = TAKEN_BACK._replace(rewound=(Rewound(E2B, 5, ((E2A, 7),), 10),))
+    assert decide(back, LEFT._replace(hist=((E1A, 0), (E2A, 7)))).label == "diff-rewound"
+    assert decide(back, LEFT._replace(pos=7, last_write=7)).label == "diff-rewound"
+    assert decide(back, LEFT._replace(pos=8, last_write=8)).label == "former-primary"  # nobody knows where 8 is from
+    assert decide(back, LEFT._replace(hist=((E1A, 0), (E2A, 7)), pos=11)).label == "former-primary"
+
+
+def test_a_node_is_asked_for_what_it_wrote_itself_also_when_others_gave_it_up():
+    own = make_epoch(2, 0xCCCCCC)
+    back = TAKEN_BACK._replace(rewound=(Rewound(E2B, 5, ((own, 7),), 10),))
+    assert decide(back, LEFT._replace(hist=((E1A, 0), (own, 7)))).label == "former-primary"
+
+
+def test_a_relay_hands_on_what_was_given_up():
+    """C has followed B; D, below it, still holds what C held."""
+    relay = side(C, "secondary", 9, ((E1A, 0), (E2B, 5)), upstream=B, rewound=BACK)
+    below = side("dd" * 16, "secondary", 10, upstream=C, rewound=())
+    assert decide(relay, below).label == "diff-rewound"
+    later = relay._replace(hist=((E1A, 0), (E2B, 5), (E3A, 8)), node=A, role="primary", upstream="")
+    assert decide(later, below).label == "diff-rewound"
+
+
 def test_the_common_position_is_the_base_of_the_parting():
     decision = decide(side(B, **TOOK_OVER, discard=A), side(A, "secondary", pos=10, state="diverged"))
     assert (decision.c, decision.lead, decision.follow, decision.lost_records) == (8, B, A, 2)
@@ -243,6 +313,7 @@ def _random_side(rng: random.Random, node: str) -> Hello:
         starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
         discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
+        torn=rng.choice((None, 0, 4, 9)), rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
     )  # fmt: skip
 
 

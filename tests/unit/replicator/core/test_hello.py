@@ -47,7 +47,8 @@ GARBAGE = [
     ("node", "short"), ("node", "z" * 32), ("group", 5), ("role", "king"), ("state", None), ("pos", -1), ("pos", "9"),
     ("pos", True), ("pos", 1 << 64), ("hist", [[E1]]), ("hist", [[E1, 0], [E1, 3]]), ("hist", 7), ("hist", [[E1, 10]]),
     ("volumes", [[0]]), ("volumes", [[0, 4096]]), ("listed", -1), ("changed", None), ("journal", [1]), ("journal", 3), ("starts", ["x"]), ("version", "one"),
-    ("floor", None), ("synced", -1),
+    ("floor", None), ("synced", -1), ("rewound", 3), ("rewound", [[1, 2, 3]]), ("rewound", [[1, 2, [[E1]], 3]]),
+    ("rewound", [[E1, 0, [], -1]]), ("rewound", [[E1, 0, [[E1, 3], [E1, 0]], 1]]), ("rewound", [[E1, 0, [], 1]] * 17),
 ]  # fmt: skip
 
 
@@ -59,12 +60,19 @@ def test_a_malformed_hello_is_a_protocol_error(key: str, value: object):
         hello.from_frame(frame)
 
 
-@pytest.mark.parametrize("key", [k for k in hello.Hello._fields if k != "version"])
+@pytest.mark.parametrize("key", [k for k in hello.Hello._fields if k not in ("version", "torn", "rewound")])
 def test_a_missing_field_is_a_protocol_error(key: str):
     frame = hello.to_frame(hello.from_status(NODE, status(), split=False))
     del frame[key]
     with pytest.raises(ProtocolError, match="malformed"):
         hello.from_frame(frame)
+
+
+def test_a_hello_of_a_node_that_tells_less_is_understood():
+    frame = hello.to_frame(hello.from_status(NODE, status(), split=False))
+    assert hello.from_frame(frame).rewound == ()
+    del frame["rewound"], frame["torn"]
+    assert (hello.from_frame(frame).rewound, hello.from_frame(frame).torn) == (None, None)
 
 
 def test_a_missing_field_is_named():

@@ -18,6 +18,7 @@ FACTS: dict[str, Any] = {
     "peer_role": "secondary", "peer_pos": 18, "acked": {"received": 18}, "contact_age_s": 0.5,
     "decision": {"label": "stream", "cause": "the link was away", "follow": "bb" * 16, "lost_records": 0},
 }  # fmt: skip
+BESIDE = {"node": "beta", "here": False, "with": "delta", "cause": "it holds more"}
 SYNC = {"policy": {"mode": "sync"}}
 
 
@@ -32,6 +33,9 @@ def refused(label: str) -> dict[str, Any]:
         ("REPLICATOR-DOWN", STATUS, None),
         ("UNPAIRED", {**STATUS, "mode": "none"}, None),
         ("FAILED", {**STATUS, "failed": "disk x"}, FACTS),
+        ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": True}}, FACTS),
+        ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": False}}, None),
+        ("FAILED", {"name": "g", "failed": "no state", "unread_journal": None}, FACTS),
         ("NO-JOURNAL", {**STATUS, "mode": "bitmap", "journal": {"error": "disk x"}}, FACTS),
         ("STOPPED", STATUS, {**FACTS, "session": "stopped"}),
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
@@ -42,6 +46,16 @@ def refused(label: str) -> dict[str, Any]:
         ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
         ("SWITCHING", STATUS, {**FACTS, "session": "draining"}),
         ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
+        (
+            "SOURCE-REFUSED",
+            STATUS,
+            {
+                **FACTS,
+                "session": "waiting",
+                "decision": {"label": "no-primary", "cause": "x"},
+                "refused_beside": BESIDE,
+            },
+        ),
         ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
         ("WAITING", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "source-behind", "cause": "x"}}),
         ("COPY", STATUS, {**FACTS, "session": "copy-source"}),
@@ -160,3 +174,36 @@ def test_why_an_older_link_ended_is_no_reason_while_one_is_up():
     status = {**STATUS, **SYNC, "degraded": True}
     shown = describe(status, {**FACTS, "session": "source", "linked": True, "link_reason": "cable"})
     assert shown["word"] == "DEGRADED" and "cable" not in shown["why"]
+
+
+def test_a_journal_that_could_not_be_read_is_given_up_by_force_only_where_it_may_be_needed():
+    told = {
+        intact: describe(
+            {"name": "g", "failed": "gone", "unread_journal": {"role": "primary", "intact": intact}}, FACTS
+        )
+        for intact in (True, False)
+    }
+    assert told[True]["commands"][0] == "farstripe group journal replace g"
+    assert "every write that was answered" in told[True]["means"]
+    assert told[False]["commands"][0] == "farstripe group journal replace g --force"
+    assert "take over on" in told[False]["then"] and "gone" in told[False]["why"]
+
+
+def test_a_node_below_one_that_is_refused_is_told_by_whom_and_why():
+    waits = {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}, "peer_name": "beta"}
+    below = describe(STATUS, {**waits, "refused_beside": BESIDE})
+    assert below["why"] == "beta, which would feed this node, and delta do not go together: it holds more"
+    assert below["commands"] == ["farstripe explain g  (on beta)"]
+    here = describe(STATUS, {**waits, "refused_beside": {**BESIDE, "here": True}})
+    assert here["why"].startswith("this node and delta") and here["commands"] == ["farstripe explain g"]
+
+
+def test_a_copy_that_hears_nothing_is_told_what_a_takeover_would_cost():
+    alone = {**FACTS, "session": "down", "linked": False, "peer_pos": 30, "contact_age_s": 12.0, "peer": "ab"}
+    copy = {**STATUS, "role": "secondary", "upstream": "ab"}
+    told = describe(copy, alone)
+    assert told["word"] == "DISCONNECTED" and told["commands"][-1] == "farstripe takeover g --plan"
+    assert "at least 10 records" in told["then"] and "12.0 s" in told["then"]
+    for status in (STATUS, {**copy, "upstream": "cd"}, {**copy, "state": "diverged"}):
+        assert "take over" not in describe(status, alone)["then"]
+        assert "" not in describe(status, alone)["commands"]

@@ -62,8 +62,11 @@ class OneNode:
         self.fails = ""
         self.config = SimpleNamespace(name="A", node_id="a" * 32)
         self.peers = SimpleNamespace(get=lambda node_id: None)
-        self.pairs = SimpleNamespace(store=SimpleNamespace(all=list))
+        self.pairs = SimpleNamespace(store=SimpleNamespace(all=list), name_of=self.name_of)
         self.events = SimpleNamespace(add=lambda *args, **more: None)
+
+    def name_of(self, node_id: str) -> str:
+        return self.config.name if node_id == self.config.node_id else node_id
 
     def target(self, op: str, timeout_s: float, **args: Any) -> Any:
         self.asked.append((op, args))
