@@ -6,9 +6,10 @@
     marker.list {groups?}                         -> see MarkerHost.listing
     marker.forget {n}                             -> {groups}  delete its images here
     marker.resume {groups, n?}                    -> {groups}  copies that stand at a marker (that one) follow again
-    set.put {name, rev, groups}                   -> {stored}
-    set.list {}                                   -> see SetHost.listing
-    set.decide {name, keep}                       -> {bound_ns, kept, groups}
+    set.put {name, rev, groups, every_ms?, keep?} -> {stored}
+    set.list {}                                   -> see SetHost.listing; with images: how many, newest_ns, trouble
+    set.images {name}                             -> see CycleHost.listing
+    set.decide {name, keep, cycle?}               -> {bound_ns, kept, cycle, groups}  cycle: an image's number, 0: newest
     clock.status {}                               -> {last_ns, wall_ns, ahead_ns, error}
 
 `groups` are names or uuids.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
 from replicator.capture.service import GroupService
+from replicator.core.cycles import Cycle
 from replicator.core.errors import BadInput
 from replicator.core.markers import Marker
 
@@ -71,7 +73,23 @@ def handlers(target: Target) -> dict[str, Handler]:
         members = args["groups"]
         if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
             raise BadInput("the argument 'groups' must be a list of uuids")
-        return {"stored": cuts.sets.put(arguments.name(args), arguments.integer(args, "rev"), members)}
+        cycle = Cycle(arguments.integer(args, "every_ms", 0), arguments.integer(args, "keep", 0))
+        return {"stored": cuts.sets.put(arguments.name(args), arguments.integer(args, "rev"), members, cycle)}
+
+    def listed_sets(args: dict[str, Any]) -> list[dict[str, Any]]:
+        found = cuts.sets.listing()
+        for one in found:
+            images = cuts.cycles.listing(one["name"])
+            one["images"], one["newest_ns"] = len(images), images[0]["bound_ns"] if images else None
+            one["trouble"] = cuts.cycles.trouble(one["name"])
+        return found
+
+    def decide(args: dict[str, Any]) -> dict[str, Any]:
+        name = arguments.name(args)
+        if args.get("cycle") is None:
+            return cuts.sets.decide(name, arguments.flag(args, "keep"))
+        image = cuts.cycles.choose(name, arguments.integer(args, "cycle"))
+        return cuts.sets.decide_back(name, image.n, image.bound_ns)
 
     return {
         "marker.hold": hold,
@@ -81,7 +99,8 @@ def handlers(target: Target) -> dict[str, Handler]:
         "marker.forget": lambda args: {"groups": cuts.markers.forget(arguments.integer(args, "n"))},
         "marker.resume": lambda args: {"groups": cuts.markers.resume(named(args), arguments.integer(args, "n", 0))},
         "set.put": put,
-        "set.list": lambda args: cuts.sets.listing(),
-        "set.decide": lambda args: cuts.sets.decide(arguments.name(args), arguments.flag(args, "keep")),
+        "set.list": listed_sets,
+        "set.images": lambda args: cuts.cycles.listing(arguments.name(args)),
+        "set.decide": decide,
         "clock.status": clock,
     }

@@ -1,12 +1,14 @@
-"""Taking a secondary back to the image of a marker, so that it becomes primary there with the others of the marker.
+"""Taking a secondary back to an image (of a marker, or of a set's cycle), so that it becomes primary there with the
+others of that image.
 
-The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends
-there. What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the
+The volumes get what their snapshots hold, the journal is emptied at the image's position, and the history ends
+there. What was applied after it is given up as a forced takeover gives up what had not arrived; when the
 former primary comes back, the blocks it holds beyond that position are copied back to it: every block that was
-changed after the marker is marked in the bitmaps first.
+changed after it is marked in the bitmaps first.
 
 In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is
-done again from the start, which gives the same, for the snapshots stay.
+done again from the start, which gives the same, for the snapshots stay. No SYNCED record that is in the journal, or
+comes in, ends that.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
+from replicator.capture.follower import NEVER
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
 from replicator.journal.beacons import publish
@@ -49,7 +52,8 @@ def rewind(
                     volume_map = engine.bitmaps.maps[index]
                     volume_map.mark(engine.bitmaps.live, offset, min(length, volume_map.size - offset))
             engine.sync_pool()
-            engine.commit(copy=RESYNC, copy_id="", floor=0, rewind={"seq": seq, "epoch": epoch})
+            back = {"seq": seq, "epoch": epoch}
+            engine.commit(copy=RESYNC, copy_id="", copy_from_seq=NEVER, floor=0, rewind=back)
         if engine.preimages is not None:
             engine.preimages.rewound(seq)
         restore()

@@ -1,10 +1,13 @@
 """Consistency sets on one node: their durable state, and the bounds they put on groups. The rules are in core/cuts.py.
 
-    STATE/sets/<name>    a slot file: {name, rev, groups: [uuid], bound_ns, whole, decided_ns}
+    STATE/sets/<name>    a slot file: {name, rev, groups: [uuid], every_ms, keep, and what SetState has}
 
 A definition is made on the primary and handed on by the replicators; the higher `rev` wins, and no groups means that
 the set is gone. Order of a step: see what has arrived; sync the journals it lies in; make the bound durable; raise
 the limits. A bound that nobody waits for is not written down: an idle set costs no syncs.
+
+While an image of a cycle is due (core/cycles.py) the bound is frozen: limits stay where they are. A takeover does not
+ask for that, it goes to the latest bound that there is.
 """
 
 from __future__ import annotations
@@ -20,7 +23,18 @@ from replicator.capture.engine import GroupEngine
 from replicator.capture.limits import pending
 from replicator.capture.service import GroupService
 from replicator.capture.state import OK, SECONDARY
-from replicator.core.cuts import NO_BOUND, GroupView, Ruling, SetState, Standing, decide, rule, went_back
+from replicator.core.cuts import (
+    NO_BOUND,
+    GroupView,
+    Ruling,
+    SetState,
+    Standing,
+    decide,
+    decide_back,
+    rule,
+    went_back,
+)
+from replicator.core.cycles import NO_CYCLE, Cycle
 from replicator.core.epochs import tag_of
 from replicator.core.errors import AlreadyExists, BadInput, IntegrityError, MediumError, NotFound, Refused
 from replicator.journal.beacons import look
@@ -41,6 +55,9 @@ class _Set:
     groups: list[str]
     state: SetState
     file: SlotFile
+    cycle: Cycle = NO_CYCLE
+    frozen: bool = False
+    """An image is due: limits stand still."""
     ruling: Ruling = field(default_factory=lambda: Ruling(Standing.APART, SetState(), 0, "", "not looked at yet"))
 
 
@@ -67,8 +84,14 @@ class SetHost:
         if value is None:
             return  # made, and the machine went down before anything was in it
         try:
-            state = SetState(int(value["bound_ns"]), bool(value["whole"]), int(value["decided_ns"]))
+            state = SetState(
+                int(value["bound_ns"]),
+                bool(value["whole"]),
+                int(value["decided_ns"]),
+                int(value.get("decided_cycle", 0)),  # a file of an older version has none, and no cycle
+            )
             one = _Set(str(value["name"]), int(value["rev"]), [str(uuid) for uuid in value["groups"]], state, file)
+            one.cycle = Cycle(int(value.get("every_ms", 0)), int(value.get("keep", 0)))
         except (KeyError, TypeError, ValueError) as exc:
             raise IntegrityError(f"{path} is damaged: {exc}", "remove it and make the set again") from exc
         self._sets[one.name] = one
@@ -78,8 +101,10 @@ class SetHost:
 
     # -- definitions ----------------------------------------------------------------------------------------------
 
-    def put(self, name: str, rev: int, groups: list[str]) -> bool:
+    def put(self, name: str, rev: int, groups: list[str], cycle: Cycle = NO_CYCLE) -> bool:
         """Store a definition unless one as new is here. No groups: the set is gone. Returns whether it was stored.
+
+        With the same groups as before the set goes on as it stands.
 
         Raises BadInput, AlreadyExists when a group is in another set. Durable on return.
         """
@@ -99,7 +124,14 @@ class SetHost:
                 known = _Set(name, 0, [], SetState(), SlotFile(file, b"FSRE", SLOT_BYTES))
                 known.file.load()
             before = known.groups
-            self._save(known, SetState(), rev, groups)
+            same = set(groups) == set(before)
+            known.cycle, was = cycle, known.cycle
+            try:
+                self._save(known, known.state if same else SetState(), rev, groups)
+            except BaseException:
+                known.cycle = was
+                raise
+            known.frozen = False
             self._sets[name] = known
             self._index()
             for uuid in set(before) - set(groups):
@@ -136,11 +168,48 @@ class SetHost:
             "held_by": one.ruling.held_by,
             "consistent_ns": (one.state.bound_ns if waits else max(idle_ns, one.state.bound_ns)) if whole else None,
             "decided_ns": one.state.decided_ns,
+            "decided_cycle": one.state.decided_cycle,
+            "every_ms": one.cycle.every_ms,
+            "keep": one.cycle.keep,
         }
 
     def _waits(self, uuid: str) -> bool:
         service = self._find(uuid)
         return service is not None and service.engine.page[HEAD_OFF] != service.engine.page[APPLIED_OFF]
+
+    # -- cycles ---------------------------------------------------------------------------------------------------
+
+    def cycles(self) -> list[tuple[str, Cycle, list[str], int]]:
+        """(name, settings, groups, number of the image that a takeover goes back to) of every set, also if it is
+        gone."""
+        with self._lock:
+            return [(one.name, one.cycle, list(one.groups), one.state.decided_cycle) for one in self._sets.values()]
+
+    def freeze(self, name: str) -> int:
+        """Let the bound of a set that is whole stand still until `thaw`; returns it, 0 when there is none to stand at.
+
+        Whatever ends that the set is whole, and a takeover, end it too.
+        """
+        with self._lock:
+            one = self._sets.get(name)
+            if one is None or not one.groups or one.frozen:
+                return 0
+            self._step(one)
+            if one.ruling.standing is not Standing.WHOLE or not one.state.whole or not one.state.bound_ns:
+                return 0
+            one.frozen = True
+            return one.state.bound_ns
+
+    def frozen(self, name: str) -> bool:
+        """Whether the bound stands still."""
+        one = self._sets.get(name)
+        return one is not None and one.frozen
+
+    def thaw(self, name: str) -> None:
+        """Let the bound rise again."""
+        with self._lock:
+            if name in self._sets:
+                self._sets[name].frozen = False
 
     # -- bounds ---------------------------------------------------------------------------------------------------
 
@@ -176,11 +245,16 @@ class SetHost:
                 return
             views = [_view(service.engine) for service in services]
             if went_back(one.state, views):
+                one.frozen = False
                 self._save(one, one.state._replace(whole=False))
                 why = "the clock of its primary is another one, and behind"
                 one.ruling = Ruling(Standing.JOINING, one.state, 0, "", why)
                 return  # followers have to be stopped to find another bound
             ruling = rule(one.state, views, len(one.groups))
+            one.frozen = one.frozen and ruling.standing is Standing.WHOLE and one.state.whole
+            if one.frozen:
+                one.ruling = ruling._replace(state=one.state, limit_ns=one.state.bound_ns)
+                return
             if ruling.standing is Standing.WHOLE:
                 moved = ruling.state != one.state
                 if moved and one.state.whole and not any(self._waits(uuid) for uuid in one.groups):
@@ -207,7 +281,7 @@ class SetHost:
         """Durable: the new state, before it is followed."""
         rev, groups = one.rev if rev is None else rev, one.groups if groups is None else groups
         try:
-            one.file.save({"name": one.name, "rev": rev, "groups": groups, **state._asdict()})
+            one.file.save({"name": one.name, "rev": rev, "groups": groups, **one.cycle._asdict(), **state._asdict()})
         except OSError as exc:
             raise MediumError(f"set {one.name} cannot be written: {exc.strerror or exc}", "check the disk") from exc
         one.state, one.rev, one.groups = state, rev, groups
@@ -217,12 +291,11 @@ class SetHost:
     def decide(self, name: str, keep: bool) -> dict[str, Any]:
         """Fix the bound at which every group of the set becomes primary here. Durable: that, once and for all.
 
-        Returns {bound_ns, groups}. Raises Refused when the copies here are no cut.
+        Returns {bound_ns, kept, cycle, groups}. Raises Refused when the copies here are no cut.
         """
         with self._lock:
-            one = self._sets.get(name)
-            if one is None or not one.groups:
-                raise NotFound(f"no set {name!r} on this node", "farstripe set list shows them")
+            one = self._known(name)
+            one.frozen = False
             self._step(one)
             services = [s for uuid in one.groups if (s := self._find(uuid)) is not None]
             bounded = one.state.whole or one.state.decided_ns
@@ -230,7 +303,29 @@ class SetHost:
                 if not still:
                     raise Refused(f"the groups of set {name} are busy", "try again in a moment")
                 state = self._decide(one, services, keep)
-            return {"bound_ns": state.bound_ns, "kept": state.decided_ns == NO_BOUND, "groups": list(one.groups)}
+            return _told(state, one.groups)
+
+    def decide_back(self, name: str, n: int, bound_ns: int) -> dict[str, Any]:
+        """Fix that every group of the set becomes primary here as it was in image `n`, which was taken at `bound_ns`.
+
+        Otherwise as `decide`.
+        """
+        with self._lock:
+            one = self._known(name)
+            one.frozen = False
+            views = [_view(s.engine) for uuid in one.groups if (s := self._find(uuid)) is not None]
+            state = decide_back(one.state, views, len(one.groups), n, bound_ns)
+            if state != one.state:
+                self._save(one, state)
+            for uuid in one.groups:
+                self._limit(uuid, state.decided_ns)
+            return _told(state, one.groups)
+
+    def _known(self, name: str) -> _Set:
+        one = self._sets.get(name)
+        if one is None or not one.groups:
+            raise NotFound(f"no set {name!r} on this node", "farstripe set list shows them")
+        return one
 
     def _decide(self, one: _Set, services: list[GroupService], keep: bool) -> SetState:
         ruling = rule(one.state, [_view(s.engine, look_close=True) for s in services], len(one.groups))
@@ -250,6 +345,13 @@ class SetHost:
             self._limit(service.engine.state.uuid, limit)
         one.ruling = ruling
         return state
+
+
+def _told(state: SetState, groups: list[str]) -> dict[str, Any]:
+    """What a decision is."""
+    bound_ns = state.decided_ns if state.decided_cycle else state.bound_ns
+    kept = state.decided_ns == NO_BOUND
+    return {"bound_ns": bound_ns, "kept": kept, "cycle": state.decided_cycle, "groups": list(groups)}
 
 
 def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:

@@ -10,6 +10,8 @@ import click
 from replicator.cli import names
 from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, force_option, json_option, table, yes_option
+from replicator.cli.units import SecondsType, format_duration
+from replicator.core.cycles import MAX_EVERY_S, MAX_KEEP, MIN_EVERY_S
 
 
 @click.group("set")
@@ -45,11 +47,59 @@ def list_(here: Node, as_json: bool) -> None:
             one["standing"],
             _time(one["consistent_ns"]),
             one["held_by"] or "-",
-            one["why"] or "-",
+            _images(one),
+            one["why"] or one.get("trouble") or "-",
         )
         for one in found
     ]
-    table(as_json, found, ("set", "groups", "standing", "consistent as of", "slowest", "remark"), rows, "no sets")
+    table(
+        as_json,
+        found,
+        ("set", "groups", "standing", "consistent as of", "slowest", "images", "remark"),
+        rows,
+        "no sets",
+    )
+
+
+@cutset.command()
+@click.argument("name")
+@click.option(
+    "--every",
+    "every_s",
+    type=SecondsType(MIN_EVERY_S, MAX_EVERY_S),
+    metavar="SECONDS",
+    help="The time from one image to the next.",
+)
+@click.option("--keep", type=click.IntRange(1, MAX_KEEP), default=3, show_default=True, help="Images to keep.")
+@click.option("--off", is_flag=True, help="Take none any more, and delete those there are, on every node.")
+@json_option
+@pass_node
+def cycle(here: Node, name: str, every_s: float | None, keep: int, off: bool, as_json: bool) -> None:
+    """Let the copies of the set NAME take an image of all its volumes again and again, each at one instant.
+
+    Every copy stands still at the instant until its image exists, which takes a moment, and records are received
+    meanwhile. Images are snapshots, VOLUME.NAME-NUMBER: they can be read and cloned, and 'set takeover --cycle' goes back
+    to one. While little room is left in a pool none is taken there, and only the newest is kept.
+    """
+    if bool(every_s) == off:
+        raise click.UsageError("give --every SECONDS, or --off")
+    made = here.replicator("set.cycle", name=name, every_s=0 if off else every_s, keep=keep)
+    told = "takes no images any more" if off else f"takes an image every {every_s:g} s and keeps {keep}"
+    emit(as_json, made, f"set {name} {told}; the peers learn of it within seconds")
+
+
+@cutset.command()
+@click.argument("name")
+@json_option
+@pass_node
+def images(here: Node, name: str, as_json: bool) -> None:
+    """List the images of the set NAME on this node: their numbers, as of when they are, and their snapshots."""
+    found = here.replicator("set.images", name=name)["here"]
+    rows = [
+        (one["n"], _time(one["bound_ns"]), ", ".join(s for group in one["groups"] for s in group["snapshots"].values()))
+        for one in found
+    ]
+    table(as_json, found, ("image", "as of", "snapshots"), rows, f"this node has no images of set {name}")
 
 
 @cutset.command()
@@ -70,20 +120,41 @@ def delete(here: Node, name: str, yes: bool, as_json: bool) -> None:
 @click.option(
     "--keep", is_flag=True, help="Every group keeps all it has received, although that may be no common instant."
 )
+@click.option("--cycle", "newest", is_flag=True, help="Go back to the newest image of the set's cycles on this node.")
+@click.option("--image", type=click.IntRange(1), metavar="NUMBER", help="Go back to this image.")
 @yes_option
 @json_option
 @pass_node
-def takeover(here: Node, name: str, force: bool, keep: bool, yes: bool, as_json: bool) -> None:
+def takeover(
+    here: Node, name: str, force: bool, keep: bool, newest: bool, image: int | None, yes: bool, as_json: bool
+) -> None:
     """Make this node primary of every group of the set NAME at one instant: the latest that all of them reach.
 
     What single groups have received beyond it is given up. Groups that are synchronous and stall when their peer is
     lost keep all: no write of theirs was answered that is not here. Synchronous groups that may degrade cannot promise
     that; there, writes of the last moment that were answered can be given up, unless --keep is said.
+
+    With --cycle or --image everything after the image is given up. That is for when the copies cannot go on to a common
+    instant, because one of them can apply nothing more, or when what came after the image is not wanted.
     """
-    confirm(f"Make this node primary of every group of set {name}?", yes, as_json)
-    done = here.replicator("set.takeover", name=name, force=force, keep=keep, wait_s=300)
+    if keep + newest + (image is not None) > 1:
+        raise click.UsageError("--keep, --cycle and --image exclude each other")
+    where: dict[str, Any] = {"cycle": image or 0} if newest or image is not None else {}
+    back = f" as it was in image {image}" if image else " as it was in its newest image" if newest else ""
+    confirm(f"Make this node primary of every group of set {name}{back}?", yes, as_json)
+    done = here.replicator("set.takeover", name=name, force=force, keep=keep, wait_s=300, **where)
     when = "with all they have received" if done["kept"] else f"as of {_time(done['bound_ns'])}"
+    if done["cycle"]:
+        when += f", from image {done['cycle']}"
     emit(as_json, done, f"this node is primary of the groups of set {name} now, {when}")
+
+
+def _images(one: dict[str, Any]) -> str:
+    """How many images there are, and how often one is taken."""
+    if not one.get("every_ms"):
+        return "-"
+    every = f"every {format_duration(one['every_ms'] / 1000)}, keeps {one['keep']}"
+    return f"{every}; here {one['images']}, the newest as of {_time(one['newest_ns'])}" if one["images"] else every
 
 
 def _time(time_ns: Any) -> str:

@@ -28,6 +28,8 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from replicator.core.errors import Refused
+
 NO_BOUND = 1 << 63
 """Later than every write time: everything that has arrived is applied."""
 
@@ -66,6 +68,8 @@ class SetState(NamedTuple):
     whole: bool = False
     decided_ns: int = 0
     """The bound of a takeover, 0 when there is none."""
+    decided_cycle: int = 0
+    """The number of the image that the takeover goes back to, 0 when it goes on to the bound (core/cycles.py)."""
 
 
 class Ruling(NamedTuple):
@@ -127,3 +131,25 @@ def decide(ruling: Ruling, *, keep: bool) -> SetState | None:
     if ruling.standing is not Standing.WHOLE or not ruling.state.bound_ns:
         return None
     return ruling.state._replace(decided_ns=NO_BOUND if keep else ruling.state.bound_ns)
+
+
+def decide_back(state: SetState, views: Sequence[GroupView], expected: int, cycle: int, bound_ns: int) -> SetState:
+    """Return the state that fixes a takeover at image `cycle`, which was taken at `bound_ns`.
+
+    It needs no cut as things stand, only that every group can go back. Raises Refused.
+    """
+    if state.decided_ns:
+        if state.decided_cycle != cycle:
+            raise Refused("another takeover of the set has begun and is being carried out", "wait until it has ended")
+        return state
+    if len(views) < expected:
+        raise Refused(f"{expected - len(views)} groups of the set are not on this node", "take over group by group")
+    for view in views:
+        if view.role != "secondary":
+            raise Refused(f"group {view.name} is primary here already", "farstripe set list shows how the set stands")
+        if not view.consistent:
+            raise Refused(
+                f"group {view.name} is being copied to and cannot be taken back to an image",
+                "let the copy finish, or read the images as they are: farstripe set images",
+            )
+    return state._replace(decided_ns=max(1, bound_ns), decided_cycle=cycle)

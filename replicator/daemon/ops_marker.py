@@ -143,7 +143,7 @@ def takeover(node: Node, args: Args) -> dict[str, Any]:
     status = {name: node.target("group.status", 5.0, group=name) for name in local}
     waiting = [name for name in local if status[name]["role"] == "secondary"]
     for name in waiting:
-        judged = ops_role.plan(node, {"group": name, "force": force})
+        judged = ops_role.plan(node, {"group": name, "force": force, "marker": marker["n"]})
         if not judged["allowed"]:
             raise Refused(f"group {name}: {judged['message']}", judged["way_out"])
     for name in waiting:

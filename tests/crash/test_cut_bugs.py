@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from replicator.capture import markerbook, marking, sets
+from nbdplugin import cyclehost
+from replicator.capture import cyclebook, markerbook, marking, sets
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
 from replicator.core import cuts, markers
+from replicator.core.cycles import Cycle
 from replicator.core.errors import FarstripeError, Refused
 from tests.testing import cutworld
 from tests.testing.cutworld import Violation, run
@@ -207,6 +209,64 @@ def an_image_goes_when_one_copy_has_a_newer_one(patch: Patch) -> None:
     patch.setattr(cutworld.CutWorld, "manage", manage)
 
 
+def an_image_of_a_cycle_does_not_wait_for_all_groups(patch: Patch) -> None:
+    """[0046]: the copies are mutually consistent at the ends of cycles only."""
+    patch.setattr(cyclehost, "stands_at", lambda engine, bound_ns: True)
+
+
+def the_next_cycle_begins_before_the_image_exists(patch: Patch) -> None:
+    """H1-12: groups go on while the image is taken, one after the other."""
+    patch.setattr(cyclehost, "stands_at", lambda engine, bound_ns: True)
+    patch.setattr(sets.SetHost, "frozen", lambda host, name: True)
+    patch.setattr(
+        sets.SetHost, "freeze", lambda host, name: next(iter(host._sets.values())).state.bound_ns if host._sets else 0
+    )
+
+
+def an_image_is_offered_while_it_is_taken(patch: Patch) -> None:
+    """Half-taken: the process ends before its snapshots exist."""
+    good = cyclehost.CycleBook.put
+
+    def put(book: cyclebook.CycleBook, image: cyclebook.Image) -> None:
+        good(book, cyclebook.Image(image.n, image.bound_ns, image.places, cyclebook.TAKEN))
+
+    patch.setattr(cyclebook.CycleBook, "put", put)
+    patch.setattr(cyclehost.CycleHost, "_exists", lambda host, name: "-" in name and ".set-" in name)
+    patch.setattr(cyclehost.CycleHost, "_take", unguarded_take)
+
+
+def unguarded_take(host: cyclehost.CycleHost, name: str, engines: list[GroupEngine], bound_ns: int) -> None:
+    """What CycleHost._take does, with no look at which names are taken."""
+    book = host._book(name)
+    n = book.next_number
+    places = {engine.state.uuid: host._place(engine, name, n) for engine in engines}
+    book.put(cyclebook.Image(n, bound_ns, places))
+    host._pools.snapshot({v: s for place in places.values() for v, s in place.snapshots.items()})
+
+
+def the_last_image_goes_before_the_next_exists(patch: Patch) -> None:
+    """H1-12: one image, which is overwritten."""
+    good = cyclehost.CycleHost._take
+
+    def take(host: cyclehost.CycleHost, name: str, engines: list[GroupEngine], bound_ns: int) -> None:
+        host._retire(name, Cycle(), 0)
+        good(host, name, engines, bound_ns)
+
+    patch.setattr(cyclehost.CycleHost, "_take", take)
+
+
+def a_takeover_at_an_image_is_not_decided_durably(patch: Patch) -> None:
+    """Groups taken before and after a crash go back to different images."""
+    good = sets.SetHost._save
+
+    def save(host: sets.SetHost, one: sets._Set, state: cuts.SetState, *definition: Any) -> None:
+        if state.decided_cycle:
+            return
+        good(host, one, state, *definition)
+
+    patch.setattr(sets.SetHost, "_save", save)
+
+
 BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     two_groups_may_get_the_same_time: ("img",),
     times_follow_a_clock_that_is_set_back: ("img", "fin"),
@@ -225,6 +285,11 @@ BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     an_image_is_taken_again_after_power_loss: ("img",),
     a_takeover_uses_the_volumes_as_they_stand: ("img",),
     an_image_goes_when_one_copy_has_a_newer_one: ("gone",),
+    an_image_of_a_cycle_does_not_wait_for_all_groups: ("img",),
+    the_next_cycle_begins_before_the_image_exists: ("img",),
+    an_image_is_offered_while_it_is_taken: ("img", "gone"),
+    the_last_image_goes_before_the_next_exists: ("gone",),
+    a_takeover_at_an_image_is_not_decided_durably: ("img", "refused"),
 }
 
 

@@ -158,6 +158,41 @@ def test_a_set_follows_an_idle_group_and_waits_for_one_whose_link_is_cut(two: tu
     wait_until(lambda: b.group("log")["applied"] == a.group("log")["pos"], "still held after the set is gone", 20)
 
 
+def test_a_set_goes_back_to_the_image_of_its_last_cycle_after_both_nodes_were_killed_in_the_middle_of_one(
+    two: tuple[Node, Node],
+) -> None:
+    a, b = two
+    a.farstripe("set", "cycle", "shop", "--every", 0.5, "--keep", 2)
+    load = Database(a.writer("log"), a.writer("data"))
+
+    def images() -> list[dict[str, Any]]:
+        return list(b.ask("replicator", "set.images", name="shop")["here"])
+
+    wait_until(lambda: images() and images()[0]["n"] >= 3, lambda: b.ask("replicator", "set.list"))
+    image = images()[0]
+    names = [f"log.shop-{image['n']}", f"data.shop-{image['n']}"]
+    assert [name for group in image["groups"] for name in group["snapshots"].values()] == names
+    seen = judge((b, names[0]), (b, names[1]))
+    b.pause("target")  # its copies fall behind: they are in the middle of a cycle
+    before = load.committed
+    wait_until(lambda: load.committed > before + 50, "no load")
+    b.resume("target")
+    kill_together(a, b)
+    load.stop()
+    b.start()
+    found = images()
+    assert 1 <= len(found) <= 3 and found[0]["n"] >= image["n"]
+    newest = judge((b, f"log.shop-{found[0]['n']}"), (b, f"data.shop-{found[0]['n']}"))
+    assert newest >= seen
+    assert "no image 99" in b.farstripe("set", "takeover", "shop", "--image", 99, "--yes", expect=5)
+    assert f"from image {found[0]['n']}" in b.farstripe("set", "takeover", "shop", "--cycle", "--yes")
+    assert judge((b, "log"), (b, "data")) == newest
+    assert b.group("log")["role"] == b.group("data")["role"] == "primary"
+    Database(b.writer("log"), b.writer("data")).stop()
+    b.farstripe("set", "cycle", "shop", "--off")
+    wait_until(lambda: "shop-" not in b.farstripe("volume", "list"), "images stay", 20)
+
+
 def test_markers_over_four_nodes_under_load_are_one_instant_and_so_is_a_takeover_at_one(
     four: tuple[Node, Node, Node, Node],
 ) -> None:

@@ -1,7 +1,7 @@
 """A world of groups whose copies must be consistent with each other: the real clock, beacons, sets, holds, markers,
 books, followers and takeovers, on disks that forget, driven step by step by chance. No threads, no real time.
 
-    node P1: groups 0 and 1, one clock      copies on S1, a consistency set
+    node P1: groups 0 and 1, one clock      copies on S1, a consistency set that takes images in cycles
     node P2: group 2, a clock of its own     copy on S2
     markers over all three, from a coordinator that dies, over messages that are lost, late and doubled
 
@@ -9,10 +9,10 @@ Hosts write blocks that say which write of their group they are and which writes
 answered. So an image is judged by what it holds alone (`judge`): whoever is visible must not know of what is not. A
 Violation says which promise broke:
 
-    img   an image that a takeover or a marker gives is no cut
+    img   an image that a takeover, a marker or a cycle gives is no cut
     blk   a host is still held although no marker is under way
     fin   with all faults over, a copy does not get everything
-    gone  the last marker that was reported complete cannot be given any more
+    gone  the last marker that was reported complete, or image of a cycle that was offered, cannot be given any more
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from nbdplugin.cyclehost import CycleHost
 from nbdplugin.markerhost import MarkerHost
 from replicator.capture import follower, roles
 from replicator.capture.clock import RESERVE_FILE_BYTES, WriteClock
@@ -35,12 +36,13 @@ from replicator.capture.engine import NoRoom, Parked
 from replicator.capture.marking import Marking
 from replicator.capture.sets import SetHost
 from replicator.capture.state import PRIMARY, SECONDARY
+from replicator.core.cycles import Cycle
 from replicator.core.errors import FarstripeError, Refused
 from replicator.core.markers import Answer, Ask, Attempt, Finished, Marker, Stage, Tick, make_number, offered, retire
 from replicator.journal.beacons import look, publish
 from replicator.journal.files import PlainFile
 from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, ARRIVED_TIME, BEACON_GEN, HEAD_SEQ
-from tests.testing.cutpools import FakeExports, FakePools
+from tests.testing.cutpools import Died, FakeExports, FakePools
 from tests.testing.pairharness import Pair, Side
 
 GROUPS = (0, 1, 2)
@@ -50,6 +52,7 @@ SLOTS, SLOT_BYTES = 64, 64
 _BLOCK = struct.Struct("<II3I")
 HOUR_NS = 3600 * 10**9
 DEADLINE_S = 0.6
+CYCLE = Cycle(every_ms=200, keep=2)
 
 
 class Violation(AssertionError):
@@ -97,7 +100,11 @@ class NodeHost:
         self.clock = WriteClock(self._wall, 1, self._page, reserve)
         self.sets = SetHost(self._folder / "sets", self.service)
         quiet: Any = SimpleNamespace(add=lambda *a, **k: None)
-        self.markers = MarkerHost(self.pools, FakeExports(self.pools), quiet)  # type: ignore[arg-type]
+        exports: Any = FakeExports(self.pools)
+        pools: Any = self.pools
+        self.markers = MarkerHost(pools, exports, quiet)
+        folder = self._folder / "cycles"
+        self.cycles = CycleHost(folder, pools, exports, self.sets, self.service, lambda *note: None)
         self.markers.marking = Marking(lambda: self.world.now, self.world.later)
 
     def _wall(self) -> int:
@@ -166,8 +173,9 @@ class CutWorld:
         self.count = dict.fromkeys(GROUPS, 0)
         self.know = [dict.fromkeys(GROUPS, 0) for _ in range(3)]
         uuids = [self.pairs[group].a.uuid for group in (0, 1)]
-        self.nodes["P1"].sets.put("set", 1, uuids)
-        self.nodes["S1"].sets.put("set", 1, uuids)
+        for name in ("P1", "S1"):
+            self.nodes[name].sets.put("set", 1, uuids, CYCLE)
+        self.offered = 0
         self.attempt: Attempt | None = None
         self.marker: Marker | None = None
         self.counter = 0
@@ -198,9 +206,9 @@ class CutWorld:
 
     # -- hosts and lines --------------------------------------------------------------------------------------------
 
-    def write(self) -> None:
-        """A host writes to a group, knowing what it knows."""
-        known, group = self.rng.choice(self.know), self.rng.choice(GROUPS)
+    def write(self, to: int | None = None) -> None:
+        """A host writes to a group (`to`, or any), knowing what it knows."""
+        known, group = self.rng.choice(self.know), self.rng.choice(GROUPS) if to is None else to
         count = self.count[group] + 1
         block = _BLOCK.pack(group, count, *(known[g] for g in GROUPS)).ljust(SLOT_BYTES, b"\0")
         try:
@@ -374,6 +382,35 @@ class CutWorld:
                 content[group] = host.pools.images[book.find(n).snapshots[f"g{group}-0"]]
             judge(content, f"marker {n:#x}")
 
+    # -- cycles -----------------------------------------------------------------------------------------------------
+
+    def cycle(self) -> None:
+        """The thread that takes the images of cycles looks; its process may end while it takes one."""
+        host = self.nodes["S1"]
+        if self.rng.random() < 0.1:
+            host.pools.dies = self.rng.choice(("before", "after"))
+        try:
+            host.cycles.tick(self.now)
+        except Died:
+            self.crash("S1", power=self.rng.random() < 0.5)
+        host.pools.dies = ""
+
+    def check_cycles(self) -> None:
+        """Every image of a cycle that is offered is a cut, and there is one as new as was ever offered."""
+        host = self.nodes["S1"]
+        found = host.cycles.listing("set")
+        if len(found) > CYCLE.keep + 1:
+            raise Violation(f"gone: {len(found)} images of cycles are kept")
+        if self.offered and (not found or found[0]["n"] < self.offered):
+            raise Violation(f"gone: image {self.offered} was offered, now there is {found}")
+        for image in found:
+            self.offered = max(self.offered, image["n"])
+            content = {}
+            for at, place in enumerate(sorted(image["groups"], key=lambda one: str(one["uuid"]))):
+                (snapshot,) = place["snapshots"].values()
+                content[at] = host.pools.images.get(snapshot, bytes(SLOTS * SLOT_BYTES))
+            judge(content, f"image {image['n']} of a cycle")
+
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
@@ -397,6 +434,7 @@ class CutWorld:
                 self.hear(group)
                 self.hear(group)
             self.nodes["S1"].sets.tick()
+            self.cycle()
             for group in GROUPS:
                 follower.apply_all(self.pairs[group].b.engine)
         for group in GROUPS:
@@ -404,6 +442,8 @@ class CutWorld:
             if pair.b.page[APPLIED_SEQ] != pair.a.page[HEAD_SEQ]:
                 raise Violation(f"fin: group {group} applied {pair.b.page[APPLIED_SEQ]} of {pair.a.page[HEAD_SEQ]}")
         self.check_markers()
+        self.cycle()
+        self.check_cycles()
 
     def take_over_set(self) -> None:
         """P1 is gone: S1 becomes primary of the set, with a power cut somewhere in between."""
@@ -429,6 +469,42 @@ class CutWorld:
             if self.pairs[group].b.engine.state.role != PRIMARY:
                 roles.promote(self.pairs[group].b.engine, at_limit=True)
         judge({group: self.pairs[group].b.image()[0] for group in (0, 1)}, "takeover of the set")
+
+    def take_over_cycle(self) -> None:
+        """P1 is gone, and perhaps S1 for a while: it becomes primary of the set as it was in the newest image."""
+        if self.rng.random() < 0.5:
+            self.crash("S1", power=self.rng.random() < 0.7)
+        host = self.nodes["S1"]
+        if not host.cycles.listing("set"):
+            return
+        for group in self.rng.sample((0, 1), 2):
+            for crash in (False, True):
+                if crash and self.rng.random() < 0.5:
+                    self.crash("S1", power=self.rng.random() < 0.7)
+                    for other in (0, 1):  # the primary is alive after all
+                        if self.pairs[other].b.engine.state.role == SECONDARY:
+                            self.ship(other, 20)
+                            self.beacon(other)
+                            self.hear(other)
+                            self.apply(other, 2000)
+                    host.sets.tick()
+                    self.cycle()
+                n = self.decided_cycle()
+                side = self.pairs[group].b
+                if side.engine.state.role == SECONDARY:
+                    host.cycles.stand_at(host.service(side.uuid), "set", n)
+            roles.promote(side.engine)
+        judge({group: self.pairs[group].b.image()[0] for group in (0, 1)}, f"takeover at image {n}")
+
+    def decided_cycle(self) -> int:
+        """The takeover that goes back to an image, begun or found."""
+        host = self.nodes["S1"]
+        (known,) = (one for one in host.sets.listing() if one["name"] == "set")
+        if not known["decided_ns"]:
+            image = host.cycles.choose("set", 0)
+            host.sets.decide_back("set", image.n, image.bound_ns)
+            return image.n
+        return int(known["decided_cycle"])
 
     def take_over_marker(self) -> None:
         """All primaries are gone: the copies go back to the newest marker that all can give."""
@@ -456,8 +532,8 @@ class CutWorld:
         self.pass_time(rng.expovariate(100))
         what = rng.choices(
             ("write", "talk", "ship", "beacon", "hear", "apply", "tick", "post", "marker", "manage", "link", "jump",
-             "checkpoint", "crash"),
-            (30, 16, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1),
+             "checkpoint", "crash", "cycle"),
+            (30, 16, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1, 12),
         )[0]  # fmt: skip
         if what == "write":
             self.write()
@@ -484,6 +560,9 @@ class CutWorld:
             self.toggle(group)
         elif what == "jump":
             self.jump()
+        elif what == "cycle":
+            self.cycle()
+            self.check_cycles()
         elif what == "checkpoint":
             follower.checkpoint(self.pairs[group].b.engine)
         else:
@@ -498,8 +577,10 @@ def run(seed: int, steps: int = 300) -> None:
         for _ in range(steps):
             world.step()
         end = world.rng.random()
-        if end < 0.5:
+        if end < 0.35:
             world.take_over_set()
+        elif end < 0.55:
+            world.take_over_cycle()
         elif end < 0.75:
             world.take_over_marker()
         else:

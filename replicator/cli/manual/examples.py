@@ -29,6 +29,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "takeover "
             "makes beta primary of both at the same instant.",
         ),
+        Example(
+            "An image of both groups each minute, to read on the copy, and to go back to.",
+            (
+                "alpha# farstripe set cycle all --every 60 --keep 5",
+                "beta# farstripe set images all",
+                "beta# farstripe set takeover all --cycle",
+            ),
+            "Each image is a snapshot of every volume, such as data.all-17, all of one instant. The takeover goes back to "
+            "the newest; without --cycle it would go on to the latest instant that both copies reach.",
+        ),
     ),
     "marker": (
         Example(

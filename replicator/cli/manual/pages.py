@@ -87,7 +87,10 @@ FILES: dict[str, tuple[Item, ...]] = {
         (f"{DEFAULT_STATE}/keys/", "This node's private key and certificate; readable by its owner only."),
         (f"{DEFAULT_STATE}/peers/", "Names, addresses and certificates of the peers."),
     ),
-    "set": ((f"{DEFAULT_STATE}/sets/", "Each set: its groups, and the time up to which their copies go."),),
+    "set": (
+        (f"{DEFAULT_STATE}/sets/", "Each set: its groups, and the time up to which their copies go."),
+        (f"{DEFAULT_STATE}/cycles/", "Of each set: the images that its cycles have taken on this node."),
+    ),
     "marker": (
         (f"{DEFAULT_STATE}/markers/", "The markers and schedules of this node as coordinator."),
         (f"{DEFAULT_STATE}/groups/UUID/markers", "What a group's copy has of which marker."),

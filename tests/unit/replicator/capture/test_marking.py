@@ -322,3 +322,22 @@ def test_names_of_images_fit_and_differ() -> None:
     long = [image_name("v" * 60, "m" * 40, n) for n in (1, 2)]
     assert max(map(len, long)) <= 63 and long[0] != long[1]
     assert image_name("db", "monday", 26, twice=True) == "db.monday.1a"
+
+
+def test_no_record_ends_what_a_crash_left_of_going_back(bench: Bench) -> None:
+    """A SYNCED record of somebody else's copy says nothing of volumes that are half taken back."""
+    bench.mark(1)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+
+    def dies(*_: object) -> None:
+        raise OSError("the process ended")
+
+    bench.pools.rollback = dies  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="ended"):
+        bench.hosts["b"].stand_at(bench.service(bench.b), 1)
+    with bench.a.engine.lock:
+        bench.a.engine.append_control(Kind.SYNCED)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert bench.b.engine.state.copy != OK and bench.b.engine.status()["rewinding"]
