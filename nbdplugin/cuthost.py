@@ -3,6 +3,7 @@ cycles, markers, and the thread that sends beacons.
 
     STATE/clock    the clock's reserve (replicator.capture.clock)
     RUN/clock      its last time, on tmpfs
+    RUN/set-<name>.numbers   the last number of a set that orders by counter
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class CutHost:
         reserve = PlainFile(path) if path.exists() else PlainFile(path, create_bytes=RESERVE_FILE_BYTES)
         self.clock = WriteClock(time.time_ns, boot, map_clock_page(run_dir / "clock"), reserve)
         self.markers = MarkerHost(pools, exports, events)
-        self.sets = SetHost(state_dir / "sets", find)
+        self.sets = SetHost(
+            state_dir / "sets", find, boot, lambda name: map_clock_page(run_dir / f"set-{name}.numbers")
+        )
         self.cycles = CycleHost(
             state_dir / "cycles",
             pools,
@@ -67,6 +70,7 @@ class CutHost:
     def close(self) -> None:
         """After the groups. Durable: the last time."""
         self.cycles.close()
+        self.sets.close()
         self.clock.close()
 
     def join(self, service: GroupService, directory: Path) -> None:
@@ -78,6 +82,7 @@ class CutHost:
             self.markers.lifted(engine)
 
         engine.on_lift = lifted
+        self.sets.join(engine)
         self.markers.join(service, directory)
 
     def hold_at_start(self, engine: GroupEngine) -> None:

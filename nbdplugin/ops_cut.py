@@ -6,10 +6,10 @@
     marker.list {groups?}                         -> see MarkerHost.listing
     marker.forget {n}                             -> {groups}  delete its images here
     marker.resume {groups, n?}                    -> {groups}  copies that stand at a marker (that one) follow again
-    set.put {name, rev, groups, every_ms?, keep?} -> {stored}
+    set.put {name, rev, groups, order?, every_ms?, keep?} -> {stored}
     set.list {}                                   -> see SetHost.listing; with images: how many, newest_ns, trouble
     set.images {name}                             -> see CycleHost.listing
-    set.decide {name, keep, cycle?}               -> {bound_ns, kept, cycle, groups}  cycle: an image's number, 0: newest
+    set.decide {name, keep, cycle?}               -> {bound_ns, kept, cycle, groups}  cycle: an image; 0: the newest
     clock.status {}                               -> {last_ns, wall_ns, ahead_ns, error}
 
 `groups` are names or uuids.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments
 from replicator.capture.service import GroupService
+from replicator.capture.sets import ORDERS, TIME
 from replicator.core.cycles import Cycle
 from replicator.core.errors import BadInput
 from replicator.core.markers import Marker
@@ -74,7 +75,11 @@ def handlers(target: Target) -> dict[str, Handler]:
         if not isinstance(members, list) or not all(isinstance(one, str) for one in members):
             raise BadInput("the argument 'groups' must be a list of uuids")
         cycle = Cycle(arguments.integer(args, "every_ms", 0), arguments.integer(args, "keep", 0))
-        return {"stored": cuts.sets.put(arguments.name(args), arguments.integer(args, "rev"), members, cycle)}
+        order = arguments.text(args, "order", TIME)
+        if order not in ORDERS:
+            raise BadInput(f"{order!r} is nothing that a set can go by", f"one of {', '.join(ORDERS)}")
+        name, rev = arguments.name(args), arguments.integer(args, "rev")
+        return {"stored": cuts.sets.put(name, rev, members, cycle, order)}
 
     def listed_sets(args: dict[str, Any]) -> list[dict[str, Any]]:
         found = cuts.sets.listing()

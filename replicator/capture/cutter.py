@@ -25,7 +25,7 @@ from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, BEACON_PACE_MS, BEA
 TICK_S = 0.1
 BEACON_S = 1.0
 SET_BEACON_S = 0.2
-"""The same for a group of a set, whose other groups wait for it."""
+"""The same for a group of a set that orders by time, whose other groups wait for it."""
 Note = Callable[[str, str], None]
 
 
@@ -72,7 +72,7 @@ class Cutter:
         uuid = engine.state.uuid
         if now < self._due.get(uuid, 0.0):
             return False
-        in_set = self._sets.holds(uuid)
+        in_set = self._sets.wants_beacons(uuid)
         pace_s = SET_BEACON_S if in_set else BEACON_S
         self._due[uuid] = now + pace_s - TICK_S / 2
         engine.page[BEACON_PACE_MS] = int(pace_s * 1000) if in_set else 0

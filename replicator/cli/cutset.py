@@ -26,11 +26,23 @@ def cutset() -> None:
 @cutset.command()
 @click.argument("name")
 @click.argument("groups", nargs=-1, required=True, metavar="GROUP...", shell_complete=names.groups)
+@click.option(
+    "--order",
+    type=click.Choice(["time", "counter"]),
+    default="time",
+    show_default=True,
+    help="What copies go by: write times, which idle groups report; or a number in every record of all groups.",
+)
 @json_option
 @pass_node
-def create(here: Node, name: str, groups: tuple[str, ...], as_json: bool) -> None:
-    """Make the set NAME of each GROUP that is named, all of them primary here."""
-    made = here.replicator("set.create", name=name, groups=list(groups))
+def create(here: Node, name: str, groups: tuple[str, ...], order: str, as_json: bool) -> None:
+    """Make the set NAME of each GROUP that is named, all of them primary here.
+
+    By time, a copy waits until it knows of every group up to when nothing is missing; idle groups say so five times a
+    second. By counter, the records of all groups have numbers 1, 2, 3, …, and a copy waits for nothing but the next
+    number. Both give the same instants.
+    """
+    made = here.replicator("set.create", name=name, groups=list(groups), order=order)
     emit(as_json, made, f"set {name} made of {', '.join(groups)}; the peers learn of it within seconds")
 
 
@@ -78,8 +90,8 @@ def cycle(here: Node, name: str, every_s: float | None, keep: int, off: bool, as
     """Let the copies of the set NAME take an image of all its volumes again and again, each at one instant.
 
     Every copy stands still at the instant until its image exists, which takes a moment, and records are received
-    meanwhile. Images are snapshots, VOLUME.NAME-NUMBER: they can be read and cloned, and 'set takeover --cycle' goes back
-    to one. While little room is left in a pool none is taken there, and only the newest is kept.
+    meanwhile. Images are snapshots, VOLUME.NAME-NUMBER: they can be read and cloned, and 'set takeover --cycle' goes
+    back to one. While little room is left in a pool none is taken there, and only the newest is kept.
     """
     if bool(every_s) == off:
         raise click.UsageError("give --every SECONDS, or --off")

@@ -96,7 +96,7 @@ TABLE: tuple[Row, ...] = (
 def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool) -> Plan:
     """Judge a takeover on the node with this group.status and these Session.facts. `force`: the operator insists.
 
-    A true `goes_back` in the facts says that it is one to an image: then what a crash left of going back is no hindrance.
+    A true `goes_back` in the facts says that it goes back to an image: then what a crash left of that is no hindrance.
     """
     for row in TABLE:
         if row.when(status, facts):

@@ -4,7 +4,7 @@ A definition carries a revision that only rises; nodes hand on what they have to
 the ends of a tree of copies, and a peer that was away gets it later. A takeover that was decided and not finished is
 finished here: the decision is the target's, durable, and each group is taken at the bound it names.
 
-    set.create {name, groups, every_s?, keep?} -> set
+    set.create {name, groups, order?, every_s?, keep?} -> set  order: time, counter
     set.list {}                        -> [set], as set.list of the target
     set.cycle {name, every_s, keep?}   -> set  every_s 0: no images any more
     set.images {name}                  -> {here: [image]}  as CycleHost.listing
@@ -29,8 +29,8 @@ from replicator.daemon.peers import Peer
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHARE_S = 5.0
 DEFAULT_KEEP = 3
-SETTINGS = ("every_ms", "keep")
-"""What a definition says beside the groups."""
+SETTINGS = {"every_ms": 0, "keep": 0, "order": "time"}
+"""What a definition says beside the groups, and what it means when it says nothing."""
 Args = dict[str, Any]
 Note = Callable[[str, str], None]
 
@@ -79,7 +79,7 @@ class Sets:
             concerned = {str(uuid) for uuid in args["groups"]} | {group["uuid"] for group in before}
             if not concerned & paired:
                 raise Refused(f"no group of set {args['name']} is paired with {peer.name} here")
-            settings = {key: int(args.get(key) or 0) for key in SETTINGS}
+            settings = {key: args.get(key, default) for key, default in SETTINGS.items()}
             name, rev = str(args["name"]), int(args["rev"])
             stored = self._node.target("set.put", 10.0, name=name, rev=rev, groups=list(args["groups"]), **settings)
             self._wake.set()
@@ -96,7 +96,7 @@ class Sets:
             raise BadInput(f"{name!r} cannot be a set's name", "use up to 64 letters, digits, '.', '_' and '-'")
         if not isinstance(groups, list) or len(groups) < 2:
             raise BadInput("a set needs two groups or more", "one group is consistent by itself")
-        cycle = _cycle(args)
+        cycle, order = _cycle(args), str(args.get("order") or SETTINGS["order"])
         known = {one["name"]: one for one in self._all()}
         if known.get(name, {}).get("groups"):
             raise AlreadyExists(f"there is a set {name} already", f"farstripe set delete {name}")
@@ -114,7 +114,7 @@ class Sets:
         if len(set(uuids)) != len(uuids):
             raise BadInput("a group is named twice", "name it once")
         rev = int(known.get(name, {}).get("rev", 0)) + 1
-        self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids, **cycle._asdict())
+        self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids, order=order, **cycle._asdict())
         self._node.events.add("set.created", f"set {name} of {', '.join(map(str, groups))}", set=name)
         self._wake.set()
         return next(one for one in self._all() if one["name"] == name)
@@ -128,7 +128,9 @@ class Sets:
         if one["decided_ns"]:
             raise Refused(f"set {one['name']} is being taken over just now", "try again when that has ended")
         groups = [group["uuid"] for group in one["groups"]]
-        self._node.target("set.put", 10.0, name=one["name"], rev=one["rev"] + 1, groups=groups, **cycle._asdict())
+        self._node.target(
+            "set.put", 10.0, name=one["name"], rev=one["rev"] + 1, groups=groups, order=one["order"], **cycle._asdict()
+        )
         what = f"images every {cycle.every_s:g} s, {cycle.keep} are kept" if cycle.keep else "no images"
         self._node.events.add("set.cycle", f"set {one['name']}: {what}", set=one["name"])
         self._wake.set()

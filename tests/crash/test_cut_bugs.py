@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nbdplugin import cyclehost
-from replicator.capture import cyclebook, markerbook, marking, sets
+from replicator.capture import cyclebook, markerbook, marking, numbers, sets
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
-from replicator.core import cuts, markers
+from replicator.core import cuts, markers, numbering
 from replicator.core.cycles import Cycle
 from replicator.core.errors import FarstripeError, Refused
 from tests.testing import cutworld
@@ -78,7 +78,7 @@ def the_bound_is_followed_before_it_is_durable(patch: Patch) -> None:
 
 def the_bound_is_raised_over_records_that_power_loss_takes(patch: Patch) -> None:
     """H1-10: arrived is not durable."""
-    patch.setattr(sets, "_make_durable", lambda services, bound_ns: None)
+    patch.setattr(sets, "_make_durable", lambda services, to_end: None)
 
 
 def a_takeover_applies_all_that_was_received(patch: Patch) -> None:
@@ -267,6 +267,52 @@ def a_takeover_at_an_image_is_not_decided_durably(patch: Patch) -> None:
     patch.setattr(sets.SetHost, "_save", save)
 
 
+def a_number_is_drawn_before_its_place_in_the_order(patch: Patch) -> None:
+    """H1-07: number and content change are two steps, and another write comes between them."""
+    good = WriteClock.next_numbered
+    drawn: dict[int, list[int]] = {}
+
+    def next_numbered(clock: WriteClock, its: numbers.Numbers) -> tuple[int, int]:
+        time_ns, number = good(clock, its)
+        early = drawn.setdefault(id(its), [])
+        if not early and number % 3 == 0:
+            early.append(number)
+            return time_ns, its.draw()
+        early.append(number)
+        return time_ns, early.pop(0)
+
+    patch.setattr(WriteClock, "next_numbered", next_numbered)
+
+
+def a_number_that_has_not_arrived_is_skipped(patch: Patch) -> None:
+    """[0053]: a gap is taken for one that will never be filled."""
+    good = numbering.advance
+    patch.setattr(sets, "advance", lambda cut, groups, complete_ns: good(cut, groups, cuts.NO_BOUND))
+
+
+def numbers_that_a_crash_took_are_not_declared_void(patch: Patch) -> None:
+    """The copy waits for ever for numbers that nobody has."""
+    patch.setattr(sets, "_note", lambda engine, payload: True)
+
+
+def numbers_are_used_again_after_a_kill(patch: Patch) -> None:
+    """H1-10: the counter begins at the last number that is known to be durable."""
+    good = numbers.Numbers.__init__
+
+    def again(its: numbers.Numbers, stored: dict[str, Any], boot: int = 0, page: memoryview | None = None) -> None:
+        good(its, stored, boot, page)
+        if stored:
+            its._page[1] = max(0, its._page[1] - 2)
+
+    patch.setattr(numbers.Numbers, "__init__", again)
+
+
+def only_what_is_known_to_have_arrived_is_made_durable(patch: Patch) -> None:
+    """H1-10: by number the bound goes on to the ends of the journals."""
+    good = sets._make_durable
+    patch.setattr(sets, "_make_durable", lambda services, to_end: good(services, to_end=False))
+
+
 BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     two_groups_may_get_the_same_time: ("img",),
     times_follow_a_clock_that_is_set_back: ("img", "fin"),
@@ -290,6 +336,11 @@ BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     an_image_is_offered_while_it_is_taken: ("img", "gone"),
     the_last_image_goes_before_the_next_exists: ("gone",),
     a_takeover_at_an_image_is_not_decided_durably: ("img", "refused"),
+    a_number_is_drawn_before_its_place_in_the_order: ("img", "fin"),
+    a_number_that_has_not_arrived_is_skipped: ("img",),
+    numbers_that_a_crash_took_are_not_declared_void: ("fin",),
+    numbers_are_used_again_after_a_kill: ("num",),
+    only_what_is_known_to_have_arrived_is_made_durable: ("img", "fin"),
 }
 
 

@@ -125,8 +125,8 @@ def two() -> Iterator[tuple[Node, Node]]:
         yield a, b
 
 
-def standing(node: Node) -> str:
-    listed = node.ask("replicator", "set.list")
+def standing(node: Node, name: str = "shop") -> str:
+    listed = [one for one in node.ask("replicator", "set.list") if one["name"] == name]
     return str(listed[0]["standing"]) if listed else ""
 
 
@@ -191,6 +191,34 @@ def test_a_set_goes_back_to_the_image_of_its_last_cycle_after_both_nodes_were_ki
     Database(b.writer("log"), b.writer("data")).stop()
     b.farstripe("set", "cycle", "shop", "--off")
     wait_until(lambda: "shop-" not in b.farstripe("volume", "list"), "images stay", 20)
+
+
+def test_a_set_that_orders_by_counter_numbers_all_records_once_and_is_taken_over_at_one_instant(
+    two: tuple[Node, Node],
+) -> None:
+    a, b = two
+    a.farstripe("set", "delete", "shop", "--yes")
+    a.farstripe("set", "create", "count", "log", "data", "--order", "counter")
+    wait_until(lambda: standing(b, "count") == "whole", lambda: b.ask("replicator", "set.list"))
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 100, "no load")
+    logs = [a.json("group", "journal", "log", volume, "--limit", 10000)["records"] for volume in ("log", "data")]
+    load.stop()
+    assert all(one["number"] for log in logs for one in log if one["kind"] == "write")
+    assert all(one["time_ns"] > 10**18 for log in logs for one in log), "and the time of day beside it"
+    numbers = [[one["number"] for one in log if one["number"]] for log in logs]
+    begin, end = max(each[0] for each in numbers), min(each[-1] for each in numbers)  # what both journals still hold
+    row = sorted(number for each in numbers for number in each if begin <= number <= end)
+    assert row == list(range(begin, end + 1)), "each number once"
+    a.kill("target")  # numbers that were drawn may be lost
+    a.start()
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 200, "no load")
+    wait_until(lambda: newest(b, "data") > 100, "a gap holds the copies")
+    kill_together(a)
+    load.stop()
+    b.farstripe("set", "takeover", "count", "--yes")
+    assert 0 < judge((b, "log"), (b, "data")) <= load.committed
 
 
 def test_markers_over_four_nodes_under_load_are_one_instant_and_so_is_a_takeover_at_one(

@@ -5,6 +5,8 @@ books, followers and takeovers, on disks that forget, driven step by step by cha
     node P2: group 2, a clock of its own     copy on S2
     markers over all three, from a coordinator that dies, over messages that are lost, late and doubled
 
+In every other world the set orders by counter, and its groups get no beacons at all.
+
 Hosts write blocks that say which write of their group they are and which writes of every group their writer knew to be
 answered. So an image is judged by what it holds alone (`judge`): whoever is visible must not know of what is not. A
 Violation says which promise broke:
@@ -12,6 +14,7 @@ Violation says which promise broke:
     img   an image that a takeover, a marker or a cycle gives is no cut
     blk   a host is still held although no marker is under way
     fin   with all faults over, a copy does not get everything
+    num   a number of a set was given twice
     gone  the last marker that was reported complete, or image of a cycle that was offered, cannot be given any more
 """
 
@@ -34,14 +37,15 @@ from replicator.capture.clock import RESERVE_FILE_BYTES, WriteClock
 from replicator.capture.cutter import publish_beacon
 from replicator.capture.engine import NoRoom, Parked
 from replicator.capture.marking import Marking
-from replicator.capture.sets import SetHost
+from replicator.capture.sets import COUNTER, ORDERS, SetHost
 from replicator.capture.state import PRIMARY, SECONDARY
 from replicator.core.cycles import Cycle
 from replicator.core.errors import FarstripeError, Refused
 from replicator.core.markers import Answer, Ask, Attempt, Finished, Marker, Stage, Tick, make_number, offered, retire
+from replicator.core.records import FLAG_NUMBERED, NUMBER_BYTES, unpack_number
 from replicator.journal.beacons import look, publish
 from replicator.journal.files import PlainFile
-from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, ARRIVED_TIME, BEACON_GEN, HEAD_SEQ
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, ARRIVED_TIME, BEACON_GEN, HEAD_SEQ, TAIL_SEQ
 from tests.testing.cutpools import Died, FakeExports, FakePools
 from tests.testing.pairharness import Pair, Side
 
@@ -80,6 +84,11 @@ def judge(images: Mapping[int, bytes], what: str) -> None:
                     )
 
 
+def dies(*_: object) -> None:
+    """The process ends before its record is in the journal."""
+    raise Died
+
+
 class NodeHost:
     """What one node has beside its groups: clock, sets, markers. Lost with its process, made anew by `restart`."""
 
@@ -87,18 +96,29 @@ class NodeHost:
         self.world, self.name = world, name
         self.offset_ns = 0
         self._page = memoryview(bytearray(16)).cast("Q")
+        self._numbers: dict[str, memoryview] = {}
         self._folder = world.folder / name
         (self._folder / "books").mkdir(parents=True)
         self.groups = [g for g in GROUPS if name in (PRIMARY_OF[g], COPY_OF[g])]
         self.pools = FakePools()
         self.restart()
 
+    def close(self) -> None:
+        """Release the files, as the end of the process does."""
+        self.cycles.close()
+        for one in self.sets._sets.values():
+            one.file.close()
+        for _, book in self.markers._books.values():
+            book.close()
+        if self.clock._slots is not None:
+            self.clock._slots.close()
+
     def restart(self) -> None:
         """A new process: the clock's page, books, sets and snapshots stay."""
         path = self._folder / "clock"
         reserve = PlainFile(path) if path.exists() else PlainFile(path, create_bytes=RESERVE_FILE_BYTES)
         self.clock = WriteClock(self._wall, 1, self._page, reserve)
-        self.sets = SetHost(self._folder / "sets", self.service)
+        self.sets = SetHost(self._folder / "sets", self.service, 1, self._number_page)
         quiet: Any = SimpleNamespace(add=lambda *a, **k: None)
         exports: Any = FakeExports(self.pools)
         pools: Any = self.pools
@@ -106,6 +126,9 @@ class NodeHost:
         folder = self._folder / "cycles"
         self.cycles = CycleHost(folder, pools, exports, self.sets, self.service, lambda *note: None)
         self.markers.marking = Marking(lambda: self.world.now, self.world.later)
+
+    def _number_page(self, name: str) -> memoryview:
+        return self._numbers.setdefault(name, memoryview(bytearray(16)).cast("Q"))
 
     def _wall(self) -> int:
         return 1_700_000_000 * 10**9 + int(self.world.now * 1e9) + self.offset_ns
@@ -134,6 +157,7 @@ class NodeHost:
             self.markers.lifted(engine)
 
         engine.on_lift = lifted
+        self.sets.join(engine)
         folder = self._folder / "books" / str(group)
         folder.mkdir(exist_ok=True)
         self.pools.serve(f"{side.volume_prefix}0", side)
@@ -150,13 +174,16 @@ class CutWorld:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.order = ORDERS[seed % 2]
+        self.numbers: set[tuple[int, int]] = set()
         self.now = 0.0
         self.folder = Path(tempfile.mkdtemp(prefix="cuts-", dir="/dev/shm"))
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer = 0
         self.pairs: dict[int, Pair] = {}
         for group in GROUPS:
-            self.pairs[group] = Pair(*(self._side(f"{letter}{group}", group, seed) for letter in "ab"))
+            self.pairs[group] = pair = Pair(*(self._side(f"{letter}{group}", group, seed) for letter in "ab"))
+            pair.a.on_record = self._noted(pair.a.on_record)
         self.nodes = {name: NodeHost(self, name) for name in ("P1", "P2", "S1", "S2")}
         self.nodes["P2"].offset_ns = self.rng.choice((0, HOUR_NS, -HOUR_NS))
         for group, pair in self.pairs.items():
@@ -174,7 +201,7 @@ class CutWorld:
         self.know = [dict.fromkeys(GROUPS, 0) for _ in range(3)]
         uuids = [self.pairs[group].a.uuid for group in (0, 1)]
         for name in ("P1", "S1"):
-            self.nodes[name].sets.put("set", 1, uuids, CYCLE)
+            self.nodes[name].sets.put("set", 1, uuids, CYCLE, self.order)
         self.offered = 0
         self.attempt: Attempt | None = None
         self.marker: Marker | None = None
@@ -184,6 +211,20 @@ class CutWorld:
         self.reported = 0
         self.mail: list[tuple[str, Any]] = []
 
+    def _noted(self, then: Callable[[Any, bytes | None], None] | None) -> Callable[[Any, bytes | None], None]:
+        """What a primary's records are told to: their numbers are given once."""
+
+        def told(header: Any, payload: bytes | None) -> None:
+            if header.flags & FLAG_NUMBERED:
+                number = unpack_number((payload or b"")[-NUMBER_BYTES:])
+                if number in self.numbers:
+                    raise Violation(f"num: number {number[0]} was given twice")
+                self.numbers.add(number)
+            assert then is not None
+            then(header, payload)
+
+        return told
+
     def _side(self, name: str, group: int, seed: int) -> Side:
         side = Side(name[0], sizes=(SLOTS * SLOT_BYTES,), journal_bytes=(512 << 10) + 8192, seed=seed * 8 + group)
         side.uuid, side.group_name, side.volume_prefix = f"{group + 1:032x}", f"g{group}", f"g{group}-"
@@ -191,6 +232,8 @@ class CutWorld:
 
     def close(self) -> None:
         """Remove what lies in files."""
+        for host in self.nodes.values():
+            host.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
@@ -211,11 +254,18 @@ class CutWorld:
         known, group = self.rng.choice(self.know), self.rng.choice(GROUPS) if to is None else to
         count = self.count[group] + 1
         block = _BLOCK.pack(group, count, *(known[g] for g in GROUPS)).ljust(SLOT_BYTES, b"\0")
+        journal = self.pairs[group].a.engine.journal
+        append = journal.append
+        if self.order == COUNTER and group in (0, 1) and self.rng.random() < 0.03:
+            journal.append = dies  # type: ignore[method-assign]
         try:
             self.pairs[group].a.engine.write(0, count % SLOTS * SLOT_BYTES, block)
         except (Parked, NoRoom):
-            return
-        self.count[group] = known[group] = count
+            journal.append = append  # type: ignore[method-assign]
+        except Died:  # after it has drawn a time and a number, which are in no record now
+            self.crash(PRIMARY_OF[group], power=False)
+        else:
+            self.count[group] = known[group] = count
 
     def talk(self) -> None:
         """A host tells another one what it knows."""
@@ -228,13 +278,18 @@ class CutWorld:
         pair = self.pairs[group]
         if not self.linked[group]:
             return
-        if pair.ship(pair.a, pair.b, records):
+        pair.ship(pair.a, pair.b, records)
+        if self.rng.random() < 0.6 or records > 100:  # else not yet: the records are there first
             journal = pair.b.engine.journal
-            header = journal.header_at(journal.find(pair.b.page[HEAD_SEQ]))
-            publish(pair.b.page.u64, ARRIVED_GEN, header.seq, header.write_time)
+            if pair.b.page[HEAD_SEQ] >= pair.b.page[TAIL_SEQ]:
+                header = journal.header_at(journal.find(pair.b.page[HEAD_SEQ]))
+                if header.write_time > pair.b.page[ARRIVED_TIME]:
+                    publish(pair.b.page.u64, ARRIVED_GEN, header.seq, header.write_time)
 
     def beacon(self, group: int) -> None:
         """The primary states a beacon; the link takes it along if all it speaks of was sent."""
+        if self.order == COUNTER and group in (0, 1):
+            return
         pair = self.pairs[group]
         publish_beacon(pair.a.engine)
         found = look(pair.a.page.u64, BEACON_GEN)
@@ -274,6 +329,7 @@ class CutWorld:
             self.beacons[group].clear()
         if power:
             host._page[0] = 0
+        host.close()
         host.restart()
         for group in host.groups:
             host.side(group).start()
@@ -428,6 +484,7 @@ class CutWorld:
         for _ in range(6):
             self.pass_time(6.0)
             self.manage()
+            self.nodes["P1"].sets.tick()
             for group in GROUPS:
                 self.ship(group, 10_000)
                 self.beacon(group)
@@ -548,6 +605,7 @@ class CutWorld:
         elif what == "apply":
             self.apply(group, rng.choice((130, 400, 2000)))
         elif what == "tick":
+            self.nodes["P1"].sets.tick()
             self.nodes["S1"].sets.tick()
         elif what == "post":
             self.post()

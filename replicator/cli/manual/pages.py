@@ -49,6 +49,10 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "Write times of one node rise in the order in which its writes depend on each other; those of two nodes "
         "cannot be "
         "compared. So a set lives on one primary node, and markers serve across nodes.",
+        "With --order counter every record carries its number in the set, which `group journal log` shows. After a crash "
+        "of the primary there may be numbers that no record has; each group is told so by a record of its own, and "
+        "copies pass over them once they have it from every group. All nodes of the groups have to run a version that "
+        "knows numbers.",
     ),
     "marker": (
         "Commands given with --before and --after are run by the shell of the coordinating node, as the user that the "
