@@ -1,6 +1,7 @@
 """Control operations on markers and consistency sets, used by the replicator.
 
-    marker.hold {n, groups, lease_s}              -> {token}  hold the groups' writes, for lease_s at most
+    marker.hold {n, groups, lease_s, park?}       -> {token}  hold the groups' writes, for lease_s at most; park false:
+                                                  hosts hold them, and it is watched that none comes
     marker.mark {n, token, name, by, of, image, suspend} -> {seqs: {group uuid: seq}}  one record in each; writes go on
     marker.release {n}                            -> {}  writes go on
     marker.list {groups?}                         -> see MarkerHost.listing
@@ -45,7 +46,8 @@ def handlers(target: Target) -> dict[str, Handler]:
         if isinstance(lease_s, bool) or not isinstance(lease_s, int | float) or not 0 < lease_s <= MAX_LEASE_S:
             raise BadInput(f"a lease must be more than 0 and at most {MAX_LEASE_S:g} seconds, not {lease_s!r}")
         booked = cuts.markers.booked(named(args))
-        return {"token": cuts.markers.marking.hold(arguments.integer(args, "n"), booked, float(lease_s))}
+        n, park = arguments.integer(args, "n"), arguments.flag(args, "park", True)
+        return {"token": cuts.markers.marking.hold(n, booked, float(lease_s), park=park)}
 
     def mark(args: dict[str, Any]) -> dict[str, Any]:
         marker = Marker(

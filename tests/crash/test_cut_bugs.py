@@ -117,9 +117,9 @@ def a_marker_is_made_although_the_hold_has_ended(patch: Patch) -> None:
     ended: dict[int, list[marking.Booked]] = {}
     good_hold, good_mark = marking.Marking.hold, marking.Marking.mark
 
-    def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float) -> str:
+    def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float, *, park: bool) -> str:
         ended[n] = groups
-        return good_hold(self, n, groups, lease_s / 4)
+        return good_hold(self, n, groups, lease_s / 4, park=park)
 
     def mark(self: marking.Marking, marker: markers.Marker, token: str) -> dict[str, int]:
         if marker.n in self._holds or marker.n not in ended:
@@ -313,6 +313,24 @@ def only_what_is_known_to_have_arrived_is_made_durable(patch: Patch) -> None:
     patch.setattr(sets, "_make_durable", lambda services, to_end: good(services, to_end=False))
 
 
+def nobody_sees_what_a_host_writes_that_was_not_asked_to_hold(patch: Patch) -> None:
+    """H1-25."""
+    good = marking._park
+
+    def park(service: Any, *, park: bool) -> int:
+        good(service, park=park)
+        return -1
+
+    patch.setattr(marking, "_park", park)
+    append = marking.Marking._append
+
+    def unwatched(self: marking.Marking, hold: marking._Hold, service: Any, *rest: Any) -> int:
+        hold.last[service.engine.state.uuid] = service.engine.last_host_seq
+        return append(self, hold, service, *rest)
+
+    patch.setattr(marking.Marking, "_append", unwatched)
+
+
 BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     two_groups_may_get_the_same_time: ("img",),
     times_follow_a_clock_that_is_set_back: ("img", "fin"),
@@ -341,6 +359,7 @@ BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     numbers_that_a_crash_took_are_not_declared_void: ("fin",),
     numbers_are_used_again_after_a_kill: ("num",),
     only_what_is_known_to_have_arrived_is_made_durable: ("img", "fin"),
+    nobody_sees_what_a_host_writes_that_was_not_asked_to_hold: ("img",),
 }
 
 

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nbd
@@ -32,8 +33,9 @@ _NUMBER = struct.Struct("<Q")
 class Database:
     """Commits transactions to a log on one node and data on the same or another one until it is stopped or cut off."""
 
-    def __init__(self, log: nbd.NBD, data: nbd.NBD) -> None:
-        self._log, self._data = log, data
+    def __init__(self, log: nbd.NBD, data: nbd.NBD, hold: Path | None = None) -> None:
+        """hold: a file; while it is there no transaction is begun, which a file `held` beside it says."""
+        self._log, self._data, self._hold = log, data, hold
         self._stop = threading.Event()
         self.committed = 0
         self.longest_s = 0.0
@@ -43,6 +45,9 @@ class Database:
     def _run(self) -> None:
         with contextlib.suppress(nbd.Error):
             for number in range(1, 1 << 40):
+                while self._hold is not None and self._hold.exists() and not self._stop.is_set():
+                    self._hold.with_name("held").touch()
+                    time.sleep(0.002)
                 if self._stop.is_set():
                     return
                 block, began = _NUMBER.pack(number).ljust(BLOCK, b"\0"), time.monotonic()
@@ -255,6 +260,35 @@ def test_a_coordinator_that_dies_frees_the_hosts_within_the_deadline(two: tuple[
     assert 1.5 < time.monotonic() - began < 5.0
     a.farstripe("marker", "create", "next", "--groups", "log,data")
     load.stop()
+
+
+HOLDER = """d={0}; rm -f $d/held; touch $d/hold; trap 'rm -f $d/hold' EXIT
+while [ ! -e $d/held ]; do sleep 0.01; done; echo held; read word && echo released"""
+"""Has a Database hold, as farstripe-freeze has filesystems."""
+
+
+def test_hosts_hold_their_own_writes_and_a_marker_is_made_only_if_all_do(
+    four: tuple[Node, Node, Node, Node], tmp_path: Path
+) -> None:
+    a, b, c, d = four
+    load = Database(a.writer("log"), c.writer("data"), tmp_path / "hold")
+    wait_until(lambda: load.committed > 50, "no load")
+    groups = ("--groups", "log,data@C", "--hold", "hosts")
+    assert "no host is linked" in a.farstripe("marker", "create", "m", *groups, expect=4)
+    a.farstripe("marker", "host", "add", "db", "--run", HOLDER.format(tmp_path))
+    a.farstripe("marker", "host", "test", "db")
+    a.farstripe("marker", "create", "m", *groups, "--deadline", 10)
+    a.farstripe("marker", "wait", "m")
+    seen = judge((b, "log.m"), (d, "data.m"))
+    assert newest(b, "log.m") == seen, "the host had stopped between two transactions"
+    wait_until(lambda: load.committed > seen + 20, "the host does not go on")
+    a.farstripe("marker", "host", "remove", "db")
+    a.farstripe("marker", "host", "add", "other", "--run", "echo held; read word; echo released")
+    said = a.farstripe("marker", "create", "n", *groups, expect=4)
+    assert "was written to while its hosts were to hold" in said
+    assert list(a.json("marker", "list")["hosts"]) == ["other"]
+    load.stop()
+    assert "log.n" not in b.farstripe("volume", "list")
 
 
 def _states(node: Node) -> dict[str, Any]:

@@ -3,7 +3,8 @@ books, followers and takeovers, on disks that forget, driven step by step by cha
 
     node P1: groups 0 and 1, one clock      copies on S1, a consistency set that takes images in cycles
     node P2: group 2, a clock of its own     copy on S2
-    markers over all three, from a coordinator that dies, over messages that are lost, late and doubled
+    markers over all three, from a coordinator that dies, over messages that are lost, late and doubled; writes are held
+    at storage, or by the hosts themselves, of which one may not be asked, or go on too early
 
 In every other world the set orders by counter, and its groups get no beacons at all.
 
@@ -204,6 +205,10 @@ class CutWorld:
             self.nodes[name].sets.put("set", 1, uuids, CYCLE, self.order)
         self.offered = 0
         self.attempt: Attempt | None = None
+        self.holding: set[int] = set()
+        """Hosts that hold their writes."""
+        self.by_hosts: set[int] = set()
+        """Numbers of markers for which hosts hold."""
         self.marker: Marker | None = None
         self.counter = 0
         self.made: list[Marker] = []
@@ -251,7 +256,10 @@ class CutWorld:
 
     def write(self, to: int | None = None) -> None:
         """A host writes to a group (`to`, or any), knowing what it knows."""
-        known, group = self.rng.choice(self.know), self.rng.choice(GROUPS) if to is None else to
+        who, group = self.rng.randrange(len(self.know)), self.rng.choice(GROUPS) if to is None else to
+        if who in self.holding:
+            return
+        known = self.know[who]
         count = self.count[group] + 1
         block = _BLOCK.pack(group, count, *(known[g] for g in GROUPS)).ljust(SLOT_BYTES, b"\0")
         journal = self.pairs[group].a.engine.journal
@@ -261,11 +269,12 @@ class CutWorld:
         try:
             self.pairs[group].a.engine.write(0, count % SLOTS * SLOT_BYTES, block)
         except (Parked, NoRoom):
-            journal.append = append  # type: ignore[method-assign]
+            pass
         except Died:  # after it has drawn a time and a number, which are in no record now
             self.crash(PRIMARY_OF[group], power=False)
         else:
             self.count[group] = known[group] = count
+        journal.append = append  # type: ignore[method-assign]
 
     def talk(self) -> None:
         """A host tells another one what it knows."""
@@ -351,6 +360,10 @@ class CutWorld:
         n = make_number(self.counter, 1)
         self.marker = Marker(n, f"m{self.counter}", "c", 3, True, self.rng.random() < 0.15)
         self.attempt = Attempt(n, ("P1", "P2"), self.now, DEADLINE_S)
+        self.holding.clear()
+        if self.rng.random() < 0.4:
+            self.by_hosts.add(n)
+            self.holding = {host for host in range(len(self.know)) if self.rng.random() < 0.8}
         self._send(self.attempt.begin())
 
     def next_counter(self) -> int:
@@ -362,7 +375,9 @@ class CutWorld:
             if isinstance(effect, Ask):
                 assert self.marker is not None
                 self.mail.append(("ask", (effect, self.marker)))
-            elif effect.why:
+                continue
+            self.holding.clear()
+            if effect.why:
                 assert self.attempt is not None
                 self.abandoned.append(self.attempt.n)
             else:
@@ -371,6 +386,8 @@ class CutWorld:
 
     def post(self) -> None:
         """A message arrives, twice, or never."""
+        if self.holding and self.rng.random() < 0.02:
+            self.holding.pop()
         if not self.mail:
             if self.attempt is not None:
                 self._send(self.attempt.handle(Tick(), self.now))
@@ -391,7 +408,8 @@ class CutWorld:
         marking = host.markers.marking
         try:
             if ask.op == "hold":
-                token = marking.hold(marker.n, host.markers.booked(host.services()), DEADLINE_S)
+                park = marker.n not in self.by_hosts
+                token = marking.hold(marker.n, host.markers.booked(host.services()), DEADLINE_S, park=park)
             elif ask.op == "mark":
                 marking.mark(marker, ask.token)
             else:

@@ -53,6 +53,20 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "made and all writes go on.",
         ),
         Example(
+            "A marker for which two hosts freeze their filesystems, each by a connection of its own.",
+            (
+                "alpha# farstripe marker host add web1 --groups shop --run 'ssh web1 farstripe-freeze --seconds "
+                "$FARSTRIPE_HOLD_S /srv'",
+                "alpha# farstripe marker host add db1 --groups books@gamma --run 'ssh db1 farstripe-freeze --seconds "
+                "$FARSTRIPE_HOLD_S /var/lib/db'",
+                "alpha# farstripe marker host test web1",
+                "alpha# farstripe marker create tuesday --groups shop,books@gamma --hold hosts --deadline 10",
+            ),
+            "Both filesystems are frozen at the same moment, for ten seconds at most. Should one not be, or thaw before the "
+            "marker is in both groups, or anything else write to them, no marker is made. The script is copied to the hosts "
+            "from scripts/farstripe-freeze.",
+        ),
+        Example(
             "An image every minute, and the loss of both primaries.",
             (
                 "alpha# farstripe marker schedule often --every 60 --keep 5 --groups shop,books@gamma",

@@ -58,6 +58,14 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "Commands given with --before and --after are run by the shell of the coordinating node, as the user that the "
         "replicator runs as, with FARSTRIPE_MARKER in their environment, and may take 30 seconds. To mark what a "
         "filesystem has flushed, freeze it before and thaw it after.",
+        "With --hold hosts every host that was linked by `marker host add` and writes to one of the groups is asked to stop "
+        "its writes. The command of a host is run by the shell of the coordinating node, for all hosts at once, with "
+        "FARSTRIPE_MARKER and FARSTRIPE_HOLD_S, the seconds of --deadline, in its environment. It prints a line `held` when "
+        "writes have stopped, reads a line `release`, and prints `released` and ends with 0 if they were stopped all the "
+        "time. The deadline counts from the first host that holds. A marker is refused when one host does not confirm, when "
+        "anything is written to the groups between the last confirmation and the marker, and when one host does not confirm "
+        "at the end; all hosts are released in any case. For a client of a database the command may be a session that locks "
+        "its tables.",
         "Snapshots of a marker are named VOLUME.MARKER and are volumes like others: they can be read, and cloned.",
     ),
     "pair": (

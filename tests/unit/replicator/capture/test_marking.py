@@ -106,6 +106,21 @@ def test_no_marker_after_the_hold_has_ended_in_any_way(bench: Bench, end: str) -
     assert bench.a.page[HEAD_SEQ] == before
 
 
+def test_where_hosts_hold_nothing_is_parked_and_a_write_makes_it_no_marker(bench: Bench) -> None:
+    bench.a.write(0, 1)
+    token = bench.marking.hold(1, bench.booked(), 1.0, park=False)
+    assert bench.a.engine.parked_for == ""
+    seq = bench.marking.mark(Marker(1, "m1", "c", 1), token)[bench.a.uuid]
+    token = bench.marking.hold(2, bench.booked(), 1.0, park=False)
+    assert bench.a.write(0, 1) == seq + 1, "some host was not asked"
+    with pytest.raises(Refused, match="was written to while its hosts were to hold"):
+        bench.marking.mark(Marker(2, "m2", "c", 1), token)
+    token = bench.marking.hold(3, bench.booked(), 1.0, park=False)
+    bench.now = 1.0
+    with pytest.raises(Refused, match="its time is over"):
+        bench.marking.mark(Marker(3, "m3", "c", 1), token)
+
+
 def test_two_markers_do_not_hold_the_same_group_at_once(bench: Bench) -> None:
     """The second one's hold could stand for the first one's, which something else had ended meanwhile."""
     token = bench.marking.hold(1, bench.booked(), 1.0)
