@@ -45,6 +45,8 @@ TICK_S = 0.05
 STUCK_S = 30.0
 STOP_S = 2.0
 """How long followers that are in the middle of a batch are waited for."""
+RETRY_S = 1.0
+"""How often a set that is no cut, or not followed here, is looked at again."""
 RETIRE_S = 5.0
 """How often images that somebody had open are looked at again."""
 Note = Callable[[str, str, str], None]
@@ -135,10 +137,12 @@ class CycleHost:
         if work.bound_ns:
             self._go_on(name, cycle, groups, decided, work, now)
         elif now >= work.due:
-            services = self._services(groups)
-            if services is not None and (bound_ns := self._sets.freeze(name)):
-                work.bound_ns, work.seen, work.since = bound_ns, {}, now
-                self._go_on(name, cycle, groups, decided, work, now)
+            bound_ns = self._sets.freeze(name) if self._services(groups) is not None else 0
+            if not bound_ns:
+                work.due = now + RETRY_S
+                return
+            work.bound_ns, work.seen, work.since = bound_ns, {}, now
+            self._go_on(name, cycle, groups, decided, work, now)
 
     def _services(self, groups: list[str]) -> list[GroupService] | None:
         """The services of groups that all follow here, else None."""

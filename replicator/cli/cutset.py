@@ -56,6 +56,7 @@ def list_(here: Node, as_json: bool) -> None:
         (
             one["name"],
             ", ".join(str(group["name"] or "not here") for group in one["groups"]),
+            one["order"],
             one["standing"],
             _time(one["consistent_ns"]),
             one["held_by"] or "-",
@@ -67,7 +68,7 @@ def list_(here: Node, as_json: bool) -> None:
     table(
         as_json,
         found,
-        ("set", "groups", "standing", "consistent as of", "slowest", "images", "remark"),
+        ("set", "groups", "order", "standing", "consistent as of", "slowest", "images", "remark"),
         rows,
         "no sets",
     )

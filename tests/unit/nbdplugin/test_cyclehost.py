@@ -186,6 +186,20 @@ def test_a_takeover_at_an_image_takes_every_group_back_to_it(bench: Bench) -> No
     assert bench.host.sets.listing()[0]["standing"] == "source"
 
 
+def test_the_former_primary_follows_by_difference_after_a_takeover_at_an_image(bench: Bench) -> None:
+    bench.cycle()
+    bench.write(0, 1, 1)
+    bench.arrive()
+    bench.apply(0, 1)
+    bench.write(0)
+    bench.world.take_over_cycle()
+    for group in (0, 1):
+        pair = bench.world.pairs[group]
+        pair.b.engine.write(0, 0, b"n" * 64)
+        decision = pair.sync_up(discard=pair.a.node_id)
+        assert decision.label.startswith("diff") and pair.a.image() == pair.b.image()
+
+
 def test_a_group_that_has_other_volumes_now_cannot_go_back(bench: Bench) -> None:
     bench.cycle()
     bench.world.pairs[0].b.engine.state.volumes[0]["name"] = "other"
