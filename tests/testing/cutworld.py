@@ -254,9 +254,10 @@ class CutWorld:
 
     # -- hosts and lines --------------------------------------------------------------------------------------------
 
-    def write(self, to: int | None = None) -> None:
-        """A host writes to a group (`to`, or any), knowing what it knows."""
-        who, group = self.rng.randrange(len(self.know)), self.rng.choice(GROUPS) if to is None else to
+    def write(self, to: int | None = None, who: int | None = None, *, kills: bool = False) -> None:
+        """A host (`who`, or any) writes to a group (`to`, or any), knowing what it knows; kills: its node dies of it."""
+        who = self.rng.randrange(len(self.know)) if who is None else who
+        group = self.rng.choice(GROUPS) if to is None else to
         if who in self.holding:
             return
         known = self.know[who]
@@ -264,7 +265,7 @@ class CutWorld:
         block = _BLOCK.pack(group, count, *(known[g] for g in GROUPS)).ljust(SLOT_BYTES, b"\0")
         journal = self.pairs[group].a.engine.journal
         append = journal.append
-        if self.order == COUNTER and group in (0, 1) and self.rng.random() < 0.03:
+        if kills or (self.order == COUNTER and group in (0, 1) and self.rng.random() < 0.03):
             journal.append = dies  # type: ignore[method-assign]
         try:
             self.pairs[group].a.engine.write(0, count % SLOTS * SLOT_BYTES, block)
@@ -276,19 +277,26 @@ class CutWorld:
             self.count[group] = known[group] = count
         journal.append = append  # type: ignore[method-assign]
 
-    def talk(self) -> None:
+    def talk(self, hosts: list[int] | None = None) -> None:
         """A host tells another one what it knows."""
-        one, other = self.rng.sample(self.know, 2)
+        one, other = (self.know[host] for host in hosts or self.rng.sample(range(len(self.know)), 2))
         for group in GROUPS:
             other[group] = max(one[group], other[group])
 
-    def ship(self, group: int, records: int) -> None:
-        """Records go over the line."""
+    def converse(self) -> None:
+        """A host writes to one group and tells another host, which writes to another group, all in no time."""
+        hosts, groups = self.rng.sample(range(len(self.know)), 2), self.rng.sample(GROUPS, 2)
+        self.write(groups[0], hosts[0])
+        self.talk(hosts)
+        self.write(groups[1], hosts[1])
+
+    def ship(self, group: int, records: int, told: float = 0.5) -> None:
+        """Records go over the line. told: how likely it is known at once that they have arrived."""
         pair = self.pairs[group]
         if not self.linked[group]:
             return
         pair.ship(pair.a, pair.b, records)
-        if self.rng.random() < 0.6 or records > 100:  # else not yet: the records are there first
+        if self.rng.random() < told or records > 100:
             journal = pair.b.engine.journal
             if pair.b.page[HEAD_SEQ] >= pair.b.page[TAIL_SEQ]:
                 header = journal.header_at(journal.find(pair.b.page[HEAD_SEQ]))
@@ -361,7 +369,7 @@ class CutWorld:
         self.marker = Marker(n, f"m{self.counter}", "c", 3, True, self.rng.random() < 0.15)
         self.attempt = Attempt(n, ("P1", "P2"), self.now, DEADLINE_S)
         self.holding.clear()
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.3:
             self.by_hosts.add(n)
             self.holding = {host for host in range(len(self.know)) if self.rng.random() < 0.8}
         self._send(self.attempt.begin())
@@ -488,8 +496,11 @@ class CutWorld:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """No more faults: holds end, copies get everything."""
+        """The last fault: numbers are lost. Then no more: holds end, copies get everything."""
         self.mail.clear()
+        self.holding.clear()
+        self.write(self.rng.choice((0, 1)), kills=True)
+        self.write(0)
         if self.attempt is not None and self.attempt.stage in (Stage.HOLDING, Stage.MARKING):
             self.abandoned.append(self.attempt.n)
         self.attempt = None
@@ -523,17 +534,20 @@ class CutWorld:
     def take_over_set(self) -> None:
         """P1 is gone: S1 becomes primary of the set, with a power cut somewhere in between."""
         host = self.nodes["S1"]
-        if self.rng.random() < 0.4:
-            self.crash("S1", power=self.rng.random() < 0.7)
+        for group in self.rng.sample((0, 1), 2):
+            self.ship(group, self.rng.randint(1, 12), told=0.2)
+        host.sets.tick()
+        if self.rng.random() < 0.6:
+            self.crash("S1", power=self.rng.random() < 0.8)
         try:
             host.sets.decide("set", keep=False)
         except Refused:
             return  # it says that there is no cut here
         for group in self.rng.sample((0, 1), 2):
-            if self.rng.random() < 0.4:
+            if self.rng.random() < 0.5:
                 self.crash("S1", power=self.rng.random() < 0.7)
                 for other in (0, 1):  # the primary is alive after all
-                    if self.pairs[other].b.engine.state.role == SECONDARY:
+                    if self.pairs[other].b.engine.state.role == SECONDARY and self.rng.random() < 0.5:
                         self.ship(other, 20)
                         self.beacon(other)
                         self.hear(other)
@@ -607,13 +621,15 @@ class CutWorld:
         self.pass_time(rng.expovariate(100))
         what = rng.choices(
             ("write", "talk", "ship", "beacon", "hear", "apply", "tick", "post", "marker", "manage", "link", "jump",
-             "checkpoint", "crash", "cycle"),
-            (30, 16, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1, 12),
+             "checkpoint", "crash", "cycle", "converse"),
+            (18, 12, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1, 10, 14),
         )[0]  # fmt: skip
         if what == "write":
             self.write()
         elif what == "talk":
             self.talk()
+        elif what == "converse":
+            self.converse()
         elif what == "ship":
             self.ship(group, rng.randint(1, 6))
         elif what == "beacon":
@@ -653,11 +669,11 @@ def run(seed: int, steps: int = 300) -> None:
         for _ in range(steps):
             world.step()
         end = world.rng.random()
-        if end < 0.35:
+        if end < 0.3:
             world.take_over_set()
-        elif end < 0.55:
+        elif end < 0.42:
             world.take_over_cycle()
-        elif end < 0.75:
+        elif end < 0.55:
             world.take_over_marker()
         else:
             world.settle()
