@@ -1,8 +1,9 @@
-"""What the groups of a node have in common: the clock of their write times, consistency sets, markers, and the thread
-that sends beacons.
+"""What the groups of a node have in common: the clock of their write times, consistency sets with the images of their
+cycles, markers, and the thread that sends beacons.
 
     STATE/clock    the clock's reserve (replicator.capture.clock)
     RUN/clock      its last time, on tmpfs
+    RUN/set-<name>.numbers   the last number of a set that orders by counter
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from nbdplugin.cyclehost import CycleHost
 from nbdplugin.exports import Exports
 from nbdplugin.markerhost import MarkerHost
 from nbdplugin.poolhost import PoolHost
@@ -42,19 +44,33 @@ class CutHost:
         reserve = PlainFile(path) if path.exists() else PlainFile(path, create_bytes=RESERVE_FILE_BYTES)
         self.clock = WriteClock(time.time_ns, boot, map_clock_page(run_dir / "clock"), reserve)
         self.markers = MarkerHost(pools, exports, events)
-        self.sets = SetHost(state_dir / "sets", find)
+        self.sets = SetHost(
+            state_dir / "sets", find, boot, lambda name: map_clock_page(run_dir / f"set-{name}.numbers")
+        )
+        self.cycles = CycleHost(
+            state_dir / "cycles",
+            pools,
+            exports,
+            self.sets,
+            find,
+            lambda kind, text, name: events.add(kind, text, set=name),
+        )
         self._cutter = Cutter(self.clock, self.sets, groups, lambda kind, text: events.add(kind, text))
 
     def start(self) -> None:
-        """Let beacons go out and bounds rise."""
+        """Let beacons go out, bounds rise and images be taken."""
         self._cutter.start()
+        self.cycles.start()
 
     def stop(self) -> None:
         """End that."""
+        self.cycles.stop()
         self._cutter.stop()
 
     def close(self) -> None:
         """After the groups. Durable: the last time."""
+        self.cycles.close()
+        self.sets.close()
         self.clock.close()
 
     def join(self, service: GroupService, directory: Path) -> None:
@@ -66,6 +82,7 @@ class CutHost:
             self.markers.lifted(engine)
 
         engine.on_lift = lifted
+        self.sets.join(engine)
         self.markers.join(service, directory)
 
     def hold_at_start(self, engine: GroupEngine) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from nbdplugin.exports import Exports
 from nbdplugin.poolhost import PoolHost
+from nbdplugin.standing import LOCK_S, stand_at
 from raidlib.errors import AlreadyExists as PoolAlreadyExists
 from raidlib.errors import RaidError
 from replicator.capture.engine import GroupEngine
@@ -30,7 +31,6 @@ from replicator.capture.markerbook import (
     MarkerBook,
 )
 from replicator.capture.marking import Booked, Marking
-from replicator.capture.rewind import rewind
 from replicator.capture.service import GroupService
 from replicator.capture.state import OK, SECONDARY
 from replicator.core.errors import FarstripeError, NotFound, ProtocolError, Refused
@@ -40,8 +40,6 @@ from replicator.eventlog import EventLog
 from replicator.journal.files import PlainFile
 
 MAX_NAME = 63
-LOCK_S = 1.0
-"""How long a follower waits for whoever changes the pool's shape before it tries again later."""
 
 
 class MarkerHost:
@@ -196,20 +194,7 @@ class MarkerHost:
             if entry.state != TAKEN:
                 why = entry.why or entry.state
                 raise Refused(f"group {engine.state.name} has no image of marker {entry.name}: {why}")
-            changed: dict[int, list[tuple[int, int]]] = {}
-            names = {volume["index"]: volume["name"] for volume in engine.state.volumes}
-            pool = self._pools.require()
-            if set(names.values()) != set(entry.snapshots):
-                raise Refused(f"group {engine.state.name} had other volumes at marker {entry.name}")
-            for index, name in names.items():
-                changed[index] = pool.snapshot_diff(entry.snapshots[name], name)
-
-            def restore() -> None:
-                with self._pools.changing_soon(LOCK_S):
-                    for name, snapshot in entry.snapshots.items():
-                        pool.rollback(name, snapshot)
-
-            rewind(engine, entry.seq, entry.epoch, changed, restore)
+            stand_at(self._pools, engine, entry.seq, entry.epoch, entry.snapshots, f"marker {entry.name}")
 
 
 def image_name(volume: str, marker: str, n: int, twice: bool = False) -> str:

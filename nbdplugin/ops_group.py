@@ -20,7 +20,8 @@ durable, GroupService says. The replicator may name its peer also where that mak
                   rewound?}
     group.add_volume {group, volume}, group.remove_volume {group, volume}     on the primary; see listchange.py
     group.check_volume {group, volume, size}                                  could it be made here?
-    group.hold {deadline_s}, group.release {}, group.promote {force?}, group.demote {diverged?, upto?}
+    group.hold {deadline_s}, group.release {}, group.demote {diverged?, upto?}
+    group.promote {force?, marker?, cycle?, at_limit?}    marker: a number; cycle: {set, n}; what to go back to first
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ def handlers(target: Target) -> dict[str, Handler]:
         force = arguments.flag(args, "force")
         if args.get("marker") is not None:
             groups.cuts.markers.stand_at(service, arguments.integer(args, "marker"))
+            return service.promote(force)
+        if args.get("cycle") is not None:
+            name = arguments.name(args["cycle"], "set")
+            groups.cuts.cycles.stand_at(service, name, arguments.integer(args["cycle"], "n"))
             return service.promote(force)
         return service.promote(force, arguments.flag(args, "at_limit"))
 

@@ -316,6 +316,11 @@ class PoolHost:
         )
         return mapped
 
+    def space(self) -> tuple[int, int]:
+        """Free and all bytes of the pool."""
+        groups = self.require().status()["groups"]
+        return sum(group["free"] for group in groups), sum(group["size"] for group in groups)
+
     def snapshot(self, names: dict[str, str]) -> None:
         """Take snapshots {volume: snapshot} at one instant and serve them read-only. Durable: they."""
         with self.changing:

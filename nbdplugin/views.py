@@ -184,17 +184,12 @@ class Views:
         return done
 
     def _check_room(self) -> None:
-        free, size = self._space()
+        free, size = self._pools.space()
         if free < size // RESERVE_PART:
             raise Refused(
                 "the pool is nearly full, and what replication writes comes first",
                 "make room: farstripe pool status, farstripe volume list",
             )
-
-    def _space(self) -> tuple[int, int]:
-        """Free and all bytes of the pool."""
-        groups = self._pools.require().status()["groups"]
-        return sum(group["free"] for group in groups), sum(group["size"] for group in groups)
 
     # -- the image that is kept -----------------------------------------------------------------------------------
 
@@ -235,7 +230,7 @@ class Views:
                 _copied_bytes(pool.volume(name), None if full else masks.get(index), pool.area_bytes)
                 for index, name in listed.items()
             )
-            free, size = self._space()
+            free, size = self._pools.space()
             if free - wanted < size // RESERVE_PART:
                 raise Refused(f"it would need up to {wanted} bytes, and {free} are free", "make room in the pool")
             taken = {v.name for v in pool.volumes}
@@ -297,7 +292,7 @@ class Views:
         if engine.state.copy != RESYNC and engine.state.attaching is None:
             self._drop(uuid, engine, "the resync is complete")
         elif engine.apply_error:
-            free, size = self._space()
+            free, size = self._pools.space()
             if free < size // RESERVE_PART:
                 self._drop(uuid, engine, "the pool is full, and the resync could not go on")
 

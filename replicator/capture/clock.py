@@ -27,6 +27,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from replicator.capture.numbers import Numbers
 from replicator.core.errors import BadInput
 from replicator.journal.files import RandomFile
 from replicator.journal.slots import SlotFile
@@ -88,6 +89,13 @@ class WriteClock:
                 now = last + 1
             self._page[_LAST] = now
             return now
+
+    def next_numbered(self, numbers: Numbers) -> tuple[int, int]:
+        """Return (time, number): as `next`, and the next number of a set, in one step: their orders are one (H1-07)."""
+        with self._lock:
+            now = max(min(self.wall_ns(), self._limit), self._page[_LAST] + 1)
+            self._page[_LAST] = now
+            return now, numbers.draw()
 
     @property
     def last(self) -> int:

@@ -27,7 +27,7 @@ LAZY_TICK_S = 0.5
 """The same on a node without sets."""
 BEACON_S = 1.0
 SET_BEACON_S = 0.2
-"""The same for a group of a set, whose other groups wait for it."""
+"""The same for a group of a set that orders by time, whose other groups wait for it."""
 Note = Callable[[str, str], None]
 
 
@@ -74,7 +74,7 @@ class Cutter:
         uuid = engine.state.uuid
         if now < self._due.get(uuid, 0.0):
             return False
-        in_set = self._sets.holds(uuid)
+        in_set = self._sets.wants_beacons(uuid)
         pace_s = SET_BEACON_S if in_set else BEACON_S
         self._due[uuid] = now + pace_s - TICK_S / 2  # so that it is not a tick late
         engine.page[BEACON_PACE_MS] = int(pace_s * 1000) if in_set else 0

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from crc32c import crc32c
 
@@ -35,10 +35,22 @@ from replicator.capture.bitmaps import TODO, Bitmaps
 from replicator.capture.clock import WriteClock
 from replicator.capture.facts import facts_of
 from replicator.capture.limits import Waiting
+from replicator.capture.numbers import Numbers
 from replicator.capture.retention import Marks
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
-from replicator.core.records import FLAG_FUA, FLAG_NO_PUNCH, HEADER_BYTES, Header, Kind, pack_header
+from replicator.core.numbering import Arrival
+from replicator.core.records import (
+    FLAG_FUA,
+    FLAG_NO_PUNCH,
+    FLAG_NUMBERED,
+    HEADER_BYTES,
+    NUMBER_BYTES,
+    Header,
+    Kind,
+    pack_header,
+    pack_number,
+)
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     DURABLE_OFF,
@@ -195,6 +207,10 @@ class GroupEngine:
         self.limit_time_ns = 0
         """See limits.py for this and the next; 0: no limit."""
         self.limit_seq = 0
+        self.numbers: Numbers | None = None
+        """Of a group in a set that orders by counter: what every record gets its number from. Under the group lock."""
+        self.last_numbered: Arrival | None = None
+        """Of the last record with a number that was applied since the start."""
         self.applies_through = False
         """Under apply_lock: everything is applied now, also what the limit of a set, which others set, would hold
         back."""
@@ -482,7 +498,10 @@ class GroupEngine:
             if state.new_epoch_wanted:
                 self.open_epoch()
             seq = u64[HEAD_SEQ] + 1
-            now = self._last_time = self.clock.next()
+            if self.numbers is None:
+                now = self._last_time = self.clock.next()
+            else:
+                now, flags, payload, payload_len, crc = self._numbered(self.numbers, flags, payload, payload_len, crc)
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = state.hist[-1][0]
             header = pack_header(kind, flags, epoch, seq, now, volume, payload_len, offset, length, crc)
@@ -493,6 +512,19 @@ class GroupEngine:
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
+
+    def _numbered(
+        self, numbers: Numbers, flags: int, payload: Buffer | None, payload_len: int, crc: int
+    ) -> tuple[int, int, Buffer, int, int]:
+        """Draw write time and number of the next record; returns (time, flags, payload, its length, its CRC) with it.
+
+        A number that is drawn is in the record that the caller appends now, or, after an error or a crash, in none.
+        """
+        now, number = self.clock.next_numbered(numbers)
+        self._last_time = now
+        end = pack_number(number, numbers.series)
+        whole = end if payload is None else b"".join((payload, end))
+        return now, flags | FLAG_NUMBERED, whole, payload_len + NUMBER_BYTES, crc32c(end, crc)
 
     def _record_other(self, volume: int, offset: int, length: int) -> int:
         """Admit a change that makes no record: no pair, or the journal has overflowed."""
@@ -526,16 +558,19 @@ class GroupEngine:
         self, kind: int, *, volume: int = 0, offset: int = 0, length: int = 0, payload: bytes | None = None
     ) -> int:
         """Append a record that is no host write. The caller holds the group lock and has checked for room."""
-        seq = self._u64[HEAD_SEQ] + 1
-        self._last_time = self.clock.next()
-        size = len(payload) if payload is not None else 0
-        crc = crc32c(payload) if payload is not None else 0
-        epoch = self.state.hist[-1][0]
-        header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
         if self.journal_lost:
             raise self.lose_journal(self.journal_lost)
+        seq, flags, record = self._u64[HEAD_SEQ] + 1, 0, cast("Buffer | None", payload)
+        size = len(payload) if payload is not None else 0
+        crc = crc32c(payload) if payload is not None else 0
+        if self.numbers is None:
+            self._last_time = self.clock.next()
+        else:
+            _, flags, record, size, crc = self._numbered(self.numbers, flags, record, size, crc)
+        epoch = self.state.hist[-1][0]
+        header = pack_header(kind, flags, epoch, seq, self._last_time, volume, size, offset, length, crc)
         try:
-            self.journal.append(header, payload, seq, epoch)
+            self.journal.append(header, record, seq, epoch)
         except OSError as e:
             raise self.lose_journal(f"its journal cannot be written: {e}") from e
         return seq
@@ -547,7 +582,7 @@ class GroupEngine:
 
         Opens the epoch that is due first. Raises NoRoom when even the reserve is used up.
         """
-        if not self.journal.room_for(2 * HEADER_BYTES + (len(payload) if payload else 0)):
+        if not self.journal.room_for(2 * (HEADER_BYTES + NUMBER_BYTES) + (len(payload) if payload else 0)):
             raise NoRoom
         if self.state.new_epoch_wanted:
             self.open_epoch()
@@ -585,7 +620,7 @@ class GroupEngine:
 
         When the record cannot be written the epoch stays wanted, so that nothing is recorded in an epoch without one.
         """
-        if not self.journal.room_for(HEADER_BYTES):
+        if not self.journal.room_for(HEADER_BYTES + NUMBER_BYTES):
             raise NoRoom
         self.new_history_entry()
         self.state.new_epoch_wanted = True
@@ -617,13 +652,16 @@ class GroupEngine:
                 return False
             if self.state.new_epoch_wanted:
                 self.open_epoch()
-            seq = u64[HEAD_SEQ] + 1
-            self._last_time = self.clock.next()
+            seq, flags, record = u64[HEAD_SEQ] + 1, 0, data
+            if self.numbers is None:
+                self._last_time = self.clock.next()
+            else:
+                _, flags, record, size, crc = self._numbered(self.numbers, flags, record, size, crc)
             self._maps[volume].mark(self.bitmaps.live, offset, length)
             epoch = self.state.hist[-1][0]
-            header = pack_header(kind, 0, epoch, seq, self._last_time, volume, size, offset, length, crc)
+            header = pack_header(kind, flags, epoch, seq, self._last_time, volume, size, offset, length, crc)
             try:
-                self.journal.append(header, data, seq, epoch)
+                self.journal.append(header, record, seq, epoch)
             except OSError as e:
                 raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._maps[volume].clear_covered(TODO, offset, length)

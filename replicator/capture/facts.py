@@ -43,6 +43,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "name": state.name,
         "role": state.role,
         "state": state.copy,
+        "rewinding": state.rewind is not None,
         "mode": state.mode,
         "pos": u64[HEAD_SEQ],
         "durable": u64[DURABLE_SEQ],

@@ -17,9 +17,20 @@ from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
-from replicator.core.epochs import counter_of
+from replicator.core.epochs import counter_of, tag_of
 from replicator.core.errors import IntegrityError
-from replicator.core.records import DATA_KINDS, FLAG_NO_PUNCH, LIST_KINDS, BadRecord, Header, Kind
+from replicator.core.numbering import Arrival
+from replicator.core.records import (
+    DATA_KINDS,
+    FLAG_NO_PUNCH,
+    FLAG_NUMBERED,
+    LIST_KINDS,
+    NUMBER_BYTES,
+    BadRecord,
+    Header,
+    Kind,
+    unpack_number,
+)
 from replicator.core.runs import iter_run
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -110,26 +121,30 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
     """
     u64, volumes, maps, bitmaps = engine.page.u64, engine.volumes, engine.bitmaps.maps, engine.bitmaps
     seq, time_ns, host_seq = u64[APPLIED_SEQ], engine.applied_time_ns, engine.last_host_seq
-    off = at
+    off, numbered_to, numbered_ns, numbered_epoch = at, 0, 0, 0
     plain_kind = -1 if engine.recovering else _WRITE
     apply = _apply_again if engine.recovering else _apply
     done_epoch, done_seq = volumeset.passes_over(engine.state)
     try:
         for header, body in records:
-            kind, _, epoch, its_seq, write_time_ns, volume, payload_len, offset, length, _ = header
+            kind, flags, epoch, its_seq, write_time_ns, volume, payload_len, offset, length, _ = header
             if its_seq != seq + 1:
                 raise IntegrityError(f"journal holds record {its_seq} where {seq + 1} belongs", "resync the pair")
-            end = body + payload_len
+            end = body_end = body + payload_len
+            if flags & FLAG_NUMBERED:
+                body_end = end - NUMBER_BYTES
             if its_seq <= done_seq and epoch <= done_epoch:
                 pass  # in the pool, durably, for volumes that may have left since
-            elif kind == plain_kind and length == payload_len:
+            elif kind == plain_kind and length == body_end - body:
                 _check_range(engine, header)
                 maps[volume].mark(bitmaps.live_at(its_seq), offset, length)
-                volumes[volume].pwrite(view[body:end], offset)
+                volumes[volume].pwrite(view[body:body_end], offset)
             else:
                 u64[APPLIED_SEQ], u64[APPLIED_OFF], engine.applied_time_ns = seq, off, time_ns
-                apply(engine, header, view[body:end])
+                apply(engine, header, view[body:body_end])
             seq, off, time_ns = its_seq, at + end, write_time_ns
+            if flags & FLAG_NUMBERED:
+                numbered_to, numbered_ns, numbered_epoch = end, time_ns, epoch
             if kind <= _TRIM:
                 host_seq = seq
             elif kind == _MARKER and engine.limit_seq == seq:
@@ -138,6 +153,9 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
         u64[APPLIED_SEQ], u64[APPLIED_OFF] = seq, off
         engine.applied_time_ns, engine.last_host_seq = time_ns, host_seq
         engine.clock.note(time_ns)
+        if numbered_to:
+            number, series = unpack_number(view[numbered_to - NUMBER_BYTES : numbered_to])
+            engine.last_numbered = Arrival(numbered_ns, number, tag_of(numbered_epoch) << 32 | series)
     return off - at
 
 
@@ -237,7 +255,7 @@ def apply_through(engine: GroupEngine, *, keep_bound: bool = False) -> None:
 def _apply(engine: GroupEngine, header: Header, payload: memoryview) -> None:
     kind = header.kind
     if kind in (Kind.WRITE, Kind.COPY):
-        if header.length != header.payload_len:
+        if header.length != header.data_len:
             raise IntegrityError(f"record {header.seq} of {engine.state.name} states two lengths", "resync the pair")
         _check_range(engine, header)
         engine.bitmaps.maps[header.volume].mark(engine.bitmaps.live_at(header.seq), header.offset, header.length)

@@ -6,6 +6,10 @@ write), so nothing needs to be waited for. Reads go on. A hold ends by its mark,
 when the process ends, or when anything else parks or takes the group over; after any of these MARK is refused, under
 the same lock under which a write would be admitted, so a marker stands either in a hold without interruption or
 nowhere.
+
+Where hosts hold their writes themselves (daemon/hosthold.py) nothing is parked: the hold notes the last write of every
+group, and MARK is refused when there has been another one since. So a host that nobody asked, or that went on too
+early, makes no false marker (H1-25).
 """
 
 from __future__ import annotations
@@ -35,7 +39,10 @@ class _Hold:
     groups: list[Booked]
     until: float
     token: str
+    parks: bool
+    """Writes are parked; else the hosts hold them, and `last` is the seq of the last one in each group, by uuid."""
     seqs: dict[str, int] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
 
 
 class Marking:
@@ -51,9 +58,10 @@ class Marking:
         self._lock = threading.Lock()
         self._holds: dict[int, _Hold] = {}
 
-    def hold(self, n: int, groups: Sequence[Booked], lease_s: float) -> str:
+    def hold(self, n: int, groups: Sequence[Booked], lease_s: float, *, park: bool = True) -> str:
         """Hold the writes of `groups` for marker `n`, for `lease_s` seconds at most. Returns the hold's token.
 
+        park: here; else hosts hold them, and it is watched that none comes.
         Asking again while it stands changes nothing. Raises Refused, with nothing held, when a group cannot be marked
         or the number is not new here.
         """
@@ -61,7 +69,7 @@ class Marking:
             if n in self._holds:
                 self._check(self._holds[n])
                 return self._holds[n].token
-            hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8))
+            hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8), park)
             held = {service.engine.state.uuid for other in self._holds.values() for service, _ in other.groups}
             for service, book in groups:
                 if (
@@ -76,7 +84,7 @@ class Marking:
             self._holds[n] = hold
             try:
                 for service, _ in groups:
-                    _park(service)
+                    hold.last[service.engine.state.uuid] = _park(service, park=park)
             except BaseException:
                 self._end(hold)
                 raise
@@ -118,8 +126,14 @@ class Marking:
         engine = service.engine
         with engine.lock:
             state = engine.state
-            if engine.failed or state.role != PRIMARY or state.mode != JOURNAL or engine.parked_for != PARKED:
+            parked_for = PARKED if hold.parks else ""
+            if engine.failed or state.role != PRIMARY or state.mode != JOURNAL or engine.parked_for != parked_for:
                 raise Refused(f"group {state.name} was not held all the time", "try again")
+            if not hold.parks and engine.last_host_seq != hold.last[state.uuid]:
+                raise Refused(
+                    f"group {state.name} was written to while its hosts were to hold",
+                    "see to it that every host that writes to it is asked: farstripe marker host list",
+                )
             try:
                 seq = engine.append_control(Kind.MARKER, payload=marker.pack())
             except NoRoom:
@@ -131,7 +145,7 @@ class Marking:
 
     def _end(self, hold: _Hold) -> None:
         del self._holds[hold.n]
-        for service, _ in hold.groups:
+        for service, _ in hold.groups if hold.parks else ():
             roles.unpark(service.engine, PARKED)
 
 
@@ -141,8 +155,11 @@ def _later(seconds: float, call: Callable[[], None]) -> None:
     timer.start()
 
 
-def _park(service: GroupService) -> None:
-    """Admit no more host writes. Raises Refused when the group cannot take a marker."""
+def _park(service: GroupService, *, park: bool) -> int:
+    """Admit no more host writes, with `park`. Returns the seq of the last one.
+
+    Raises Refused when the group cannot take a marker.
+    """
     engine = service.engine
     with engine.lock:
         state = engine.state
@@ -152,8 +169,10 @@ def _park(service: GroupService) -> None:
             raise Refused(f"group {state.name} keeps no order now ({state.mode})", "pair it, or wait for the resync")
         if engine.parked_for:
             raise Refused(f"the writes of group {state.name} are held for something else", "try again in a moment")
-        engine.parked_for = PARKED
-        engine.refresh()
+        if park:
+            engine.parked_for = PARKED
+            engine.refresh()
+        return engine.last_host_seq
 
 
 def state_host_time(service: GroupService, time_ns: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from replicator.capture.engine import GroupEngine
 from replicator.core.errors import IntegrityError
-from replicator.core.records import FLAG_FUA, BadRecord, Header, Kind
+from replicator.core.records import FLAG_FUA, FLAG_NUMBERED, NUMBER_BYTES, BadRecord, Header, Kind, unpack_number
 from replicator.journal.page import HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ
 
 MOST = 10_000
@@ -18,7 +18,8 @@ MOST = 10_000
 def records_from(engine: GroupEngine, since: int, limit: int) -> dict[str, Any]:
     """Return {first, last, records}: what the journal holds, and up to `limit` records of seq > `since` in order.
 
-    Each is {seq, epoch, time_ns, kind, volume (name, None for the group's own records), offset, length, fua}, in bytes.
+    Each is {seq, epoch, time_ns, kind, volume (name, None for the group's own records), offset, length, fua, number (in
+    its consistency set, None without one)}, in bytes.
     Raises IntegrityError when the journal is damaged on the way, OSError when it cannot be read.
     """
     u64, journal = engine.page.u64, engine.journal
@@ -36,7 +37,13 @@ def records_from(engine: GroupEngine, since: int, limit: int) -> dict[str, Any]:
         if header is None or header.seq != seq:
             raise IntegrityError(f"the journal is damaged at record {seq}", "resync the pair")
         if seq > since:
-            found.append(_told(header, names))
+            number = None
+            if header.flags & FLAG_NUMBERED:
+                number, _ = unpack_number(journal.read(off + header.total_bytes - NUMBER_BYTES, NUMBER_BYTES))
+                if u64[TAIL_OFF] > off:
+                    off, seq = journal.tail()
+                    continue
+            found.append({**_told(header, names), "number": number})
         off, seq = off + header.total_bytes, seq + 1
     return {"first": u64[TAIL_SEQ], "last": u64[HEAD_SEQ], "records": found}
 

@@ -1,16 +1,18 @@
-"""Taking a secondary back to the image of a marker, so that it becomes primary there with the others of the marker.
+"""Taking a secondary back to an image (of a marker, or of a set's cycle), so that it becomes primary there with the
+others of that image.
 
-The volumes get what their snapshots hold, the journal is emptied at the marker's position, and the history ends
-there. What was applied after the marker is given up as a forced takeover gives up what had not arrived; when the
+The volumes get what their snapshots hold, the journal is emptied at the image's position, and the history ends
+there. What was applied after it is given up as a forced takeover gives up what had not arrived; when the
 former primary comes back, the blocks it holds beyond that position are copied back to it: every block that was
-changed after the marker is marked in the bitmaps first.
+changed after it is marked in the bitmaps first.
 
 What was given up is named in the history (`rewound`, see epochs.Rewound), from the epoch on that begins there: nodes
 that hold it too, because they got it through this one, then follow without being asked for it. No other node's copy is
 concerned: what this one never held nobody has given up.
 
 In between the copy is inconsistent, durably (`copy` RESYNC with `rewind` set): nobody may use it, and the rewind is
-done again from the start, which gives the same, for the snapshots stay.
+done again from the start, which gives the same, for the snapshots stay. No SYNCED record that is in the journal, or
+comes in, ends that.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from typing import Any
 
 from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
+from replicator.capture.follower import NEVER
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
-from replicator.core.hello import MAX_DROPPED, MAX_REWOUND, NOT_YET
+from replicator.core.hello import MAX_DROPPED, MAX_REWOUND
 from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, INCARNATION
 
@@ -56,8 +59,8 @@ def rewind(
                     volume_map = engine.bitmaps.maps[index]
                     volume_map.mark(engine.bitmaps.live, offset, min(length, volume_map.size - offset))
             engine.sync_pool()
-            # NOT_YET: no SYNCED that a start finds in the journal again, over the images, may call this consistent
-            engine.commit(copy=RESYNC, copy_id="", copy_from_seq=NOT_YET, floor=0, rewind=step)
+            # NEVER: no SYNCED that a start finds in the journal again, over the images, may call this consistent
+            engine.commit(copy=RESYNC, copy_id="", copy_from_seq=NEVER, floor=0, rewind=step)
         if engine.preimages is not None:
             engine.preimages.rewound(seq)
         restore()

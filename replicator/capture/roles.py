@@ -358,6 +358,8 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                 edge.copy_id = ""
                 edge.degraded, edge.unclean = edge.mode == "sync", state.unclean
             state.upstream = state.copy_id = ""
+            if engine.numbers is not None and engine.last_numbered is not None:
+                engine.numbers.note(engine.last_numbered.number)
             engine.clock.note(look(engine.page.u64, ARRIVED_GEN).time_ns)  # also above what was received and given up
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             publish(engine.page.u64, BEACON_GEN, 0, 0)

@@ -130,17 +130,26 @@ def log(here: Node, group: str, since: int, limit: int, as_json: bool) -> None:
     """List the records that the journal of GROUP holds on this node: order, write time, place; not their bytes.
 
     A journal keeps what a peer, or this node's pool, still needs, so on an idle pair it is short. Every node of a group
-    has the same record under a number, with the time of the first site.
+    has the same record under a seq, with the time of the first site. The number is that in its consistency set, if the
+    set orders by counter.
     """
     found = here.target("group.log", group=group, since=since, limit=limit)
     if as_json:
         emit(True, found)
         return
     rows = [
-        (one["seq"], _time(one["time_ns"]), one["kind"], one["volume"] or "-", one["offset"], one["length"])
+        (
+            one["seq"],
+            _time(one["time_ns"]),
+            one["number"] or "-",
+            one["kind"],
+            one["volume"] or "-",
+            one["offset"],
+            one["length"],
+        )
         for one in found["records"]
     ]
-    table(False, found, ("seq", "written", "kind", "volume", "offset", "bytes"), rows,
+    table(False, found, ("seq", "written", "number", "kind", "volume", "offset", "bytes"), rows,
           f"no records after {since}; the newest is {found['last']}")  # fmt: skip
 
 

@@ -34,6 +34,8 @@ groups_option = click.option(
 def making_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what a marker is made with."""
     for option in (
+        click.option("--hold", type=click.Choice(["storage", "hosts"]), default="storage", show_default=True,
+                     help="Who holds writes: the nodes of the groups, or the hosts linked by 'marker host add'."),
         click.option("--after", default="", help="A command to run when writes go on again, also after a failure."),
         click.option("--before", default="", help="A command to run before writes are held; if it fails, none are."),
         click.option("--deadline", "deadline_s", type=SecondsType(0.05, 30), default="2", show_default=True,
@@ -62,19 +64,24 @@ def marker() -> None:
 @pass_node
 def create(
     here: Node, name: str, groups: list[str], deadline_s: float, no_image: bool, suspend: bool, before: str,
-    after: str, as_json: bool,
+    after: str, hold: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make the marker NAME.
 
     When a node cannot be reached or does not answer in time, no marker is made and all writes go on. When only the
     command of --after fails, the marker is made all the same; the error says so, with exit code 4.
 
+    With --hold hosts the nodes hold nothing. Every linked host that writes to one of the groups is asked to stop its
+    writes, and must say that it has; and after the marker, that it had all the time. Else there is no marker, as when
+    anything was written to the groups meanwhile. All hosts are released in any case.
+
     \b
       farstripe marker create monday --groups shop,books@beta --before 'fsfreeze -f /srv' --after 'fsfreeze -u /srv'
+      farstripe marker create tuesday --groups shop,books@beta --hold hosts --deadline 10
     """
     made = here.replicator(
         "marker.create", name=name, groups=groups, deadline_s=deadline_s, image=not no_image, suspend=suspend,
-        before=before, after=after, wait_s=120,
+        before=before, after=after, hold=hold, wait_s=150,
     )  # fmt: skip
     then = f"'farstripe marker wait {name}' waits for the copies"
     emit(as_json, made, f"marker {name} made in {', '.join(groups)}; {then}")
@@ -167,7 +174,7 @@ def resume(here: Node, name: str | None, groups: list[str] | None, as_json: bool
 @pass_node
 def schedule(
     here: Node, name: str, interval_s: float, keep: int, groups: list[str], deadline_s: float, no_image: bool,
-    before: str, after: str, as_json: bool,
+    before: str, after: str, hold: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make markers NAME-TIME again and again. This node makes them, and goes on after a restart.
 
@@ -175,7 +182,7 @@ def schedule(
     """
     here.replicator(
         "marker.schedule", name=name, interval_s=interval_s, keep=keep, groups=groups, deadline_s=deadline_s,
-        image=not no_image, before=before, after=after,
+        image=not no_image, before=before, after=after, hold=hold,
     )  # fmt: skip
     emit(as_json, {"name": name}, f"markers {name}-… are made every {interval_s:g} s")
 
@@ -188,6 +195,64 @@ def unschedule(here: Node, name: str, as_json: bool) -> None:
     """End the schedule NAME; the markers it made stay."""
     here.replicator("marker.unschedule", name=name)
     emit(as_json, {"name": name}, f"schedule {name} has ended")
+
+
+@marker.group()
+def host() -> None:
+    """Hosts that hold their own writes while a marker is made with --hold hosts.
+
+    A host is linked by a command, which this node runs when it makes a marker. The command stops the host's writes,
+    prints "held", waits for "release" on its standard input, lets writes go on, and prints "released" if they were
+    held all the time. When its input ends, or after FARSTRIPE_HOLD_S seconds, it lets them go on by itself. The script
+    scripts/farstripe-freeze does so with filesystems, on hosts that have nothing else of farstripe.
+    """
+
+
+@host.command("add")
+@click.argument("name")
+@click.option("--run", "command", required=True, metavar="COMMAND", help="What has the host hold; run by the shell.")
+@click.option("--groups", type=_Groups(), metavar="GROUP[@NODE],...", shell_complete=names.groups,
+              help="The groups that the host writes to; left out: all.")
+@json_option
+@pass_node
+def add_host(here: Node, name: str, command: str, groups: list[str] | None, as_json: bool) -> None:
+    """Link the host NAME. Every host that writes to a group has to be linked.
+
+    \b
+      farstripe marker host add web1 --groups shop --run 'ssh web1 farstripe-freeze --seconds $FARSTRIPE_HOLD_S /srv'
+    """
+    here.replicator("marker.host_add", name=name, command=command, groups=groups or [])
+    emit(as_json, {"name": name}, f"host {name} is linked; 'farstripe marker host test {name}' tries it")
+
+
+@host.command("list")
+@json_option
+@pass_node
+def list_hosts(here: Node, as_json: bool) -> None:
+    """List the hosts that are linked to this node."""
+    found = here.replicator("marker.list")["hosts"]
+    rows = [(name, ", ".join(one["groups"]) or "all", one["command"]) for name, one in sorted(found.items())]
+    table(as_json, found, ("host", "groups", "command"), rows, "no hosts are linked")
+
+
+@host.command("remove")
+@click.argument("name")
+@json_option
+@pass_node
+def remove_host(here: Node, name: str, as_json: bool) -> None:
+    """Link the host NAME no longer."""
+    here.replicator("marker.host_remove", name=name)
+    emit(as_json, {"name": name}, f"host {name} is not linked any more")
+
+
+@host.command("test")
+@click.argument("name")
+@json_option
+@pass_node
+def test_host(here: Node, name: str, as_json: bool) -> None:
+    """Have the host NAME hold its writes for an instant, and say whether it did."""
+    here.replicator("marker.host_test", name=name, wait_s=90)
+    emit(as_json, {"name": name}, f"host {name} has held, and goes on")
 
 
 @marker.command()

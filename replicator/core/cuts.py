@@ -16,6 +16,9 @@ brought up to the bound again, and none is beyond it.
     apart       the groups have different primaries, or are not all here: no limits, and no promise
     decided     a takeover has fixed the bound for good; whatever restarts now finishes it at that bound
 
+A set that orders by counter need not wait for the times of all groups: where numbers follow each other without a gap,
+nothing can be missing (core/numbering.py). Then the bound is the write time of the last record before the first gap.
+
 Write times of different nodes cannot be compared: a set lives in one time domain, markers serve across them (H1-14). A
 new primary goes on above the times that it has seen, but this node may have been told later ones: then its times are
 below the bound, and the set is made whole anew.
@@ -27,6 +30,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from replicator.core.errors import Refused
+from replicator.core.numbering import Cut
 
 NO_BOUND = 1 << 63
 """Later than every write time: everything that has arrived is applied."""
@@ -66,6 +72,11 @@ class SetState(NamedTuple):
     whole: bool = False
     decided_ns: int = 0
     """The bound of a takeover, 0 when there is none."""
+    decided_cycle: int = 0
+    """The number of the image that the takeover goes back to, 0 when it goes on to the bound (core/cycles.py)."""
+    number: int = 0
+    """In a set that orders by counter: the last number up to the bound, and its domain (core/numbering.py); else 0."""
+    domain: int = 0
 
 
 class Ruling(NamedTuple):
@@ -110,10 +121,27 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
     return Ruling(Standing.JOINING, broken, max(1, furthest), slowest.name, why)
 
 
+def raised(ruling: Ruling, cut: Cut, *, waits: bool) -> Ruling:
+    """Return the ruling of a set that is whole and orders by counter, given how far its records have no gap.
+
+    waits: something that has arrived lies beyond that.
+    """
+    bound = max(ruling.state.bound_ns, cut.bound_ns)
+    state = ruling.state._replace(bound_ns=bound, number=cut.number, domain=cut.domain)
+    return ruling._replace(state=state, limit_ns=bound, held_by=ruling.held_by if waits else "")
+
+
 def went_back(state: SetState, views: Sequence[GroupView]) -> bool:
-    """Say whether what arrives has write times below the bound of a set that is whole: another node's clock gave
-    them."""
-    return state.whole and not state.decided_ns and any(0 < view.arrived_ns < state.bound_ns for view in views)
+    """Say whether what arrives in a set that is whole has write times of another node's clock, which may be behind.
+
+    By number, an idle group has times below the bound and nothing is wrong; there the node that gave the last number
+    tells.
+    """
+    if not state.whole or state.decided_ns:
+        return False
+    if state.domain:
+        return any(view.domain != state.domain >> 32 for view in views)
+    return any(0 < view.arrived_ns < state.bound_ns for view in views)
 
 
 def decide(ruling: Ruling, *, keep: bool) -> SetState | None:
@@ -127,3 +155,25 @@ def decide(ruling: Ruling, *, keep: bool) -> SetState | None:
     if ruling.standing is not Standing.WHOLE or not ruling.state.bound_ns:
         return None
     return ruling.state._replace(decided_ns=NO_BOUND if keep else ruling.state.bound_ns)
+
+
+def decide_back(state: SetState, views: Sequence[GroupView], expected: int, cycle: int, bound_ns: int) -> SetState:
+    """Return the state that fixes a takeover at image `cycle`, which was taken at `bound_ns`.
+
+    It needs no cut as things stand, only that every group can go back. Raises Refused.
+    """
+    if state.decided_ns:
+        if state.decided_cycle != cycle:
+            raise Refused("another takeover of the set has begun and is being carried out", "wait until it has ended")
+        return state
+    if len(views) < expected:
+        raise Refused(f"{expected - len(views)} groups of the set are not on this node", "take over group by group")
+    for view in views:
+        if view.role != "secondary":
+            raise Refused(f"group {view.name} is primary here already", "farstripe set list shows how the set stands")
+        if not view.consistent:
+            raise Refused(
+                f"group {view.name} is being copied to and cannot be taken back to an image",
+                "let the copy finish, or read the images as they are: farstripe set images",
+            )
+    return state._replace(decided_ns=max(1, bound_ns), decided_cycle=cycle)

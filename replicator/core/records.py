@@ -7,14 +7,14 @@ shipped and appended without touching each one. All numbers are little-endian. L
          0     4  magic         0x31525346, the bytes "FSR1"
          4     1  kind          see Kind
          5     1  flags         see FLAG_*
-         6     2  version       layout version, 1
+         6     2  version       layout version: 1; 2 with FLAG_NUMBERED
          8     8  epoch         the history the record belongs to: counter << 24 | node tag (see epochs.py)
         16     8  seq           position in the group's write order; the first record of a group has seq 1
         24     8  write_time    when the write was accepted, nanoseconds since 1970, strictly rising in a group
         32     4  volume        index of the volume in its group; 0 for records that concern the whole group
-        36     4  payload_len   bytes that follow the header
+        36     4  payload_len   bytes that follow the header; with FLAG_NUMBERED the last 12 are u64 number, u32 series
         40     8  offset        bytes from the start of the volume
-        48     8  length        bytes of the volume the record covers (equals payload_len for WRITE and COPY data)
+        48     8  length        bytes of the volume the record covers (equals data_len for WRITE and COPY data)
         56     4  payload_crc   CRC32C of the payload, 0 when there is none
         60     4  header_crc    CRC32C of bytes 0..59
 
@@ -31,6 +31,7 @@ from crc32c import crc32c
 
 MAGIC = 0x31525346
 VERSION = 1
+NUMBERED_VERSION = 2
 HEADER = struct.Struct("<IBBHQQQIIQQII")
 HEADER_BYTES = HEADER.size
 _BODY = struct.Struct("<IBBHQQQIIQQI")
@@ -41,6 +42,10 @@ FLAG_FUA = 0x01
 """The host asked for this write to be durable: a synchronous peer makes it durable before it answers."""
 FLAG_NO_PUNCH = 0x02
 """A ZERO that must stay allocated."""
+FLAG_NUMBERED = 0x04
+"""The record has a number in its consistency set: the payload ends with it (core/numbering.py)."""
+_NUMBER = struct.Struct("<QI")
+NUMBER_BYTES = _NUMBER.size
 
 
 class Kind(enum.IntEnum):
@@ -91,6 +96,27 @@ class Header(NamedTuple):
         """Header and payload together."""
         return HEADER_BYTES + self.payload_len
 
+    @property
+    def data_len(self) -> int:
+        """Bytes of the payload without the record's number."""
+        return self.payload_len - NUMBER_BYTES if self.flags & FLAG_NUMBERED else self.payload_len
+
+
+def pack_number(number: int, series: int) -> bytes:
+    """Return the end of a numbered record's payload."""
+    return _NUMBER.pack(number, series)
+
+
+def unpack_number(end: bytes | memoryview) -> tuple[int, int]:
+    """Return (number, series) of the last NUMBER_BYTES of a numbered record."""
+    number, series = _NUMBER.unpack(end)
+    return number, series
+
+
+def version_of(flags: int) -> int:
+    """The layout version of records with these flags."""
+    return NUMBERED_VERSION if flags & FLAG_NUMBERED else VERSION
+
 
 def pack_header(
     kind: int,
@@ -106,7 +132,7 @@ def pack_header(
 ) -> bytes:
     """Return the 64 header bytes, with their CRC. Hot path: no checks."""
     body = _BODY.pack(
-        MAGIC, kind, flags, VERSION, epoch, seq, write_time, volume, payload_len, offset, length, payload_crc
+        MAGIC, kind, flags, version_of(flags), epoch, seq, write_time, volume, payload_len, offset, length, payload_crc
     )
     return body + _CRC.pack(crc32c(body))
 
@@ -125,10 +151,12 @@ def unpack_header(buf: bytes | bytearray | memoryview, at: int = 0) -> Header:
         raise BadRecord("bad magic")
     if crc != crc32c(memoryview(buf)[at : at + 60]):
         raise BadRecord("header CRC mismatch")
-    if version != VERSION:
-        raise BadRecord(f"record version {version}, this farstripe knows {VERSION}")
+    if version != version_of(flags):
+        raise BadRecord(f"record version {version}, this farstripe knows up to {NUMBERED_VERSION}")
     if payload_len > MAX_PAYLOAD_BYTES:
         raise BadRecord(f"payload of {payload_len} bytes exceeds {MAX_PAYLOAD_BYTES}")
+    if version == NUMBERED_VERSION and payload_len < NUMBER_BYTES:
+        raise BadRecord("a numbered record without its number")
     return Header(kind, flags, epoch, seq, write_time, volume, payload_len, offset, length, payload_crc)
 
 

@@ -11,10 +11,13 @@ from crc32c import crc32c
 
 from replicator.core.records import (
     FLAG_FUA,
+    FLAG_NUMBERED,
     HEADER,
     HEADER_BYTES,
     MAGIC,
     MAX_PAYLOAD_BYTES,
+    NUMBER_BYTES,
+    NUMBERED_VERSION,
     VERSION,
     BadRecord,
     Header,
@@ -70,7 +73,8 @@ def parse_run(buf: bytes | bytearray | memoryview, expect_seq: int, min_epoch: i
         )
         if magic != MAGIC or (prove and crc != crc32c(view[at : at + 60])):
             raise BadRecord("bad magic" if magic != MAGIC else "header CRC mismatch")
-        if version != VERSION or payload_len > MAX_PAYLOAD_BYTES:
+        known = NUMBERED_VERSION if flags & FLAG_NUMBERED and payload_len >= NUMBER_BYTES else VERSION
+        if version != known or payload_len > MAX_PAYLOAD_BYTES:
             raise BadRecord(f"record version {version} or payload of {payload_len} bytes is not known here")
         body = at + HEADER_BYTES
         end = body + payload_len
@@ -109,8 +113,9 @@ def iter_run(view: memoryview) -> list[tuple[Header, int]]:
     while total - at >= HEADER_BYTES:
         magic, kind, flags, version, epoch, seq, time, volume, size, offset, length, payload_crc, crc = unpack(view, at)
         body = at + HEADER_BYTES
-        if magic != MAGIC or version != VERSION or crc != crc32c(view[at : body - 4]) or size > MAX_PAYLOAD_BYTES:
-            unpack_header(view, at)  # says what is wrong
+        plain = version == VERSION and not flags & FLAG_NUMBERED
+        if magic != MAGIC or not plain or crc != crc32c(view[at : body - 4]) or size > MAX_PAYLOAD_BYTES:
+            unpack_header(view, at)  # says what is wrong, if it is not that the record is numbered
         end = body + size
         if end > total:
             break

@@ -55,7 +55,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "inconsistent",
-        lambda s, f: s.get("state") == "resync",
+        lambda s, f: s.get("state") == "resync" and not (s.get("rewinding") and f.get("goes_back")),
         None,
         "the copy here is inconsistent: a resync is under way, its blocks are of different times",
         "bring the primary back and let the resync finish",
@@ -94,7 +94,10 @@ TABLE: tuple[Row, ...] = (
 
 
 def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool) -> Plan:
-    """Judge a takeover on the node with this group.status and these Session.facts. `force`: the operator insists."""
+    """Judge a takeover on the node with this group.status and these Session.facts. `force`: the operator insists.
+
+    A true `goes_back` in the facts says that it goes back to an image: then what a crash left of that is no hindrance.
+    """
     for row in TABLE:
         if row.when(status, facts):
             message = row.message.format(lost=lost_text(status, facts), failed=status.get("failed", ""))

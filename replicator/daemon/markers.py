@@ -3,6 +3,8 @@
 Decisions are in core/markers.py; this sends its asks, each in a thread of its own, and feeds the answers. A node is
 asked through its replicator (this one directly), which asks its target. What copies make of a marker is asked down
 the tree: every node asks its target and the peers that get the group from it.
+
+Writes are held at storage, or by the hosts themselves (hosthold.py); then the nodes watch that none comes.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from typing import Any
 
 from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused, TimedOut
 from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick, retire
+from replicator.daemon.hosthold import HostHolds, linked
 from replicator.daemon.markerstore import DEAD, DELETED, MADE, MAKING, MarkerStore, Record
 from replicator.daemon.node import Node
 
 DEADLINE_S = 2.0
 HOOK_S = 30.0
 ASK_TREE_S = 10.0
+STORAGE, HOSTS = "storage", "hosts"
+HOLDS = (STORAGE, HOSTS)
+"""Who holds the writes while a marker is made."""
 TIDY_S = 30.0
 """How often what is owed to nodes that could not be reached is tried again."""
 
@@ -50,21 +56,26 @@ class Markers:
         before: str = "",
         after: str = "",
         schedule: str = "",
+        hold: str = STORAGE,
     ) -> Record:
         """Make marker `name` over groups (NAME or NAME@NODE). Durable on return: its record here, and nothing else.
 
         before, after: commands run around the hold; when `before` fails nothing is held, `after` runs in any case.
+        hold: STORAGE, or HOSTS: every linked host that writes to one of the groups holds, and says so.
         Raises BadInput, NotFound, AlreadyExists, PeerError with nothing held; Refused when the attempt died, and when
         the marker is made and `after` failed: its message says which.
         """
         if any(one["name"] == name and one["state"] != DEAD for one in self.store.all()):
             raise AlreadyExists(f"there is a marker {name} already", "choose another name")
         members = self.resolve(groups)
+        hosts = linked(self.store.hosts(), list(members)) if hold == HOSTS else {}
         n = self.store.next_number(int(one["highest"]) for one in members)
         listed = [{"group": one["name"], "uuid": one["uuid"], "node": one["node"], "seq": 0} for one in members]
-        record = self.store.begin(name, n, image=image, suspend=suspend, schedule=schedule, groups=listed, why="")
+        record = self.store.begin(
+            name, n, image=image, suspend=suspend, schedule=schedule, groups=listed, why="", hosts=sorted(hosts)
+        )
         try:
-            self._carry_out(record, before, deadline_s)
+            self._carry_out(record, before, deadline_s, hosts)
         finally:
             failed = self._run_after(after, name)
         if failed:
@@ -74,7 +85,7 @@ class Markers:
             )
         return self.store.find(name)
 
-    def _carry_out(self, record: Record, before: str, deadline_s: float) -> None:
+    def _carry_out(self, record: Record, before: str, deadline_s: float, hosts: dict[str, str]) -> None:
         """Put a marker that has begun into the sequences, and say in its record how that went. Durable on return.
 
         Raises Refused when it was not made; what was made of it by then is undone, as far as nodes can be reached.
@@ -88,7 +99,10 @@ class Markers:
             except FarstripeError as exc:
                 why, owed, way_out = exc.message, False, exc.way_out
             else:
-                seqs, why, owed = self._attempt(record, deadline_s)
+                if hosts:
+                    seqs, why, owed = self._while_hosts_hold(record, deadline_s, hosts)
+                else:
+                    seqs, why, owed = self._attempt(record, deadline_s)
         finally:
             if why:
                 self.store.change(name, n, state=DEAD, why=why)
@@ -142,7 +156,41 @@ class Markers:
             "uuid": status["uuid"], "name": status["name"], "node": self._node.config.node_id, "highest": highest,
         }  # fmt: skip
 
-    def _attempt(self, record: Record, deadline_s: float) -> tuple[dict[str, int], str, bool]:
+    def _while_hosts_hold(
+        self, record: Record, deadline_s: float, hosts: dict[str, str]
+    ) -> tuple[dict[str, int], str, bool]:
+        """As _attempt, while the hosts hold their writes. They are released in any case; one that did not hold all the
+        time makes it none."""
+        holds = HostHolds(hosts, record["name"], deadline_s)
+        seqs: dict[str, int] = {}
+        why, owed = "an error", True
+        try:
+            try:
+                left_s = holds.hold() - time.monotonic()
+            except FarstripeError as exc:
+                why, owed = exc.message, False
+            else:
+                seqs, why, owed = self._attempt(record, max(0.05, left_s), park=False)
+        finally:
+            lapsed = holds.release()
+        if not why and lapsed:
+            why = lapsed
+        return seqs, why, owed
+
+    def test_host(self, name: str) -> None:
+        """Have a linked host hold for an instant. Raises NotFound, Refused."""
+        hosts = self.store.hosts()
+        if name not in hosts:
+            raise NotFound(f"no host {name!r} is linked", "farstripe marker host list")
+        holds = HostHolds({name: str(hosts[name]["command"])}, "test", DEADLINE_S)
+        try:
+            holds.hold()
+        finally:
+            lapsed = holds.release()
+        if lapsed:
+            raise Refused(lapsed, "see what its command does")
+
+    def _attempt(self, record: Record, deadline_s: float, *, park: bool = True) -> tuple[dict[str, int], str, bool]:
         """Carry out one attempt. Returns ({group uuid: seq}, "" or why it died, whether a node may have a record)."""
         by_node: dict[str, list[str]] = {}
         for one in record["groups"]:
@@ -156,7 +204,7 @@ class Markers:
         def send(ask: Ask) -> None:
             args: dict[str, Any] = {"n": record["n"]}
             if ask.op == "hold":
-                args |= {"groups": by_node[ask.node], "lease_s": deadline_s}
+                args |= {"groups": by_node[ask.node], "lease_s": deadline_s, "park": park}
             elif ask.op == "mark":
                 args |= {
                     "token": ask.token, "name": record["name"], "by": self._node.config.node_id,
@@ -400,7 +448,7 @@ class Scheduler:
         try:
             self._markers.create(
                 f"{name}-{stamp}", what["groups"], deadline_s=what["deadline_s"], image=what["image"],
-                before=what["before"], after=what["after"], schedule=name,
+                before=what["before"], after=what["after"], schedule=name, hold=what.get("hold", STORAGE),
             )  # fmt: skip
             self._markers.failing.pop(name, None)
         except FarstripeError as exc:

@@ -2,7 +2,8 @@
 
 counter.json        {"counter": n}  the last number used; raised durably before a number is sent anywhere
 made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, seq}]}
-schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after}}
+schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after, hold}}
+hosts.json          {name: {command, groups, uuids}}  hosts that hold their own writes; no groups: all (hosthold.py)
 
 state  making    an attempt is under way; after a restart it is dead
        made      every group has the record
@@ -38,6 +39,7 @@ class MarkerStore:
         self._counter = int(_read(folder / "counter.json").get("counter", 0))
         self._records = {path.stem: _read(path) for path in sorted((folder / "made").glob("*.json"))}
         self._schedules: dict[str, Record] = _read(folder / "schedules.json")
+        self._hosts: dict[str, Record] = _read(folder / "hosts.json")
 
     def next_number(self, seen: Iterable[int]) -> int:
         """Return a number never used before, above all `seen`."""
@@ -108,6 +110,27 @@ class MarkerStore:
                 changed[name] = what
             write_json(self._folder / "schedules.json", changed)
             self._schedules = changed
+
+
+    # -- hosts ----------------------------------------------------------------------------------------------------
+
+    def hosts(self) -> dict[str, Record]:
+        """Every host that holds its own writes, by name."""
+        with self._lock:
+            return {name: dict(one) for name, one in self._hosts.items()}
+
+    def host(self, name: str, what: Record | None) -> None:
+        """Link a host, or no longer with None. Raises AlreadyExists, NotFound."""
+        with self._lock:
+            if what is None and name not in self._hosts:
+                raise NotFound(f"no host {name!r} is linked", "farstripe marker host list")
+            if what is not None and name in self._hosts:
+                raise AlreadyExists(f"a host {name} is linked already", f"farstripe marker host remove {name}")
+            changed = {key: one for key, one in self._hosts.items() if key != name}
+            if what is not None:
+                changed[name] = what
+            write_json(self._folder / "hosts.json", changed)
+            self._hosts = changed
 
 
 def _read(path: Path) -> Record:

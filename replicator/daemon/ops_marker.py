@@ -1,13 +1,16 @@
 """Control operations on markers.
 
-    marker.create {name, groups, deadline_s?, image?, suspend?, before?, after?}   -> marker
-    marker.list {}   -> {markers, schedules, failing: {schedule: why}, here: marker.list of this node's target}
+    marker.create {name, groups, deadline_s?, image?, suspend?, before?, after?, hold?}   -> marker
+    marker.list {}   -> {markers, schedules, failing: {schedule: why}, hosts, here: marker.list of this node's target}
     marker.show {name}                 -> marker with copies, complete
     marker.wait {name, timeout_s?}     -> the same, once it is complete
     marker.delete {name}               -> {name, left: nodes that are told later}
     marker.resume {name?, groups?}     -> {copies}  by the marker's name where it was made, or by groups of this node
-    marker.schedule {name, groups, interval_s, keep?, image?, deadline_s?, before?, after?} -> {}
+    marker.schedule {name, groups, interval_s, keep?, image?, deadline_s?, before?, after?, hold?} -> {}
     marker.unschedule {name}           -> {}
+    marker.host_add {name, command, groups?} -> {}  a host that holds its own writes; hold: "storage" or "hosts"
+    marker.host_remove {name}          -> {}
+    marker.host_test {name}            -> {}  it holds for an instant
     marker.offers {groups}             -> {offers: [{n, name}]}  newest first: what every group's copy here can give
     marker.takeover {groups, name?, force?} -> {marker, groups}  become primary at the newest, or the named one
 
@@ -24,7 +27,7 @@ from replicator.control import Handler, number
 from replicator.core.errors import BadInput, NotFound, Refused
 from replicator.core.markers import offered
 from replicator.daemon import ops_role
-from replicator.daemon.markers import DEADLINE_S, Markers
+from replicator.daemon.markers import DEADLINE_S, HOLDS, STORAGE, Markers
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
 
@@ -45,6 +48,7 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
             "markers": markers.store.all(),
             "schedules": markers.store.schedules(),
             "failing": dict(markers.failing),
+            "hosts": markers.store.hosts(),
             "here": node.target("marker.list", 10.0),
         }
 
@@ -67,7 +71,27 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
         markers.failing.pop(str(args["name"]), None)
         return {}
 
+    def host_add(args: Args) -> dict[str, Any]:
+        command = args["command"]
+        if not isinstance(command, str) or not command.strip():
+            raise BadInput("a host needs a command that has it hold", "such as: ssh web1 farstripe-freeze /srv")
+        words = _words(args) if args.get("groups") else []
+        uuids = [one["uuid"] for one in markers.resolve(words)] if words else []
+        markers.store.host(_name(args, "host"), {"command": command, "groups": words, "uuids": uuids})
+        return {}
+
+    def host_remove(args: Args) -> dict[str, Any]:
+        markers.store.host(str(args["name"]), None)
+        return {}
+
+    def host_test(args: Args) -> dict[str, Any]:
+        markers.test_host(str(args["name"]))
+        return {}
+
     return {
+        "marker.host_add": host_add,
+        "marker.host_remove": host_remove,
+        "marker.host_test": host_test,
         "marker.create": create,
         "marker.list": listing,
         "marker.show": lambda args: markers.show(str(args["name"])),
@@ -143,7 +167,7 @@ def takeover(node: Node, args: Args) -> dict[str, Any]:
     status = {name: node.target("group.status", 5.0, group=name) for name in local}
     waiting = [name for name in local if status[name]["role"] == "secondary"]
     for name in waiting:
-        judged = ops_role.plan(node, {"group": name, "force": force})
+        judged = ops_role.plan(node, {"group": name, "force": force, "marker": marker["n"]})
         if not judged["allowed"]:
             raise Refused(f"group {name}: {judged['message']}", judged["way_out"])
     for name in waiting:
@@ -151,10 +175,10 @@ def takeover(node: Node, args: Args) -> dict[str, Any]:
     return {"marker": marker["name"], "n": marker["n"], "groups": local}
 
 
-def _name(args: Args) -> str:
+def _name(args: Args, what: str = "marker") -> str:
     name = args["name"]
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BadInput(f"{name!r} cannot be a marker's name", "use up to 41 letters, digits, '.', '_' and '-'")
+        raise BadInput(f"{name!r} cannot be a {what}'s name", "use up to 41 letters, digits, '.', '_' and '-'")
     return name
 
 
@@ -169,7 +193,11 @@ def _options(args: Args) -> dict[str, Any]:
     deadline_s = number(args, "deadline_s", DEADLINE_S)
     if not 0.05 <= deadline_s <= MAX_DEADLINE_S:
         raise BadInput(f"a deadline must be 0.05 to {MAX_DEADLINE_S:g} seconds, not {deadline_s:g}")
+    hold = args.get("hold") or STORAGE
+    if hold not in HOLDS:
+        raise BadInput(f"{hold!r} cannot hold writes", f"one of {', '.join(HOLDS)}")
     return {
+        "hold": hold,
         "deadline_s": deadline_s,
         "image": args.get("image") is not False,
         "before": str(args.get("before") or ""),

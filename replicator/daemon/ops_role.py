@@ -91,7 +91,8 @@ def feeding(node: Node, group: str, status: dict[str, Any]) -> PairConfig:
 class _Judged:
     """A plan, with what it was made of."""
 
-    def __init__(self, node: Node, group: str, force: bool) -> None:
+    def __init__(self, node: Node, args: dict[str, Any]) -> None:
+        group, force = str(args["group"]), bool(args.get("force"))
         uuid = node.pairs.store.of_group(group)[0].group
         self.status: dict[str, Any] = node.target("group.status", group=uuid)
         self.pair = pair = feeding(node, group, self.status)
@@ -104,12 +105,13 @@ class _Judged:
         self.others = pairview.after_takeover(node, pair, facts)
         if self.peek.get("pos") is not None:
             facts["peer_pos"] = self.peek["pos"]
+        facts["goes_back"] = bool(args.get("marker") or args.get("cycle"))
         self.plan: Plan = plan_takeover(self.status, facts, force=force)
 
 
 def plan(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     """Say what a takeover would do now, by the code that does it. Changes nothing."""
-    judged = _Judged(node, str(args["group"]), bool(args.get("force")))
+    judged = _Judged(node, args)
     return judged.plan._asdict() | {"lost": judged.lost, "peer": judged.peek, "others": judged.others}
 
 
@@ -118,10 +120,10 @@ def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
 
     Raises Refused while the primary lives and `force` is not given, or when the copy here cannot be used.
     """
-    judged = _Judged(node, str(args["group"]), bool(args.get("force")))
+    judged = _Judged(node, args)
     if not judged.plan.allowed:
         raise Refused(judged.plan.message, judged.plan.way_out)
-    where = {key: args[key] for key in ("marker", "at_limit") if args.get(key)}
+    where = {key: args[key] for key in ("marker", "cycle", "at_limit") if args.get(key)}
     # The peer was asked just now, which is newer than what the session heard: a primary whose target is dead, or that
     # is cut off, is no reason to refuse.
     result = node.pairs.loop(judged.pair).command("takeover", TAKEOVER_S, force=True, status=judged.status, **where)

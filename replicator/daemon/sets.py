@@ -4,10 +4,12 @@ A definition carries a revision that only rises; nodes hand on what they have to
 the ends of a tree of copies, and a peer that was away gets it later. A takeover that was decided and not finished is
 finished here: the decision is the target's, durable, and each group is taken at the bound it names.
 
-    set.create {name, groups}          -> set
-    set.list {}                        -> [set], as SetHost.listing
+    set.create {name, groups, order?, every_s?, keep?} -> set  order: time, counter
+    set.list {}                        -> [set], as set.list of the target
+    set.cycle {name, every_s, keep?}   -> set  every_s 0: no images any more
+    set.images {name}                  -> {here: [image]}  as CycleHost.listing
     set.delete {name}                  -> {}
-    set.takeover {name, force?, keep?, give_up?} -> {bound_ns, kept, groups}
+    set.takeover {name, force?, keep?, give_up?, cycle?} -> {bound_ns, kept, cycle, groups}  cycle: number, 0: newest
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from replicator.control import Handler
+from replicator.control import Handler, number
+from replicator.core.cycles import Cycle, checked
 from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused
 from replicator.daemon import ops_role
 from replicator.daemon.node import Node
@@ -25,6 +28,9 @@ from replicator.daemon.peers import Peer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SHARE_S = 5.0
+DEFAULT_KEEP = 3
+SETTINGS = {"every_ms": 0, "keep": 0, "order": "time"}
+"""What a definition says beside the groups, and what it means when it says nothing."""
 Args = dict[str, Any]
 Note = Callable[[str, str], None]
 
@@ -55,6 +61,10 @@ class Sets:
         return {
             "set.create": self.create,
             "set.list": lambda args: self._listed(),
+            "set.cycle": self.cycle,
+            "set.images": lambda args: {
+                "here": self._node.target("set.images", 10.0, name=self._find(args["name"])["name"])
+            },
             "set.delete": self.delete,
             "set.takeover": self.takeover,
         }
@@ -69,9 +79,9 @@ class Sets:
             concerned = {str(uuid) for uuid in args["groups"]} | {group["uuid"] for group in before}
             if not concerned & paired:
                 raise Refused(f"no group of set {args['name']} is paired with {peer.name} here")
-            stored = self._node.target(
-                "set.put", 10.0, name=str(args["name"]), rev=int(args["rev"]), groups=list(args["groups"])
-            )
+            settings = {key: args.get(key, default) for key, default in SETTINGS.items()}
+            name, rev = str(args["name"]), int(args["rev"])
+            stored = self._node.target("set.put", 10.0, name=name, rev=rev, groups=list(args["groups"]), **settings)
             self._wake.set()
             return dict(stored)
 
@@ -86,6 +96,7 @@ class Sets:
             raise BadInput(f"{name!r} cannot be a set's name", "use up to 64 letters, digits, '.', '_' and '-'")
         if not isinstance(groups, list) or len(groups) < 2:
             raise BadInput("a set needs two groups or more", "one group is consistent by itself")
+        cycle, order = _cycle(args), str(args.get("order") or SETTINGS["order"])
         known = {one["name"]: one for one in self._all()}
         if known.get(name, {}).get("groups"):
             raise AlreadyExists(f"there is a set {name} already", f"farstripe set delete {name}")
@@ -103,10 +114,27 @@ class Sets:
         if len(set(uuids)) != len(uuids):
             raise BadInput("a group is named twice", "name it once")
         rev = int(known.get(name, {}).get("rev", 0)) + 1
-        self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids)
+        self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids, order=order, **cycle._asdict())
         self._node.events.add("set.created", f"set {name} of {', '.join(map(str, groups))}", set=name)
         self._wake.set()
         return next(one for one in self._all() if one["name"] == name)
+
+    def cycle(self, args: Args) -> dict[str, Any]:
+        """Let the copies of a set take images in cycles, or no more. Durable: here; other nodes get it within seconds.
+
+        Images beyond those to keep are deleted on every node, all of them when there are to be none.
+        """
+        one, cycle = self._find(str(args["name"])), _cycle(args)
+        if one["decided_ns"]:
+            raise Refused(f"set {one['name']} is being taken over just now", "try again when that has ended")
+        groups = [group["uuid"] for group in one["groups"]]
+        self._node.target(
+            "set.put", 10.0, name=one["name"], rev=one["rev"] + 1, groups=groups, order=one["order"], **cycle._asdict()
+        )
+        what = f"images every {cycle.every_s:g} s, {cycle.keep} are kept" if cycle.keep else "no images"
+        self._node.events.add("set.cycle", f"set {one['name']}: {what}", set=one["name"])
+        self._wake.set()
+        return self._find(one["name"])
 
     def delete(self, args: Args) -> dict[str, Any]:
         """Let the groups of a set go their own way, on every node. Durable here."""
@@ -139,20 +167,23 @@ class Sets:
         for group in one["groups"]:
             if group["name"] is None or group["role"] == "primary":
                 continue
-            judged = ops_role.plan(self._node, {"group": group["uuid"], "force": force})
+            back = args.get("cycle") is not None or one["decided_cycle"] > 0
+            judged = ops_role.plan(self._node, {"group": group["uuid"], "force": force, "cycle": back})
             if not judged["allowed"]:
                 raise Refused(f"group {group['name']}: {judged['message']}", judged["way_out"])
+        where: dict[str, Any] = {}
+        if args.get("cycle") is not None:
+            where["cycle"] = int(number(args, "cycle", 0))
         keep = bool(args.get("keep")) or all(self._never_alone(group["uuid"]) for group in one["groups"])
         give_up = bool(args.get("give_up"))
         if give_up and args.get("keep"):
             raise BadInput("a set is taken over with --keep or with --give-up, not with both", "choose one")
         decided: dict[str, Any] = self._node.target(
-            "set.decide", 60.0, name=one["name"], keep=keep and not give_up, give_up=give_up
+            "set.decide", 60.0, name=one["name"], keep=keep and not give_up, give_up=give_up, **where
         )
-        self._node.events.add(
-            "set.takeover", f"set {one['name']} is taken over as of write time {decided['bound_ns']}", set=one["name"]
-        )
-        self._finish(one)
+        what = f"at image {decided['cycle']}" if decided["cycle"] else f"as of write time {decided['bound_ns']}"
+        self._node.events.add("set.takeover", f"set {one['name']} is taken over {what}", set=one["name"])
+        self._finish(one, decided["cycle"])
         return decided
 
     def _never_alone(self, uuid: str) -> bool:
@@ -160,11 +191,12 @@ class Sets:
         policy = self._node.target("group.status", 5.0, group=uuid).get("policy") or {}
         return policy.get("mode") == "sync" and policy.get("on_loss") == "stall"
 
-    def _finish(self, one: dict[str, Any]) -> None:
+    def _finish(self, one: dict[str, Any], cycle: int) -> None:
+        where = {"cycle": {"set": one["name"], "n": cycle}} if cycle else {"at_limit": True}
         for group in one["groups"]:
             status = self._node.target("group.status", 5.0, group=group["uuid"])
             if status["role"] == "secondary":
-                ops_role.takeover(self._node, {"group": group["uuid"], "force": True, "at_limit": True})
+                ops_role.takeover(self._node, {"group": group["uuid"], "force": True, **where})
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -177,7 +209,7 @@ class Sets:
             try:
                 for one in self._all():
                     if one["standing"] == "decided":
-                        self._finish(one)
+                        self._finish(one, one["decided_cycle"])
                     self._share(one)
             except FarstripeError:
                 continue  # the target is away, or a group cannot be taken just now: later
@@ -190,9 +222,15 @@ class Sets:
             if peer is None or self._told.get(key) == one["rev"] or (groups and pair.group not in groups):
                 continue
             try:
-                self._node.call(peer, "set.share", 5.0, name=one["name"], rev=one["rev"], groups=groups)
+                settings = {key: one[key] for key in SETTINGS}
+                self._node.call(peer, "set.share", 5.0, name=one["name"], rev=one["rev"], groups=groups, **settings)
             except Refused:
                 pass  # it has none of these groups from us
             except FarstripeError:
                 continue
             self._told[key] = one["rev"]
+
+
+def _cycle(args: Args) -> Cycle:
+    """The settings of a set's cycles. Raises BadInput."""
+    return checked(number(args, "every_s", 0.0), int(number(args, "keep", DEFAULT_KEEP)))

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from replicator.capture import markerbook, marking, sets
+from nbdplugin import cyclehost
+from replicator.capture import cyclebook, markerbook, marking, numbers, sets
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
-from replicator.core import cuts, markers
+from replicator.core import cuts, markers, numbering
+from replicator.core.cycles import Cycle
 from replicator.core.errors import FarstripeError, Refused
 from tests.testing import cutworld
 from tests.testing.cutworld import Violation, run
@@ -76,7 +78,7 @@ def the_bound_is_followed_before_it_is_durable(patch: Patch) -> None:
 
 def the_bound_is_raised_over_records_that_power_loss_takes(patch: Patch) -> None:
     """H1-10: arrived is not durable."""
-    patch.setattr(sets, "_make_durable", lambda services, bound_ns: None)
+    patch.setattr(sets, "_make_durable", lambda services, to_end: None)
 
 
 def a_takeover_applies_all_that_was_received(patch: Patch) -> None:
@@ -115,9 +117,9 @@ def a_marker_is_made_although_the_hold_has_ended(patch: Patch) -> None:
     ended: dict[int, list[marking.Booked]] = {}
     good_hold, good_mark = marking.Marking.hold, marking.Marking.mark
 
-    def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float) -> str:
+    def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float, *, park: bool) -> str:
         ended[n] = groups
-        return good_hold(self, n, groups, lease_s / 4)
+        return good_hold(self, n, groups, lease_s / 4, park=park)
 
     def mark(self: marking.Marking, marker: markers.Marker, token: str) -> dict[str, int]:
         if marker.n in self._holds or marker.n not in ended:
@@ -207,6 +209,128 @@ def an_image_goes_when_one_copy_has_a_newer_one(patch: Patch) -> None:
     patch.setattr(cutworld.CutWorld, "manage", manage)
 
 
+def an_image_of_a_cycle_does_not_wait_for_all_groups(patch: Patch) -> None:
+    """[0046]: the copies are mutually consistent at the ends of cycles only."""
+    patch.setattr(cyclehost, "stands_at", lambda engine, bound_ns: True)
+
+
+def the_next_cycle_begins_before_the_image_exists(patch: Patch) -> None:
+    """H1-12: groups go on while the image is taken, one after the other."""
+    patch.setattr(cyclehost, "stands_at", lambda engine, bound_ns: True)
+    patch.setattr(sets.SetHost, "frozen", lambda host, name: True)
+    patch.setattr(
+        sets.SetHost, "freeze", lambda host, name: next(iter(host._sets.values())).state.bound_ns if host._sets else 0
+    )
+
+
+def an_image_is_offered_while_it_is_taken(patch: Patch) -> None:
+    """Half-taken: the process ends before its snapshots exist."""
+    good = cyclehost.CycleBook.put
+
+    def put(book: cyclebook.CycleBook, image: cyclebook.Image) -> None:
+        good(book, cyclebook.Image(image.n, image.bound_ns, image.places, cyclebook.TAKEN))
+
+    patch.setattr(cyclebook.CycleBook, "put", put)
+    patch.setattr(cyclehost.CycleHost, "_exists", lambda host, name: "-" in name and ".set-" in name)
+    patch.setattr(cyclehost.CycleHost, "_take", unguarded_take)
+
+
+def unguarded_take(host: cyclehost.CycleHost, name: str, engines: list[GroupEngine], bound_ns: int) -> None:
+    """What CycleHost._take does, with no look at which names are taken."""
+    book = host._book(name)
+    n = book.next_number
+    places = {engine.state.uuid: host._place(engine, name, n) for engine in engines}
+    book.put(cyclebook.Image(n, bound_ns, places))
+    host._pools.snapshot({v: s for place in places.values() for v, s in place.snapshots.items()})
+
+
+def the_last_image_goes_before_the_next_exists(patch: Patch) -> None:
+    """H1-12: one image, which is overwritten."""
+    good = cyclehost.CycleHost._take
+
+    def take(host: cyclehost.CycleHost, name: str, engines: list[GroupEngine], bound_ns: int) -> None:
+        host._retire(name, Cycle(), 0)
+        good(host, name, engines, bound_ns)
+
+    patch.setattr(cyclehost.CycleHost, "_take", take)
+
+
+def a_takeover_at_an_image_is_not_decided_durably(patch: Patch) -> None:
+    """Groups taken before and after a crash go back to different images."""
+    good = sets.SetHost._save
+
+    def save(host: sets.SetHost, one: sets._Set, state: cuts.SetState, *definition: Any) -> None:
+        if state.decided_cycle:
+            return
+        good(host, one, state, *definition)
+
+    patch.setattr(sets.SetHost, "_save", save)
+
+
+def a_number_is_drawn_before_its_place_in_the_order(patch: Patch) -> None:
+    """H1-07: number and content change are two steps, and another write comes between them."""
+    good = WriteClock.next_numbered
+    drawn: dict[int, list[int]] = {}
+
+    def next_numbered(clock: WriteClock, its: numbers.Numbers) -> tuple[int, int]:
+        time_ns, number = good(clock, its)
+        early = drawn.setdefault(id(its), [])
+        if not early and number % 3 == 0:
+            early.append(number)
+            return time_ns, its.draw()
+        early.append(number)
+        return time_ns, early.pop(0)
+
+    patch.setattr(WriteClock, "next_numbered", next_numbered)
+
+
+def a_number_that_has_not_arrived_is_skipped(patch: Patch) -> None:
+    """[0053]: a gap is taken for one that will never be filled."""
+    good = numbering.advance
+    patch.setattr(sets, "advance", lambda cut, groups, complete_ns: good(cut, groups, cuts.NO_BOUND))
+
+
+def numbers_that_a_crash_took_are_not_declared_void(patch: Patch) -> None:
+    """The copy waits for ever for numbers that nobody has."""
+    patch.setattr(sets, "_note", lambda engine, payload: True)
+
+
+def numbers_are_used_again_after_a_kill(patch: Patch) -> None:
+    """H1-10: the counter begins at the last number that is known to be durable."""
+    good = numbers.Numbers.__init__
+
+    def again(its: numbers.Numbers, stored: dict[str, Any], boot: int = 0, page: memoryview | None = None) -> None:
+        good(its, stored, boot, page)
+        if stored:
+            its._page[1] = max(0, its._page[1] - 2)
+
+    patch.setattr(numbers.Numbers, "__init__", again)
+
+
+def only_what_is_known_to_have_arrived_is_made_durable(patch: Patch) -> None:
+    """H1-10: by number the bound goes on to the ends of the journals."""
+    good = sets._make_durable
+    patch.setattr(sets, "_make_durable", lambda services, to_end: good(services, to_end=False))
+
+
+def nobody_sees_what_a_host_writes_that_was_not_asked_to_hold(patch: Patch) -> None:
+    """H1-25."""
+    good = marking._park
+
+    def park(service: Any, *, park: bool) -> int:
+        good(service, park=park)
+        return -1
+
+    patch.setattr(marking, "_park", park)
+    append = marking.Marking._append
+
+    def unwatched(self: marking.Marking, hold: marking._Hold, service: Any, *rest: Any) -> int:
+        hold.last[service.engine.state.uuid] = service.engine.last_host_seq
+        return append(self, hold, service, *rest)
+
+    patch.setattr(marking.Marking, "_append", unwatched)
+
+
 BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     two_groups_may_get_the_same_time: ("img",),
     times_follow_a_clock_that_is_set_back: ("img", "fin"),
@@ -225,6 +349,17 @@ BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     an_image_is_taken_again_after_power_loss: ("img",),
     a_takeover_uses_the_volumes_as_they_stand: ("img",),
     an_image_goes_when_one_copy_has_a_newer_one: ("gone",),
+    an_image_of_a_cycle_does_not_wait_for_all_groups: ("img",),
+    the_next_cycle_begins_before_the_image_exists: ("img",),
+    an_image_is_offered_while_it_is_taken: ("img", "gone"),
+    the_last_image_goes_before_the_next_exists: ("gone",),
+    a_takeover_at_an_image_is_not_decided_durably: ("img", "refused"),
+    a_number_is_drawn_before_its_place_in_the_order: ("img", "fin"),
+    a_number_that_has_not_arrived_is_skipped: ("img",),
+    numbers_that_a_crash_took_are_not_declared_void: ("fin",),
+    numbers_are_used_again_after_a_kill: ("num",),
+    only_what_is_known_to_have_arrived_is_made_durable: ("img", "fin"),
+    nobody_sees_what_a_host_writes_that_was_not_asked_to_hold: ("img",),
 }
 
 

@@ -8,12 +8,14 @@ from crc32c import crc32c
 
 from replicator.core.records import (
     FLAG_FUA,
+    FLAG_NUMBERED,
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     BadRecord,
     Header,
     Kind,
     check_payload,
+    pack_number,
     unpack_header,
 )
 from replicator.core.runs import Run, iter_run, parse_run
@@ -29,7 +31,10 @@ def right_runs(rng: random.Random, count: int) -> list[bytes]:
             kind = rng.choice((Kind.WRITE, Kind.WRITE, Kind.TRIM, Kind.BARRIER, Kind.EPOCH))
             epoch += (1 << 24) if kind == Kind.EPOCH else 0
             payload = rng.randbytes(rng.choice((1, 16, 100))) if kind == Kind.WRITE else b""
-            parts.append(record(seq, payload, epoch, kind, rng.choice((0, 0, FLAG_FUA))))
+            flags = rng.choice((0, 0, FLAG_FUA))
+            if rng.random() < 0.2:
+                flags, payload = flags | FLAG_NUMBERED, payload + pack_number(seq * 2, 7)
+            parts.append(record(seq, payload, epoch, kind, flags))
             seq += 1
         runs.append(b"".join(parts))
     return runs
@@ -56,7 +61,9 @@ def plain_header(data: bytes, at: int) -> Header | None:
     """The header at `at`, None when it is none."""
     raw = data[at : at + 64]
     number = [int.from_bytes(raw[a:b], "little") for a, b in ((8, 16), (16, 24), (24, 32), (32, 36), (36, 40))]
-    if len(raw) < 64 or raw[:4] != b"FSR1" or raw[6:8] != b"\x01\x00":
+    if len(raw) < 64 or raw[:4] != b"FSR1" or raw[6:8] != (b"\x02\x00" if raw[5] & 4 else b"\x01\x00"):
+        return None
+    if raw[5] & 4 and number[4] < 12:
         return None
     if crc32c(raw[:60]).to_bytes(4, "little") != raw[60:] or number[4] > MAX_PAYLOAD_BYTES:
         return None

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nbd
@@ -32,8 +33,9 @@ _NUMBER = struct.Struct("<Q")
 class Database:
     """Commits transactions to a log on one node and data on the same or another one until it is stopped or cut off."""
 
-    def __init__(self, log: nbd.NBD, data: nbd.NBD) -> None:
-        self._log, self._data = log, data
+    def __init__(self, log: nbd.NBD, data: nbd.NBD, hold: Path | None = None) -> None:
+        """hold: a file; while it is there no transaction is begun, which a file `held` beside it says."""
+        self._log, self._data, self._hold = log, data, hold
         self._stop = threading.Event()
         self.committed = 0
         self.longest_s = 0.0
@@ -43,6 +45,9 @@ class Database:
     def _run(self) -> None:
         with contextlib.suppress(nbd.Error):
             for number in range(1, 1 << 40):
+                while self._hold is not None and self._hold.exists() and not self._stop.is_set():
+                    self._hold.with_name("held").touch()
+                    time.sleep(0.002)
                 if self._stop.is_set():
                     return
                 block, began = _NUMBER.pack(number).ljust(BLOCK, b"\0"), time.monotonic()
@@ -125,8 +130,8 @@ def two() -> Iterator[tuple[Node, Node]]:
         yield a, b
 
 
-def standing(node: Node) -> str:
-    listed = node.ask("replicator", "set.list")
+def standing(node: Node, name: str = "shop") -> str:
+    listed = [one for one in node.ask("replicator", "set.list") if one["name"] == name]
     return str(listed[0]["standing"]) if listed else ""
 
 
@@ -156,6 +161,69 @@ def test_a_set_follows_an_idle_group_and_waits_for_one_whose_link_is_cut(two: tu
     assert b.ask("replicator", "set.list")[0]["held_by"] == "data"
     a.farstripe("set", "delete", "shop", "--yes")
     wait_until(lambda: b.group("log")["applied"] == a.group("log")["pos"], "still held after the set is gone", 20)
+
+
+def test_a_set_goes_back_to_the_image_of_its_last_cycle_after_both_nodes_were_killed_in_the_middle_of_one(
+    two: tuple[Node, Node],
+) -> None:
+    a, b = two
+    a.farstripe("set", "cycle", "shop", "--every", 0.5, "--keep", 2)
+    load = Database(a.writer("log"), a.writer("data"))
+
+    def images() -> list[dict[str, Any]]:
+        return list(b.ask("replicator", "set.images", name="shop")["here"])
+
+    wait_until(lambda: images() and images()[0]["n"] >= 3, lambda: b.ask("replicator", "set.list"))
+    image = images()[0]
+    names = [f"log.shop-{image['n']}", f"data.shop-{image['n']}"]
+    assert [name for group in image["groups"] for name in group["snapshots"].values()] == names
+    seen = judge((b, names[0]), (b, names[1]))
+    b.pause("target")  # its copies fall behind: they are in the middle of a cycle
+    before = load.committed
+    wait_until(lambda: load.committed > before + 50, "no load")
+    b.resume("target")
+    kill_together(a, b)
+    load.stop()
+    b.start()
+    found = images()
+    assert 1 <= len(found) <= 3 and found[0]["n"] >= image["n"]
+    newest = judge((b, f"log.shop-{found[0]['n']}"), (b, f"data.shop-{found[0]['n']}"))
+    assert newest >= seen
+    assert "no image 99" in b.farstripe("set", "takeover", "shop", "--image", 99, "--yes", expect=5)
+    assert f"from image {found[0]['n']}" in b.farstripe("set", "takeover", "shop", "--cycle", "--yes")
+    assert judge((b, "log"), (b, "data")) == newest
+    assert b.group("log")["role"] == b.group("data")["role"] == "primary"
+    Database(b.writer("log"), b.writer("data")).stop()
+    b.farstripe("set", "cycle", "shop", "--off")
+    wait_until(lambda: "shop-" not in b.farstripe("volume", "list"), "images stay", 20)
+
+
+def test_a_set_that_orders_by_counter_numbers_all_records_once_and_is_taken_over_at_one_instant(
+    two: tuple[Node, Node],
+) -> None:
+    a, b = two
+    a.farstripe("set", "delete", "shop", "--yes")
+    a.farstripe("set", "create", "count", "log", "data", "--order", "counter")
+    wait_until(lambda: standing(b, "count") == "whole", lambda: b.ask("replicator", "set.list"))
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 100, "no load")
+    logs = [a.json("group", "journal", "log", volume, "--limit", 10000)["records"] for volume in ("log", "data")]
+    load.stop()
+    assert all(one["number"] for log in logs for one in log if one["kind"] == "write")
+    assert all(one["time_ns"] > 10**18 for log in logs for one in log), "and the time of day beside it"
+    numbers = [[one["number"] for one in log if one["number"]] for log in logs]
+    begin, end = max(each[0] for each in numbers), min(each[-1] for each in numbers)  # what both journals still hold
+    row = sorted(number for each in numbers for number in each if begin <= number <= end)
+    assert row == list(range(begin, end + 1)), "each number once"
+    a.kill("target")  # numbers that were drawn may be lost
+    a.start()
+    load = Database(a.writer("log"), a.writer("data"))
+    wait_until(lambda: load.committed > 200, "no load")
+    wait_until(lambda: newest(b, "data") > 100, "a gap holds the copies")
+    kill_together(a)
+    load.stop()
+    b.farstripe("set", "takeover", "count", "--yes")
+    assert 0 < judge((b, "log"), (b, "data")) <= load.committed
 
 
 def test_markers_over_four_nodes_under_load_are_one_instant_and_so_is_a_takeover_at_one(
@@ -192,6 +260,35 @@ def test_a_coordinator_that_dies_frees_the_hosts_within_the_deadline(two: tuple[
     assert 1.5 < time.monotonic() - began < 5.0
     a.farstripe("marker", "create", "next", "--groups", "log,data")
     load.stop()
+
+
+HOLDER = """d={0}; rm -f $d/held; touch $d/hold; trap 'rm -f $d/hold' EXIT
+while [ ! -e $d/held ]; do sleep 0.01; done; echo held; read word && echo released"""
+"""Has a Database hold, as farstripe-freeze has filesystems."""
+
+
+def test_hosts_hold_their_own_writes_and_a_marker_is_made_only_if_all_do(
+    four: tuple[Node, Node, Node, Node], tmp_path: Path
+) -> None:
+    a, b, c, d = four
+    load = Database(a.writer("log"), c.writer("data"), tmp_path / "hold")
+    wait_until(lambda: load.committed > 50, "no load")
+    groups = ("--groups", "log,data@C", "--hold", "hosts")
+    assert "no host is linked" in a.farstripe("marker", "create", "m", *groups, expect=4)
+    a.farstripe("marker", "host", "add", "db", "--run", HOLDER.format(tmp_path))
+    a.farstripe("marker", "host", "test", "db")
+    a.farstripe("marker", "create", "m", *groups, "--deadline", 10)
+    a.farstripe("marker", "wait", "m")
+    seen = judge((b, "log.m"), (d, "data.m"))
+    assert newest(b, "log.m") == seen, "the host had stopped between two transactions"
+    wait_until(lambda: load.committed > seen + 20, "the host does not go on")
+    a.farstripe("marker", "host", "remove", "db")
+    a.farstripe("marker", "host", "add", "other", "--run", "echo held; read word; echo released")
+    said = a.farstripe("marker", "create", "n", *groups, expect=4)
+    assert "was written to while its hosts were to hold" in said
+    assert list(a.json("marker", "list")["hosts"]) == ["other"]
+    load.stop()
+    assert "log.n" not in b.farstripe("volume", "list")
 
 
 def _states(node: Node) -> dict[str, Any]:

@@ -13,12 +13,19 @@ from replicator.core.errors import NotFound
 from tests.testing.pairharness import Side
 
 
+class Died(BaseException):
+    """The process ended here."""
+
+
 class FakePools:
-    """Snapshots survive everything, as a pool's do once they are taken."""
+    """Snapshots survive everything, as a pool's do once they are taken. Those of one call come all or not at all."""
 
     def __init__(self) -> None:
         self.changing = threading.RLock()
         self.images: dict[str, bytes] = {}
+        self.free_bytes = 1 << 30
+        self.dies = ""
+        """"before" or "after": the process ends so in the next call of snapshot()."""
         self._sides: dict[str, Side] = {}
 
     @contextlib.contextmanager
@@ -31,13 +38,22 @@ class FakePools:
         """`volume` is the first volume of `side`."""
         self._sides[volume] = side
 
+    def space(self) -> tuple[int, int]:
+        """See PoolHost.space."""
+        return self.free_bytes, 1 << 31
+
     def snapshot(self, names: dict[str, str]) -> None:
         """See PoolHost.snapshot."""
         for name in names.values():
             if name in self.images:
                 raise AlreadyExists(f"there is a snapshot {name} already")
+        dies, self.dies = self.dies, ""
+        if dies == "before":
+            raise Died
         for volume, name in names.items():
             self.images[name] = self._sides[volume].image()[0]
+        if dies:
+            raise Died
 
     def require(self) -> FakePools:
         """See PoolHost.require."""
@@ -64,10 +80,10 @@ class FakeExports:
 
     def routes(self) -> list[Any]:
         """See Exports.routes."""
-        return [SimpleNamespace(name=name) for name in self._pools.images]
+        return [self.get(name) for name in self._pools.images]
 
     def get(self, name: str) -> Any:
         """See Exports.get."""
         if name not in self._pools.images:
             raise NotFound(f"no volume {name}")
-        return SimpleNamespace(name=name)
+        return SimpleNamespace(name=name, readers=0, writers=0)

@@ -1,18 +1,22 @@
 """A world of groups whose copies must be consistent with each other: the real clock, beacons, sets, holds, markers,
 books, followers and takeovers, on disks that forget, driven step by step by chance. No threads, no real time.
 
-    node P1: groups 0 and 1, one clock      copies on S1, a consistency set
+    node P1: groups 0 and 1, one clock      copies on S1, a consistency set that takes images in cycles
     node P2: group 2, a clock of its own     copy on S2
-    markers over all three, from a coordinator that dies, over messages that are lost, late and doubled
+    markers over all three, from a coordinator that dies, over messages that are lost, late and doubled; writes are held
+    at storage, or by the hosts themselves, of which one may not be asked, or go on too early
+
+In every other world the set orders by counter, and its groups get no beacons at all.
 
 Hosts write blocks that say which write of their group they are and which writes of every group their writer knew to be
 answered. So an image is judged by what it holds alone (`judge`): whoever is visible must not know of what is not. A
 Violation says which promise broke:
 
-    img   an image that a takeover or a marker gives is no cut
+    img   an image that a takeover, a marker or a cycle gives is no cut
     blk   a host is still held although no marker is under way
     fin   with all faults over, a copy does not get everything
-    gone  the last marker that was reported complete cannot be given any more
+    num   a number of a set was given twice
+    gone  the last marker that was reported complete, or image of a cycle that was offered, cannot be given any more
 """
 
 from __future__ import annotations
@@ -27,20 +31,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from nbdplugin.cyclehost import CycleHost
 from nbdplugin.markerhost import MarkerHost
 from replicator.capture import follower, roles
 from replicator.capture.clock import RESERVE_FILE_BYTES, WriteClock
 from replicator.capture.cutter import publish_beacon
 from replicator.capture.engine import NoRoom, Parked
 from replicator.capture.marking import Marking
-from replicator.capture.sets import SetHost
+from replicator.capture.sets import COUNTER, ORDERS, SetHost
 from replicator.capture.state import PRIMARY, SECONDARY
+from replicator.core.cycles import Cycle
 from replicator.core.errors import FarstripeError, Refused
 from replicator.core.markers import Answer, Ask, Attempt, Finished, Marker, Stage, Tick, make_number, offered, retire
+from replicator.core.records import FLAG_NUMBERED, NUMBER_BYTES, unpack_number
 from replicator.journal.beacons import look, publish
 from replicator.journal.files import PlainFile
-from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, ARRIVED_TIME, BEACON_GEN, HEAD_SEQ
-from tests.testing.cutpools import FakeExports, FakePools
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, ARRIVED_TIME, BEACON_GEN, HEAD_SEQ, TAIL_SEQ
+from tests.testing.cutpools import Died, FakeExports, FakePools
 from tests.testing.pairharness import Pair, Side
 
 GROUPS = (0, 1, 2)
@@ -50,6 +57,7 @@ SLOTS, SLOT_BYTES = 64, 64
 _BLOCK = struct.Struct("<II3I")
 HOUR_NS = 3600 * 10**9
 DEADLINE_S = 0.6
+CYCLE = Cycle(every_ms=200, keep=2)
 
 
 class Violation(AssertionError):
@@ -77,6 +85,11 @@ def judge(images: Mapping[int, bytes], what: str) -> None:
                     )
 
 
+def dies(*_: object) -> None:
+    """The process ends before its record is in the journal."""
+    raise Died
+
+
 class NodeHost:
     """What one node has beside its groups: clock, sets, markers. Lost with its process, made anew by `restart`."""
 
@@ -84,21 +97,39 @@ class NodeHost:
         self.world, self.name = world, name
         self.offset_ns = 0
         self._page = memoryview(bytearray(16)).cast("Q")
+        self._numbers: dict[str, memoryview] = {}
         self._folder = world.folder / name
         (self._folder / "books").mkdir(parents=True)
         self.groups = [g for g in GROUPS if name in (PRIMARY_OF[g], COPY_OF[g])]
         self.pools = FakePools()
         self.restart()
 
+    def close(self) -> None:
+        """Release the files, as the end of the process does."""
+        self.cycles.close()
+        for one in self.sets._sets.values():
+            one.file.close()
+        for _, book in self.markers._books.values():
+            book.close()
+        if self.clock._slots is not None:
+            self.clock._slots.close()
+
     def restart(self) -> None:
         """A new process: the clock's page, books, sets and snapshots stay."""
         path = self._folder / "clock"
         reserve = PlainFile(path) if path.exists() else PlainFile(path, create_bytes=RESERVE_FILE_BYTES)
         self.clock = WriteClock(self._wall, 1, self._page, reserve)
-        self.sets = SetHost(self._folder / "sets", self.service)
+        self.sets = SetHost(self._folder / "sets", self.service, 1, self._number_page)
         quiet: Any = SimpleNamespace(add=lambda *a, **k: None)
-        self.markers = MarkerHost(self.pools, FakeExports(self.pools), quiet)  # type: ignore[arg-type]
+        exports: Any = FakeExports(self.pools)
+        pools: Any = self.pools
+        self.markers = MarkerHost(pools, exports, quiet)
+        folder = self._folder / "cycles"
+        self.cycles = CycleHost(folder, pools, exports, self.sets, self.service, lambda *note: None)
         self.markers.marking = Marking(lambda: self.world.now, self.world.later)
+
+    def _number_page(self, name: str) -> memoryview:
+        return self._numbers.setdefault(name, memoryview(bytearray(16)).cast("Q"))
 
     def _wall(self) -> int:
         return 1_700_000_000 * 10**9 + int(self.world.now * 1e9) + self.offset_ns
@@ -127,6 +158,7 @@ class NodeHost:
             self.markers.lifted(engine)
 
         engine.on_lift = lifted
+        self.sets.join(engine)
         folder = self._folder / "books" / str(group)
         folder.mkdir(exist_ok=True)
         self.pools.serve(f"{side.volume_prefix}0", side)
@@ -143,13 +175,16 @@ class CutWorld:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.order = ORDERS[seed % 2]
+        self.numbers: set[tuple[int, int]] = set()
         self.now = 0.0
         self.folder = Path(tempfile.mkdtemp(prefix="cuts-", dir="/dev/shm"))
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer = 0
         self.pairs: dict[int, Pair] = {}
         for group in GROUPS:
-            self.pairs[group] = Pair(*(self._side(f"{letter}{group}", group, seed) for letter in "ab"))
+            self.pairs[group] = pair = Pair(*(self._side(f"{letter}{group}", group, seed) for letter in "ab"))
+            pair.a.on_record = self._noted(pair.a.on_record)
         self.nodes = {name: NodeHost(self, name) for name in ("P1", "P2", "S1", "S2")}
         self.nodes["P2"].offset_ns = self.rng.choice((0, HOUR_NS, -HOUR_NS))
         for group, pair in self.pairs.items():
@@ -166,15 +201,34 @@ class CutWorld:
         self.count = dict.fromkeys(GROUPS, 0)
         self.know = [dict.fromkeys(GROUPS, 0) for _ in range(3)]
         uuids = [self.pairs[group].a.uuid for group in (0, 1)]
-        self.nodes["P1"].sets.put("set", 1, uuids)
-        self.nodes["S1"].sets.put("set", 1, uuids)
+        for name in ("P1", "S1"):
+            self.nodes[name].sets.put("set", 1, uuids, CYCLE, self.order)
+        self.offered = 0
         self.attempt: Attempt | None = None
+        self.holding: set[int] = set()
+        """Hosts that hold their writes."""
+        self.by_hosts: set[int] = set()
+        """Numbers of markers for which hosts hold."""
         self.marker: Marker | None = None
         self.counter = 0
         self.made: list[Marker] = []
         self.abandoned: list[int] = []
         self.reported = 0
         self.mail: list[tuple[str, Any]] = []
+
+    def _noted(self, then: Callable[[Any, bytes | None], None] | None) -> Callable[[Any, bytes | None], None]:
+        """What a primary's records are told to: their numbers are given once."""
+
+        def told(header: Any, payload: bytes | None) -> None:
+            if header.flags & FLAG_NUMBERED:
+                number = unpack_number((payload or b"")[-NUMBER_BYTES:])
+                if number in self.numbers:
+                    raise Violation(f"num: number {number[0]} was given twice")
+                self.numbers.add(number)
+            assert then is not None
+            then(header, payload)
+
+        return told
 
     def _side(self, name: str, group: int, seed: int) -> Side:
         side = Side(name[0], sizes=(SLOTS * SLOT_BYTES,), journal_bytes=(512 << 10) + 8192, seed=seed * 8 + group)
@@ -183,6 +237,8 @@ class CutWorld:
 
     def close(self) -> None:
         """Remove what lies in files."""
+        for host in self.nodes.values():
+            host.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
@@ -198,35 +254,59 @@ class CutWorld:
 
     # -- hosts and lines --------------------------------------------------------------------------------------------
 
-    def write(self) -> None:
-        """A host writes to a group, knowing what it knows."""
-        known, group = self.rng.choice(self.know), self.rng.choice(GROUPS)
+    def write(self, to: int | None = None, who: int | None = None, *, kills: bool = False) -> None:
+        """A host (`who`, or any) writes to a group (`to`, or any), knowing what it knows; kills: its node dies of it."""
+        who = self.rng.randrange(len(self.know)) if who is None else who
+        group = self.rng.choice(GROUPS) if to is None else to
+        if who in self.holding:
+            return
+        known = self.know[who]
         count = self.count[group] + 1
         block = _BLOCK.pack(group, count, *(known[g] for g in GROUPS)).ljust(SLOT_BYTES, b"\0")
+        journal = self.pairs[group].a.engine.journal
+        append = journal.append
+        if kills or (self.order == COUNTER and group in (0, 1) and self.rng.random() < 0.03):
+            journal.append = dies  # type: ignore[method-assign]
         try:
             self.pairs[group].a.engine.write(0, count % SLOTS * SLOT_BYTES, block)
         except (Parked, NoRoom):
-            return
-        self.count[group] = known[group] = count
+            pass
+        except Died:  # after it has drawn a time and a number, which are in no record now
+            self.crash(PRIMARY_OF[group], power=False)
+        else:
+            self.count[group] = known[group] = count
+        journal.append = append  # type: ignore[method-assign]
 
-    def talk(self) -> None:
+    def talk(self, hosts: list[int] | None = None) -> None:
         """A host tells another one what it knows."""
-        one, other = self.rng.sample(self.know, 2)
+        one, other = (self.know[host] for host in hosts or self.rng.sample(range(len(self.know)), 2))
         for group in GROUPS:
             other[group] = max(one[group], other[group])
 
-    def ship(self, group: int, records: int) -> None:
-        """Records go over the line."""
+    def converse(self) -> None:
+        """A host writes to one group and tells another host, which writes to another group, all in no time."""
+        hosts, groups = self.rng.sample(range(len(self.know)), 2), self.rng.sample(GROUPS, 2)
+        self.write(groups[0], hosts[0])
+        self.talk(hosts)
+        self.write(groups[1], hosts[1])
+
+    def ship(self, group: int, records: int, told: float = 0.5) -> None:
+        """Records go over the line. told: how likely it is known at once that they have arrived."""
         pair = self.pairs[group]
         if not self.linked[group]:
             return
-        if pair.ship(pair.a, pair.b, records):
+        pair.ship(pair.a, pair.b, records)
+        if self.rng.random() < told or records > 100:
             journal = pair.b.engine.journal
-            header = journal.header_at(journal.find(pair.b.page[HEAD_SEQ]))
-            publish(pair.b.page.u64, ARRIVED_GEN, header.seq, header.write_time)
+            if pair.b.page[HEAD_SEQ] >= pair.b.page[TAIL_SEQ]:
+                header = journal.header_at(journal.find(pair.b.page[HEAD_SEQ]))
+                if header.write_time > pair.b.page[ARRIVED_TIME]:
+                    publish(pair.b.page.u64, ARRIVED_GEN, header.seq, header.write_time)
 
     def beacon(self, group: int) -> None:
         """The primary states a beacon; the link takes it along if all it speaks of was sent."""
+        if self.order == COUNTER and group in (0, 1):
+            return
         pair = self.pairs[group]
         publish_beacon(pair.a.engine)
         found = look(pair.a.page.u64, BEACON_GEN)
@@ -266,6 +346,7 @@ class CutWorld:
             self.beacons[group].clear()
         if power:
             host._page[0] = 0
+        host.close()
         host.restart()
         for group in host.groups:
             host.side(group).start()
@@ -287,6 +368,10 @@ class CutWorld:
         n = make_number(self.counter, 1)
         self.marker = Marker(n, f"m{self.counter}", "c", 3, True, self.rng.random() < 0.15)
         self.attempt = Attempt(n, ("P1", "P2"), self.now, DEADLINE_S)
+        self.holding.clear()
+        if self.rng.random() < 0.3:
+            self.by_hosts.add(n)
+            self.holding = {host for host in range(len(self.know)) if self.rng.random() < 0.8}
         self._send(self.attempt.begin())
 
     def next_counter(self) -> int:
@@ -298,7 +383,9 @@ class CutWorld:
             if isinstance(effect, Ask):
                 assert self.marker is not None
                 self.mail.append(("ask", (effect, self.marker)))
-            elif effect.why:
+                continue
+            self.holding.clear()
+            if effect.why:
                 assert self.attempt is not None
                 self.abandoned.append(self.attempt.n)
             else:
@@ -307,6 +394,8 @@ class CutWorld:
 
     def post(self) -> None:
         """A message arrives, twice, or never."""
+        if self.holding and self.rng.random() < 0.02:
+            self.holding.pop()
         if not self.mail:
             if self.attempt is not None:
                 self._send(self.attempt.handle(Tick(), self.now))
@@ -327,7 +416,8 @@ class CutWorld:
         marking = host.markers.marking
         try:
             if ask.op == "hold":
-                token = marking.hold(marker.n, host.markers.booked(host.services()), DEADLINE_S)
+                park = marker.n not in self.by_hosts
+                token = marking.hold(marker.n, host.markers.booked(host.services()), DEADLINE_S, park=park)
             elif ask.op == "mark":
                 marking.mark(marker, ask.token)
             else:
@@ -374,11 +464,43 @@ class CutWorld:
                 content[group] = host.pools.images[book.find(n).snapshots[f"g{group}-0"]]
             judge(content, f"marker {n:#x}")
 
+    # -- cycles -----------------------------------------------------------------------------------------------------
+
+    def cycle(self) -> None:
+        """The thread that takes the images of cycles looks; its process may end while it takes one."""
+        host = self.nodes["S1"]
+        if self.rng.random() < 0.1:
+            host.pools.dies = self.rng.choice(("before", "after"))
+        try:
+            host.cycles.tick(self.now)
+        except Died:
+            self.crash("S1", power=self.rng.random() < 0.5)
+        host.pools.dies = ""
+
+    def check_cycles(self) -> None:
+        """Every image of a cycle that is offered is a cut, and there is one as new as was ever offered."""
+        host = self.nodes["S1"]
+        found = host.cycles.listing("set")
+        if len(found) > CYCLE.keep + 1:
+            raise Violation(f"gone: {len(found)} images of cycles are kept")
+        if self.offered and (not found or found[0]["n"] < self.offered):
+            raise Violation(f"gone: image {self.offered} was offered, now there is {found}")
+        for image in found:
+            self.offered = max(self.offered, image["n"])
+            content = {}
+            for at, place in enumerate(sorted(image["groups"], key=lambda one: str(one["uuid"]))):
+                (snapshot,) = place["snapshots"].values()
+                content[at] = host.pools.images.get(snapshot, bytes(SLOTS * SLOT_BYTES))
+            judge(content, f"image {image['n']} of a cycle")
+
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """No more faults: holds end, copies get everything."""
+        """The last fault: numbers are lost. Then no more: holds end, copies get everything."""
         self.mail.clear()
+        self.holding.clear()
+        self.write(self.rng.choice((0, 1)), kills=True)
+        self.write(0)
         if self.attempt is not None and self.attempt.stage in (Stage.HOLDING, Stage.MARKING):
             self.abandoned.append(self.attempt.n)
         self.attempt = None
@@ -391,12 +513,14 @@ class CutWorld:
         for _ in range(6):
             self.pass_time(6.0)
             self.manage()
+            self.nodes["P1"].sets.tick()
             for group in GROUPS:
                 self.ship(group, 10_000)
                 self.beacon(group)
                 self.hear(group)
                 self.hear(group)
             self.nodes["S1"].sets.tick()
+            self.cycle()
             for group in GROUPS:
                 follower.apply_all(self.pairs[group].b.engine)
         for group in GROUPS:
@@ -404,21 +528,26 @@ class CutWorld:
             if pair.b.page[APPLIED_SEQ] != pair.a.page[HEAD_SEQ]:
                 raise Violation(f"fin: group {group} applied {pair.b.page[APPLIED_SEQ]} of {pair.a.page[HEAD_SEQ]}")
         self.check_markers()
+        self.cycle()
+        self.check_cycles()
 
     def take_over_set(self) -> None:
         """P1 is gone: S1 becomes primary of the set, with a power cut somewhere in between."""
         host = self.nodes["S1"]
-        if self.rng.random() < 0.4:
-            self.crash("S1", power=self.rng.random() < 0.7)
+        for group in self.rng.sample((0, 1), 2):
+            self.ship(group, self.rng.randint(1, 12), told=0.2)
+        host.sets.tick()
+        if self.rng.random() < 0.6:
+            self.crash("S1", power=self.rng.random() < 0.8)
         try:
             host.sets.decide("set", keep=False)
         except Refused:
             return  # it says that there is no cut here
         for group in self.rng.sample((0, 1), 2):
-            if self.rng.random() < 0.4:
+            if self.rng.random() < 0.5:
                 self.crash("S1", power=self.rng.random() < 0.7)
                 for other in (0, 1):  # the primary is alive after all
-                    if self.pairs[other].b.engine.state.role == SECONDARY:
+                    if self.pairs[other].b.engine.state.role == SECONDARY and self.rng.random() < 0.5:
                         self.ship(other, 20)
                         self.beacon(other)
                         self.hear(other)
@@ -429,6 +558,42 @@ class CutWorld:
             if self.pairs[group].b.engine.state.role != PRIMARY:
                 roles.promote(self.pairs[group].b.engine, at_limit=True)
         judge({group: self.pairs[group].b.image()[0] for group in (0, 1)}, "takeover of the set")
+
+    def take_over_cycle(self) -> None:
+        """P1 is gone, and perhaps S1 for a while: it becomes primary of the set as it was in the newest image."""
+        if self.rng.random() < 0.5:
+            self.crash("S1", power=self.rng.random() < 0.7)
+        host = self.nodes["S1"]
+        if not host.cycles.listing("set"):
+            return
+        for group in self.rng.sample((0, 1), 2):
+            for crash in (False, True):
+                if crash and self.rng.random() < 0.5:
+                    self.crash("S1", power=self.rng.random() < 0.7)
+                    for other in (0, 1):  # the primary is alive after all
+                        if self.pairs[other].b.engine.state.role == SECONDARY:
+                            self.ship(other, 20)
+                            self.beacon(other)
+                            self.hear(other)
+                            self.apply(other, 2000)
+                    host.sets.tick()
+                    self.cycle()
+                n = self.decided_cycle()
+                side = self.pairs[group].b
+                if side.engine.state.role == SECONDARY:
+                    host.cycles.stand_at(host.service(side.uuid), "set", n)
+            roles.promote(side.engine)
+        judge({group: self.pairs[group].b.image()[0] for group in (0, 1)}, f"takeover at image {n}")
+
+    def decided_cycle(self) -> int:
+        """The takeover that goes back to an image, begun or found."""
+        host = self.nodes["S1"]
+        (known,) = (one for one in host.sets.listing() if one["name"] == "set")
+        if not known["decided_ns"]:
+            image = host.cycles.choose("set", 0)
+            host.sets.decide_back("set", image.n, image.bound_ns)
+            return image.n
+        return int(known["decided_cycle"])
 
     def take_over_marker(self) -> None:
         """All primaries are gone: the copies go back to the newest marker that all can give."""
@@ -456,13 +621,15 @@ class CutWorld:
         self.pass_time(rng.expovariate(100))
         what = rng.choices(
             ("write", "talk", "ship", "beacon", "hear", "apply", "tick", "post", "marker", "manage", "link", "jump",
-             "checkpoint", "crash"),
-            (30, 16, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1),
+             "checkpoint", "crash", "cycle", "converse"),
+            (18, 12, 14, 5, 8, 14, 8, 40, 4, 2, 1, 1, 3, 1, 10, 14),
         )[0]  # fmt: skip
         if what == "write":
             self.write()
         elif what == "talk":
             self.talk()
+        elif what == "converse":
+            self.converse()
         elif what == "ship":
             self.ship(group, rng.randint(1, 6))
         elif what == "beacon":
@@ -472,6 +639,7 @@ class CutWorld:
         elif what == "apply":
             self.apply(group, rng.choice((130, 400, 2000)))
         elif what == "tick":
+            self.nodes["P1"].sets.tick()
             self.nodes["S1"].sets.tick()
         elif what == "post":
             self.post()
@@ -484,6 +652,9 @@ class CutWorld:
             self.toggle(group)
         elif what == "jump":
             self.jump()
+        elif what == "cycle":
+            self.cycle()
+            self.check_cycles()
         elif what == "checkpoint":
             follower.checkpoint(self.pairs[group].b.engine)
         else:
@@ -498,9 +669,11 @@ def run(seed: int, steps: int = 300) -> None:
         for _ in range(steps):
             world.step()
         end = world.rng.random()
-        if end < 0.5:
+        if end < 0.3:
             world.take_over_set()
-        elif end < 0.75:
+        elif end < 0.42:
+            world.take_over_cycle()
+        elif end < 0.55:
             world.take_over_marker()
         else:
             world.settle()

@@ -215,7 +215,7 @@ class Pair:
             side.on_record = self._recorded
 
     def _recorded(self, header: Any, payload: bytes | None) -> None:
-        data = payload if header.payload_len else None
+        data = payload[: header.data_len] if payload is not None and header.data_len else None
         self.truth.add(header.epoch, header.seq, header.kind, Change(header.volume, header.offset, header.length, data))
 
     def image_at(self, hist: list[list[int]], pos: int) -> list[bytes]:

@@ -238,8 +238,8 @@ class _Batch:
                 self._flush()
             self._turn(header)
             if run is None:
-                named = header.kind == _MARKER and header.payload_len <= MARKER_BYTES
-                self._add(header, 0, 0, self._view[body : body + header.payload_len] if named else b"")
+                named = header.kind == _MARKER and header.data_len <= MARKER_BYTES
+                self._add(header, 0, 0, self._view[body : body + header.data_len] if named else b"")
                 continue
             if not run.shared:
                 self._add(header, header.offset, header.length, run.buf)
@@ -247,7 +247,7 @@ class _Batch:
             at = header.offset - run.start
             end = at + header.length
             self._add(header, header.offset, header.length, bytes(run.buf[at:end]))
-            run.buf[at:end] = self._view[body : body + header.length] if header.payload_len else bytes(header.length)
+            run.buf[at:end] = self._view[body : body + header.length] if header.data_len else bytes(header.length)
         self._flush()
 
     def _turn(self, header: Header) -> None:

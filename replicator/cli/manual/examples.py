@@ -29,6 +29,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "takeover "
             "makes beta primary of both at the same instant.",
         ),
+        Example(
+            "An image of both groups each minute, to read on the copy, and to go back to.",
+            (
+                "alpha# farstripe set cycle all --every 60 --keep 5",
+                "beta# farstripe set images all",
+                "beta# farstripe set takeover all --cycle",
+            ),
+            "Each image is a snapshot of every volume, such as data.all-17, all of one instant. The takeover goes back to "
+            "the newest; without --cycle it would go on to the latest instant that both copies reach.",
+        ),
     ),
     "marker": (
         Example(
@@ -41,6 +51,20 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             ),
             "Every copy keeps snapshots such as data.monday. Should a node not answer within two seconds, no marker is "
             "made and all writes go on.",
+        ),
+        Example(
+            "A marker for which two hosts freeze their filesystems, each by a connection of its own.",
+            (
+                "alpha# farstripe marker host add web1 --groups shop --run 'ssh web1 farstripe-freeze --seconds "
+                "$FARSTRIPE_HOLD_S /srv'",
+                "alpha# farstripe marker host add db1 --groups books@gamma --run 'ssh db1 farstripe-freeze --seconds "
+                "$FARSTRIPE_HOLD_S /var/lib/db'",
+                "alpha# farstripe marker host test web1",
+                "alpha# farstripe marker create tuesday --groups shop,books@gamma --hold hosts --deadline 10",
+            ),
+            "Both filesystems are frozen at the same moment, for ten seconds at most. Should one not be, or thaw before the "
+            "marker is in both groups, or anything else write to them, no marker is made. The script is copied to the hosts "
+            "from scripts/farstripe-freeze.",
         ),
         Example(
             "An image every minute, and the loss of both primaries.",

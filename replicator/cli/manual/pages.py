@@ -49,11 +49,23 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "Write times of one node rise in the order in which its writes depend on each other; those of two nodes "
         "cannot be "
         "compared. So a set lives on one primary node, and markers serve across nodes.",
+        "With --order counter every record carries its number in the set, which `group journal log` shows. After a crash "
+        "of the primary there may be numbers that no record has; each group is told so by a record of its own, and "
+        "copies pass over them once they have it from every group. All nodes of the groups have to run a version that "
+        "knows numbers.",
     ),
     "marker": (
         "Commands given with --before and --after are run by the shell of the coordinating node, as the user that the "
         "replicator runs as, with FARSTRIPE_MARKER in their environment, and may take 30 seconds. To mark what a "
         "filesystem has flushed, freeze it before and thaw it after.",
+        "With --hold hosts every host that was linked by `marker host add` and writes to one of the groups is asked to stop "
+        "its writes. The command of a host is run by the shell of the coordinating node, for all hosts at once, with "
+        "FARSTRIPE_MARKER and FARSTRIPE_HOLD_S, the seconds of --deadline, in its environment. It prints a line `held` when "
+        "writes have stopped, reads a line `release`, and prints `released` and ends with 0 if they were stopped all the "
+        "time. The deadline counts from the first host that holds. A marker is refused when one host does not confirm, when "
+        "anything is written to the groups between the last confirmation and the marker, and when one host does not confirm "
+        "at the end; all hosts are released in any case. For a client of a database the command may be a session that locks "
+        "its tables.",
         "Snapshots of a marker are named VOLUME.MARKER and are volumes like others: they can be read, and cloned.",
     ),
     "pair": (
@@ -87,7 +99,10 @@ FILES: dict[str, tuple[Item, ...]] = {
         (f"{DEFAULT_STATE}/keys/", "This node's private key and certificate; readable by its owner only."),
         (f"{DEFAULT_STATE}/peers/", "Names, addresses and certificates of the peers."),
     ),
-    "set": ((f"{DEFAULT_STATE}/sets/", "Each set: its groups, and the time up to which their copies go."),),
+    "set": (
+        (f"{DEFAULT_STATE}/sets/", "Each set: its groups, and the time up to which their copies go."),
+        (f"{DEFAULT_STATE}/cycles/", "Of each set: the images that its cycles have taken on this node."),
+    ),
     "marker": (
         (f"{DEFAULT_STATE}/markers/", "The markers and schedules of this node as coordinator."),
         (f"{DEFAULT_STATE}/groups/UUID/markers", "What a group's copy has of which marker."),

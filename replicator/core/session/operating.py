@@ -60,14 +60,15 @@ class Operating(SessionBase):
 
     def _takeover(self, event: Command, now: float) -> Step:
         """`args`: force (bool), status (this node's group.status, asked by the shell just now), and where to begin as
-        primary: marker (a number), at_limit (bool); see group.promote."""
+        primary: marker (a number), cycle (a map), at_limit (bool); see group.promote."""
         status = event.args.get("status") or self.status
-        plan = plan_takeover(status, self.facts(now), force=bool(event.args.get("force")))
+        facts = self.facts(now) | {"goes_back": bool(event.args.get("marker") or event.args.get("cycle"))}
+        plan = plan_takeover(status, facts, force=bool(event.args.get("force")))
         if not plan.allowed:
             return self.state, [Answer(event.id, error=to_map(Refused(plan.message, plan.way_out)))]
         self._takeover_id = event.id
         _, effects = self._go_down(now, "takeover", close=True, soon=True)
-        where = {key: event.args[key] for key in ("marker", "at_limit") if event.args.get(key)}
+        where = {key: event.args[key] for key in ("marker", "cycle", "at_limit") if event.args.get(key)}
         ask = self._ask("group.promote", force=bool(event.args.get("force")), **where)
         return State.PROMOTING, [*effects, Log("takeover", {"label": plan.label, "lost": plan.message}), ask]
 

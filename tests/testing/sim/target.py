@@ -104,7 +104,7 @@ class Target:
         def watched(header: bytes, payload: Any, seq: int, epoch: int) -> None:
             append(header, payload, seq, epoch)
             h = unpack_header(header)
-            data = bytes(payload) if payload is not None and h.payload_len else None
+            data = bytes(payload)[: h.data_len] if payload is not None and h.data_len else None
             self.node.epoch_begins(epoch, self.engine)
             truth.add(h.epoch, h.seq, h.kind, Change(h.volume, h.offset, h.length, data))
 

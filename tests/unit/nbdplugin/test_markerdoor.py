@@ -32,6 +32,9 @@ def test_a_line_makes_a_marker_and_the_outcome_can_be_read() -> None:
     args = {"name": "before-payroll", "groups": ["shop", "mail@gamma"], "deadline_s": 2.5}
     assert asked == [("marker.create", args)]
     assert outcome(door) == {"ok": True, "marker": {"name": "before-payroll", "n": 7}}
+    for line in (b"m shop hosts\n", b"m shop 2 hosts\n"):
+        door.write(memoryview(line.ljust(SIZE, b"\0")), 0)
+        assert asked.pop()[1]["hold"] == "hosts"
 
 
 def test_a_marker_that_is_not_made_is_an_error_of_the_write() -> None:

@@ -106,6 +106,21 @@ def test_no_marker_after_the_hold_has_ended_in_any_way(bench: Bench, end: str) -
     assert bench.a.page[HEAD_SEQ] == before
 
 
+def test_where_hosts_hold_nothing_is_parked_and_a_write_makes_it_no_marker(bench: Bench) -> None:
+    bench.a.write(0, 1)
+    token = bench.marking.hold(1, bench.booked(), 1.0, park=False)
+    assert bench.a.engine.parked_for == ""
+    seq = bench.marking.mark(Marker(1, "m1", "c", 1), token)[bench.a.uuid]
+    token = bench.marking.hold(2, bench.booked(), 1.0, park=False)
+    assert bench.a.write(0, 1) == seq + 1, "some host was not asked"
+    with pytest.raises(Refused, match="was written to while its hosts were to hold"):
+        bench.marking.mark(Marker(2, "m2", "c", 1), token)
+    token = bench.marking.hold(3, bench.booked(), 1.0, park=False)
+    bench.now = 1.0
+    with pytest.raises(Refused, match="its time is over"):
+        bench.marking.mark(Marker(3, "m3", "c", 1), token)
+
+
 def test_two_markers_do_not_hold_the_same_group_at_once(bench: Bench) -> None:
     """The second one's hold could stand for the first one's, which something else had ended meanwhile."""
     token = bench.marking.hold(1, bench.booked(), 1.0)
@@ -355,3 +370,22 @@ def test_names_of_images_fit_and_differ() -> None:
     long = [image_name("v" * 60, "m" * 40, n) for n in (1, 2)]
     assert max(map(len, long)) <= 63 and long[0] != long[1]
     assert image_name("db", "monday", 26, twice=True) == "db.monday.1a"
+
+
+def test_no_record_ends_what_a_crash_left_of_going_back(bench: Bench) -> None:
+    """A SYNCED record of somebody else's copy says nothing of volumes that are half taken back."""
+    bench.mark(1)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+
+    def dies(*_: object) -> None:
+        raise OSError("the process ended")
+
+    bench.pools.rollback = dies  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="ended"):
+        bench.hosts["b"].stand_at(bench.service(bench.b), 1)
+    with bench.a.engine.lock:
+        bench.a.engine.append_control(Kind.SYNCED)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    assert bench.b.engine.state.copy != OK and bench.b.engine.status()["rewinding"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from replicator.core.cuts import NO_BOUND, GroupView, SetState, Standing, decide, rule, went_back
+from replicator.core.cuts import NO_BOUND, GroupView, SetState, Standing, decide, decide_back, rule, went_back
+from replicator.core.errors import Refused
 
 
 def view(name: str, **changes: Any) -> GroupView:
@@ -81,3 +82,26 @@ def test_a_decided_takeover_keeps_its_bound_until_every_group_is_primary() -> No
 def test_all_that_has_arrived_can_be_kept() -> None:
     state = decide(rule(SetState(70, True), [view("log"), view("data")], 2), keep=True)
     assert state is not None and state.decided_ns == NO_BOUND
+
+
+def test_a_takeover_at_an_image_needs_no_cut_as_things_stand() -> None:
+    state = decide_back(SetState(70, False), [view("log", arrived_ns=10), view("data")], 2, 7, 60)
+    assert (state.decided_ns, state.decided_cycle) == (60, 7)
+    half = rule(state, [view("log", role="primary"), view("data", consistent=False)], 2)
+    assert (half.standing, half.limit_ns) == (Standing.DECIDED, 60)
+    assert decide_back(state, [], 2, 7, 60) == state, "it may be repeated"
+
+
+@pytest.mark.parametrize(
+    ("state", "views", "why"),
+    [
+        (SetState(70, True), [view("log")], "not on this node"),
+        (SetState(70, True), [view("log"), view("data", role="primary")], "data is primary here"),
+        (SetState(70, True), [view("log"), view("data", consistent=False)], "data is being copied"),
+        (SetState(70, True, 70), [view("log"), view("data")], "another takeover"),
+        (SetState(70, True, 60, 6), [view("log"), view("data")], "another takeover"),
+    ],
+)
+def test_a_takeover_at_an_image_is_refused(state: SetState, views: list[GroupView], why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        decide_back(state, views, 2, 7, 60)
