@@ -18,14 +18,17 @@ On a secondary the group fails: nothing more is received, the pool keeps the pre
 be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
 journal still reaches back, else a resync by difference follows.
+But the pool may hold a part of what is dropped: of a record that it refused half way, or of those that were being applied
+when the target was killed. Only the journal could make those whole, and another primary may never send them. So such a
+copy is inconsistent, durably with the new journal, until it was resynced by difference; the bits of those records are set.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY
+from replicator.capture.state import JOURNAL, NEVER, OK, PRIMARY, RESYNC, SECONDARY
 from replicator.core.errors import Refused
 from replicator.core.losspolicy import may_go_alone
 from replicator.journal.beacons import publish
@@ -90,7 +93,10 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             engine.waiting, engine.pending_epochs = None, []
             engine.last_host_seq = min(engine.last_host_seq, pos)
         kept = state.downstream if state.role == SECONDARY else []
-        engine.commit({e.slot: e.without_peer() for e in kept}, journal_error="", sealed=False)
+        torn: dict[str, Any] = {}
+        if state.role == SECONDARY and state.copy == OK and pos < engine.applied_in_part:
+            torn = {"copy": RESYNC, "floor": pos, "copy_id": "", "copy_from_seq": NEVER}
+        engine.commit({e.slot: e.without_peer() for e in kept}, journal_error="", sealed=False, **torn)
         for edge in kept:
             page[DROPS + edge.slot] += 1
         page[INCARNATION] += 1

@@ -31,7 +31,18 @@ from replicator.capture.follower import apply_all, checkpoint, redo_all
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
-from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED, GroupState, StateFile
+from replicator.capture.state import (
+    BITMAP,
+    JOURNAL,
+    NEVER,
+    OK,
+    PRIMARY,
+    RESYNC,
+    SECONDARY,
+    UNTRACKED,
+    GroupState,
+    StateFile,
+)
 from replicator.core.errors import IntegrityError
 from replicator.journal.files import RandomFile
 from replicator.journal.page import (
@@ -49,9 +60,6 @@ from replicator.journal.page import (
 from replicator.journal.ring import Journal
 from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalFiles
-
-NEVER = (1 << 63) - 1
-"""No record has such a seq."""
 
 
 @dataclass
@@ -108,6 +116,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
         kept = trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error
         if kept:
             journal.recover(trusted_head[:2], keep_head=True)
+            if state.sealed:
+                journal.rewrite()
     except (IntegrityError, OSError) as exc:
         if state.role != SECONDARY or state.attaching is not None:
             raise
@@ -129,9 +139,10 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     if power_lost:
         _drop_lost_epochs(engine)
     if state.sealed and not power_lost:
-        _write_again(engine)
+        _write_again(engine, journal=not kept)
     state.sealed = False
     engine.last_host_seq = page[APPLIED_SEQ]
+    engine.applied_in_part = page[HEAD_SEQ]
     if engine.preimages is not None:
         engine.preimages.settle(engine)
     if state.role == PRIMARY:
@@ -208,9 +219,13 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
     page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
 
 
-def _write_again(engine: GroupEngine) -> None:
-    """After a failed sync: make everything dirty again that only the page cache may hold. Durable: all of it."""
-    engine.journal.rewrite()
+def _write_again(engine: GroupEngine, *, journal: bool) -> None:
+    """After a failed sync: make everything dirty again that only the page cache may hold; `journal`: the journal, too.
+
+    Durable: all of it.
+    """
+    if journal:
+        engine.journal.rewrite()
     for m in engine.bitmaps.maps:
         m.clear_all(0)  # stores every byte as it is
     engine.bitmaps.sync()

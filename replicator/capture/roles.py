@@ -253,6 +253,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_epoch = step.get("synced_epoch", 0)
     state.unclean = False
     state.attaching = None
+    engine.applied_in_part = 0
     publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     engine.save()
     _new_incarnation(engine)
