@@ -149,6 +149,9 @@ class GroupEngine:
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
+        self.full_for: dict[int, int] = {}
+        """Slots of edges for whose sake the journal had no room for a host write, with the tail's offset then: writers
+        wait or fail while it is there."""
         self.applied_in_part = 0
         """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count as
         applied: a former life was applying them, or the pool refused one half way."""
