@@ -146,4 +146,6 @@ class Nemesis:
             peer = rng.choice(["", *peers]) if len(peers) > 1 else ""
             node.run("target", lambda: target.service.set_policy(changes, peer))
             if changes.get("mode") == "async":
-                w.truth.promises.clear()
+                met = [w.by_id[p].name for p in ([peer] if peer else peers)]
+                given_up = {frozenset((node.name, name)) for name in met}
+                w.truth.promises = [p for p in w.truth.promises if not given_up & set(p.via)]

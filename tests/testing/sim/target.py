@@ -294,20 +294,21 @@ class Target:
         if seq:
             # Nothing is promised of an edge that the operator made asynchronous while the write waited.
             for edge in (e for e in request.edges if e.mode == "sync"):
-                self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
+                holder = self.node.world.by_id[edge.peer]
+                self._promise(holder, epoch, seq, request.wants_durable, (frozenset((self.node.name, holder.name)),))
         self._answer(request, "ok")
 
-    def _promise(self, holder: Node, epoch: int, seq: int, durable: bool) -> None:
+    def _promise(self, holder: Node, epoch: int, seq: int, durable: bool, via: tuple[frozenset[str], ...]) -> None:
         """A host is told that `holder` has a write, and so have the nodes below it that are in sync."""
         promises = self.node.truth.promises
-        promises.append(Promise(holder.name, epoch, seq, durable))
+        promises.append(Promise(holder.name, epoch, seq, durable, via))
         for down in in_sync_below(holder):
             oracles.check_holds(down, epoch, seq)
             assert holder.target is not None
             edge = holder.target.engine.state.edge_of(down.node_id)
             assert edge is not None
             stable = holder.target.engine.page[edge_slot(edge.slot, EDGE_DURABLE_SEQ)] >= seq
-            self._promise(down, epoch, seq, durable and stable)
+            self._promise(down, epoch, seq, durable and stable, (*via, frozenset((holder.name, down.name))))
 
     def _ended_alone(self, request: Request) -> None:
         self.waiting.remove(request)

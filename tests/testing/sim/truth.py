@@ -37,6 +37,7 @@ class Promise:
     epoch: int
     seq: int
     durable: bool  # told to be on stable storage there
+    via: tuple[frozenset[str], ...] = ()  # the edges on the way there, by the names of their ends; all were in sync
 
 
 @dataclass
