@@ -18,6 +18,7 @@ from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
+from replicator.core.session import base
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
 from replicator.daemon.link.claims import Claims
@@ -601,3 +602,33 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     return [(Claims, "release", lambda self, who: None)]
+
+
+@bug(
+    "copy-below-outlives-its-list",
+    "a copy through a relay goes on when an EPOCH record shows that the primary lost the list of its blocks",
+    kind="tree",
+    parents=(0, 1, 2),
+    edge_modes=("async", "async", "async"),
+    faults=("switchover",),
+    fault_gap_s=0.2,
+    blocks=(24,),
+    seeds=120,
+)
+def _() -> list[Patch]:
+    return [(follower, "_void_copies", lambda e, begun: None)]
+
+
+@bug(
+    "bitmap-dropped-before-the-tree-has-the-next",
+    "a relay says of the whole tree below it what it holds itself, so a bitmap goes that a node below still needs",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("kill-node", "cut", "down", "force-takeover", "split", "resync"),
+    rotate_blocks=1,
+    write_gap_s=0.03,
+    seeds=120,
+)
+def _() -> list[Patch]:
+    return [(base, "tree_durable", lambda status: int(status.get("durable", 0)))]

@@ -97,6 +97,7 @@ class Nemesis:
         """The journal cannot be synced once. Its node is taken out of service and reboots."""
         w = self._world
         if node.target is not None:
+            w.spoiled = True
             node.disk.fail_next_sync("journal")
             w.clock.after(1.0, self._after_eio, node)
 

@@ -190,6 +190,10 @@ class World:
         self.ran: set[Node] = set()
         """Nodes of which a process did something since the oracles looked."""
         self._before: dict[str, tuple[Any, ...]] = {}
+        self.complete: set[str] = set()
+        """Names of the nodes that have held a whole image."""
+        self.spoiled = False
+        """Power was lost, or a disk failed: then a history or a bitmap may be lost, too."""
 
     def node(self, name: str) -> Node:
         """The node of this name."""
@@ -305,6 +309,8 @@ class World:
             if self._seen.get(node.name) != now:
                 self._seen[node.name] = now
                 changed.add(node.name)
+                if state.copy == OK and state.hist:
+                    self.complete.add(node.name)
                 oracles.check_prefix(node)
             oracles.check_honest(node)
         if changed:
@@ -315,6 +321,7 @@ class World:
 
     def power_lost(self, node: Node) -> None:
         """A node is about to lose power: promises that only its page cache kept are void."""
+        self.spoiled = True
         self._power[node.name] = True
 
     def recovered(self, node: Node, engine: GroupEngine) -> None:
@@ -340,6 +347,8 @@ class World:
         allowed = node.node_id in self.consents
         oracles.check_consent(node, hist, args["p"], allowed)
         oracles.check_promises_kept(node, hist, args["p"], allowed)
+        if args["full"] and node.name in self.complete and not self.spoiled:
+            raise Violation(f"thrifty: {node.name} is copied to as a whole, and no disk has lost anything")
 
     def called(self, node: Node, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
         """A target carried out a control operation."""
