@@ -613,7 +613,8 @@ def _() -> list[Patch]:
     faults=("switchover",),
     fault_gap_s=0.2,
     blocks=(24,),
-    seeds=120,
+    duration_s=3.0,
+    write_gap_s=0.08,
 )
 def _() -> list[Patch]:
     return [(follower, "_void_copies", lambda e, begun: None)]
@@ -628,7 +629,9 @@ def _() -> list[Patch]:
     faults=("kill-node", "cut", "down", "force-takeover", "split", "resync"),
     rotate_blocks=1,
     write_gap_s=0.03,
-    seeds=120,
+    fault_gap_s=0.3,
+    duration_s=3.0,
+    blocks=(3,),
 )
 def _() -> list[Patch]:
     return [(base, "tree_durable", lambda status: int(status.get("durable", 0)))]
