@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, edges, follower, journalloss, recovery, service
+from replicator.capture import copier, edges, follower, journalloss, service, volumeset
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.state import JOURNAL, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import FarstripeError, MediumError
@@ -22,7 +22,7 @@ from replicator.journal import volumes
 from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
 from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
-from tests.testing.sim.truth import Change, Promise
+from tests.testing.sim.truth import Promise, change_of_record
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
@@ -103,7 +103,7 @@ class Target:
             h = unpack_header(header)
             data = bytes(payload) if payload is not None and h.payload_len else None
             self.node.epoch_begins(epoch, self.engine)
-            truth.add(h.epoch, h.seq, h.kind, Change(h.volume, h.offset, h.length, data))
+            truth.add(h.epoch, h.seq, h.kind, change_of_record(h, data))
 
         self.engine.journal.append = watched  # type: ignore[method-assign]
 
@@ -149,6 +149,8 @@ class Target:
                 svc._full.go_over()
             elif engine.state.journal_error and rng.random() < 0.2:
                 self._replace_journal()
+            if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
+                volumeset.settle(engine)
             if engine.state.mode == JOURNAL:
                 for peer in svc._relay_watch.look(self.clock.now):
                     self.node.note(f"degraded towards {self.node.world.by_id[peer].name}")
@@ -156,7 +158,7 @@ class Target:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
             if rng.random() < 0.6:
-                self.node.pool.clear_intents([v.file for v in engine.volumes], self._sync_tracking)  # type: ignore[attr-defined]
+                self.node.pool.clear_intents(self._sync_tracking)
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
@@ -386,8 +388,3 @@ def in_sync_below(node: Node) -> list[Node]:
         if other is not None and other.conn is edge.conn.peer and other.session.receives:
             found.append(edge.peer)
     return found
-
-
-def open_or_create(node: Node, parts: recovery.Parts) -> GroupEngine:
-    """Open the node's group after whatever stopped it."""
-    return recovery.open_engine(parts, node.pool.unclean())
