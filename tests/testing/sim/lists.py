@@ -255,6 +255,8 @@ class ListNemesis:
         try:
             entry = target.service.change_volumes(kind, name, size)
         except (OSError, FarstripeError) as exc:
+            if engine.list_in_doubt:
+                target.node.in_vain = engine.epoch, engine.pos
             target.node.note(f"{kind.name} {name} refused: {exc}")
             return
         target.node.listed_anew()

@@ -78,6 +78,8 @@ class Node:
         self._risk_syncs = 0
         self.leftover: list[Change] = []
         """What a power loss left in the image beyond the recovered position, until an epoch begins with it."""
+        self.in_vain: tuple[int, int] | None = None
+        """Where in the sequence a change of the list was said that did not come about."""
         self.answered_alone: list[tuple[int, int]] = []
         """Host writes this node answered as primary, (epoch, seq), as far as it still holds them."""
         self._epochs: list[int] = []
@@ -280,8 +282,14 @@ class Node:
         if state.mode != BITMAP or not state.listed_at or tuple(state.listed_at) in self.truth.records:
             return
         epoch, seq = (int(n) for n in state.listed_at)
-        before = Image(self.truth)
-        before.move([(int(e), int(b)) for e, b in state.hist], seq - 1)
+        before, hist = Image(self.truth), [(int(e), int(b)) for e, b in state.hist]
+        if self.in_vain == (epoch, seq - 1) and (said := self.truth.records.get(self.in_vain)) is not None:
+            before.move(hist, seq - 2)
+            was = bytes(before.volumes[said.volume]) if said.volume < len(before.volumes) else b""
+            self.epoch_begins(epoch, engine)
+            self.truth.add(epoch, seq, 0, Change(said.volume, 0, len(was), was, "RESTORED"))
+            return
+        before.move(hist, seq - 1)
         sizes = {v["index"]: v["size"] for v in state.volumes}
         known = {index: len(volume) for index, volume in enumerate(before.volumes) if volume}
         [index] = [i for i in sizes.keys() | known.keys() if sizes.get(i) != known.get(i)]

@@ -39,7 +39,7 @@ def check_prefix(node: Node) -> None:
     if target is None or target.engine.failed or not node.truth.genesis:
         return
     state, page = target.engine.state, target.engine.page
-    if state.mode == UNTRACKED:
+    if state.mode == UNTRACKED or target.engine.list_in_doubt:
         return
     if state.role == SECONDARY and (state.copy != OK or not target.prefix_now):
         return

@@ -147,6 +147,7 @@ class Target:
         try:
             if engine.journal_lost:
                 svc._full.go_over()
+                self.node.listed_anew()
             elif engine.state.journal_error and rng.random() < 0.2:
                 self._replace_journal()
             if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:

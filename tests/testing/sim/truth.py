@@ -30,7 +30,8 @@ class Change(NamedTuple):
     length: int
     data: bytes | None
     listing: str = ""
-    """VOLUME_ADD, RESIZE (both to `length` bytes) or VOLUME_REMOVE, when it changes which volumes there are."""
+    """VOLUME_ADD, RESIZE (both to `length` bytes) or VOLUME_REMOVE, when it changes which volumes there are; RESTORED (to
+    `data`) when a change is taken back that was said and did not come about."""
 
 
 def change_of_record(header: Header, payload: bytes | None) -> Change:
@@ -151,7 +152,9 @@ def apply(volumes: list[bytearray], change: Change) -> None:
     if change.listing:
         volumes += [bytearray() for _ in range(change.volume + 1 - len(volumes))]
         volume = volumes[change.volume]
-        if change.listing != "RESIZE":
+        if change.data is not None:
+            volume[:] = change.data
+        if change.listing != "RESIZE" and change.data is None:
             volume.clear()
         volume[change.length :] = bytes(max(0, change.length - len(volume)))
         return
