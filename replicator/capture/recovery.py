@@ -33,6 +33,7 @@ from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
 from replicator.capture.state import (
     BITMAP,
+    DIVERGED,
     JOURNAL,
     NEVER,
     OK,
@@ -176,6 +177,8 @@ def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: s
     """
     if state.copy == OK:
         state.copy, state.floor = RESYNC, applied
+    elif state.copy == DIVERGED:
+        applied = state.floor  # all of it is in the pool, and only an operator gives it up
     state.copy_id, state.copy_from_seq = "", NEVER
     state.journal_error, state.sealed = why, False
     state.clean, state.boot = False, parts.boot
@@ -247,6 +250,8 @@ def _position(state: GroupState, trusted_pos: int | None) -> int:
         return trusted_pos
     if state.mode == BITMAP:
         return state.seq_limit
+    if state.copy == DIVERGED:
+        return state.floor
     return state.hist[-1][1] if state.hist else 0
 
 

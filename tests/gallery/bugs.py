@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
+from replicator.capture import copier, copies, edges, engine, follower, journalloss, recovery, roles
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.core import events, handshake, session
@@ -390,6 +390,24 @@ def _() -> list[Patch]:
         return right(self, reason) if self.state.role != "primary" else engine.Parked()
 
     return [(engine.GroupEngine, "lose_journal", forgiving)]
+
+
+@bug(
+    "new-journal-for-a-torn-image",
+    "a copy that gets a new journal counts as consistent, though its pool holds dropped records in part",
+    faults=("kill-target", "eio", "force-takeover"),
+    lazy=30.0,
+    fault_gap_s=0.4,
+    write_gap_s=0.01,
+)
+def _() -> list[Patch]:
+    right = journalloss._replace
+
+    def careless(e: engine.GroupEngine, *where: Any) -> int:
+        e.applied_in_part = 0
+        return right(e, *where)
+
+    return [(journalloss, "_replace", careless)]
 
 
 @bug(

@@ -250,6 +250,8 @@ class ListNemesis:
         else:
             one = rng.choice(volumes)
             name, index = one["name"], one["index"]
+            if kind == Kind.RESIZE and one["size"] == size:
+                return
             if any(request.volume == index for request in (*target.queue, *target.waiting)):
                 return
         try:

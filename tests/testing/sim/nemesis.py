@@ -94,7 +94,7 @@ class Nemesis:
         w.clock.after(rng.expovariate(0.5), w.heal)
 
     def _do_eio(self, node: Node, rng: random.Random) -> None:
-        """The journal cannot be synced once. Its node is taken out of service and reboots."""
+        """The journal cannot be synced once. Its node reboots, unless a copy has got a new journal by then."""
         w = self._world
         if node.target is not None:
             w.spoiled = True
@@ -104,6 +104,9 @@ class Nemesis:
     def _after_eio(self, node: Node) -> None:
         w = self._world
         node.disk.heal("journal")
+        target = node.target
+        if target is not None and target.replaced and not (target.engine.failed or target.engine.journal_lost):
+            return
         node.die("power")
         w.clock.after(0.5, w.start, node)
 

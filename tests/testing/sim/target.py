@@ -19,7 +19,7 @@ from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unansw
 from replicator.core.records import unpack_header
 from replicator.core.transitions import State
 from replicator.journal import volumes
-from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
+from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, HEAD_SEQ, TAIL_OFF, edge_slot
 from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
 from tests.testing.sim.truth import Promise, change_of_record
@@ -78,6 +78,9 @@ class Target:
         self.waiting: list[Request] = []  # admitted, waiting for the peer
         self.settled_upto = 0
         """A secondary's image is a prefix from here on: the position it had applied before its target died."""
+        self._broken_since = self.clock.now
+        self.replaced = False
+        """The journal was, in this life."""
         self._idle_until = 0.0
         self._watch_journal()
         self._again(STEP_S, self._step)
@@ -142,13 +145,19 @@ class Target:
         svc = self.service
         if svc._hold_until and self.clock.now >= svc._hold_until:
             svc.release("its deadline passed")
-        if engine.failed:
+        broken = engine.failed_by_journal and engine.state.role == SECONDARY
+        if not (broken or engine.state.journal_error):
+            self._broken_since = self.clock.now
+        waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
+        if engine.failed and not (broken and waited and rng.random() < 0.5):
             return
         try:
-            if engine.journal_lost:
+            if engine.failed:
+                self._replace_journal()
+            elif engine.journal_lost:
                 svc._full.go_over()
                 self.node.listed_anew()
-            elif engine.state.journal_error and rng.random() < 0.2:
+            elif engine.state.journal_error and waited and rng.random() < 0.2:
                 self._replace_journal()
             if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
                 volumeset.settle(engine)
@@ -169,6 +178,8 @@ class Target:
         engine, ring_bytes = self.engine, self.node.journal_bytes - DATA_START
         volumes.prepare(file, 0, engine.journal.super, ring_bytes)
         journalloss.replace_journal(engine, file, 0, ring_bytes)
+        self.replaced = True
+        self.node.world.gave_up_received(self.node)
         self.node.note("journal replaced")
 
     def _sync_tracking(self) -> None:
@@ -372,7 +383,8 @@ class Target:
     @property
     def prefix_now(self) -> bool:
         """Whether this secondary's image must be a prefix of its history now."""
-        return bool(self.engine.page[APPLIED_SEQ] >= self.settled_upto)
+        page = self.engine.page
+        return bool(page[APPLIED_SEQ] >= min(self.settled_upto, page[HEAD_SEQ]))
 
 
 def in_sync_below(node: Node) -> list[Node]:

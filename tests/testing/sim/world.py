@@ -12,7 +12,7 @@ import random
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from replicator.capture import copier, fulljournal, service, volumeset
+from replicator.capture import copier, fulljournal, journalloss, service, volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
 from replicator.core.credits import MIN_WINDOW_BYTES
@@ -138,6 +138,13 @@ class SimTime:
         raise Violation("the service slept: a change was still in flight")
 
 
+class Patient:
+    """Stands in for the time module inside journalloss: whoever calls it has waited already (Target._keep)."""
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing."""
+
+
 @dataclass
 class Report:
     """Outcome of a run."""
@@ -213,6 +220,7 @@ class World:
         """Run it all. Raises Violation."""
         kept = service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES
         service.time = fulljournal.time = SimTime(self.clock)  # type: ignore[attr-defined,assignment]  # their name
+        journalloss.time = Patient()  # type: ignore[attr-defined,assignment]
         copier.ROTATE_MIN_BLOCKS = self.options.rotate_blocks
         shipper.RUN_BYTES = 24 << 10
         try:
@@ -227,7 +235,7 @@ class World:
             self._live()
         finally:
             service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES = kept  # type: ignore[assignment]
-            fulljournal.time = service.time
+            fulljournal.time = journalloss.time = service.time
         return Report(
             self.seed,
             self.options,
@@ -329,6 +337,15 @@ class World:
         """A node is about to lose power: promises that only its page cache kept are void."""
         self.spoiled = True
         self._power[node.name] = True
+
+    def gave_up_received(self, node: Node) -> None:
+        """A copy got a new journal: what it had received and not applied it has promised in vain (SAFETY.md)."""
+        assert node.target is not None
+        hist, pos = node.hist(), node.target.engine.pos
+        promises = self.truth.promises
+        self.truth.promises = [
+            p for p in promises if p.holder != node.name or self.truth.holds(hist, pos, p.epoch, p.seq)
+        ]
 
     def recovered(self, node: Node, engine: GroupEngine) -> None:
         """A target was started again."""

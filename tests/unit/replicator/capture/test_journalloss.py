@@ -448,6 +448,26 @@ def test_a_secondary_that_lost_its_journal_and_power_is_copied_anew(pair: Pair) 
     pair.sync_up()
 
 
+def test_a_former_primary_that_loses_its_journal_still_keeps_the_writes_that_nobody_gave_up(pair: Pair) -> None:
+    side = pair.a
+    side.write(0, 1)  # answered, and never shipped
+    roles.promote(pair.b.engine)
+    pair.b.write(4096, 2)
+    assert pair.meet().label == "former-primary"
+    pos = side.engine.pos
+    side.power_cut("keep")
+    store = side.disk._find("journal")
+    store.data[:] = bytes(len(store.data))
+    for _ in range(2):
+        side.start()
+        assert side.engine.state.journal_error and side.engine.pos == pos
+        side.power_cut("keep")
+    side.start()
+    renew(side)
+    assert pair.meet().label == "former-primary", "its writes are discarded unasked"
+    assert pair.sync_up(side.node_id).action is Action.COPY
+
+
 @pytest.mark.parametrize("synced", [True, False])
 def test_the_power_cut_shows_whether_the_pool_was_synced_first(pair: Pair, synced: bool) -> None:
     side = pair.a
