@@ -463,7 +463,7 @@ class GroupEngine:
         """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared."""
         if self.failed or self.state.mode == UNTRACKED:
             return
-        if self.state.mode == JOURNAL:
+        if self.state.mode == JOURNAL and not self.state.journal_error:  # else nothing was received since it had one
             self.sync_journal()
         self.bitmaps.sync()
 

@@ -140,7 +140,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]]) -> GroupE
     if power_lost:
         _drop_lost_epochs(engine)
     if state.sealed and not power_lost:
-        _write_again(engine, journal=not kept)
+        _write_again(engine, journal=not (kept or state.journal_error))
     state.sealed = False
     engine.last_host_seq = page[APPLIED_SEQ]
     engine.applied_in_part = page[HEAD_SEQ]

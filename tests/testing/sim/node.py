@@ -29,6 +29,7 @@ from replicator.core.epochs import node_tag
 from replicator.core.errors import FarstripeError, IntegrityError, MediumError
 from replicator.core.events import Log
 from replicator.journal.page import APPLIED_SEQ, EDGE_RECEIVED_SEQ, SLOTS, Page, edge_slot
+from replicator.journal.volumes import JournalFiles, newest_generation
 from tests.testing.fakedisk import FakeDisk, PowerCut
 from tests.testing.sim.clock import Clock
 from tests.testing.sim.lists import ListHost, NamedPool, listed, map_blocks
@@ -141,6 +142,7 @@ class Node:
         """Start the target process after whatever stopped it."""
         if self.target is not None:
             return
+        self._settle_journal()
         was_applied = self.applied_high
         box: list[GroupEngine] = []
 
@@ -172,6 +174,17 @@ class Node:
         if state.role == PRIMARY and state.hist and engine.pos > state.hist[-1][1]:
             self.epoch_begins(state.hist[-1][0], engine)  # recovery may have added the epoch's record
             self.image = Image(self.truth)
+
+    def _settle_journal(self) -> None:
+        """The target died while it got a new journal: which of the files counts, their superblocks say."""
+        if "journal.new" not in self.disk.names():
+            return
+        old, new = (newest_generation(JournalFiles(self.disk.open(n))) for n in ("journal", "journal.new"))  # type: ignore[arg-type]
+        if new <= old:
+            self.disk.remove("journal.new")
+            return
+        self.disk.remove("journal")
+        self.disk.rename("journal.new", "journal")
 
     def start_replicator(self) -> None:
         """Start the replicator process."""

@@ -173,19 +173,24 @@ class Target:
             self.node.note(f"keeper failed: {exc}")
 
     def _replace_journal(self) -> None:
-        """The operator gives the group a new journal, once the disk is good again."""
-        file: Any = self.node.disk.open("journal")
+        """The operator gives the group a new journal, once the disk is good again; the old file stays until then."""
+        disk = self.node.disk
+        if "journal.new" in disk.names():
+            disk.remove("journal.new")
+        disk.create("journal.new", self.node.journal_bytes)
+        file: Any = disk.open("journal.new")
         engine, ring_bytes = self.engine, self.node.journal_bytes - DATA_START
         volumes.prepare(file, 0, engine.journal.super, ring_bytes)
         journalloss.replace_journal(engine, file, 0, ring_bytes)
+        disk.remove("journal")
+        disk.rename("journal.new", "journal")
+        file.path = "journal"
         self.replaced = True
         self.node.world.gave_up_received(self.node)
         self.node.note("journal replaced")
 
     def _sync_tracking(self) -> None:
-        if self.engine.state.mode == JOURNAL:
-            self.engine.sync_journal()
-        self.engine.bitmaps.sync()
+        self.engine.sync_tracking()
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 

@@ -423,6 +423,22 @@ def test_a_secondary_whose_journal_is_gone_at_start_is_readable_and_resynced_by_
     assert pair.b.page[HEAD_OFF] > 0
 
 
+def test_a_secondary_without_a_journal_goes_on_and_starts_again_and_again(pair: Pair) -> None:
+    side = pair.b
+    side.kill()
+    store = side.disk._find("journal")
+    store.data[:] = bytes(len(store.data))
+    side.start()
+    side.engine.sync_tracking()  # the pool clears marks of its intent log
+    assert not side.engine.failed
+    with side.engine.lock:
+        side.engine.lose_journal("something wanted to sync it all the same")
+    side.kill()
+    side.start()
+    renew(side)
+    pair.sync_up()
+
+
 def test_a_secondary_whose_failing_journal_cannot_be_written_again_is_readable_and_resynced(pair: Pair) -> None:
     """It failed on a sync, and was restarted instead of given a new journal."""
     pair.a.write(0, 1)
