@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from replicator.capture import copier, copies, edges, engine, follower, journalloss, recovery, roles
+from replicator.capture import copier, copies, edges, engine, follower, recovery, roles, volumeset
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.core import events, handshake, session
@@ -393,24 +393,6 @@ def _() -> list[Patch]:
 
 
 @bug(
-    "new-journal-for-a-torn-image",
-    "a copy that gets a new journal counts as consistent, though its pool holds dropped records in part",
-    faults=("kill-target", "eio", "force-takeover"),
-    lazy=30.0,
-    fault_gap_s=0.4,
-    write_gap_s=0.01,
-)
-def _() -> list[Patch]:
-    right = journalloss._replace
-
-    def careless(e: engine.GroupEngine, *where: Any) -> int:
-        e.applied_in_part = 0
-        return right(e, *where)
-
-    return [(journalloss, "_replace", careless)]
-
-
-@bug(
     "discard-without-consent",
     "a former primary's acknowledged writes are overwritten unasked",
     faults=("force-takeover", "kill-node"),
@@ -503,6 +485,29 @@ def _() -> list[Patch]:
 def _() -> list[Patch]:
     right = handshake._facts
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
+
+
+@bug(
+    "redo-of-volumes-that-left",
+    "after a crash records from before a change of the volumes are applied again, to the volumes of after it",
+    faults=("kill-target", "power"),
+    lists=True,
+)
+def _() -> list[Patch]:
+    return [(volumeset, "passes_over", lambda state: (0, 0))]
+
+
+@bug(
+    "change-of-volumes-said-in-vain",
+    "a change of the volumes that the journal refused is forgotten, though the copy may have made it",
+    faults=("eio",),
+    lists=True,
+    mode="async",
+    fault_gap_s=0.2,
+    delay_s=0.0005,
+)
+def _() -> list[Patch]:
+    return [(volumeset, "restated", lambda e, at: {})]
 
 
 # -- trees

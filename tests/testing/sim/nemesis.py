@@ -97,7 +97,7 @@ class Nemesis:
         """The journal cannot be synced once. Its node reboots, unless a copy has got a new journal by then."""
         w = self._world
         if node.target is not None:
-            w.spoiled = True
+            w.spoiled, node.target.replaced = True, False
             node.disk.fail_next_sync("journal")
             w.clock.after(1.0, self._after_eio, node)
 

@@ -241,6 +241,7 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
             node.at_risk.append(change)
         elif (engine.epoch, engine.pos) not in truth.records:
             truth.add(engine.epoch, engine.pos, Kind.WRITE, change)
+            node.at_risk.append(change)
     if not power:
         return
     node.answered_alone = [a for a in node.answered_alone if truth.holds(hist, engine.pos, *a)]
