@@ -254,3 +254,21 @@ def test_a_cascade_with_two_sources_has_one_image_a_marker_on_every_copy_and_sur
     a.farstripe("marker", "takeover", "--groups", "log,data", "--yes")
     assert judge((a, "log"), (a, "data")) == last
     Database(a.writer("log"), a.writer("data")).stop()
+
+
+# -- F1-03: a host that states its time
+
+
+def test_later_writes_of_all_volumes_have_at_least_the_time_that_a_host_stated(
+    shared: tuple[Node, Node, Node],
+) -> None:
+    a, _, _ = shared
+    handle = a.writer("log")
+    stated = time.time_ns() + 60 * 10**9
+    for time_ns in (stated, stated - 10 * 10**9):
+        a.ask("target", "group.host_time", group="log", time_ns=time_ns)
+        handle.pwrite(b"h" * BLOCK, SLOTS * BLOCK)
+        assert stamps(a, "log")[-1] >= stated, "a time fell below one that was stated before"
+    assert a.group("log")["host_time_ns"] == stated - 10 * 10**9, "the host's own time is not shown"
+    seen = stamps(a, "log")
+    assert seen == sorted(set(seen))
