@@ -33,7 +33,8 @@ from replicator.capture.service import GroupService
 from replicator.capture.state import DIVERGED, OK, RESYNC, SECONDARY
 from replicator.core.errors import FarstripeError, Refused, TimedOut
 from replicator.eventlog import EventLog
-from replicator.journal.page import APPLIED_SEQ
+from replicator.journal.beacons import look
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN
 
 BUILDING = "building"
 VIEW = "view"
@@ -110,10 +111,12 @@ class Views:
         self, engine: GroupEngine, key: str, value: int | str, suffix: str | None, writable: bool
     ) -> dict[str, Any]:
         began, window = time.monotonic(), _window(engine)
+        arrived = look(engine.page.u64, ARRIVED_GEN)
         chain, applied = window.chain, engine.page[APPLIED_SEQ]
         place = instants.find(window, key, value, applied)
         names = {v["name"]: f"{v['name']}-{suffix or f'at-{place.instant.seq}'}" for v in engine.state.volumes}
-        told = _told(engine, place, certain=key != "time_ns" or place.instant.seq != applied)
+        final = key != "time_ns" or instants.is_final(place, int(value), applied, arrived)
+        told = _told(engine, place, certain=final)
         clones, end = self._take(engine, window, chain, place, names)
         try:
             with _pinned(window, place.begin):

@@ -161,6 +161,14 @@ class GroupEngine:
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
+        self.list_in_doubt = 0
+        """A change of the list was said and could not be synced (volumeset.py): the next index of a volume; else 0."""
+        self.full_for: dict[int, int] = {}
+        """Slots of edges for whose sake the journal had no room for a host write, with the tail's offset then: writers
+        wait or fail while it is there."""
+        self.applied_in_part = 0
+        """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count as
+        applied: a former life was applying them, or the pool refused one half way."""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
         """Places in the journal, for retention."""
@@ -471,7 +479,7 @@ class GroupEngine:
         """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared."""
         if self.failed or self.state.mode == UNTRACKED:
             return
-        if self.state.mode == JOURNAL:
+        if self.state.mode == JOURNAL and not self.state.journal_error:  # else nothing was received since it had one
             self.sync_journal()
         self.bitmaps.sync()
 

@@ -123,15 +123,24 @@ def _of_edge(engine: GroupEngine, edge: Edge | None) -> dict[str, Any]:
         "copy_id": state.copy_id,
         "synced_seq": state.synced_seq,
         "unclean": state.unclean,
+        "blocks_writers": any(_blocks_writers(engine, e) for e in state.edges),
     }
     if edge is None:
         return found
     found["edge"] = edge.slot
+    found["blocks_writers"] = _blocks_writers(engine, edge)
     found["sync_on"], found["degraded"] = edge.sync_on, edge.degraded
     if state.role == SECONDARY and edge.peer == state.upstream:
         return found | {"copying": False}
     copy = {"copying": edge.copying, "copy_id": edge.copy_id, "synced_seq": edge.synced_seq}
     return found | copy | ({"unclean": edge.unclean} if state.role == PRIMARY else {})
+
+
+def _blocks_writers(engine: GroupEngine, edge: Edge) -> bool:
+    """Whether host writes wait or fail because the journal is full with what this edge's peer lacks."""
+    state = engine.state
+    full = state.role == PRIMARY and state.mode == JOURNAL and not edge.dropped
+    return full and engine.full_for.get(edge.slot) == engine.page[TAIL_OFF]
 
 
 def _edge(engine: GroupEngine, edge: Edge) -> dict[str, Any]:
@@ -149,5 +158,6 @@ def _edge(engine: GroupEngine, edge: Edge) -> dict[str, Any]:
         **vars(edge),
         "upstream": bool(edge.peer) and edge.peer == state.upstream,
         "linked": edge.slot in engine.linked,
+        "blocks_writers": _blocks_writers(engine, edge),
         **{name: u64[edge_slot(edge.slot, what)] for name, what in counters.items()},
     }

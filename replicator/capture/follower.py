@@ -16,7 +16,7 @@ from replicator.capture import volumeset
 from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
-from replicator.capture.state import JOURNAL, OK, RESYNC, SECONDARY, GroupState
+from replicator.capture.state import JOURNAL, NEVER, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.epochs import counter_of, tag_of
 from replicator.core.errors import IntegrityError
 from replicator.core.numbering import Arrival
@@ -45,8 +45,6 @@ from replicator.journal.page import (
 BATCH_BYTES = (1 << 20) + 64
 RECORDED_BATCH_BYTES = 4 * BATCH_BYTES
 """Of a group that retains what it overwrites: each batch costs a sync of the ring."""
-NEVER = (1 << 63) - 1
-"""No SYNCED record has such a seq."""
 _WRITE, _TRIM = int(Kind.WRITE), int(Kind.TRIM)  # WRITE, ZERO and TRIM are what hosts do, and come first
 _MARKER = int(Kind.MARKER)
 
@@ -149,6 +147,9 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
                 host_seq = seq
             elif kind == _MARKER and engine.limit_seq == seq:
                 break  # suspended here
+    except BaseException:
+        engine.applied_in_part = max(engine.applied_in_part, seq + 1)
+        raise
     finally:
         u64[APPLIED_SEQ], u64[APPLIED_OFF] = seq, off
         engine.applied_time_ns, engine.last_host_seq = time_ns, host_seq

@@ -7,6 +7,7 @@ copier when the node above, or a copy, waits for room.
     a checkpoint frees space              nothing else is done
     a peer holds the tail, linked         writers wait for it, for full_timeout_s at most
     it is away, or was too slow           its edge is dropped, if a peer is left to journal for
+      where the policy gives nobody up    writers fail, whoever else is connected
     no peer is left                       differences are counted from then on (overflow)
     the medium has failed                 the same (go_over)
 """
@@ -61,6 +62,7 @@ class FullJournal:
         if self._checkpoint_frees(before):
             return
         verdicts = [(e, self._verdict(e, began)) for e in edges.holders(engine)]
+        engine.full_for = {e.slot: before for e, verdict in verdicts if verdict is not Verdict.OVERFLOW}
         if any(verdict is Verdict.FAIL for _, verdict in verdicts):
             raise self._no_room(next(e for e, verdict in verdicts if verdict is Verdict.FAIL))
         give_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
@@ -93,12 +95,14 @@ class FullJournal:
         state = self._engine.state
         if not may_go_alone(edge.sync_on, state.policy.on_loss):
             return MediumError(
-                f"the journal of group {state.name} is full, and on_loss=stall lets nothing exist here only",
-                "reconnect the peer, or choose on_loss=degrade to go on alone",
+                f"the journal of group {state.name} is full with what node {edge.peer} lacks, and on_loss=stall lets "
+                "nothing exist here only",
+                "reconnect that peer, or choose on_loss=degrade to go on alone",
             )
         return MediumError(
-            f"the journal of group {state.name} is full and its policy is on_full={state.policy.on_full}",
-            "reconnect the peer, or choose on_full=bitmap",
+            f"the journal of group {state.name} is full with what node {edge.peer} lacks, and its policy is "
+            f"on_full={state.policy.on_full}",
+            "reconnect that peer, or choose on_full=bitmap",
         )
 
     def _drop(self, given_up: list[Edge]) -> None:

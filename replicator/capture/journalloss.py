@@ -17,16 +17,19 @@ On a secondary the group fails: nothing more is received, the pool keeps the pre
 `replace` gives the group a new journal, which mends nothing else: a group that failed because pool or state could not
 be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
-journal still reaches back, else a resync by difference follows. One that was killed and found its journal gone may hold
-some of these records in part: it is inconsistent until they have come again (recovery.py).
+journal still reaches back, else a resync by difference follows.
+But the pool may hold a part of what is dropped: of a record that it refused half way, or of those that were being applied
+when the target was killed. Only the journal could make those whole, and another primary may never send them. So such a
+copy is inconsistent, durably with the new journal, until they have come again (`torn_to`) or it was resynced by
+difference; the bits of those records are set.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from replicator.capture.state import JOURNAL, OK, PRIMARY, RESYNC, SECONDARY
+from replicator.capture.state import JOURNAL, NEVER, OK, PRIMARY, RESYNC, SECONDARY, GroupState
 from replicator.core.errors import Refused
 from replicator.core.losspolicy import may_go_alone
 from replicator.journal.beacons import publish
@@ -37,9 +40,11 @@ from replicator.journal.page import (
     DROPS,
     EDGE_DURABLE_OFF,
     EDGE_LINK,
+    EPOCH,
     HEAD_OFF,
     INCARNATION,
     LINK_STREAMING,
+    Page,
     clear_edge,
     edge_slot,
 )
@@ -90,6 +95,7 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             raise _in_use(engine)
         pos = page[APPLIED_SEQ] if state.role == SECONDARY else engine.pos
         dropped = engine.pos - pos
+        exact = of_one_epoch(state, page, pos)
         engine.sync_pool()
         if state.role == SECONDARY and engine.preimages is not None:
             engine.preimages.leave(pos)
@@ -102,9 +108,13 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             engine.waiting, engine.pending_epochs = None, []
             engine.last_host_seq = min(engine.last_host_seq, pos)
         kept = state.downstream if state.role == SECONDARY else []
+        mended: dict[str, Any] = {}
+        if state.role == SECONDARY and state.copy == RESYNC and 0 < state.torn_to <= pos:
+            mended = {"copy": OK, "floor": pos, "torn_to": 0}
+        elif state.role == SECONDARY and state.copy == OK and pos < engine.applied_in_part:
+            torn_to = engine.applied_in_part if exact else 0
+            mended = {"copy": RESYNC, "floor": pos, "copy_id": "", "copy_from_seq": NEVER, "torn_to": torn_to}
         # What a peer below holds of the lost records it need not get again: the new journal is kept for it from here.
-        whole = state.role == SECONDARY and state.copy == RESYNC and 0 < state.torn_to <= pos
-        mended = {"copy": OK, "floor": pos, "torn_to": 0} if whole else {}
         edges = {e.slot: e.without_peer() | {"dropped": e.dropped} for e in kept}
         engine.commit(edges, journal_error="", sealed=False, **mended)
         for edge in kept:
@@ -114,6 +124,12 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
         page[INCARNATION] += 1
         engine.opened.notify_all()
         return dropped
+
+
+def of_one_epoch(state: GroupState, page: Page, applied: int) -> bool:
+    """All that was received and not applied is of the epoch of what was applied, and changes no volumes."""
+    listed = state.listed_at[1] if state.listed_at else 0
+    return bool(state.hist) and page[EPOCH] == state.hist[-1][0] and listed <= applied and state.hist[-1][1] <= applied
 
 
 def _in_use(engine: GroupEngine) -> Refused:

@@ -37,10 +37,23 @@ from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile, NoMap
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
 from replicator.capture.follower import apply_all, checkpoint, redo_all
+from replicator.capture.journalloss import of_one_epoch
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
-from replicator.capture.state import BITMAP, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED, GroupState, StateFile
+from replicator.capture.state import (
+    BITMAP,
+    DIVERGED,
+    JOURNAL,
+    NEVER,
+    OK,
+    PRIMARY,
+    RESYNC,
+    SECONDARY,
+    UNTRACKED,
+    GroupState,
+    StateFile,
+)
 from replicator.core.errors import IntegrityError
 from replicator.journal.files import RandomFile
 from replicator.journal.page import (
@@ -59,8 +72,6 @@ from replicator.journal.ring import Journal
 from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalFiles
 
-NEVER = (1 << 63) - 1
-"""No record has such a seq."""
 LEAP = 1 << 44
 """Where the position is lost, the sequence goes on so far behind the last one that the state knows of: further than any
 that was given out since. At a million records a second that is half a year; the state is saved every few minutes."""
@@ -132,6 +143,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
         kept = trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error
         if kept:
             journal.recover(trusted_head[:2], keep_head=True)
+            if state.sealed:
+                journal.rewrite()
         elif state.mode == JOURNAL and not state.journal_error and state.attaching is None:
             journal.recover(trusted_head[:2] if trusted else None)
             if state.role == PRIMARY and state.sealed and not power_lost:
@@ -165,11 +178,11 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     if power_lost:
         _drop_lost_epochs(engine)
     if state.sealed and not power_lost:
-        if not state.journal_error and not (state.role == PRIMARY and state.mode == JOURNAL):
-            journal.rewrite()
-        _write_again(engine)
+        written = kept or state.journal_error or (state.role == PRIMARY and state.mode == JOURNAL)
+        _write_again(engine, journal=not written)
     state.sealed = False
     engine.last_host_seq = page[APPLIED_SEQ]
+    engine.applied_in_part = page[HEAD_SEQ]
     if engine.preimages is not None:
         engine.preimages.settle(engine)
     if state.role == PRIMARY:
@@ -260,11 +273,13 @@ def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: s
     """
     page = parts.page
     applied, head = (page[APPLIED_SEQ], page[HEAD_SEQ]) if trusted else (0, 0)
-    exact = trusted and not state.sealed and state.attaching is None and _of_one_epoch(state, page, applied)
+    exact = trusted and not state.sealed and state.attaching is None and of_one_epoch(state, page, applied)
     if state.copy == OK:
         state.copy, state.floor, state.torn_to = RESYNC, applied, head if exact else 0
     elif not exact:
         state.torn_to = 0
+    if state.copy == DIVERGED:
+        applied = max(applied, state.floor)  # all of it is in the pool, and only an operator gives it up
     state.copy_id, state.copy_from_seq, state.attaching = "", NEVER, None
     state.journal_error, state.sealed = why, False
     state.clean, state.boot = False, parts.boot
@@ -279,12 +294,6 @@ def _open_damaged(parts: Parts, state: GroupState, state_file: StateFile, why: s
     engine.save()
     engine.refresh()
     return engine
-
-
-def _of_one_epoch(state: GroupState, page: Page, applied: int) -> bool:
-    """All that was received and not applied is of the epoch of what was applied, and changes no volumes."""
-    listed = state.listed_at[1] if state.listed_at else 0
-    return bool(state.hist) and page[EPOCH] == state.hist[-1][0] and listed <= applied and state.hist[-1][1] <= applied
 
 
 def _all_asleep(engine: GroupEngine) -> None:
@@ -317,9 +326,13 @@ def _recover_primary(engine: GroupEngine, power_lost: bool) -> None:
     page[APPLIED_SEQ], page[APPLIED_OFF] = page[HEAD_SEQ], page[HEAD_OFF]
 
 
-def _write_again(engine: GroupEngine) -> None:
-    """After a failed sync: make all bits dirty again that only the page cache may hold. Durable: all of them. The
-    records of the journal were written again before."""
+def _write_again(engine: GroupEngine, *, journal: bool) -> None:
+    """After a failed sync: make everything dirty again that only the page cache may hold; `journal`: the journal, too.
+
+    Durable: all of it.
+    """
+    if journal:
+        engine.journal.rewrite()
     for m in engine.bitmaps.maps:
         m.clear_all(0)  # stores every byte as it is
     engine.bitmaps.sync()
@@ -341,6 +354,8 @@ def _position(state: GroupState, trusted_pos: int | None) -> int:
         return trusted_pos
     if state.mode == BITMAP:
         return state.seq_limit
+    if state.copy == DIVERGED:
+        return state.floor
     return state.hist[-1][1] if state.hist else 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
-from replicator.capture.follower import NEVER
+from replicator.capture.state import NEVER
 from replicator.capture.state import OK, RESYNC, SECONDARY
 from replicator.core.errors import Refused
 from replicator.core.hello import MAX_DROPPED, MAX_REWOUND

@@ -261,6 +261,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_epoch = step.get("synced_epoch", 0)
     state.unclean = False
     state.attaching = None
+    engine.applied_in_part = 0
     publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     publish(engine.page.u64, BEACON_GEN, 0, 0)  # what was told to others was of the history before
     engine.save()
@@ -299,14 +300,21 @@ def overflow(engine: GroupEngine) -> bool:
         if engine.in_flight():
             return False
         engine.sync_pool()
+        listed: dict[str, Any] = {}
+        if engine.list_in_doubt:
+            listed = volumeset.restated(engine, engine.pos + 1)
+            engine.page[HEAD_SEQ] += 1
         engine.commit(
             {e.slot: e.without_peer() for e in state.edges},
             mode=BITMAP,
+            **listed,
             extended={},
             seq_limit=engine.pos + SEQ_RESERVE,
             journal_error=engine.journal_lost,
             sealed=False,
         )
+        if listed:
+            engine.list_in_doubt, engine.unsettled = 0, True
         journalloss.empty_journal(engine, engine.pos, engine.epoch)
         _new_incarnation(engine)
         return True

@@ -37,6 +37,8 @@ OK = "ok"  # contents are a prefix of the history
 RESYNC = "resync"  # being copied to: inconsistent until SYNCED is applied
 DIVERGED = "diverged"  # a former primary that gave way to a history which lacks some of its writes
 
+NEVER = (1 << 63) - 1  # as copy_from_seq: no SYNCED record completes the copy, it has to be begun anew
+
 UNTRACKED = "none"  # no pair: writes go straight to the pool
 JOURNAL = "journal"  # every write is a record
 BITMAP = "bitmap"  # the journal overflowed: only block numbers are kept

@@ -16,6 +16,10 @@ list on stable storage is that of the position it goes with, and two nodes at on
 Redo goes over records again whose volumes may have left or become smaller since. It has to pass over everything up to
 `GroupState.listed_at`: that is in the pool (2), and what those records did to the state was saved with it.
 
+When the journal cannot be synced in 3, the record may be on a peer all the same, and the disk may have lost it. The
+former list stays. Once differences are counted instead (journalloss.py), `restated` says so in the sequence: the list
+is as of a later number, so whoever made the change gets the former list with the copy that follows.
+
 While no records are made (bitmap mode) a change takes a number of the sequence all the same. Every peer is copied to
 then, and an ATTACH carries the list: what the two sides do not share is copied as a whole (`shared`).
 
@@ -278,8 +282,15 @@ def _say(engine: GroupEngine, kind: Kind, entry: Listed) -> tuple[int, int] | No
     try:
         engine.journal.sync()
     except OSError as e:
+        engine.list_in_doubt = max(next_index(state), index + 1)
         raise engine.lose_journal(f"its journal cannot be synced: {e}") from e
     return engine.epoch, seq
+
+
+def restated(engine: GroupEngine, at: int) -> dict[str, Any]:
+    """The fields of the state that make the list that of number `at`, which is given to nothing else, after a change
+    that was said and did not come about. Its index is given to no other volume."""
+    return {"listed_at": [engine.epoch, at], "next_index": engine.list_in_doubt}
 
 
 # -- in redo, and on a secondary ---------------------------------------------------------------------------------------

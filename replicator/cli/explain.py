@@ -22,6 +22,7 @@ from replicator.core.errors import BadInput, FarstripeError, NotFound
 _PLACES = {
     "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
+    "full": "writes of hosts wait as long as the policy says, and fail then, or fail at once",
     "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
     "holds": "whether they hold all that was answered is said", "without": "give the group a new one, as is said",
     "force": " [--force]", "refused": "the node that would feed this one is refused by another, as is said",

@@ -24,8 +24,8 @@ _OPTIONS = (
                  help="How long a write waits for a silent peer; 0: for ever. At first: 5."),
     click.option("--on-full", type=click.Choice(["stall", "bitmap", "fail"]),
                  help="The journal is full. bitmap: give up order and count differences; the copy keeps its last "
-                 "consistent moment until the resync. stall: writes wait, and fail after --full-timeout when no peer "
-                 "is connected. fail: they fail at once. At first: bitmap."),
+                 "consistent moment until the resync. stall: writes wait, and fail after --full-timeout while a peer "
+                 "that lacks the oldest records is away. fail: they fail at once. At first: bitmap."),
     click.option("--retain", type=click.Choice(["durable", "applied"]),
                  help="How long a record stays in the journal: until every peer has it on stable storage, or in its "
                  "volumes, so that a peer whose journal breaks can be sent it again. At first: durable."),

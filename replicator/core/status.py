@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 
 
 class Word(NamedTuple):
-    """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {cause}, {lost},
+    """One row. Texts may use {group}, {peer}, {pair} (both), {lag}, {todo}, {reason}, {waits}, {full}, {cause}, {lost},
     {follow}, {holds}, {without}, {force}, {refused}, {refused_on}, {instead}, {plan}; a command that is empty is left
     out."""
 
@@ -184,6 +184,20 @@ TABLE: tuple[Word, ...] = (
             "farstripe peer join TOKEN",
         ),
         operator=True,
+    ),
+    Word(
+        "JOURNAL-FULL",
+        "bad",
+        lambda s, f: bool(s.get("blocks_writers")) and f.get("session") not in FLOWING,
+        "the journal is full with what {peer} lacks, and {peer} is away ({reason})",
+        "{full}, also where other peers are connected; nothing that was answered is lost",
+        "bring {peer} back. Or give it up, so that it follows by difference later: with on_full=bitmap, where "
+        "on_loss=stall does not forbid that. A file more gives the journal room for a while",
+        (
+            "farstripe group policy {group}",
+            "farstripe group policy {group} --on-full bitmap",
+            "farstripe group journal add {group} FILE",
+        ),
     ),
     Word(
         "SWITCHING",
@@ -364,7 +378,8 @@ def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | No
     edge = next((one for one in edges if one["peer"] == peer), None)
     if edge is None or len(edges) == 1:
         return status
-    of_edge = {key: edge[key] for key in ("sync_on", "degraded", "copying", "copy_id", "synced_seq")}
+    keys = ("sync_on", "degraded", "copying", "copy_id", "synced_seq", "blocks_writers")
+    of_edge = {key: edge[key] for key in keys if key in edge}
     positions = {key: edge[key] for key in ("received", "durable", "applied")}
     policy = {**status["policy"], "mode": edge["mode"]}
     return {**status, **of_edge, "edge": edge["slot"], "link_up": edge["linked"], "peer": positions, "policy": policy,
@@ -408,6 +423,7 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),
         "waits": _waits(status.get("policy") or {}),
+        "full": _full(status.get("policy") or {}),
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
@@ -456,3 +472,12 @@ def _waits(policy: Facts) -> str:
         return "writers wait for it, however long it takes"
     ends = "go on here alone, which is then shown" if policy.get("on_loss") == "degrade" else "fail"
     return f"a write waits {policy['loss_timeout_s']:g} s for it; then writes {ends}"
+
+
+def _full(policy: Facts) -> str:
+    """What host writes do that find no room in the journal, while the peer that keeps it full is away."""
+    if policy.get("on_full") == "fail":
+        return "writes of hosts fail"
+    if not policy.get("full_timeout_s"):
+        return "writes of hosts wait for room, however long it takes"
+    return f"writes of hosts wait {policy['full_timeout_s']:g} s for room, and fail then"

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from replicator.capture import copier, copies, edges, engine, follower, recovery, roles
+from replicator.capture import copier, copies, edges, engine, follower, recovery, roles, volumeset
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
+from replicator.core.session import base
 from replicator.core.transitions import State
 from replicator.daemon.link import receiver, shipper
 from replicator.daemon.link.claims import Claims
@@ -486,6 +487,29 @@ def _() -> list[Patch]:
     return [(handshake, "_facts", lambda *sides: right(*sides)._replace(sync="no"))]
 
 
+@bug(
+    "redo-of-volumes-that-left",
+    "after a crash records from before a change of the volumes are applied again, to the volumes of after it",
+    faults=("kill-target", "power"),
+    lists=True,
+)
+def _() -> list[Patch]:
+    return [(volumeset, "passes_over", lambda state: (0, 0))]
+
+
+@bug(
+    "change-of-volumes-said-in-vain",
+    "a change of the volumes that the journal refused is forgotten, though the copy may have made it",
+    faults=("eio",),
+    lists=True,
+    mode="async",
+    fault_gap_s=0.2,
+    delay_s=0.0005,
+)
+def _() -> list[Patch]:
+    return [(volumeset, "restated", lambda e, at: {})]
+
+
 # -- trees
 # --------------------------------------------------------------------------------------------------------------
 
@@ -635,3 +659,36 @@ def _() -> list[Patch]:
         return "rewound" if tail == "acknowledged" and handshake._rewound(lead, follow) else tail
 
     return [(handshake, "_tail", careless)]
+
+
+@bug(
+    "copy-below-outlives-its-list",
+    "a copy through a relay goes on when an EPOCH record shows that the primary lost the list of its blocks",
+    kind="tree",
+    parents=(0, 1, 2),
+    edge_modes=("async", "async", "async"),
+    faults=("switchover",),
+    fault_gap_s=0.2,
+    blocks=(24,),
+    duration_s=3.0,
+    write_gap_s=0.08,
+)
+def _() -> list[Patch]:
+    return [(follower, "_void_copies", lambda e, begun: None)]
+
+
+@bug(
+    "bitmap-dropped-before-the-tree-has-the-next",
+    "a relay says of the whole tree below it what it holds itself, so a bitmap goes that a node below still needs",
+    kind="tree",
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("kill-node", "cut", "down", "force-takeover", "split", "resync"),
+    rotate_blocks=1,
+    write_gap_s=0.03,
+    fault_gap_s=0.3,
+    duration_s=3.0,
+    blocks=(3,),
+)
+def _() -> list[Patch]:
+    return [(base, "tree_durable", lambda status: int(status.get("durable", 0)))]

@@ -138,11 +138,21 @@ def test_views_at_random_instants_are_exact_while_replication_goes_on(pair: Pair
     pair.assert_images_equal()
 
 
+def _final_now(b: Node) -> bool:
+    """Whether a view as of four seconds ago is known to be of all that was written until then."""
+    view = b.json("snapshot", GROUP, "--at", "-4s", "--name", "final")
+    for name in SIZES:
+        delete(b, f"{name}-final")
+    return bool(view["certain"])
+
+
 def test_a_writable_view_is_a_clone_of_its_own(pair: Pair) -> None:
     b = pair.secondary
     seq = window(b)["to"]["seq"]
     view = b.json("snapshot", GROUP, "--at", "now", "--name", "w", "--writable")
     assert view["seq"] >= seq and view["writable"] and view["certain"]
+    time.sleep(4.5)
+    wait_until(lambda: _final_now(b), "nobody says that no earlier write is on its way", 10)
     handle = b.connect("data-w")
     handle.pwrite(b"\xee" * 4096, 0)
     assert bytes(b.connect("data").pread(4096, 0)) != b"\xee" * 4096

@@ -42,6 +42,16 @@ MEMBER_BYTES = 128 << 20
 WAIT_S = 90.0
 
 
+_CLOCK_HOOK = """import time
+_ns = time.time_ns
+def _ahead_ns():
+    with open({path!r}) as file:
+        return int(float(file.read()) * 10**9)
+time.time_ns = lambda: _ns() + _ahead_ns()
+time.time = lambda: time.time_ns() / 1e9
+"""
+
+
 class CommandFailed(AssertionError):
     """A farstripe command ended with another status than it should; the message has its output."""
 
@@ -97,6 +107,13 @@ class Node:
             )  # fmt: skip
         return done.stdout if expect == 0 else done.stderr
 
+    def start_farstripe(self, *args: object) -> subprocess.Popen[bytes]:
+        """Start `farstripe ARGS…` and return at once; what it prints is lost."""
+        command = [sys.executable, "-m", "replicator.cli.main", *map(str, args)]
+        argv = self.net.argv(command) if self.net else command
+        nothing = subprocess.DEVNULL
+        return subprocess.Popen(argv, env=self._env, stdin=nothing, stdout=nothing, stderr=nothing)
+
     def json(self, *args: object, timeout_s: float = 120.0) -> Any:
         return json.loads(self.farstripe(*args, "--json", timeout_s=timeout_s))
 
@@ -114,6 +131,21 @@ class Node:
 
     def stop(self) -> None:
         self.farstripe("node", "stop")
+
+    def own_clock(self) -> Node:
+        """Give the processes started from now on a wall clock that `step_clock` moves; the machine's stays as it is."""
+        (self.dir / "clock").write_text("0")
+        hook = self.dir / "hook"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(_CLOCK_HOOK.format(path=str(self.dir / "clock")))
+        self._env["PYTHONPATH"] = f"{hook}{os.pathsep}{CHECKOUT}"
+        return self
+
+    def step_clock(self, ahead_s: float) -> None:
+        """Let the node's wall clock be so far ahead of the machine's, from this instant on. Needs `own_clock`."""
+        new = self.dir / "clock.new"
+        new.write_text(str(ahead_s))
+        new.rename(self.dir / "clock")
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

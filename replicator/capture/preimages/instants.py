@@ -19,6 +19,7 @@ from replicator.capture.preimages.frames import ATTACH, MARKER, PARTIAL, Entry, 
 from replicator.capture.preimages.window import Window
 from replicator.core.errors import BadInput, NotFound, ProtocolError, Refused
 from replicator.core.markers import parse_payload
+from replicator.journal.beacons import Beacon
 
 
 class Place(NamedTuple):
@@ -76,6 +77,15 @@ def at_marker(window: Window, marker: str, applied: int) -> Place:
 def newest(window: Window, applied: int) -> Place:
     """Return the instant after the newest record that was applied. Raises Refused when it is not consistent."""
     return at_seq(window, min(window.last.seq, applied), applied)
+
+
+def is_final(place: Place, time_ns: int, applied: int, arrived: Beacon) -> bool:
+    """Say whether no record written at `time_ns` or before can still come between `place` and what follows it.
+
+    A later record was applied, or everything of before that time has arrived and was applied. arrived: looked at before
+    `applied` was.
+    """
+    return place.instant.seq != applied or (arrived.seq <= applied and time_ns <= arrived.time_ns)
 
 
 def _reached(window: Window, applied: int) -> Iterator[tuple[Head, list[Entry], int]]:

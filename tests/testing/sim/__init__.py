@@ -3,6 +3,7 @@ time.
 
     clock.py     events in the order of virtual time, and the hash of what happened
     storage.py   volumes, pool, mapped files and group files over FakeDisk
+    lists.py     volumes by name, and who adds, removes and resizes them
     network.py   connections that delay, stall, break; frames that come again
     target.py    one target process: the engine and its service, and host requests that wait
     replicator.py  one replicator process: session and flow of each edge

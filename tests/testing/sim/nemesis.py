@@ -96,15 +96,19 @@ class Nemesis:
         w.clock.after(rng.expovariate(0.5), w.heal)
 
     def _do_eio(self, node: Node, rng: random.Random) -> None:
-        """The journal cannot be synced once. Its node is taken out of service and reboots."""
+        """The journal cannot be synced once. Its node reboots, unless a copy has got a new journal by then."""
         w = self._world
         if node.target is not None:
+            w.spoiled, node.target.replaced = True, False
             node.disk.fail_next_sync("journal")
             w.clock.after(1.0, self._after_eio, node)
 
     def _after_eio(self, node: Node) -> None:
         w = self._world
         node.disk.heal("journal")
+        target = node.target
+        if target is not None and target.replaced and not (target.engine.failed or target.engine.journal_lost):
+            return
         node.die("power")
         w.clock.after(0.5, w.start, node)
 
@@ -175,4 +179,6 @@ class Nemesis:
             peer = rng.choice(["", *peers]) if len(peers) > 1 else ""
             node.run("target", lambda: target.service.set_policy(changes, peer))
             if changes.get("mode") == "async":
-                w.truth.promises.clear()
+                met = [w.by_id[p].name for p in ([peer] if peer else peers)]
+                given_up = {frozenset((node.name, name)) for name in met}
+                w.truth.promises = [p for p in w.truth.promises if not given_up & set(p.via)]

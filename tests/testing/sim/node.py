@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture import recovery
-from replicator.capture.bitmaps import blocks_of
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import (
@@ -30,11 +29,13 @@ from replicator.core.epochs import node_tag
 from replicator.core.errors import FarstripeError, IntegrityError, MediumError
 from replicator.core.events import Log
 from replicator.journal.page import APPLIED_SEQ, EDGE_RECEIVED_SEQ, SLOTS, Page, edge_slot
+from replicator.journal.volumes import JournalFiles, newest_generation
 from tests.testing.fakedisk import FakeDisk, PowerCut
 from tests.testing.sim.clock import Clock
+from tests.testing.sim.lists import ListHost, NamedPool, listed, map_blocks
 from tests.testing.sim.network import Network
 from tests.testing.sim.replicator import Replicator
-from tests.testing.sim.storage import SimMap, SimPool
+from tests.testing.sim.storage import SimMap
 from tests.testing.sim.target import Request, Target
 from tests.testing.sim.truth import Change, Hist, Image, Truth, Violation
 
@@ -58,8 +59,12 @@ class Node:
         self.disk.create("state", STATE_FILE_BYTES)
         self.disk.create("journal", journal_bytes)
         self.journal_bytes = journal_bytes
-        self.pool = SimPool(self.disk, sizes)
-        self.maps = [SimMap(self.disk, f"bitmap{i}", max(1, blocks_of(size))) for i, size in enumerate(sizes)]
+        self.fixed = not world.options.lists
+        """The list of volumes never changes."""
+        self._sizes = {f"v{i}": size for i, size in enumerate(sizes)}
+        self.pool = NamedPool(self.disk, self._sizes, fixed=self.fixed)
+        self.maps: dict[int, SimMap] = {}
+        """By index of the volume."""
         self.page = bytearray(SLOTS * 8)
         self.boot = 1
         self.pairs: dict[str, dict[str, Any]] = {}
@@ -74,6 +79,8 @@ class Node:
         self._risk_syncs = 0
         self.leftover: list[Change] = []
         """What a power loss left in the image beyond the recovered position, until an epoch begins with it."""
+        self.in_vain: tuple[int, int] | None = None
+        """Where in the sequence a change of the list was said that did not come about."""
         self.answered_alone: list[tuple[int, int]] = []
         """Host writes this node answered as primary, (epoch, seq), as far as it still holds them."""
         self._epochs: list[int] = []
@@ -89,47 +96,60 @@ class Node:
 
     # -- making and starting --------------------------------------------------------------------------------------
 
-    def _parts(self) -> recovery.Parts:
+    def map_of(self, index: int) -> SimMap:
+        """The mapped file of a volume, made when it is missing."""
+        if index not in self.maps:
+            size = self._sizes.get(f"v{index}", 0)
+            self.maps[index] = SimMap(self.disk, f"bitmap{index}", map_blocks(size, fixed=self.fixed))
+        return self.maps[index]
+
+    def raw(self, index: int) -> bytearray:
+        """The bytes of a volume of the running group as any reader would see them; none when there is no such one."""
+        assert self.target is not None
+        for v in self.target.engine.state.volumes:
+            if v["index"] == index:
+                raw = self.pool.raw(v["name"])
+                return raw if len(raw) == v["size"] else raw[: v["size"]]
+        return bytearray()
+
+    def _parts(self, volumes: list[dict[str, Any]]) -> recovery.Parts:
+        for v in volumes:
+            if self.pool.sizes[v["name"]] != v["size"]:
+                self.pool.resize(v["name"], v["size"])
         return recovery.Parts(
             state=self.disk.open("state"),  # type: ignore[arg-type]  # a RandomFile by shape
             journal=self.disk.open("journal"),  # type: ignore[arg-type]
             page=Page(self.page),
-            maps=self.maps,
-            volumes=self.pool.open(),
-            pool_sync=lambda: None,
+            maps=[self.map_of(v["index"]) for v in volumes],
+            volumes=[self.pool.open(v["name"]) for v in volumes],
+            pool_sync=self.pool.sync,
             clock=WriteClock(lambda: WALL_START_NS + int(self.clock.now * 1e9)),
             boot=self.boot,
+            volume_host=ListHost(self),
         )
 
     def make(self, uuid: str, role: str, policy: Policy) -> None:
         """Create the group in empty files and start the target."""
-        parts = self._parts()
-        parts.pool_sync = self._pool_sync(parts)
-        volumes = [{"index": i, "name": f"v{i}", "uuid": f"{i:032x}", "size": s} for i, s in enumerate(self.pool.sizes)]
+        sizes = enumerate(self._sizes.values())
+        volumes = [{"index": i, "name": f"v{i}", "uuid": f"{i:032x}", "size": s} for i, s in sizes]
+        parts = self._parts(volumes)
         state = GroupState(uuid=uuid, name="g", node_tag=node_tag(self.node_id), volumes=volumes, policy=policy)
         if role == SECONDARY:
             state.role, state.copy = SECONDARY, FRESH
         self.target = Target(self, recovery.create_engine(parts, state, self.journal_bytes))
 
-    def _pool_sync(self, parts: recovery.Parts) -> Callable[[], None]:
-        files = [volume.file for volume in parts.volumes]  # type: ignore[attr-defined]
-
-        def sync() -> None:
-            self.pool.sync_with(files)
-
-        return sync
-
     def start_target(self) -> None:
         """Start the target process after whatever stopped it."""
         if self.target is not None:
             return
-        parts = self._parts()
-        parts.pool_sync = self._pool_sync(parts)
+        self._settle_journal()
         was_applied = self.applied_high
         box: list[GroupEngine] = []
 
         def start() -> None:
-            box.append(recovery.open_engine(parts, self.pool.unclean()))
+            volumes = listed(self)
+            box.append(recovery.open_engine(self._parts(volumes), self.pool.unclean(volumes)))
+            ListHost(self).settled(box[0].state.volumes)
 
         try:
             self.run("start", start)
@@ -154,6 +174,17 @@ class Node:
         if state.role == PRIMARY and state.hist and engine.pos > state.hist[-1][1]:
             self.epoch_begins(state.hist[-1][0], engine)  # recovery may have added the epoch's record
             self.image = Image(self.truth)
+
+    def _settle_journal(self) -> None:
+        """The target died while it got a new journal: which of the files counts, their superblocks say."""
+        if "journal.new" not in self.disk.names():
+            return
+        old, new = (newest_generation(JournalFiles(self.disk.open(n))) for n in ("journal", "journal.new"))  # type: ignore[arg-type]
+        if new <= old:
+            self.disk.remove("journal.new")
+            return
+        self.disk.remove("journal")
+        self.disk.rename("journal.new", "journal")
 
     def start_replicator(self) -> None:
         """Start the replicator process."""
@@ -221,7 +252,7 @@ class Node:
         if kind == "power":
             self.world.power_lost(self)
             self.disk.crash()
-            for m in self.maps:
+            for _, m in sorted(self.maps.items()):
                 m.crash(self.rng)
             self.page[:] = bytes(len(self.page))
             self.boot += 1
@@ -253,6 +284,31 @@ class Node:
         if request.fua:
             self.flushed(engine.epoch, request.seq)
         self.written_at = (engine.epoch, request.seq)
+
+    def listed_anew(self) -> None:
+        """The list may have changed: tell the truth of it where no record does."""
+        assert self.target is not None
+        self._learn_list(self.target.engine)
+
+    def _learn_list(self, engine: GroupEngine) -> None:
+        state = engine.state
+        if state.mode != BITMAP or not state.listed_at or tuple(state.listed_at) in self.truth.records:
+            return
+        epoch, seq = (int(n) for n in state.listed_at)
+        before, hist = Image(self.truth), [(int(e), int(b)) for e, b in state.hist]
+        if self.in_vain == (epoch, seq - 1) and (said := self.truth.records.get(self.in_vain)) is not None:
+            before.move(hist, seq - 2)
+            was = bytes(before.volumes[said.volume]) if said.volume < len(before.volumes) else b""
+            self.epoch_begins(epoch, engine)
+            self.truth.add(epoch, seq, 0, Change(said.volume, 0, len(was), was, "RESTORED"))
+            return
+        before.move(hist, seq - 1)
+        sizes = {v["index"]: v["size"] for v in state.volumes}
+        known = {index: len(volume) for index, volume in enumerate(before.volumes) if volume}
+        [index] = [i for i in sizes.keys() | known.keys() if sizes.get(i) != known.get(i)]
+        what = "VOLUME_ADD" if index not in known else "RESIZE" if index in sizes else "VOLUME_REMOVE"
+        self.epoch_begins(epoch, engine)
+        self.truth.add(epoch, seq, 0, Change(index, 0, sizes.get(index, 0), None, what))
 
     def epoch_begins(self, epoch: int, engine: GroupEngine) -> None:
         """Called with every record: the first of an epoch takes over what power losses left in the image.
@@ -295,6 +351,7 @@ class Node:
 
     def _check_recovered(self, engine: GroupEngine) -> None:
         """Local durability: after any stop of a primary, what was promised is there and nothing else has moved."""
+        self._learn_list(engine)
         self.world.recovered(self, engine)
 
 

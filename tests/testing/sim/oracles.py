@@ -8,6 +8,7 @@ promises   what a host was told is on both sides is there when the other side ta
 one        no two primaries write one history, and no node is fed by two
 honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
            only when the state on disk says so
+thrifty    what was copied once is copied by difference, until power or a disk was lost
 consent    a node gives up records it answered hosts for only when the operator named it
 """
 
@@ -21,11 +22,12 @@ import numpy as np
 from replicator.capture.bitmaps import BLOCK_BYTES, TODO
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import BITMAP, FRESH, JOURNAL, OK, PRIMARY, RESYNC, SECONDARY, UNTRACKED
+from replicator.capture.volumeset import identity
 from replicator.core.epochs import common_position
 from replicator.core.records import HEADER_BYTES, Kind
 from replicator.core.transitions import State
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ, TAIL_SEQ, Page
-from tests.testing.sim.truth import Change, Hist, Truth, Violation
+from tests.testing.sim.truth import Change, Hist, Truth, Violation, apply, change_of_record
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
@@ -37,7 +39,7 @@ def check_prefix(node: Node) -> None:
     if target is None or target.engine.failed or not node.truth.genesis:
         return
     state, page = target.engine.state, target.engine.page
-    if state.mode == UNTRACKED:
+    if state.mode == UNTRACKED or target.engine.list_in_doubt:
         return
     if state.role == SECONDARY and (state.copy != OK or not target.prefix_now):
         return
@@ -45,12 +47,14 @@ def check_prefix(node: Node) -> None:
     hist = node.hist()
     node.image.move(hist, pos)
     for index, expected in enumerate(node.image.volumes):
-        raw = node.pool.raw(index)
+        raw = node.raw(index)
+        if len(raw) != len(expected):
+            raise Violation(f"prefix: volume {index} of {node.name} has {len(raw)} bytes, not {len(expected)}")
         if raw != expected:
             if node.leftover and (state.role == PRIMARY or state.unclean):
                 patched = [bytearray(v) for v in node.image.volumes]
                 for change in node.leftover:
-                    patched[change.volume][change.offset : change.offset + change.length] = change.data or b""
+                    apply(patched, change)
                 if raw == patched[index]:
                     continue
             at = first_difference(raw, expected)
@@ -67,10 +71,10 @@ def first_difference(a: bytearray, b: bytearray) -> int:
 
 
 def differing_blocks(one: Node, other: Node) -> set[tuple[int, int]]:
-    """(volume, block) where the two nodes' volumes differ."""
+    """(volume, block) where the two nodes' volumes differ; volumes that they do not share are not looked at."""
     found: set[tuple[int, int]] = set()
-    for index in range(len(one.pool.sizes)):
-        a, b = one.pool.raw(index), other.pool.raw(index)
+    for index in shared_volumes(one, other):
+        a, b = one.raw(index), other.raw(index)
         if a == b:
             continue
         for block in range(-(-len(a) // BLOCK_BYTES)):
@@ -78,6 +82,13 @@ def differing_blocks(one: Node, other: Node) -> set[tuple[int, int]]:
             if a[part] != b[part]:
                 found.add((index, block))
     return found
+
+
+def shared_volumes(one: Node, other: Node) -> list[int]:
+    """Indexes of the volumes that both running nodes have, with one size: what is not so is copied as a whole."""
+    assert one.target is not None and other.target is not None
+    both = [{(*identity(v), v["size"]) for v in n.target.engine.state.volumes} for n in (one, other) if n.target]
+    return sorted(index for index, _, _ in both[0] & both[1])
 
 
 def check_tracked(one: Node, other: Node) -> None:
@@ -97,7 +108,7 @@ def check_tracked(one: Node, other: Node) -> None:
         bit = engine.bitmaps.newest_for(c)
         if bit is None:
             return  # a full copy would follow
-        for index, m in enumerate(engine.bitmaps.maps):
+        for index, m in engine.bitmaps.present():
             allowed |= {
                 (index, int(b))
                 for b in np.flatnonzero(
@@ -127,6 +138,8 @@ def _received_not_applied(truth: Truth, engine: GroupEngine) -> set[tuple[int, i
 
 def blocks_of_change(change: Change) -> set[tuple[int, int]]:
     """(volume, block) that a change touches."""
+    if change.listing:
+        return set()
     last = (change.offset + change.length - 1) // BLOCK_BYTES
     return {(change.volume, block) for block in range(change.offset // BLOCK_BYTES, last + 1)}
 
@@ -222,12 +235,13 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
         return
     if interrupted is not None and state.mode == BITMAP:
         # Its number may be given out, and any part of it be on disk; no host was answered.
-        raw = bytes(node.pool.raw(interrupted.volume)[interrupted.offset : interrupted.offset + interrupted.length])
+        raw = bytes(node.raw(interrupted.volume)[interrupted.offset : interrupted.offset + interrupted.length])
         change = Change(interrupted.volume, interrupted.offset, interrupted.length, raw)
         if power:
             node.at_risk.append(change)
         elif (engine.epoch, engine.pos) not in truth.records:
             truth.add(engine.epoch, engine.pos, Kind.WRITE, change)
+            node.at_risk.append(change)
     if not power:
         return
     node.answered_alone = [a for a in node.answered_alone if truth.holds(hist, engine.pos, *a)]
@@ -240,12 +254,14 @@ def check_recovered(node: Node, engine: GroupEngine, *, power: bool) -> None:
     risk = [*lost, *left, *node.leftover, *node.at_risk]
     node.leftover = []
     for index, expected in enumerate(node.image.volumes):
-        raw = node.pool.raw(index)
+        raw = node.raw(index)
         if raw == expected:
             continue
+        if len(raw) != len(expected):
+            raise Violation(f"durable: volume {index} of {node.name} has {len(raw)} bytes, not {len(expected)}")
         touched = np.zeros(len(expected), dtype=bool)
         for change in risk:
-            if change.volume == index:
+            if change.volume == index and not change.listing:
                 touched[change.offset : change.offset + change.length] = True
         differs = np.frombuffer(raw, dtype=np.uint8) != np.frombuffer(expected, dtype=np.uint8)
         if (differs & ~touched).any():
@@ -268,7 +284,7 @@ def _learn_last_record(truth: Truth, engine: GroupEngine) -> None:
     h = engine.journal.header_at(off)
     if (h.epoch, pos) not in truth.records:
         payload = engine.journal.read(off + HEADER_BYTES, h.payload_len) if h.payload_len else None
-        truth.add(h.epoch, pos, h.kind, Change(h.volume, h.offset, h.length, payload))
+        truth.add(h.epoch, pos, h.kind, change_of_record(h, payload))
 
 
 def check_promises(node: Node) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replicator.capture import copier, edges, follower, journalloss, recovery, retention, service
+from replicator.capture import copier, edges, follower, journalloss, retention, service, volumeset
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.rewind import rewind
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
@@ -22,10 +22,10 @@ from replicator.core.losspolicy import Verdict, may_go_alone, on_full, on_unansw
 from replicator.core.records import unpack_header
 from replicator.core.transitions import State
 from replicator.journal import volumes
-from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, TAIL_OFF, edge_slot
+from replicator.journal.page import APPLIED_SEQ, EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ, HEAD_SEQ, TAIL_OFF, edge_slot
 from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
-from tests.testing.sim.truth import Change, Image, Promise
+from tests.testing.sim.truth import Image, Promise, change_of_record
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
@@ -81,6 +81,9 @@ class Target:
         self.waiting: list[Request] = []  # admitted, waiting for the peer
         self.settled_upto = 0
         """A secondary's image is a prefix from here on: the position it had applied before its target died."""
+        self._broken_since = self.clock.now
+        self.replaced = False
+        """The journal was, in this life."""
         self._idle_until = 0.0
         self._watch_journal()
         self._again(STEP_S, self._step)
@@ -106,7 +109,7 @@ class Target:
             h = unpack_header(header)
             data = bytes(payload)[: h.data_len] if payload is not None and h.data_len else None
             self.node.epoch_begins(epoch, self.engine)
-            truth.add(h.epoch, h.seq, h.kind, Change(h.volume, h.offset, h.length, data))
+            truth.add(h.epoch, h.seq, h.kind, change_of_record(h, data))
 
         self.engine.journal.append = watched  # type: ignore[method-assign]
 
@@ -145,13 +148,22 @@ class Target:
         svc = self.service
         if svc._hold_until and self.clock.now >= svc._hold_until:
             svc.release("its deadline passed")
-        if engine.failed:
+        broken = engine.failed_by_journal and engine.state.role == SECONDARY
+        if not (broken or engine.state.journal_error):
+            self._broken_since = self.clock.now
+        waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
+        if engine.failed and not (broken and waited and rng.random() < 0.5):
             return
         try:
-            if engine.journal_lost:
-                svc._full.go_over()
-            elif engine.state.journal_error and rng.random() < 0.2:
+            if engine.failed:
                 self._replace_journal()
+            elif engine.journal_lost:
+                svc._full.go_over()
+                self.node.listed_anew()
+            elif engine.state.journal_error and waited and rng.random() < 0.2:
+                self._replace_journal()
+            if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
+                volumeset.settle(engine)
             retention.note_marks(engine)
             if engine.state.mode == JOURNAL:
                 for peer in svc._relay_watch.look(self.clock.now):
@@ -160,22 +172,29 @@ class Target:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
             if rng.random() < 0.6:
-                self.node.pool.clear_intents([v.file for v in engine.volumes], self._sync_tracking)  # type: ignore[attr-defined]
+                self.node.pool.clear_intents(self._sync_tracking)
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
     def _replace_journal(self) -> None:
-        """The operator gives the group a new journal, once the disk is good again."""
-        file: Any = self.node.disk.open("journal")
+        """The operator gives the group a new journal, once the disk is good again; the old file stays until then."""
+        disk = self.node.disk
+        if "journal.new" in disk.names():
+            disk.remove("journal.new")
+        disk.create("journal.new", self.node.journal_bytes)
+        file: Any = disk.open("journal.new")
         engine, ring_bytes = self.engine, self.node.journal_bytes - DATA_START
         volumes.prepare(file, 0, engine.journal.super, ring_bytes)
         journalloss.replace_journal(engine, file, 0, ring_bytes)
+        disk.remove("journal")
+        disk.rename("journal.new", "journal")
+        file.path = "journal"
+        self.replaced = True
+        self.node.world.gave_up_received(self.node)
         self.node.note("journal replaced")
 
     def _sync_tracking(self) -> None:
-        if self.engine.state.mode == JOURNAL:
-            self.engine.sync_journal()
-        self.engine.bitmaps.sync()
+        self.engine.sync_tracking()
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 
@@ -298,20 +317,21 @@ class Target:
         if seq:
             # Nothing is promised of an edge that the operator made asynchronous while the write waited.
             for edge in (e for e in request.edges if e.mode == "sync"):
-                self._promise(self.node.world.by_id[edge.peer], epoch, seq, request.wants_durable)
+                holder = self.node.world.by_id[edge.peer]
+                self._promise(holder, epoch, seq, request.wants_durable, (frozenset((self.node.name, holder.name)),))
         self._answer(request, "ok")
 
-    def _promise(self, holder: Node, epoch: int, seq: int, durable: bool) -> None:
+    def _promise(self, holder: Node, epoch: int, seq: int, durable: bool, via: tuple[frozenset[str], ...]) -> None:
         """A host is told that `holder` has a write, and so have the nodes below it that are in sync."""
         promises = self.node.truth.promises
-        promises.append(Promise(holder.name, epoch, seq, durable))
+        promises.append(Promise(holder.name, epoch, seq, durable, via))
         for down in in_sync_below(holder):
             oracles.check_holds(down, epoch, seq)
             assert holder.target is not None
             edge = holder.target.engine.state.edge_of(down.node_id)
             assert edge is not None
             stable = holder.target.engine.page[edge_slot(edge.slot, EDGE_DURABLE_SEQ)] >= seq
-            self._promise(down, epoch, seq, durable and stable)
+            self._promise(down, epoch, seq, durable and stable, (*via, frozenset((holder.name, down.name))))
 
     def _ended_alone(self, request: Request) -> None:
         self.waiting.remove(request)
@@ -402,7 +422,8 @@ class Target:
     @property
     def prefix_now(self) -> bool:
         """Whether this secondary's image must be a prefix of its history now."""
-        return bool(self.engine.page[APPLIED_SEQ] >= self.settled_upto)
+        page = self.engine.page
+        return bool(page[APPLIED_SEQ] >= min(self.settled_upto, page[HEAD_SEQ]))
 
 
 def in_sync_below(node: Node) -> list[Node]:
@@ -419,8 +440,3 @@ def in_sync_below(node: Node) -> list[Node]:
         if other is not None and other.conn is edge.conn.peer and other.session.receives:
             found.append(edge.peer)
     return found
-
-
-def open_or_create(node: Node, parts: recovery.Parts) -> GroupEngine:
-    """Open the node's group after whatever stopped it."""
-    return recovery.open_engine(parts, node.pool.unclean())

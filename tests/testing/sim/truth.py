@@ -11,7 +11,9 @@ from bisect import bisect_right, insort
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from replicator.core.records import DATA_KINDS
+import msgpack
+
+from replicator.core.records import DATA_KINDS, LIST_KINDS, Header, Kind
 
 Hist = list[tuple[int, int]]
 
@@ -27,6 +29,18 @@ class Change(NamedTuple):
     offset: int
     length: int
     data: bytes | None
+    listing: str = ""
+    """VOLUME_ADD, RESIZE (both to `length` bytes) or VOLUME_REMOVE, when it changes which volumes there are; RESTORED (to
+    `data`) when a change is taken back that was said and did not come about."""
+
+
+def change_of_record(header: Header, payload: bytes | None) -> Change:
+    """What a record does."""
+    if header.kind == Kind.VOLUME_ADD:
+        return Change(header.volume, 0, int(msgpack.unpackb(payload or b"")["size"]), None, "VOLUME_ADD")
+    if header.kind in LIST_KINDS:
+        return Change(header.volume, 0, header.length, None, Kind(header.kind).name)
+    return Change(header.volume, header.offset, header.length, payload)
 
 
 @dataclass
@@ -37,6 +51,7 @@ class Promise:
     epoch: int
     seq: int
     durable: bool  # told to be on stable storage there
+    via: tuple[frozenset[str], ...] = ()  # the edges on the way there, by the names of their ends; all were in sync
 
 
 @dataclass
@@ -55,7 +70,7 @@ class Truth:
 
     def add(self, epoch: int, seq: int, kind: int, change: Change) -> None:
         """A record entered a primary's journal, or a write its bitmap-mode sequence."""
-        value = change if kind in DATA_KINDS else None
+        value = change if kind in DATA_KINDS or change.listing else None
         key = (epoch, seq)
         if key in self.records and self.records[key] != value:
             raise Violation(f"record {seq} of epoch {epoch:#x} was given out twice with different contents")
@@ -102,7 +117,8 @@ class Truth:
 
 
 class Image:
-    """The image a node should have, carried along as its position moves."""
+    """The image a node should have, carried along as its position moves. `volumes` by index; a volume that is not there
+    has no bytes."""
 
     def __init__(self, truth: Truth) -> None:
         self._truth = truth
@@ -115,8 +131,7 @@ class Image:
         old = self._hist
         continues = old is not None and pos >= self._pos and self._same_up_to_here(old, hist)
         if not continues:
-            for volume, start in zip(self.volumes, self._truth.genesis, strict=True):
-                volume[:] = start
+            self.volumes = [bytearray(start) for start in self._truth.genesis]
             self._pos = 0
         known = {epoch for epoch, _ in old} if continues and old is not None else set()
         for epoch, seq in self._truth.lineage(hist, self._pos if continues else 0, pos):
@@ -134,5 +149,16 @@ class Image:
 
 def apply(volumes: list[bytearray], change: Change) -> None:
     """Apply a change to an image."""
+    if change.listing:
+        volumes += [bytearray() for _ in range(change.volume + 1 - len(volumes))]
+        volume = volumes[change.volume]
+        if change.data is not None:
+            volume[:] = change.data
+        if change.listing != "RESIZE" and change.data is None:
+            volume.clear()
+        volume[change.length :] = bytes(max(0, change.length - len(volume)))
+        return
+    if change.volume >= len(volumes) or change.offset + change.length > len(volumes[change.volume]):
+        return  # what a power loss left in a volume that has left since, or become smaller
     data = bytes(change.length) if change.data is None else change.data
     volumes[change.volume][change.offset : change.offset + change.length] = data

@@ -12,7 +12,7 @@ import random
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from replicator.capture import copier, fulljournal, service
+from replicator.capture import copier, fulljournal, journalloss, service, volumeset
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, PRIMARY, SECONDARY, Policy
 from replicator.core.credits import MIN_WINDOW_BYTES
@@ -25,12 +25,13 @@ from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from replicator.journal.ring import DATA_START
 from tests.testing.sim import oracles
 from tests.testing.sim.clock import Clock
+from tests.testing.sim.lists import ListNemesis
 from tests.testing.sim.nemesis import FAULT_KINDS, Nemesis
 from tests.testing.sim.network import Network
 from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.operator import Operator
 from tests.testing.sim.replicator import Edge
-from tests.testing.sim.target import Request
+from tests.testing.sim.target import Request, Target
 from tests.testing.sim.truth import Hist, Truth, Violation
 
 GROUP = "cd" * 16
@@ -75,6 +76,8 @@ class Options:
     edge_modes: tuple[str, ...] = ()
     """Of each of these edges; `mode` where there is none."""
     retain: str = "durable"
+    lists: bool = False
+    """Volumes join, leave and change their sizes."""
 
     @classmethod
     def draw_tree(cls, rng: random.Random) -> Options:
@@ -136,6 +139,13 @@ class SimTime:
         raise Violation("the service slept: a change was still in flight")
 
 
+class Patient:
+    """Stands in for the time module inside journalloss: whoever calls it has waited already (Target._keep)."""
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing."""
+
+
 @dataclass
 class Report:
     """Outcome of a run."""
@@ -159,7 +169,7 @@ class World:
         """How records are moved in this world; by the seed, so that it changes nothing else that is drawn."""
         self.rng = random.Random(seed)
         drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
-        self.options = options or drawn
+        self.options = options or replace(drawn, lists=seed % 3 == 0)  # by the seed, as `transfer` is
         o = self.options
         self.clock = Clock(verbose=verbose)
         self.network = Network(self.clock, random.Random(self.rng.getrandbits(64)))
@@ -191,6 +201,10 @@ class World:
         self.ran: set[Node] = set()
         """Nodes of which a process did something since the oracles looked."""
         self._before: dict[str, tuple[Any, ...]] = {}
+        self.complete: set[str] = set()
+        """Names of the nodes that have held a whole image."""
+        self.spoiled = False
+        """Power was lost, or a disk failed: then a history or a bitmap may be lost, too."""
 
     def node(self, name: str) -> Node:
         """The node of this name."""
@@ -207,6 +221,7 @@ class World:
         """Run it all. Raises Violation."""
         kept = service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES
         service.time = fulljournal.time = SimTime(self.clock)  # type: ignore[attr-defined,assignment]  # their name
+        journalloss.time = Patient()  # type: ignore[attr-defined,assignment]
         copier.ROTATE_MIN_BLOCKS = self.options.rotate_blocks
         shipper.RUN_BYTES = 24 << 10
         try:
@@ -215,11 +230,13 @@ class World:
             self.clock.after_event = self._look
             self.clock.after(0.0, self._host)
             Nemesis(self, self.nemesis_rng).begin()
+            if self.options.lists:
+                ListNemesis(self, random.Random(f"lists {self.seed}")).begin()
             self.clock.run_until(self.options.duration_s)
             self._live()
         finally:
             service.time, copier.ROTATE_MIN_BLOCKS, shipper.RUN_BYTES = kept  # type: ignore[assignment]
-            fulljournal.time = service.time
+            fulljournal.time = journalloss.time = service.time
         return Report(
             self.seed,
             self.options,
@@ -240,9 +257,9 @@ class World:
         top.make(GROUP, PRIMARY, Policy(**policy))
         assert top.target is not None
         for _ in range(o.first_writes):
-            top.target.submit(self._request())
+            top.target.submit(self._request(top.target))
         top.target.submit(Request("flush"))  # the truth begins with a stable image
-        self.truth.genesis = [bytes(top.pool.raw(i)) for i in range(len(self.truth.sizes))]
+        self.truth.genesis = [bytes(top.raw(i)) for i in range(len(self.truth.sizes))]
         for node in self.nodes[1:]:
             node.make(GROUP, SECONDARY, Policy(**policy))
         for node in self.nodes:
@@ -251,10 +268,10 @@ class World:
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 
-    def _request(self) -> Request:
-        rng = self.host_rng
-        volume = rng.randrange(len(self.truth.sizes))
-        sectors = self.truth.sizes[volume] // 512
+    def _request(self, target: Target) -> Request:
+        rng, volumes = self.host_rng, target.engine.state.volumes
+        one = volumes[rng.randrange(len(volumes))]
+        volume, sectors = int(one["index"]), int(one["size"]) // 512
         count = rng.choice((1, 2, 8, 16, 24))
         first = rng.randrange(sectors - count)
         if rng.random() < 0.3:
@@ -274,7 +291,7 @@ class World:
             if target is None or len(target.queue) > 4 or len(target.waiting) > 16:
                 continue
             if len(primaries) == 1 or self.host_rng.random() < 0.5:
-                request = self._request()
+                request = self._request(target)
                 self.writes += 1
                 node.run("target", lambda target=target, request=request: target.submit(request))
 
@@ -302,10 +319,13 @@ class World:
                 state.mode,
                 len(state.hist),
                 tuple(state.bitmaps.values()),
+                tuple(state.listed_at),
             )
             if self._seen.get(node.name) != now:
                 self._seen[node.name] = now
                 changed.add(node.name)
+                if state.copy == OK and state.hist:
+                    self.complete.add(node.name)
                 oracles.check_prefix(node)
             oracles.check_honest(node)
         if changed:
@@ -316,7 +336,17 @@ class World:
 
     def power_lost(self, node: Node) -> None:
         """A node is about to lose power: promises that only its page cache kept are void."""
+        self.spoiled = True
         self._power[node.name] = True
+
+    def gave_up_received(self, node: Node) -> None:
+        """A copy got a new journal: what it had received and not applied it has promised in vain (SAFETY.md)."""
+        assert node.target is not None
+        hist, pos = node.hist(), node.target.engine.pos
+        promises = self.truth.promises
+        self.truth.promises = [
+            p for p in promises if p.holder != node.name or self.truth.holds(hist, pos, p.epoch, p.seq)
+        ]
 
     def recovered(self, node: Node, engine: GroupEngine) -> None:
         """A target was started again."""
@@ -341,6 +371,8 @@ class World:
         allowed = node.node_id in self.consents
         oracles.check_consent(node, hist, args["p"], allowed)
         oracles.check_promises_kept(node, hist, args["p"], allowed)
+        if args["full"] and node.name in self.complete and not self.spoiled:
+            raise Violation(f"thrifty: {node.name} is copied to as a whole, and no disk has lost anything")
 
     def called(self, node: Node, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
         """A target carried out a control operation."""
@@ -500,6 +532,8 @@ class World:
         if not all(self._flows(one, other) for one, other in self.edges):
             return False
         for node in self.nodes:
+            if node is not top and _list_of(node) != _list_of(top):
+                raise Violation(f"in sync, and {top.name} and {node.name} have other volumes")
             if node is not top and oracles.differing_blocks(top, node):
                 raise Violation(f"in sync, and the images of {top.name} and {node.name} differ")
         return True
@@ -515,3 +549,9 @@ class World:
             if source.session.state in wanted and sink.session.state is State.TARGET:
                 return edge is not None and not edge.degraded
         return False
+
+
+def _list_of(node: Node) -> list[tuple[Any, ...]]:
+    """The volumes of a running node: what names them, what they are called, and their sizes."""
+    assert node.target is not None
+    return [(*volumeset.identity(v), v["name"], v["size"]) for v in node.target.engine.state.volumes]

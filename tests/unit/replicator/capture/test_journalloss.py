@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,87 @@ def test_what_was_recorded_of_dropped_records_does_not_stand_for_others_of_their
     assert not side.window.active or side.window.last.seq == side.page[APPLIED_SEQ]
 
 
+def half_applied(pair: Pair) -> Side:
+    """`b` has a record of which its pool took the first half only."""
+    pair.a.write(4096, 2, length=8192)
+    pair.ship(pair.a, pair.b)
+    pair.b.engine.volumes[0] = Halving(pair.b.engine.volumes[0])
+    with pytest.raises(OSError):
+        follower.apply_all(pair.b.engine)
+    assert pair.b.image()[0][4096] == 2 and pair.b.image()[0][8192] == 0
+    return pair.b
+
+
+def beyond_its_position(pair: Pair) -> Side:
+    """The target of `b` was killed, and starts from its last checkpoint: what it had applied since is in its pool."""
+    pair.a.write(4096, 2)
+    pair.a.write(8192, 3)
+    pair.ship(pair.a, pair.b)
+    follower.apply_all(pair.b.engine)
+    pair.b.kill()
+    pair.b.start()
+    assert pair.b.page[APPLIED_SEQ] < pair.b.engine.pos
+    return pair.b
+
+
+def lose_and_renew(pair: Pair) -> None:
+    """The journal of `b` fails before it has applied everything, and gets replaced; the pool is mended, too."""
+    pair.b.disk.fail_next_sync("journal")
+    pair.a.write(64 << 10, 9)
+    pair.ship(pair.a, pair.b)
+    with pytest.raises(MediumError):
+        pair.b.engine.sync_journal()
+    renew(pair.b)
+    if isinstance(pair.b.engine.volumes[0], Halving):
+        pair.b.engine.volumes[0] = pair.b.engine.volumes[0].volume
+
+
+TEARS = pytest.mark.parametrize("tear", [half_applied, beyond_its_position])
+
+
+@TEARS
+def test_dropped_records_that_the_pool_holds_in_part_make_the_copy_inconsistent(
+    pair: Pair, tear: Callable[[Pair], Side]
+) -> None:
+    side = tear(pair)
+    lose_and_renew(pair)
+    with pytest.raises(Refused, match="resync"):
+        roles.promote(side.engine)
+    side.power_cut()
+    side.start()
+    assert side.engine.state.copy == RESYNC
+    decision = pair.sync_up()
+    assert decision.action is Action.COPY and not decision.full
+
+
+@TEARS
+def test_nor_do_they_stay_when_the_primary_never_sends_them_again(pair: Pair, tear: Callable[[Pair], Side]) -> None:
+    """Another node that had not received them is primary now: to it `b` seems to be where it is itself."""
+    saved = pair.a.save()
+    tear(pair)
+    lose_and_renew(pair)
+    other = Side("a")
+    other.restore(saved)
+    other.start()
+    roles.demote(other.engine)
+    roles.promote(other.engine)
+    Pair(other, pair.b).sync_up()  # this looks whether the images are equal
+
+
+class Halving:
+    """A volume that takes the first half of a write only, and says so."""
+
+    def __init__(self, volume: Any) -> None:
+        self.volume = volume
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.volume, name)
+
+    def pwrite(self, buf: Any, offset: int) -> None:
+        self.volume.pwrite(buf[: len(buf) // 2], offset)
+        raise OSError(5, "no")
+
+
 class Refusing:
     """A volume that takes no writes."""
 
@@ -343,6 +425,38 @@ def test_a_secondary_whose_journal_is_gone_at_start_is_readable_and_is_sent_agai
     assert pair.b.page[HEAD_OFF] > 0
 
 
+def test_a_secondary_without_a_journal_goes_on_and_starts_again_and_again(pair: Pair) -> None:
+    side = pair.b
+    side.kill()
+    store = side.disk._find("journal")
+    store.data[:] = bytes(len(store.data))
+    side.start()
+    side.engine.sync_tracking()  # the pool clears marks of its intent log
+    assert not side.engine.failed
+    with side.engine.lock:
+        side.engine.lose_journal("something wanted to sync it all the same")
+    side.kill()
+    side.start()
+    renew(side)
+    pair.sync_up()
+
+
+def test_a_secondary_whose_failing_journal_cannot_be_written_again_is_readable_and_resynced(pair: Pair) -> None:
+    """It failed on a sync, and was restarted instead of given a new journal."""
+    pair.a.write(0, 1)
+    pair.flow(pair.a, pair.b)
+    pair.a.write(4096, 2)
+    pair.ship(pair.a, pair.b)
+    with pair.b.engine.lock:
+        pair.b.engine.lose_journal("its journal cannot be synced")
+    pair.b.kill()
+    pair.b.disk.fail_writes("journal", DATA_START)
+    pair.b.start()
+    assert pair.b.engine.state.journal_error and pair.b.engine.state.copy == RESYNC
+    renew(pair.b)
+    assert pair.sync_up().action is Action.COPY
+
+
 def test_a_secondary_that_lost_its_journal_and_power_is_copied_anew(pair: Pair) -> None:
     pair.b.power_cut("drop")
     store = pair.b.disk._find("journal")
@@ -350,6 +464,26 @@ def test_a_secondary_that_lost_its_journal_and_power_is_copied_anew(pair: Pair) 
     pair.b.start()
     renew(pair.b)
     pair.sync_up()
+
+
+def test_a_former_primary_that_loses_its_journal_still_keeps_the_writes_that_nobody_gave_up(pair: Pair) -> None:
+    side = pair.a
+    side.write(0, 1)  # answered, and never shipped
+    roles.promote(pair.b.engine)
+    pair.b.write(4096, 2)
+    assert pair.meet().label == "former-primary"
+    pos = side.engine.pos
+    side.power_cut("keep")
+    store = side.disk._find("journal")
+    store.data[:] = bytes(len(store.data))
+    for _ in range(2):
+        side.start()
+        assert side.engine.state.journal_error and side.engine.pos == pos
+        side.power_cut("keep")
+    side.start()
+    renew(side)
+    assert pair.meet().label == "former-primary", "its writes are discarded unasked"
+    assert pair.sync_up(side.node_id).action is Action.COPY
 
 
 @pytest.mark.parametrize("synced", [True, False])

@@ -174,6 +174,28 @@ def test_a_full_journal_gives_up_the_peer_that_is_away_and_goes_on_for_the_other
     assert fan.tree.sides["c"].image() == fan.side.image()
 
 
+@pytest.mark.parametrize(("policy", "waits"), [("stall", True), ("fail", False)])
+def test_where_the_policy_gives_nobody_up_one_absent_peer_stops_writers_and_is_named(
+    fan: Served, policy: str, waits: bool
+) -> None:
+    fan.service.set_policy({"on_full": policy, "full_timeout_s": 0.2})
+    b, c = fan.tree.sides["b"], fan.tree.sides["c"]
+    fan.service.set_link(b.node_id, True)
+    fan.fill()
+    fan.hear(b, EDGE_DURABLE_OFF)
+    began = time.monotonic()
+    with pytest.raises(MediumError, match=c.node_id):
+        for turn in range(3):
+            fan.service.write(0, 0, bytes([turn]) * (64 << 10))
+    assert (time.monotonic() - began >= 0.2) is waits
+    blocking = {one["peer"]: one["blocks_writers"] for one in fan.service.status()["edges"]}
+    assert blocking == {b.node_id: False, c.node_id: True} and fan.service.status()["blocks_writers"]
+    fan.service.set_link(c.node_id, True)
+    fan.hear(c, EDGE_DURABLE_OFF)
+    fan.service.write(0, 0, b"\5" * (64 << 10))
+    assert not fan.service.status()["blocks_writers"]
+
+
 def test_a_peer_that_is_there_but_too_slow_slows_writers_for_a_while_only(fan: Served) -> None:
     fan.service.set_policy({"full_timeout_s": 0.3})
     b, c = fan.tree.sides["b"], fan.tree.sides["c"]

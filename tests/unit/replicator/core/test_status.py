@@ -44,6 +44,8 @@ def refused(label: str) -> dict[str, Any]:
         ("REFUSED", STATUS, {**FACTS, **refused("size-mismatch")}),
         ("ORPHANED", STATUS, {**FACTS, "session": "down", "linked": False, "turned_away": "no-pair"}),
         ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
+        ("JOURNAL-FULL", {**STATUS, "blocks_writers": True}, {**FACTS, "session": "down", "linked": False}),
+        ("PAIR", {**STATUS, "blocks_writers": True}, FACTS),
         ("SWITCHING", STATUS, {**FACTS, "session": "draining"}),
         ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
         (
@@ -142,6 +144,20 @@ def test_what_writers_of_a_stalled_group_wait_for(policy: dict, text: str):
     status = {**STATUS, "policy": {"mode": "sync", **policy}, "sync_on": True}
     shown = describe(status, {**FACTS, "session": "down", "linked": False, "link_reason": "cable"})
     assert text in shown["means"] and "cable" in shown["why"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        ({"on_full": "fail", "full_timeout_s": 10.0}, "writes of hosts fail, also where other peers"),
+        ({"on_full": "stall", "full_timeout_s": 2.5}, "wait 2.5 s for room, and fail then"),
+        ({"on_full": "stall", "full_timeout_s": 0.0}, "however long it takes"),
+    ],
+)
+def test_who_keeps_the_journal_full_is_named_and_what_writers_do(policy: dict, text: str):
+    status = {**STATUS, "policy": {"mode": "async", **policy}, "blocks_writers": True}
+    shown = describe(status, {**FACTS, "session": "down", "linked": False, "link_reason": "cable", "peer_name": "B"})
+    assert text in shown["means"] and "what B lacks" in shown["why"] and "cable" in shown["why"]
 
 
 def test_a_peer_that_was_not_asked_for_its_position_is_not_taken_to_have_nothing():

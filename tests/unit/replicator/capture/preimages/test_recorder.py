@@ -13,6 +13,7 @@ from replicator.core.errors import NotFound, Refused
 from replicator.core.markers import Marker
 from replicator.core.records import Kind
 from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
+from replicator.journal.beacons import NOTHING, Beacon
 from tests.testing.pairharness import Pair
 from tests.testing.retaining import NOTE, Histories, RetainingSide, check_views, retaining_pair, shrink_frames
 
@@ -129,6 +130,12 @@ def test_a_time_means_the_last_record_not_later(pair: Pair) -> None:
     assert instants.at_time(b.window, two.time_ns - 1, applied).instant == one
     assert instants.at_time(b.window, two.time_ns + 10**12, applied).instant == two
     assert instants.at_time(b.window, two.time_ns, one.seq).instant == one, "what was not applied is not there yet"
+    place, before = instants.at_time(b.window, two.time_ns + 5, applied), instants.at_time(b.window, one.time_ns, applied)
+    assert instants.is_final(before, one.time_ns, applied, NOTHING)
+    assert not instants.is_final(place, two.time_ns + 5, applied, NOTHING)
+    assert not instants.is_final(place, two.time_ns + 5, applied, Beacon(applied, two.time_ns + 4))
+    assert not instants.is_final(place, two.time_ns + 5, applied, Beacon(applied + 1, two.time_ns + 9)), "not applied"
+    assert instants.is_final(place, two.time_ns + 5, applied, Beacon(applied, two.time_ns + 5))
     with pytest.raises(Refused, match=r"not in the window .*seq \d+ \(2023-"):
         instants.at_time(b.window, 5, applied)
 

@@ -1,0 +1,265 @@
+"""The volumes of a simulated node by name, for groups whose list of volumes changes while everything else goes wrong.
+
+NamedPool is atomic and durable in itself where it makes and resizes volumes, as raidlib is; each such step is a place
+where the process can die. Contents obey the rules of storage.SimPool. ListHost is the VolumeHost of the engine,
+ListNemesis the operator who adds, removes and resizes volumes of whoever is primary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from replicator.capture import volumeset
+from replicator.capture.bitmaps import blocks_of
+from replicator.capture.state import UNTRACKED, StateFile
+from replicator.core.errors import FarstripeError, Refused
+from replicator.core.records import Kind
+from replicator.journal.files import Buffer
+from tests.testing.fakedisk import FakeDisk, FakeFile
+from tests.testing.sim.storage import REGION_BYTES, SimMap
+from tests.testing.sim.target import Target
+from tests.testing.sim.truth import Change
+
+if TYPE_CHECKING:
+    from tests.testing.sim.node import Node
+    from tests.testing.sim.world import World
+
+CAPACITY = 384 << 10
+"""Room of a volume that may be resized."""
+MOST_VOLUMES = 4
+GAP_S = 0.7
+
+
+class NamedPool:
+    """The volumes of a node and their intent log. Outlives the target process."""
+
+    def __init__(self, disk: FakeDisk, sizes: Mapping[str, int], *, fixed: bool) -> None:
+        """fixed: no volume is ever resized."""
+        self.disk = disk
+        self.sizes: dict[str, int] = {}
+        self.marks: set[tuple[str, int]] = set()  # durable
+        self._hot: set[tuple[str, int]] = set()
+        self._fixed = fixed
+        self.syncs = 0
+        for name, size in sizes.items():
+            self.disk.create(_file(name), size if fixed else max(size, CAPACITY))
+            self.sizes[name] = size
+
+    def step(self, what: str) -> None:
+        """The next change of the pool's shape; the process may end here."""
+        if self.disk._change("pool", what, 0, 0):
+            raise self.disk._cut(f"pool {what}", None)
+
+    def create(self, name: str, size: int) -> None:
+        """Make a volume of zeroes. Durable."""
+        self.step(f"create {name}")
+        if name not in self.sizes and _file(name) not in self.disk.names():
+            self.disk.create(_file(name), CAPACITY)
+        self._cut(name, 0)
+        self.sizes[name] = size
+
+    def resize(self, name: str, size: int) -> None:
+        """Change a size; what was cut reads as zeroes should it come back. Durable."""
+        self.step(f"resize {name} {size}")
+        if size < self.sizes[name]:
+            self._cut(name, size)
+        self.sizes[name] = size
+
+    def _cut(self, name: str, size: int) -> None:
+        store = self.disk._find(_file(name))
+        store.data[size:] = bytes(len(store.data) - size)
+        for write in store.unsynced:
+            kept = max(0, size - write.off)
+            write.new = write.new[:kept].ljust(len(write.new), b"\0")
+            write.old = write.old[:kept].ljust(len(write.old), b"\0")
+
+    def open(self, name: str) -> NamedVolume:
+        """Open a volume for a new target process."""
+        return NamedVolume(self, name, self.disk.open(_file(name)))
+
+    def raw(self, name: str) -> bytearray:
+        """The bytes of a volume as any reader would see them now; not to be changed."""
+        data = self.disk._find(_file(name)).data
+        return data if len(data) == self.sizes[name] else data[: self.sizes[name]]
+
+    def touch(self, name: str, offset: int, length: int) -> None:
+        """Mark the regions of a write, durably, before it."""
+        assert offset + length <= self.sizes[name], f"{name}: access beyond the end"
+        for region in range(offset // REGION_BYTES, (offset + length - 1) // REGION_BYTES + 1):
+            self.marks.add((name, region))
+            self._hot.add((name, region))
+
+    def sync(self) -> None:
+        """Durable: every write before the call."""
+        for name in self.sizes:
+            self.disk.open(_file(name)).fdatasync()
+        self.syncs += 1
+
+    def clear_intents(self, sync_groups: Callable[[], None]) -> None:
+        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable."""
+        cool = self.marks - self._hot
+        self._hot.clear()
+        if cool:
+            sync_groups()
+            self.sync()
+            self.marks -= cool
+
+    def unclean(self, listed: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
+        """The marked ranges of a group's volumes, as recovery.open_engine takes them."""
+        found = []
+        for v in listed:
+            for name, region in self.marks:
+                if name == v["name"] and region * REGION_BYTES < v["size"]:
+                    length = min(REGION_BYTES, v["size"] - region * REGION_BYTES)
+                    found.append((v["index"], region * REGION_BYTES, length))
+        return sorted(found)
+
+
+def _file(name: str) -> str:
+    return f"volume{name[1:]}"
+
+
+class NamedVolume:
+    """A volume as the engine sees it."""
+
+    def __init__(self, pool: NamedPool, name: str, file: FakeFile) -> None:
+        self.file, self._pool, self._name = file, pool, name
+
+    @property
+    def size(self) -> int:
+        """Bytes, as the pool has it now."""
+        return self._pool.sizes[self._name]
+
+    def pread_into(self, buf: memoryview, offset: int) -> None:
+        """See engine.Volume."""
+        self.file.preadinto(buf, offset)
+
+    pread_once = pread_into
+
+    def pwrite(self, buf: Buffer, offset: int) -> None:
+        """See engine.Volume."""
+        self._pool.touch(self._name, offset, len(buf))
+        self.file.pwrite(buf, offset)
+
+    def zero(self, offset: int, length: int, punch: bool) -> None:
+        """See engine.Volume."""
+        self._pool.touch(self._name, offset, length)
+        self.file.punch(offset, length)
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """See engine.Volume; a region that is all zero counts as never written."""
+        raw = self._pool.raw(self._name)
+        found: list[tuple[int, bool]] = []
+        end = offset + length
+        while offset < end:
+            stop = min(end, (offset // REGION_BYTES + 1) * REGION_BYTES)
+            found.append((stop - offset, raw.count(0, offset, stop) != stop - offset))
+            offset = stop
+        return found
+
+
+class ListHost:
+    """The VolumeHost of a node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._refused: set[str] = set()
+
+    def provide(self, volume: Mapping[str, Any]) -> tuple[Any, str]:
+        """See VolumeHost. What is in the way is refused once; then the operator has deleted it."""
+        name, size, pool = str(volume["name"]), int(volume["size"]), self._node.pool
+        if name not in pool.sizes:
+            pool.create(name, size)
+        elif pool.sizes[name] != size or any(pool.raw(name)):
+            if name not in self._refused:
+                self._refused.add(name)
+                raise Refused(f"volume {name} cannot be made here: there is one with data")
+            pool.create(name, size)
+        return pool.open(name), f"{name:>032}"
+
+    def map_file(self, index: int, size: int) -> SimMap:
+        """See VolumeHost."""
+        return self._node.map_of(index)
+
+    def resize(self, name: str, size: int) -> None:
+        """See VolumeHost."""
+        self._node.pool.resize(name, size)
+
+    def intend(self, volumes: Sequence[Mapping[str, Any]]) -> None:
+        """Nobody deletes volumes here."""
+
+    def settled(self, volumes: Sequence[Mapping[str, Any]]) -> None:
+        """See VolumeHost."""
+        kept = {v["index"] for v in volumes}
+        for index in set(self._node.maps) - kept:
+            del self._node.maps[index]
+
+
+def listed(node: Node) -> list[dict[str, Any]]:
+    """The list of volumes that a node's state on disk holds."""
+    return StateFile(node.disk.open("state")).load().volumes  # type: ignore[arg-type]
+
+
+def map_blocks(size: int, *, fixed: bool) -> int:
+    """How many bytes the map of a volume has."""
+    return max(1, blocks_of(size if fixed else max(size, CAPACITY)))
+
+
+def change_of(kind: Kind, entry: Mapping[str, Any]) -> Change:
+    """What a change of the list does to the volumes."""
+    size = 0 if kind == Kind.VOLUME_REMOVE else int(entry["size"])
+    return Change(int(entry["index"]), 0, size, None, kind.name)
+
+
+class ListNemesis:
+    """Changes the list of whoever is primary, again and again, until the world is calm."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._world, self._rng = world, rng
+        self._made = 0
+
+    def begin(self) -> None:
+        """The first change comes after the usual gap."""
+        self._world.clock.after(GAP_S, self._next)
+
+    def _next(self) -> None:
+        w, rng = self._world, self._rng
+        if w.calm:
+            return
+        w.clock.after(GAP_S * (0.3 + 1.4 * rng.random()), self._next)
+        for node in w.primaries:
+            target = node.target
+            if target is not None and not target.engine.failed and target.engine.state.mode != UNTRACKED:
+                node.run("target", lambda target=target: self._change(target))
+
+    def _change(self, target: Target) -> None:
+        """As nbdplugin.listchange does: nobody has a volume open that leaves or becomes smaller."""
+        engine, rng = target.engine, self._rng
+        volumes = engine.state.volumes
+        kind = rng.choice((Kind.VOLUME_ADD, Kind.VOLUME_REMOVE, Kind.RESIZE, Kind.RESIZE))
+        if kind == Kind.VOLUME_ADD and len(volumes) >= MOST_VOLUMES:
+            kind = Kind.RESIZE
+        size = 4096 * rng.randint(16, CAPACITY // 4096)
+        if kind == Kind.VOLUME_ADD:
+            self._made += 1
+            name = f"vx{self._made}"
+            target.node.pool.create(name, size)
+            volumeset.reserve(engine)
+        else:
+            one = rng.choice(volumes)
+            name, index = one["name"], one["index"]
+            if kind == Kind.RESIZE and one["size"] == size:
+                return
+            if any(request.volume == index for request in (*target.queue, *target.waiting)):
+                return
+        try:
+            entry = target.service.change_volumes(kind, name, size)
+        except (OSError, FarstripeError) as exc:
+            if engine.list_in_doubt:
+                target.node.in_vain = engine.epoch, engine.pos
+            target.node.note(f"{kind.name} {name} refused: {exc}")
+            return
+        target.node.listed_anew()
+        target.node.note(f"{kind.name} {name} {entry['size']}")
