@@ -43,8 +43,8 @@ nothing."""
 REST_PING_S = 30.0
 """The same on a link that rests: another one to the same process carries the heartbeat."""
 REST_DEAD_S = 75.0
-"""A link that rests is closed when nothing came for so long. When the carrier's heartbeat fails, too, it stops resting:
-it asks the peer by itself, and is closed DEAD_S later."""
+"""A quiet link is closed when nothing came over it for so long, though the peer's process is heard over another one. When
+it is not heard there any more, the link asks by itself, and is closed DEAD_S later."""
 QUIET_SLACK_S = 1.0
 """Whoever is awake in the quiet does at once what is due within this time, so that both sides wake together."""
 RETRY_REFUSED_S = 20.0
@@ -122,8 +122,10 @@ class SessionBase:
         self._since_link = 0.0
         self._next_ping = 0.0
         self._quiet = self._rests = self._asks = False
+        self._backed = False
+        """The link is quiet, and the peer's process is heard, over whatever link."""
         self._stirred = 0.0
-        """When the link stopped resting: its silence counts from then."""
+        """When that ended: the silence of this link counts from then."""
         self._next_poll = self._last_poll = 0.0
         self._retry_at: float | None = 0.0
         self._bitmaps: dict[int, bytes | None] = {}
@@ -140,6 +142,11 @@ class SessionBase:
     def rests(self) -> bool:
         """Nothing happens here, and another link carries the heartbeat."""
         return self._rests
+
+    @property
+    def backed(self) -> bool:
+        """Nothing happens here, and the peer's process is heard over some link."""
+        return self._backed
 
     @property
     def claims(self) -> bool:
@@ -179,7 +186,7 @@ class SessionBase:
         if close and self.link:
             effects.append(CloseLink(reason))
         self.link = 0
-        self._rests = False
+        self._rests = self._backed = False
         self.link_reason = reason
         self._awaited = 0
         self.mine = None
@@ -199,7 +206,7 @@ class SessionBase:
         """Dead-peer check; None while the link lives. Otherwise the transition that gives it up."""
         self._settle_down(event, now)
         heard = max(event.last_rx, self.last_contact, self._since_link, self._stirred)
-        patience_s = REST_DEAD_S if self._rests else DEAD_S
+        patience_s = REST_DEAD_S if self._backed else DEAD_S
         if now - heard >= patience_s:
             return self._go_down(now, f"nothing heard from the peer for {patience_s:g} s", close=True, soon=False)
         return None
@@ -207,9 +214,12 @@ class SessionBase:
     def _settle_down(self, event: Tick, now: float) -> None:
         """Note whether the link is quiet, and whether it rests."""
         self._quiet = event.quiet and self.state in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
-        rested, self._rests = self._rests, self._quiet and event.rests and now - event.pulse < DEAD_S
+        backed, self._backed = self._backed, self._quiet and now - event.pulse < DEAD_S
+        rested, self._rests = self._rests, self._backed and event.rests
         if rested and not self._rests:
-            self._next_ping = self._stirred = now
+            self._next_ping = now
+        if backed and not self._backed and event.pulse > max(event.last_rx, self.last_contact) + QUIET_SLACK_S:
+            self._next_ping = self._stirred = now  # the peer had no reason to speak here: it is asked
             self._asks = True
 
     def _ping_if_due(self, now: float) -> list[Effect]:

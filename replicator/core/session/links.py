@@ -36,7 +36,7 @@ class Links(SessionBase):
         self.link = event.link
         self.last_contact = self._since_link = now
         self._next_ping = now + PING_S
-        self._quiet = self._rests = self._asks = False
+        self._quiet = self._rests = self._backed = self._asks = False
         self.mine = self.theirs = None
         self.acked = (0, 0, 0)
         return State.ASKING, [Log("link-up", {"link": event.link}), self._ask("group.status", settle=True)]

@@ -227,8 +227,11 @@ class PairLoop:
         quiet = flow.quiet(now)
         self._session.beside = self._around.beside()
         rests = quiet and flow.flows and bool(instance) and pulse.rests(self, instance, self._stir)
+        backed = self._session.backed
         self._feed(Tick(self._last_rx, quiet, rests, pulse.heard(instance) if instance else 0.0), now)
         flow.rest(self._session.rests)
+        if backed and quiet and not self._session.backed:
+            pulse.fails(self)
 
     def _stir(self) -> None:
         self._box.put(Stir())

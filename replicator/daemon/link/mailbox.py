@@ -40,7 +40,7 @@ class LookAgain:
 
 
 class Stir:
-    """The link that carried the heartbeat of this one has ended."""
+    """The link that carries the heartbeat of this one has ended, or hears nothing."""
 
 
 class Evicted:

@@ -6,9 +6,10 @@ for all; the others rest and beat rarely, for the sake of whatever lies between 
 connections. A link that is not quiet any more stops resting at once, and beats and is judged by itself.
 
 What is heard over one link counts for another only if both end in the same process: each process has a number, which
-its heartbeats tell, so a peer that has restarted does not keep connections of its former life alive here. When the
-carrier's link ends, those that rest are stirred: they look how long ago the process was heard, and the first of them
-carries on.
+its heartbeats tell, so a peer that has restarted does not keep connections of its former life alive here. Each side
+has a carrier of its own, and they need not be the same link. When the peer's process falls silent, or the carrier's link
+ends, the links that rest are stirred: they look how long ago the process was heard, and ask it, or one of them carries
+on.
 """
 
 from __future__ import annotations
@@ -40,11 +41,21 @@ class Pulse:
     def rests(self, who: Hashable, instance: str, stir: Callable[[], None]) -> bool:
         """Whether another link to `instance` beats for `who`, which is quiet; if there is none, `who` does from now on.
 
-        stir: called, from any thread, when that other link has ended.
+        stir: called, from any thread, when that other link has ended, or hears nothing any more.
         """
         with self._lock:
             self._members[who] = instance, stir
             return self._carriers.setdefault(instance, who) is not who
+
+    def fails(self, who: Hashable) -> None:
+        """`who`, which carries the heartbeat, hears nothing of the peer's process any more."""
+        with self._lock:
+            instance, _ = self._members.get(who, ("", None))
+            if self._carriers.get(instance) is not who:
+                return
+            rest = [stir for other, (its, stir) in self._members.items() if its == instance and other is not who]
+        for stir in rest:
+            stir()
 
     def leave(self, who: Hashable) -> None:
         """The link of `who` has ended."""

@@ -35,7 +35,7 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import COMMANDS, DEAD_S, HANDSHAKE_S, NotExpected, Session
-from replicator.core.session.base import REST_DEAD_S, REST_PING_S, tree_durable
+from replicator.core.session.base import QUIET_PING_S, REST_DEAD_S, REST_PING_S, tree_durable
 from replicator.core.transitions import TRANSITIONS, Input, State
 
 A, B = "aa" * 16, "bb" * 16
@@ -447,11 +447,19 @@ def test_a_link_that_rests_is_given_up_when_even_its_own_rare_heartbeats_fail():
     assert couple.a.session.state is State.DOWN
 
 
+def silent_for_a_while(couple: Couple) -> tuple[float, float]:
+    """When the peer was last heard over this link, and over another one."""
+    heard = couple.now
+    couple.now += 10
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=couple.now))
+    return heard, couple.now
+
+
 def test_when_the_heartbeat_fails_a_link_that_rests_asks_by_itself_before_it_is_given_up():
     couple = resting()
-    heard = couple.now
+    heard, pulse = silent_for_a_while(couple)
     couple.now += DEAD_S
-    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=pulse))
     assert not couple.a.session.rests and couple.a.session.state is State.SOURCE
     assert [frame["quiet"] for frame in pings(couple.a)] == [False]
     assert [e.frame["t"] for e in couple.b.effects if isinstance(e, Send)] == ["pong"], "the peer answers though quiet"
@@ -459,29 +467,50 @@ def test_when_the_heartbeat_fails_a_link_that_rests_asks_by_itself_before_it_is_
 
 def test_a_link_that_rests_and_gets_no_answer_either_is_given_up_soon():
     couple = resting()
-    heard = couple.now
-    couple.now += DEAD_S
     couple.swallows = True
-    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    heard, pulse = silent_for_a_while(couple)
+    couple.now += DEAD_S
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=pulse))
     couple.now += DEAD_S - 0.1
-    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=pulse))
     assert couple.a.session.state is State.SOURCE
     couple.now += 0.1
-    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=heard))
+    couple.give(couple.a, Tick(heard, quiet=True, rests=True, pulse=pulse))
     assert couple.a.session.state is State.DOWN
 
 
 def test_what_happens_in_the_group_ends_the_rest_and_the_link_is_judged_by_itself_from_then_on():
     couple = resting()
-    heard = couple.now
-    couple.now += 20
     couple.swallows = True
+    heard, _ = silent_for_a_while(couple)
     couple.give(couple.a, Tick(heard, quiet=False, rests=False, pulse=couple.now))
     assert couple.a.session.state is State.SOURCE, "the peer had no reason to speak here"
     assert [frame["quiet"] for frame in pings(couple.a)] == [False]
     couple.now += DEAD_S
     couple.give(couple.a, Tick(heard, quiet=False, rests=False, pulse=couple.now))
     assert couple.a.session.state is State.DOWN, "other links to the peer say nothing about this one"
+
+
+def test_the_link_that_carries_our_heartbeat_need_not_be_the_one_that_carries_the_peers():
+    couple = resting()
+    heard = couple.now
+    couple.give(couple.a, Tick(heard, quiet=True, rests=False, pulse=couple.now))
+    couple.swallows = True
+    for _ in range(20):
+        couple.now += QUIET_PING_S
+        couple.give(couple.a, Tick(heard, quiet=True, rests=False, pulse=couple.now))
+    assert couple.a.session.state is State.SOURCE and not couple.a.session.rests
+    assert len(pings(couple.a)) >= 20, "it beats for all of ours"
+
+
+def test_a_link_over_which_the_peer_did_beat_is_given_up_without_asking():
+    couple = resting()
+    couple.swallows = True
+    heard = couple.now
+    couple.give(couple.a, Tick(heard, quiet=True, rests=False, pulse=heard))
+    couple.now += DEAD_S
+    couple.give(couple.a, Tick(heard, quiet=True, rests=False, pulse=heard))
+    assert couple.a.session.state is State.DOWN
 
 
 def test_a_handshake_that_stalls_is_given_up():

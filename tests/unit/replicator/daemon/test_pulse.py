@@ -41,3 +41,14 @@ def test_what_nobody_is_linked_to_is_forgotten() -> None:
     pulse.beat("peer", 10.0)
     pulse.leave("g1")
     assert pulse.heard("peer") == 0.0
+
+
+def test_a_carrier_that_hears_nothing_stirs_those_that_rest() -> None:
+    pulse = Pulse("here")
+    stirred: list[str] = []
+    for name in ("g1", "g2", "g3"):
+        pulse.rests(name, "peer", lambda name=name: stirred.append(name))  # type: ignore[misc]
+    pulse.fails("g2")
+    assert stirred == [], "it carries nothing"
+    pulse.fails("g1")
+    assert stirred == ["g2", "g3"]
