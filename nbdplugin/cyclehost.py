@@ -154,6 +154,7 @@ class CycleHost:
         """Take the image that is due if all groups stand at its bound."""
         services = self._services(groups)
         if services is None or not self._sets.frozen(name):
+            self._sets.thaw(name)
             work.bound_ns = 0  # the set was taken over, or is no cut any more
             return
         engines = [service.engine for service in services]
@@ -254,6 +255,7 @@ class CycleHost:
             return
         book = self._books[name]
         with self._lock:
+            decided = self._sets.decided_cycle(name) or decided  # a takeover may have been decided since
             whole = {image.n for image in self._whole(book)}
             short = bool(whole) and short_of_room(*self._pools.space())
             gone = set(may_go(whole, cycle.keep, (decided,), short=short))
@@ -312,6 +314,15 @@ class CycleHost:
             if place.seq < volumeset.passes_over(service.engine.state)[1]:
                 raise Refused(f"the volumes of group {place.name} were changed since image {n}", "take a newer one")
         return whole[n]
+
+    def decide(self, name: str, n: int) -> dict[str, Any]:
+        """Fix that every group of the set becomes primary here as it was in image `n`, 0 for the newest. Durable.
+
+        From then on the image stays. Returns as SetHost.decide_back; raises as it and `choose`.
+        """
+        with self._lock:
+            image = self.choose(name, n)
+            return self._sets.decide_back(name, image.n, image.bound_ns)
 
     def stand_at(self, service: GroupService, name: str, n: int) -> None:
         """Make a secondary hold what image `n` of its set holds, and nothing after it. See standing.stand_at."""

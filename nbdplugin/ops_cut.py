@@ -95,8 +95,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         name = arguments.name(args)
         if args.get("cycle") is None:
             return cuts.sets.decide(name, arguments.flag(args, "keep"), arguments.flag(args, "give_up"))
-        image = cuts.cycles.choose(name, arguments.integer(args, "cycle"))
-        return cuts.sets.decide_back(name, image.n, image.bound_ns)
+        return cuts.cycles.decide(name, arguments.integer(args, "cycle"))
 
     return {
         "marker.hold": hold,

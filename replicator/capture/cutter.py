@@ -77,7 +77,10 @@ class Cutter:
         in_set = self._sets.wants_beacons(uuid)
         pace_s = SET_BEACON_S if in_set else BEACON_S
         self._due[uuid] = now + pace_s - TICK_S / 2  # so that it is not a tick late
-        engine.page[BEACON_PACE_MS] = int(pace_s * 1000) if in_set else 0
+        pace_ms = int(pace_s * 1000) if in_set else 0
+        if engine.page[BEACON_PACE_MS] != pace_ms:
+            engine.page[BEACON_PACE_MS] = pace_ms
+            engine.ring_replicators()  # a link that rests would not look for half a minute
         return publish_beacon(engine)
 
     def _say(self, kind: str, text: str) -> None:

@@ -280,6 +280,7 @@ class GroupEngine:
         if not self.journal_lost:
             self.journal_lost = reason
             self._u64[INCARNATION] += 1
+            self.ring_replicators()
             if self.parked_for != "hold":
                 self.parked_for = "journal"
             self.commit(sealed=True)
@@ -294,6 +295,7 @@ class GroupEngine:
         if not self.failed:
             self.failed = reason
             self._u64[INCARNATION] += 1
+            self.ring_replicators()
             try:
                 if write_down:
                     self.state_file.save(replace(self.state, sealed=True))
@@ -419,6 +421,11 @@ class GroupEngine:
         if fua:
             self.make_durable(seq)
         return seq
+
+    def ring_replicators(self) -> None:
+        """Ring every edge, also those whose replicator is awake or receives: it is to look at the page again."""
+        for _, slot in self._sleepers:
+            self.announce(slot)
 
     def wake_replicator(self) -> None:
         """Ring every edge whose replicator sleeps."""

@@ -99,6 +99,10 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
         engine.sync_pool()
         if state.role == SECONDARY and engine.preimages is not None:
             engine.preimages.leave(pos)
+        if state.role == SECONDARY and state.copy == OK and pos < engine.applied_in_part:
+            # before the new journal, in which nothing says so any more
+            torn_to = engine.applied_in_part if exact else 0
+            engine.commit(copy=RESYNC, floor=pos, copy_id="", copy_from_seq=NEVER, torn_to=torn_to)
         engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
         engine.failed = engine.journal_lost = engine.apply_error = ""
         engine.failed_by_journal = False
@@ -111,9 +115,6 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
         mended: dict[str, Any] = {}
         if state.role == SECONDARY and state.copy == RESYNC and 0 < state.torn_to <= pos:
             mended = {"copy": OK, "floor": pos, "torn_to": 0}
-        elif state.role == SECONDARY and state.copy == OK and pos < engine.applied_in_part:
-            torn_to = engine.applied_in_part if exact else 0
-            mended = {"copy": RESYNC, "floor": pos, "copy_id": "", "copy_from_seq": NEVER, "torn_to": torn_to}
         # What a peer below holds of the lost records it need not get again: the new journal is kept for it from here.
         edges = {e.slot: e.without_peer() | {"dropped": e.dropped} for e in kept}
         engine.commit(edges, journal_error="", sealed=False, **mended)
@@ -122,6 +123,7 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             page[edge_slot(edge.slot, EDGE_DURABLE_OFF)] = page[HEAD_OFF]
             page[DROPS + edge.slot] += 1
         page[INCARNATION] += 1
+        engine.ring_replicators()
         engine.opened.notify_all()
         return dropped
 

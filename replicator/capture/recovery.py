@@ -135,6 +135,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     trusted = page.valid(parts.boot) and state.boot == parts.boot
     power_lost = not state.clean and not trusted
     marked = list(unclean)
+    if power_lost:
+        _keep_marks(parts, state, marked)
     trusted_head = (page[HEAD_OFF], page[EPOCH], page[HEAD_SEQ])
     if not trusted:
         page.clear(parts.boot)
@@ -196,6 +198,15 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     engine.save()
     engine.refresh()
     return engine
+
+
+def _keep_marks(parts: Parts, state: GroupState, marked: list[tuple[int, int, int]]) -> None:
+    """Durable: the bits of what the pool's intent log says that power loss may have changed. Its marks are cleared soon,
+    whether the group can be opened now or not."""
+    maps = {v["index"]: BlockMap(f, v["size"]) for f, v in zip(parts.maps, state.volumes, strict=True)}
+    bitmaps = Bitmaps(volumeset.by_index(maps, volumeset.next_index(state), NoMap()), state.bitmaps)
+    bitmaps.mark_unclean(marked)
+    bitmaps.sync()
 
 
 def _open_journal(parts: Parts, state: GroupState) -> Journal:

@@ -18,13 +18,14 @@ comes in, ends that.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from replicator.capture import volumeset
 from replicator.capture.engine import GroupEngine
-from replicator.capture.state import NEVER
-from replicator.capture.state import OK, RESYNC, SECONDARY
-from replicator.core.errors import Refused
+from replicator.capture.limits import pending
+from replicator.capture.state import NEVER, OK, RESYNC, SECONDARY
+from replicator.core.errors import IntegrityError, Refused
 from replicator.core.hello import MAX_DROPPED, MAX_REWOUND
 from replicator.journal.beacons import look, publish
 from replicator.journal.page import ARRIVED_GEN, BEACON_GEN, INCARNATION
@@ -88,13 +89,25 @@ def _kept(hist: Sequence[Sequence[int]], seq: int, epoch: int) -> list[list[int]
 
 
 def _left_behind(engine: GroupEngine, seq: int, epoch: int) -> dict[str, Any]:
-    """What this node holds after the marker: the rest of its line."""
-    hist = engine.state.hist
+    """What this node holds after the marker: the rest of its line, with epochs of records that a limit held back.
+
+    A new epoch will be newer than those, too: see limits.cut.
+    """
+    held_back: list[list[int]] = []
+    with suppress(IntegrityError):  # what is given up may be damaged
+        held_back = [[int(number), int(base)] for number, base in pending(engine).epochs]
+    for number, _ in held_back:
+        engine.note_epoch(number)
+    known = {entry[0] for entry in engine.state.hist}
+    hist = [*engine.state.hist, *(entry for entry in held_back if entry[0] not in known)]
     return {"dropped": [list(entry) for entry in hist[len(_kept(hist, seq, epoch)) :]], "pos": engine.pos}
 
 
 def _with(rewound: Sequence[list[Any]], hist: Sequence[Sequence[int]], step: Mapping[str, Any]) -> list[list[Any]]:
     """The lines that were given up, with the one of this step; those that began after the marker are part of it."""
+    left = next((line for line in rewound if line[0] == 0 and line[1] == step["seq"]), None)
+    if left is not None and step.get("pos") == step["seq"] and not step.get("dropped"):
+        return [list(line) for line in rewound]  # it stood there already: nothing more was given up
     kept = {entry[0] for entry in hist}
     earlier = [line for line in rewound if line[0] in kept]
     line = [0, step["seq"], step.get("dropped"), step.get("pos")]

@@ -426,6 +426,7 @@ class GroupService:
     def look_after(self) -> None:
         """Let the keeper look now whether there is something to do."""
         self._last_checkpoint, self._nothing_to_free = 0.0, None
+        self._role_changed.set()
         self._kick_keeper.set()
 
     def checkpoint(self, tail_off: int | None = None) -> bool:
@@ -561,6 +562,7 @@ class GroupService:
         """See edges.set_policy."""
         policy = edges.set_policy(self.engine, changes, peer)
         self._waiters.wake_all()
+        self._ring_all()
         return policy
 
     def arm(self, peer: str, mode: str = "", upstream: bool = False) -> dict[str, Any]:

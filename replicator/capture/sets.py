@@ -257,6 +257,11 @@ class SetHost:
         with self._lock:
             return [(one.name, one.cycle, list(one.groups), one.state.decided_cycle) for one in self._sets.values()]
 
+    def decided_cycle(self, name: str) -> int:
+        """Number of the image that a takeover of the set goes back to, 0 for none."""
+        with self._lock:
+            return self._sets[name].state.decided_cycle if name in self._sets else 0
+
     def freeze(self, name: str) -> int:
         """Let the bound of a set that is whole stand still until `thaw`; returns it, 0 when there is none to stand at.
 

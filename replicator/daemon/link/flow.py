@@ -57,6 +57,8 @@ ROOM_S = 0.005
 FRAMES_A_ROUND = 32
 """Frames shipped or taken, on each connection, before the loop looks at everything else again."""
 
+_TELLING = (HEAD_SEQ, APPLIED_SEQ, INCARNATION, STATE_GEN, SYNC_ON, BEACON_PACE_MS)
+
 
 class Flow:
     """The present direction of records, or none."""
@@ -373,7 +375,7 @@ class Flow:
         if now == self._looked_at:
             return self._is_quiet
         u64 = self.files.u64
-        seen = (u64[HEAD_SEQ], u64[APPLIED_SEQ], u64[INCARNATION], u64[STATE_GEN], u64[SYNC_ON])
+        seen = tuple(u64[slot] for slot in _TELLING)
         if seen != self._seen:
             self._seen, self._quiet_from = seen, now + QUIET_S
         self._looked_at, self._is_quiet = now, now >= self._quiet_from

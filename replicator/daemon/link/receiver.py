@@ -218,7 +218,7 @@ class Receiver:
         """The peer says that every record up to `time_ns` has a seq up to `seq`: true here once they have come."""
         if seq >= self.expect:
             self._beacon = seq, time_ns  # it overtook them on another connection
-        elif seq and time_ns > self._u64[ARRIVED_TIME]:
+        elif seq and time_ns > self._u64[ARRIVED_TIME] and self._files.current:
             publish(self._u64, ARRIVED_GEN, seq, time_ns)
 
     def ring(self) -> None:
