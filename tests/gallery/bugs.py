@@ -688,6 +688,7 @@ def _() -> list[Patch]:
     write_gap_s=0.03,
     fault_gap_s=0.3,
     duration_s=3.0,
+    thrifty=True,
     blocks=(3,),
 )
 def _() -> list[Patch]:

@@ -8,7 +8,8 @@ promises   what a host was told is on both sides is there when the other side ta
 one        no two primaries write one history, and no node is fed by two
 honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
            only when the state on disk says so
-thrifty    what was copied once is copied by difference, until power or a disk was lost
+thrifty    what was copied once is copied by difference, until power or a disk was lost; but not a former primary that the
+           operator gives up, which may have left the tree long before (see Options.thrifty)
 consent    a node gives up records it answered hosts for only when the operator named it
 """
 

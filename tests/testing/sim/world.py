@@ -76,6 +76,8 @@ class Options:
     edge_modes: tuple[str, ...] = ()
     """Of each of these edges; `mode` where there is none."""
     retain: str = "durable"
+    thrifty: bool = False
+    """No node leaves the tree for long: a former primary that is given up is copied to by difference, too."""
     lists: bool = False
     """Volumes join, leave and change their sizes."""
 
@@ -371,7 +373,9 @@ class World:
         allowed = node.node_id in self.consents
         oracles.check_consent(node, hist, args["p"], allowed)
         oracles.check_promises_kept(node, hist, args["p"], allowed)
-        if args["full"] and node.name in self.complete and not self.spoiled:
+        # A former primary that is given up may have left the tree long ago: bitmaps are kept for those that are in it.
+        judged = not allowed or self.options.thrifty
+        if args["full"] and node.name in self.complete and not self.spoiled and judged:
             raise Violation(f"thrifty: {node.name} is copied to as a whole, and no disk has lost anything")
 
     def called(self, node: Node, op: str, args: dict[str, Any], result: dict[str, Any]) -> None:
