@@ -207,8 +207,8 @@ def test_a_set_that_orders_by_counter_numbers_all_records_once_and_is_taken_over
     wait_until(lambda: standing(b, "count") == "whole", lambda: b.ask("replicator", "set.list"))
     load = Database(a.writer("log"), a.writer("data"))
     wait_until(lambda: load.committed > 100, "no load")
-    logs = [a.json("group", "journal", "log", volume, "--limit", 10000)["records"] for volume in ("log", "data")]
     load.stop()
+    logs = [a.json("group", "journal", "log", volume, "--limit", 10000)["records"] for volume in ("log", "data")]
     assert all(one["number"] for log in logs for one in log if one["kind"] == "write")
     assert all(one["time_ns"] > 10**18 for log in logs for one in log), "and the time of day beside it"
     numbers = [[one["number"] for one in log if one["number"]] for log in logs]
@@ -219,7 +219,11 @@ def test_a_set_that_orders_by_counter_numbers_all_records_once_and_is_taken_over
     a.start()
     load = Database(a.writer("log"), a.writer("data"))
     wait_until(lambda: load.committed > 200, "no load")
-    wait_until(lambda: newest(b, "data") > 100, "a gap holds the copies")
+    written = {name: a.ask("target", "group.status", group=name)["pos"] for name in ("log", "data")}
+    wait_until(
+        lambda: all(b.ask("target", "group.status", group=name)["applied"] >= written[name] for name in written),
+        "a gap holds the copies",
+    )
     kill_together(a)
     load.stop()
     b.farstripe("set", "takeover", "count", "--yes")
