@@ -118,31 +118,33 @@ class CycleHost:
 
     def tick(self, now: float) -> None:
         """Do what is due at `now`, in seconds of a monotonic clock."""
-        for name, cycle, groups, decided in self._sets.cycles():
+        for name, cycle, groups in self._sets.cycles():
             if name not in self._books and (cycle == NO_CYCLE or not groups):
                 continue
             work = self._works.setdefault(name, _Work())
             try:
-                self._step(name, cycle if groups else NO_CYCLE, groups, decided, work, now)
+                self._step(name, cycle if groups else NO_CYCLE, groups, work, now)
             except (FarstripeError, RaidError, OSError) as exc:
                 self._give_up(name, cycle, work, now, getattr(exc, "message", str(exc)))
 
-    def _step(self, name: str, cycle: Cycle, groups: list[str], decided: int, work: _Work, now: float) -> None:
+    def _step(self, name: str, cycle: Cycle, groups: list[str], work: _Work, now: float) -> None:
         if now >= work.retire_at:
             work.retire_at = now + RETIRE_S
-            self._retire(name, cycle, decided)
+            self._retire(name, cycle)
         if cycle == NO_CYCLE:
+            if work.bound_ns:
+                self._sets.thaw(name)  # it was ended while an image was waited for
             work.bound_ns, work.why = 0, ""
             return
         if work.bound_ns:
-            self._go_on(name, cycle, groups, decided, work, now)
+            self._go_on(name, cycle, groups, work, now)
         elif now >= work.due:
             bound_ns = self._sets.freeze(name) if self._services(groups) is not None else 0
             if not bound_ns:
                 work.due = now + RETRY_S
                 return
             work.bound_ns, work.seen, work.since = bound_ns, {}, now
-            self._go_on(name, cycle, groups, decided, work, now)
+            self._go_on(name, cycle, groups, work, now)
 
     def _services(self, groups: list[str]) -> list[GroupService] | None:
         """The services of groups that all follow here, else None."""
@@ -150,7 +152,7 @@ class CycleHost:
         follow = [s for s in found if s.engine.state.role == SECONDARY and s.engine.state.copy == OK]
         return follow if len(follow) == len(groups) else None
 
-    def _go_on(self, name: str, cycle: Cycle, groups: list[str], decided: int, work: _Work, now: float) -> None:
+    def _go_on(self, name: str, cycle: Cycle, groups: list[str], work: _Work, now: float) -> None:
         """Take the image that is due if all groups stand at its bound."""
         services = self._services(groups)
         if services is None or not self._sets.frozen(name):
@@ -177,7 +179,7 @@ class CycleHost:
         if work.why:
             work.why = ""
             self._note("set.cycles-resumed", f"set {name} takes images again", name)
-        self._retire(name, cycle, decided)
+        self._retire(name, cycle)
 
     def _give_up(self, name: str, cycle: Cycle, work: _Work, now: float, why: str) -> None:
         """No image now; the next one at its time. Told once for each reason."""
@@ -248,14 +250,14 @@ class CycleHost:
         """Images all of whose snapshots exist."""
         return [one for one in book.images() if one.state == TAKEN and all(map(self._exists, one.snapshots))]
 
-    def _retire(self, name: str, cycle: Cycle, decided: int) -> None:
+    def _retire(self, name: str, cycle: Cycle) -> None:
         """Delete what is no longer kept: whole images beyond the newest, and what is left of others. One that somebody
         has open stays until it is closed."""
         if name not in self._books:
             return
         book = self._books[name]
         with self._lock:
-            decided = self._sets.decided_cycle(name) or decided  # a takeover may have been decided since
+            decided = self._sets.decided_cycle(name)  # under the lock under which one is decided
             whole = {image.n for image in self._whole(book)}
             short = bool(whole) and short_of_room(*self._pools.space())
             gone = set(may_go(whole, cycle.keep, (decided,), short=short))

@@ -18,10 +18,10 @@ On a secondary the group fails: nothing more is received, the pool keeps the pre
 be synced stays failed. A primary then resyncs by difference at the next contact. A secondary drops
 what it had received and not applied; its position is what its pool holds, so the primary sends from there again, if its
 journal still reaches back, else a resync by difference follows.
-But the pool may hold a part of what is dropped: of a record that it refused half way, or of those that were being applied
-when the target was killed. Only the journal could make those whole, and another primary may never send them. So such a
-copy is inconsistent, durably with the new journal, until they have come again (`torn_to`) or it was resynced by
-difference; the bits of those records are set.
+But the pool may hold a part of what is dropped: of a record that it refused half way, or of those that were being
+applied when the target was killed. Only the journal could make those whole, and another primary may never send them. So
+such a copy is inconsistent, durably before it has the new journal, until they have come again (`torn_to`) or it was
+resynced by difference; the bits of those records are set.
 """
 
 from __future__ import annotations

@@ -251,11 +251,10 @@ class SetHost:
 
     # -- cycles ---------------------------------------------------------------------------------------------------
 
-    def cycles(self) -> list[tuple[str, Cycle, list[str], int]]:
-        """(name, settings, groups, number of the image that a takeover goes back to) of every set, also if it is
-        gone."""
+    def cycles(self) -> list[tuple[str, Cycle, list[str]]]:
+        """(name, settings, groups) of every set, also if it is gone."""
         with self._lock:
-            return [(one.name, one.cycle, list(one.groups), one.state.decided_cycle) for one in self._sets.values()]
+            return [(one.name, one.cycle, list(one.groups)) for one in self._sets.values()]
 
     def decided_cycle(self, name: str) -> int:
         """Number of the image that a takeover of the set goes back to, 0 for none."""

@@ -249,7 +249,7 @@ def the_last_image_goes_before_the_next_exists(patch: Patch) -> None:
     good = cyclehost.CycleHost._take
 
     def take(host: cyclehost.CycleHost, name: str, engines: list[GroupEngine], bound_ns: int) -> None:
-        host._retire(name, Cycle(), 0)
+        host._retire(name, Cycle())
         good(host, name, engines, bound_ns)
 
     patch.setattr(cyclehost.CycleHost, "_take", take)
