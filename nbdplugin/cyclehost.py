@@ -119,7 +119,7 @@ class CycleHost:
     def tick(self, now: float) -> None:
         """Do what is due at `now`, in seconds of a monotonic clock."""
         for name, cycle, groups in self._sets.cycles():
-            if name not in self._books and (cycle == NO_CYCLE or not groups):
+            if name not in self._books and name not in self._works and (cycle == NO_CYCLE or not groups):
                 continue
             work = self._works.setdefault(name, _Work())
             try:

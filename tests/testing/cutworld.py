@@ -590,9 +590,7 @@ class CutWorld:
         host = self.nodes["S1"]
         (known,) = (one for one in host.sets.listing() if one["name"] == "set")
         if not known["decided_ns"]:
-            image = host.cycles.choose("set", 0)
-            host.sets.decide_back("set", image.n, image.bound_ns)
-            return image.n
+            return int(host.cycles.decide("set", 0)["cycle"])
         return int(known["decided_cycle"])
 
     def take_over_marker(self) -> None:

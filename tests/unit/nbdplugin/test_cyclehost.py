@@ -224,6 +224,27 @@ def test_without_cycles_or_without_the_set_the_images_go(bench: Bench) -> None:
     assert bench.images() == [] == list(bench.host.pools.images)
 
 
+def test_the_image_that_a_takeover_was_decided_on_stays_from_then_on(bench: Bench) -> None:
+    for _ in range(2):
+        bench.cycle()
+    assert bench.images() == [2, 1]
+    told = bench.host.cycles.decide("set", 1)
+    assert told["cycle"] == 1
+    bench.host.cycles._retire("set", Cycle(CYCLE.every_ms, 1))  # as the thread does that had looked before
+    assert 1 in bench.images()
+
+
+def test_a_cycle_that_is_ended_while_an_image_is_waited_for_lets_the_groups_go_on(bench: Bench) -> None:
+    bench.write(0, 1)
+    bench.arrive()
+    bench.tick(1)
+    assert bench.host.sets.frozen("set")
+    found = bench.host.sets._sets["set"]
+    found.cycle = Cycle()
+    bench.tick()
+    assert not bench.host.sets.frozen("set")
+
+
 def test_names_of_snapshots_are_short_and_differ() -> None:
     assert cycle_name("db", "shop", 12) == "db.shop-12"
     long = {cycle_name("v" * 40 + end, "s" * 40, n) for end in "ab" for n in (1, 2)}
