@@ -368,10 +368,7 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
 
 
 def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | None:
-    """What group.status says when asked about one peer, from an answer about the whole group.
-
-    How far the peer is behind in bytes and seconds is not in that, except where the group has one peer only.
-    """
+    """What group.status says when asked about one peer, from an answer about the whole group."""
     if status is None:
         return None
     edges = status.get("edges") or []
@@ -383,7 +380,7 @@ def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | No
     positions = {key: edge[key] for key in ("received", "durable", "applied")}
     policy = {**status["policy"], "mode": edge["mode"]}
     return {**status, **of_edge, "edge": edge["slot"], "link_up": edge["linked"], "peer": positions, "policy": policy,
-            "behind": None}  # fmt: skip
+            "behind": edge.get("behind")}  # fmt: skip
 
 
 def feeds(status: Facts, facts: Facts) -> bool:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from replicator.core import rpo
 from replicator.core.errors import FarstripeError, Refused
 from replicator.daemon import pairview
 
@@ -154,6 +155,12 @@ def pair_families(views: list[Facts]) -> Iterable[Metric]:
     writes = _gauge("rpo_writes", "Writes that would be lost with the primary.", (*EDGE, "bound"))
     size = _gauge("rpo_bytes", "Bytes of journal that would be lost with the primary.", (*EDGE, "bound"))
     seconds = _gauge("rpo_seconds", "Seconds of writes that would be lost with the primary.", (*EDGE, "bound"))
+    group = ("group", "bound")
+    of_group = [
+        _gauge("group_rpo_writes", "Writes that would be lost with the primary now: the best copy.", group),
+        _gauge("group_rpo_bytes", "Bytes of journal that would be lost so.", group),
+        _gauge("group_rpo_seconds", "Seconds of writes that would be lost so.", group),
+    ]
     exceeded = _gauge("rpo_budget_exceeded", "Whether more would be lost than the pair's budget allows.", EDGE)
     left = _gauge("copy_left_bytes", "Bytes still to be copied until the copy is consistent.", EDGE)
     for view in views:
@@ -168,4 +175,9 @@ def pair_families(views: list[Facts]) -> Iterable[Metric]:
             exceeded.add_metric(edge, int(view["budget"]["exceeded"]))
         if view["todo_bytes"] is not None:
             left.add_metric(edge, view["todo_bytes"])
-    yield from (state, connected, writes, size, seconds, exceeded, left)
+    for name in dict.fromkeys(str(view["name"]) for view in views):
+        _, best = rpo.of_group([(bool(v["feeds_us"]), v["rpo"]) for v in views if str(v["name"]) == name])
+        for family, unit in zip(of_group, ("writes", "bytes", "seconds"), strict=True):
+            if best is not None and best[unit] is not None:
+                family.add_metric([name, str(best["bound"])], best[unit])
+    yield from (state, connected, writes, size, seconds, *of_group, exceeded, left)

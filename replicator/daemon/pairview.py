@@ -140,10 +140,8 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "session": facts.get("session"),
         "connected": bool(facts.get("linked")),
         "split": bool(facts.get("split_wanted", pair.split)),
-        "lag": words.lag_records(known, facts),
+        **_lag(known, facts),
         "lag_applied": _lag_applied(known, facts),
-        "lag_bytes": _lag_bytes(known, facts),
-        "lag_s": _lag_s(known, facts),
         "stands_at": _stands_at(known, facts),
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
@@ -151,7 +149,9 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "facts": facts,
         "status": status,
     }
-    view["rpo"] = rpo.rpo(known, view)
+    view["rpo"] = lost = rpo.rpo(known, view)
+    if facts.get("session") == "target":
+        view |= {"lag": lost["writes"], "lag_bytes": lost["bytes"], "lag_s": lost["seconds"]}
     view["budget"] = _budget(node, pair)
     return view
 
@@ -197,23 +197,11 @@ def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
 
 
-def _lag_bytes(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
-    """At most so many bytes of journal are missing on the secondary."""
-    if status.get("behind"):
-        return int(status["behind"]["bytes"])
-    beat = facts.get("peer_beat")
-    return int(beat["unsent_bytes"]) if beat and status.get("role") == "secondary" else None
-
-
-def _lag_s(status: dict[str, Any], facts: dict[str, Any]) -> float | None:
-    """On a primary: what is missing there was written in the last so many seconds. On a secondary: what
-    is missing here was written in the last so many seconds, by the primary's clock; 0 while nothing is missing."""
-    if status.get("behind"):
-        return round(float(status["behind"]["seconds"]), 3)
-    if status.get("role") != "secondary" or facts.get("session") not in ("target", "copy-target"):
-        return None
-    return 0.0 if not _lag_applied(status, facts) else _rounded(facts.get("behind_s"))
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
+def _lag(status: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """How far the peer that this node feeds is behind; on the node that is fed only what HELLO and heartbeats said."""
+    lag, behind, missing = words.lag_records(status, facts), status.get("behind"), facts.get("missing")
+    if lag is None or not missing or facts.get("session") not in rpo.FLOWING:
+        size = int(behind["bytes"]) if behind else None
+    else:
+        lag, size = missing["writes"], missing["bytes"]
+    return {"lag": lag, "lag_bytes": size, "lag_s": round(float(behind["seconds"]), 3) if behind else None}

@@ -97,6 +97,7 @@ class Operating(SessionBase):
             "peer": self.peer,
             "linked": bool(self.link),
             "rests": self._rests,
+            "backed": self._backed,
             "link_reason": self.link_reason,
             "contact_age_s": round(now - self.last_contact, 3) if self.last_contact else None,
             "split_wanted": self.split_wanted,

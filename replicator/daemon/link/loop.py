@@ -464,14 +464,8 @@ class PairLoop:
         facts["bytes_in"], facts["bytes_out"] = (bundle.bytes_in, bundle.bytes_out) if bundle else (0, 0)
         facts["transfer"] = flow.facts()
         facts["records"] = flow.records
-        facts["unsent_bytes"] = None
-        if flow.shipper is not None and flow.files is not None:
-            facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
-        facts["behind_s"] = flow.behind_s(now)
-        facts["peer_beat"] = None
-        if flow.peer_beat is not None:
-            head_seq, unsent_bytes = flow.peer_beat
-            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": unsent_bytes}
+        facts |= flow.positions(now)
+        facts["peer_pos"] = max(facts.get("peer_pos", 0), facts["told_seq"])
         return facts
 
     def _feed(self, event: Event, now: float) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture import copier, edges, follower, journalloss, retention, service, volumeset
+from replicator.capture.cutter import publish_beacon
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.rewind import rewind
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
@@ -151,6 +152,8 @@ class Target:
         broken = engine.failed_by_journal and engine.state.role == SECONDARY
         if not (broken or engine.state.journal_error):
             self._broken_since = self.clock.now
+        if not engine.failed:
+            publish_beacon(engine)
         waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
         if engine.failed and not (broken and waited and rng.random() < 0.5):
             return
@@ -195,6 +198,10 @@ class Target:
 
     def _sync_tracking(self) -> None:
         self.engine.sync_tracking()
+
+    def stand(self, seconds: float) -> None:
+        """Apply and copy nothing for a while: somebody had it stand, or its disk is slow."""
+        self._idle_until = max(self._idle_until, self.clock.now + seconds)
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.status import TABLE, describe, lag_records
+from replicator.core.status import TABLE, describe, edge_status, lag_records
 from replicator.core.takeover import plan_takeover
 from replicator.core.transitions import State
 
@@ -223,3 +223,12 @@ def test_a_copy_that_hears_nothing_is_told_what_a_takeover_would_cost():
     for status in (STATUS, {**copy, "upstream": "cd"}, {**copy, "state": "diverged"}):
         assert "take over" not in describe(status, alone)["then"]
         assert "" not in describe(status, alone)["commands"]
+
+
+def test_of_a_group_with_several_pairs_each_is_told_how_far_its_peer_is_behind() -> None:
+    edge = {"slot": 0, "mode": "async", "linked": True, "received": 7, "durable": 7, "applied": 7, "upstream": False}
+    behind = {"writes": 13, "bytes": 1300, "seconds": 2.0}
+    edges = [{**edge, "peer": "b", "behind": None}, {**edge, "peer": "c", "slot": 1, "behind": behind}]
+    whole = {**STATUS, "edges": edges, "behind": None, "peer": {"received": 5}}
+    found = edge_status(whole, "c")
+    assert found is not None and found["behind"] == behind and found["peer"]["received"] == 7

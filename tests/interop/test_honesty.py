@@ -1,0 +1,87 @@
+"""What status says while a copy cannot take records in, while a peer is slow, and in a tree: never more than is
+true."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.testing.needs import needs
+from tests.testing.netns import NetNS
+from tests.testing.nodes import GROUP, Node, Pair, wait_until
+from tests.testing.trees import Tree, running_nodes
+
+MIB = 1 << 20
+LONG_S = 40.0
+"""Longer than a kernel waits for a peer that reads nothing, unless it is told to."""
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    needs("nbdkit", "ip", root=True)
+    with NetNS() as net, Node("A", net, replication_port=10810) as a, Node("B", net, replication_port=10820) as b:
+        yield Pair.create(a.init(), b.init(), {"data": 64 * MIB}, journal="16M")
+
+
+def rpo(node: Node) -> dict[str, Any]:
+    return dict(node.json("status", GROUP)["groups"][0]["edges"][0]["rpo"])
+
+
+def kinds(node: Node) -> list[str]:
+    return [event["kind"] for event in node.ask("replicator", "events.list")]
+
+
+def received_since(node: Node, seq: int) -> int:
+    """Records, here of 1 MiB each, that have come in since."""
+    return int(node.group()["pos"]) - seq
+
+
+def test_a_copy_that_stands_at_a_marker_with_a_full_journal_does_not_claim_to_have_everything(pair: Pair) -> None:
+    a, b = pair.primary, pair.secondary
+    a.farstripe("group", "journal", "add", GROUP, a.dir / "more", "--size", "64M")
+    a.farstripe("marker", "create", "here", "--groups", GROUP, "--suspend")
+    wait_until(lambda: b.json("status", GROUP)["groups"][0]["stands_at"], "it stands", 20)
+    stood, disconnected = b.group()["pos"], kinds(a).count("pair.disconnected")
+    handle = a.writer("data")
+    for n in range(40):
+        handle.pwrite(bytes([n + 1]) * MIB, n * MIB)
+    wait_until(lambda: rpo(b)["writes"] == 1, "a record waits for room")
+    until = time.monotonic() + LONG_S
+    while time.monotonic() < until:
+        behind, told = a.group()["pos"] - b.group()["pos"], rpo(b)
+        assert behind > 20
+        assert told["bound"] == "at least" and told["bytes"] >= MIB, told
+        time.sleep(1.0)
+    assert kinds(a).count("pair.disconnected") == disconnected, "flow control holds, nothing else"
+    told = rpo(a)
+    assert (told["writes"], told["bound"]) == (behind, "exact")
+    assert told["bytes"] >> 20 == 40 - received_since(b, stood), "bytes and writes are counted from one position"
+    b.farstripe("marker", "resume", "--groups", GROUP)
+    wait_until(lambda: (rpo(b)["writes"], rpo(b)["bound"]) == (0, "exact"), lambda: str(rpo(b)), 30)
+    pair.wait_in_sync()
+
+
+def test_of_two_copies_each_has_its_numbers_and_the_best_is_what_would_be_lost() -> None:
+    needs("nbdkit", "ip", root=True)
+    with NetNS() as net, running_nodes(net, "ABC") as (a, b, c):
+        Tree.grow(a, {"data": 16 * MIB}, [(a, b), (a, c)])
+        a.farstripe("pair", "set", GROUP, "C", "--limit", "200K")
+        handle = a.writer("data")
+        for n in range(400):
+            handle.pwrite(bytes([n % 255 + 1]) * 4096, n * 4096)
+        time.sleep(1.5)
+        [group] = a.json("status", GROUP)["groups"]
+        near, far = (next(e["rpo"] for e in group["edges"] if e["peer"]["name"] == name) for name in "BC")
+        assert (near["writes"], near["bytes"], near["seconds"], near["bound"]) == (0, 0, 0.0, "exact")
+        assert far["bound"] == "exact" and far["writes"] > 50 and far["bytes"] > far["writes"] * 4096 / 2
+        assert far["seconds"] > 1.0
+        assert group["rpo"]["writes"] > 50 and group["rpo_best"] == near
+        text = a.farstripe("metrics")
+        assert 'farstripe_rpo_seconds{bound="exact",group="app",peer="C"}' in text
+        assert 'farstripe_group_rpo_writes{bound="exact",group="app"} 0.0' in text
+        shown = a.json("pair", "show", GROUP, "C")["rpo"]
+        assert shown["bound"] == "exact" and shown["bytes"] > 0 and shown["seconds"] > 0
