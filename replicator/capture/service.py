@@ -33,6 +33,7 @@ from replicator.capture import (
 from replicator.capture.backlog import Backlog
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
+from replicator.capture.hardship import NOTABLE_S, PEER, ROOM, Hardship
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED, Edge
@@ -126,6 +127,7 @@ class GroupService:
         self._nothing_to_free: tuple[object, ...] | None = None
         """Positions at the last checkpoint, if that changed nothing."""
         self._relay_watch = RelayWatch(engine)
+        self._hardship = Hardship(partial(events, group=engine.state.name), self._still_hard)
         self._full = FullJournal(
             engine,
             events,
@@ -133,7 +135,18 @@ class GroupService:
             self._drain,
             self._waiters.wake_all,
             self._ring_all,
+            self._hardship,
         )
+
+    def _still_hard(self, what: str, peer: str) -> bool:
+        """Whether a host write would wait or fail again for want of room, or of the peer's answer."""
+        engine, u64 = self.engine, self._u64
+        if engine.state.role != PRIMARY or engine.state.mode != JOURNAL or engine.failed:
+            return False
+        if what == ROOM:
+            return not engine.journal.room_for(min(LARGEST_WRITE_BYTES, engine.journal.capacity // 16))
+        edge = engine.state.edge_of(peer)
+        return edge is not None and edge.sync_on and u64[edge_slot(edge.slot, EDGE_RECEIVED_SEQ)] < u64[HEAD_SEQ]
 
     def _ring_edge(self, slot: int) -> None:
         bell = self._bells.get(slot)
@@ -262,8 +275,10 @@ class GroupService:
             if not edge.sync_on:
                 return True
             self._refuse_when_closing()
-            policy = engine.state.policy
-            verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
+            policy, now = engine.state.policy, time.monotonic()
+            verdict = on_unanswered(policy.on_loss, now - began, policy.loss_timeout_s)
+            if verdict is Verdict.WAIT and now - began >= NOTABLE_S / 2:
+                self._hardship.waits(PEER, edge.peer, now)
             if verdict is Verdict.DEGRADE:
                 if edges.degrade(engine, edge):
                     self._events(
@@ -272,6 +287,8 @@ class GroupService:
                 self._waiters.wake_all()
                 return True
             if verdict is Verdict.FAIL or engine.failed:
+                if not engine.failed:
+                    self._hardship.fails(PEER, edge.peer, now)
                 raise MediumError(
                     f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s",
                     "restore the link, or choose on_loss=degrade to go on alone",
@@ -367,6 +384,7 @@ class GroupService:
             try:
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
+                self._hardship.look(now)
                 if engine.journal_lost:
                     self._full.go_over()
                 if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
@@ -393,6 +411,7 @@ class GroupService:
         self._keeper_saw = head
         engine = self.engine
         busy = head != before or self._hold_until or engine.parked_for or engine.journal_lost or self._u64[SYNC_ON]
+        busy = busy or self._hardship.told
         self._still_rounds = 0 if busy else self._still_rounds + 1
         return KEEPER_S if self._still_rounds < QUIET_ROUNDS else QUIET_KEEPER_S
 
@@ -488,6 +507,7 @@ class GroupService:
         status["behind"] = self._behind(status["peer"]["received"])
         for one in status["edges"]:
             one["behind"] = None if one["upstream"] else self._behind(one["received"])
+        status["writers"] = self._hardship.facts(time.monotonic())
         status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 

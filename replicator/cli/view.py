@@ -113,6 +113,8 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         "degraded": known.get("degraded"),
         "held": known.get("held"),
         "stands_at": (known.get("limit_seq") or None) if known.get("role") == "secondary" else None,
+        "peer_stands_at": (pair or {}).get("stands_at") if known.get("role") == "primary" else None,
+        "writers": known.get("writers"),
         "paired": paired,
         "peer": _peer(pair),
         "rpo": rpo(known, pair) if paired and known else None,

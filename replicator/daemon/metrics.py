@@ -133,6 +133,9 @@ def group_families(groups: list[Facts]) -> Iterable[Metric]:
     used = _gauge("journal_used_bytes", "Bytes of the journal that hold records still wanted.", one_group)
     room = _gauge("journal_size_bytes", "Bytes the journal has.", one_group)
     degraded = _gauge("group_degraded", "Whether a synchronous group goes on without a peer.", one_group)
+    waits = _gauge("group_writers_wait", "Whether host writes have waited for some time for room or a peer.", one_group)
+    fails = _gauge("group_writes_fail", "Whether host writes fail for want of room or of a peer.", one_group)
+    refused = _counter("group_failed_writes", "Host writes that failed so since the target began.", one_group)
     failed = _gauge("group_failed", "Whether the group takes no requests because a disk failed.", one_group)
     for one in groups:
         name = [str(one["name"])]
@@ -144,13 +147,19 @@ def group_families(groups: list[Facts]) -> Iterable[Metric]:
             room.add_metric(name, journal["capacity"])
         degraded.add_metric(name, int(bool(one.get("degraded"))))
         failed.add_metric(name, int(bool(one.get("failed"))))
-    yield from (role, records, used, room, degraded, failed)
+        if writers := one.get("writers"):
+            waits.add_metric(name, int(writers["waits"]))
+            fails.add_metric(name, int(writers["fails"]))
+            refused.add_metric(name, writers["failed"])
+    yield from (role, records, used, room, degraded, failed, waits, fails, refused)
 
 
 def pair_families(views: list[Facts]) -> Iterable[Metric]:
     """Pairs, from pairview: the state as a word, the recovery point, what was moved."""
     state = _gauge("pair_state", "1 for the word that describes the pair; level: ok, busy, warn, bad.",
                    (*EDGE, "state", "level"))  # fmt: skip
+    besides = _gauge("pair_condition", "1 for each condition of the pair that status names.",
+                     (*EDGE, "condition", "level"))  # fmt: skip
     connected = _gauge("pair_connected", "Whether there is a link to the peer.", EDGE)
     writes = _gauge("rpo_writes", "Writes that would be lost with the primary.", (*EDGE, "bound"))
     size = _gauge("rpo_bytes", "Bytes of journal that would be lost with the primary.", (*EDGE, "bound"))
@@ -166,6 +175,8 @@ def pair_families(views: list[Facts]) -> Iterable[Metric]:
     for view in views:
         edge = [str(view["name"]), str(view["peer_name"])]
         state.add_metric([*edge, str(view["word"]), str(view["level"])], 1)
+        for one in view["conditions"]:
+            besides.add_metric([*edge, str(one["label"]), str(one["level"])], 1)
         connected.add_metric(edge, int(view["connected"]))
         lost = view["rpo"]
         for family, unit in ((writes, "writes"), (size, "bytes"), (seconds, "seconds")):
@@ -180,4 +191,4 @@ def pair_families(views: list[Facts]) -> Iterable[Metric]:
         for family, unit in zip(of_group, ("writes", "bytes", "seconds"), strict=True):
             if best is not None and best[unit] is not None:
                 family.add_metric([name, str(best["bound"])], best[unit])
-    yield from (state, connected, writes, size, seconds, *of_group, exceeded, left)
+    yield from (state, besides, connected, writes, size, seconds, *of_group, exceeded, left)

@@ -1,7 +1,7 @@
 """What is said of a pair: the target's facts, the session's facts, and the word made of both.
 
 group, name, peer (node id), peer_name
-word, level, why, means, then, commands      replicator.core.status
+word, level, why, means, then, commands, conditions      replicator.core.status
 role, state, mode, connected, split, session
 feeds_us      the peer feeds this node, else this node feeds it (or would)
 losses        what the loss of this node, and of each of its peers, would mean: replicator.core.protection
@@ -142,7 +142,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "split": bool(facts.get("split_wanted", pair.split)),
         **_lag(known, facts),
         "lag_applied": _lag_applied(known, facts),
-        "stands_at": _stands_at(known, facts),
+        "stands_at": words.stands_at(known, facts) or None,
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
@@ -180,11 +180,6 @@ def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
     found["connections_open"] = found.pop("connections", 0)
     plain, wire = found.get("plain_bytes") or 0, found.get("wire_bytes") or 0
     return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
-
-
-def _stands_at(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
-    own = status.get("limit_seq") if status.get("role") == "secondary" and not words.feeds(status, facts) else 0
-    return own or facts.get("peer_stands") or None
 
 
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:

@@ -3,10 +3,12 @@ true."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import nbd
 import pytest
 
 from tests.testing.needs import needs
@@ -35,6 +37,14 @@ def kinds(node: Node) -> list[str]:
     return [event["kind"] for event in node.ask("replicator", "events.list")]
 
 
+def conditions(node: Node) -> list[str]:
+    return [one["label"] for one in node.json("status", GROUP)["groups"][0]["edges"][0]["conditions"]]
+
+
+def target_kinds(node: Node) -> list[str]:
+    return [event["kind"] for event in node.json("events")]
+
+
 def received_since(node: Node, seq: int) -> int:
     """Records, here of 1 MiB each, that have come in since."""
     return int(node.group()["pos"]) - seq
@@ -57,12 +67,73 @@ def test_a_copy_that_stands_at_a_marker_with_a_full_journal_does_not_claim_to_ha
         assert told["bound"] == "at least" and told["bytes"] >= MIB, told
         time.sleep(1.0)
     assert kinds(a).count("pair.disconnected") == disconnected, "flow control holds, nothing else"
+    for node in (a, b):
+        assert conditions(node) == ["COPY-JOURNAL-FULL", "STANDS-AT-MARKER"]
+        assert "farstripe marker resume --groups" in node.farstripe("explain", GROUP)
+    assert "COPY JOURNAL FULL" in a.farstripe("status", GROUP)
+    assert 'condition="COPY-JOURNAL-FULL",group="app",level="warn",peer="B"' in a.farstripe("metrics")
     told = rpo(a)
     assert (told["writes"], told["bound"]) == (behind, "exact")
     assert told["bytes"] >> 20 == 40 - received_since(b, stood), "bytes and writes are counted from one position"
     b.farstripe("marker", "resume", "--groups", GROUP)
     wait_until(lambda: (rpo(b)["writes"], rpo(b)["bound"]) == (0, "exact"), lambda: str(rpo(b)), 30)
     pair.wait_in_sync()
+    wait_until(lambda: conditions(a) == conditions(b) == [], lambda: a.farstripe("explain", GROUP), 30)
+
+
+@pytest.mark.parametrize(("on_full", "what"), [("stall", "WAIT"), ("fail", "FAIL")])
+def test_a_journal_that_a_connected_peer_keeps_full_is_said_with_what_it_does_to_writers(
+    pair: Pair, on_full: str, what: str
+) -> None:
+    a = pair.primary
+    a.farstripe("group", "policy", GROUP, "--on-full", on_full)
+    a.farstripe("pair", "set", GROUP, "--limit", "100K")
+    handle = a.writer("data")
+    done = []
+
+    def write() -> None:
+        for n in range(24):
+            try:
+                handle.pwrite(bytes([n + 1]) * MIB, n * MIB)
+            except nbd.Error:
+                done.append("failed")
+        done.append("end")
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    label = "WRITERS-WAIT-FULL" if what == "WAIT" else "WRITES-FAIL-FULL"
+    wait_until(lambda: conditions(a) == [label], lambda: a.farstripe("explain", GROUP), 30)
+    [group] = a.json("status", GROUP)["groups"]
+    assert (group["word"], group["level"]) == ("PAIR", "bad")
+    assert label.replace("-", " ") in a.farstripe("status", GROUP)
+    assert "the journal is full with what B lacks" in a.farstripe("explain", GROUP)
+    event = "group.writers-wait" if what == "WAIT" else "group.writes-fail"
+    assert target_kinds(a).count(event) == 1
+    metric = "farstripe_group_writers_wait" if what == "WAIT" else "farstripe_group_writes_fail"
+    assert f'{metric}{{group="app"}} 1.0' in a.farstripe("metrics")
+    a.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    thread.join(60)
+    assert done[-1:] == ["end"] and ("failed" in done) == (what == "FAIL")
+    wait_until(lambda: "group.writers-go-on" in target_kinds(a), lambda: str(a.json("events")), 40)
+    assert conditions(a) == [] and target_kinds(a).count(event) == 1
+
+
+def test_writes_that_fail_for_a_silent_synchronous_peer_are_told_of(pair: Pair) -> None:
+    a, b = pair.primary, pair.secondary
+    a.farstripe("group", "policy", GROUP, "--mode", "sync", "--on-loss", "stall", "--loss-timeout", "4")
+    a.farstripe("pair", "wait", GROUP, "--state", "sync")
+    b.pause("replicator")
+    handle = a.writer("data")
+    with pytest.raises(nbd.Error):
+        handle.pwrite(b"x" * 4096, 0)
+    with pytest.raises(nbd.Error):
+        handle.pwrite(b"x" * 4096, 4096)
+    assert conditions(a) == ["WRITES-FAIL-UNANSWERED"]
+    seen = target_kinds(a)
+    assert seen.count("group.writers-wait") == seen.count("group.writes-fail") == 1
+    b.resume("replicator")
+    wait_until(lambda: "group.writers-go-on" in target_kinds(a), lambda: str(a.json("events")), 40)
+    assert conditions(a) == []
 
 
 def test_of_two_copies_each_has_its_numbers_and_the_best_is_what_would_be_lost() -> None:

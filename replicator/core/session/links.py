@@ -100,8 +100,8 @@ class Links(SessionBase):
 
 
 _REPORTED = {
-    "seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list, "stands": int, "names": dict,
-    "refused": dict,
+    "seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list, "stands": int, "full_s": int,
+    "names": dict, "refused": dict,
 }  # fmt: skip
 _OF_THE_LINK = ("t", "quiet", "instance")
 

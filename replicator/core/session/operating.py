@@ -112,6 +112,7 @@ class Operating(SessionBase):
             "peer_state": self.peer_report.get("state", ""),
             "peer_feeds": list(self.peer_report.get("feeds") or ()),
             "peer_stands": int(self.peer_report.get("stands") or 0) if self.link else 0,
+            "peer_full_s": int(self.peer_report.get("full_s") or 0) if self.link else 0,
             "peer_refused": _texts(self.peer_report.get("refused")) if self.link else {},
             "peer_names": _texts(self.peer_report.get("names")),
             "was_complete": self.was_complete,

@@ -95,6 +95,8 @@ class Flow:
         self.gain = Gain()
         """Of everything shipped since this process began."""
         self._drops = 0
+        self._room_at: float | None = None
+        """When a run was found to wait for room; None while none does."""
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
@@ -321,6 +323,7 @@ class Flow:
             "behind_s": self.behind_s(now),
             "word": self._heard(now),
             "missing": {"writes": writes, "bytes": size} if shipper is not None else None,
+            "full_s": round(self.full_s(now), 1),
             "told_seq": self._word.head_seq,
             "unsent_bytes": max(0, files.u64[HEAD_OFF] - shipper.off) if shipper is not None and files else None,
             "peer_beat": {"head_seq": beat[0], "unsent_bytes": beat[1]} if beat is not None else None,
@@ -352,6 +355,14 @@ class Flow:
         shipper.acked(received, durable, applied, now)
         files.wake_target()
         return received, durable, applied
+
+    def full_s(self, now: float) -> float:
+        """Seconds for which the journal here has had no room for the run whose turn it is; 0.0 where it has."""
+        if not self.blocked:
+            self._room_at = None
+        elif self._room_at is None:
+            self._room_at = now
+        return 0.0 if self._room_at is None else now - self._room_at
 
     @property
     def blocked(self) -> bool:

@@ -566,8 +566,10 @@ class PairLoop:
             self._box.answer(effect)
 
     def _named(self, frame: dict[str, Any]) -> dict[str, Any]:
-        """A heartbeat says from which process it comes."""
-        return {**frame, "instance": self._around.pulse.instance} if frame.get("t") == "ping" else frame
+        """A heartbeat says from which process it comes, and how long the journal has had no room here, in seconds."""
+        if frame.get("t") != "ping":
+            return frame
+        return {**frame, "instance": self._around.pulse.instance, "full_s": int(self._flow.full_s(time.monotonic()))}
 
     def _drop_link(self, *, gently: bool) -> None:
         bundle, self._bundle = self._bundle, None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.status import TABLE, describe, edge_status, lag_records
+from replicator.core.status import CONDITIONS, TABLE, describe, edge_status, lag_records
 from replicator.core.takeover import plan_takeover
 from replicator.core.transitions import State
 
@@ -232,3 +232,51 @@ def test_of_a_group_with_several_pairs_each_is_told_how_far_its_peer_is_behind()
     whole = {**STATUS, "edges": edges, "behind": None, "peer": {"received": 5}}
     found = edge_status(whole, "c")
     assert found is not None and found["behind"] == behind and found["peer"]["received"] == 7
+
+
+WRITERS = {"waits": False, "fails": False, "what": "room", "peer": FACTS["peer"], "since_s": 9.0, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("label", "level", "status", "facts"),
+    [
+        ("WRITERS-WAIT-FULL", "bad", {"writers": {**WRITERS, "waits": True}}, {}),
+        ("WRITES-FAIL-FULL", "bad", {"writers": {**WRITERS, "fails": True}}, {}),
+        ("WRITERS-WAIT-UNANSWERED", "bad", {"writers": {**WRITERS, "what": "peer", "waits": True}}, {}),
+        ("WRITES-FAIL-UNANSWERED", "bad", {"writers": {**WRITERS, "what": "peer", "fails": True}}, {}),
+        ("STANDS-AT-MARKER", "busy", {}, {"peer_stands": 12}),
+        ("STANDS-AT-MARKER", "busy", {"role": "secondary", "limit_seq": 12}, {"session": "target"}),
+        ("COPY-JOURNAL-FULL", "warn", {}, {"peer_full_s": 3}),
+        ("COPY-JOURNAL-FULL", "warn", {"role": "secondary"}, {"session": "target", "full_s": 2.5}),
+    ],
+)
+def test_what_is_said_besides_the_word(label: str, level: str, status: dict, facts: dict):
+    found = describe({**STATUS, **status}, {**FACTS, **facts})
+    assert found["word"] == "PAIR" and found["level"] == level
+    assert [one["label"] for one in found["conditions"]] == [label]
+    assert "{" not in str([one["text"] + one["then"] for one in found["conditions"]])
+
+
+def test_every_condition_has_a_story_above():
+    mark = test_what_is_said_besides_the_word.pytestmark[0]
+    assert {case[0] for case in mark.args[1]} == {row.label for row in CONDITIONS}
+
+
+def test_nothing_is_said_besides_of_a_pair_that_is_well_and_of_another_pairs_trouble():
+    assert describe(STATUS, {**FACTS, "full_s": 0.0, "peer_full_s": 1})["conditions"] == []
+    other = {**STATUS, "writers": {**WRITERS, "waits": True, "peer": "cc" * 16}}
+    assert describe(other, FACTS)["level"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "sync_on", "text"),
+    [
+        ({"on_full": "bitmap", "full_timeout_s": 30.0}, False, "30 s at most, then the peer is given up"),
+        ({"on_full": "bitmap", "full_timeout_s": 30.0, "on_loss": "stall"}, True, "30 s at most, then it fails"),
+        ({"on_full": "stall", "full_timeout_s": 30.0}, False, "however long it takes"),
+        ({"on_full": "fail", "full_timeout_s": 30.0}, False, "they fail"),
+    ],
+)
+def test_what_writers_wait_for_while_a_connected_peer_is_too_slow(policy: dict, sync_on: bool, text: str):
+    status = {**STATUS, "writers": {**WRITERS, "waits": True}, "policy": policy, "sync_on": sync_on}
+    assert text in describe(status, FACTS)["conditions"][0]["text"]
