@@ -556,7 +556,11 @@ def _takeover(status: Facts, facts: Facts, group: str, peer: str) -> dict[str, s
     fed = status.get("role") == "secondary" and status.get("upstream") in ("", None, facts.get("peer"))
     if not fed or status.get("state") != "ok":
         return {"instead": "", "plan": ""}
-    instead = f". If {peer} is lost, or away for too long, this node can take over: {lost_text(status, facts)}"
+    if facts.get("peer_role") == "secondary":
+        when = f"{peer} was a copy itself, so the primary may be well. If that is lost, too,"
+    else:
+        when = f"If {peer} is lost, or away for too long,"
+    instead = f". {when} this node can take over: {lost_text(status, facts)}"
     return {"instead": instead, "plan": f"farstripe takeover {group} --plan"}
 
 
