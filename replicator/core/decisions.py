@@ -57,13 +57,10 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     # marker, and not written on follow; or written by hosts on follow or elsewhere, and acknowledged
     "tail": ("empty", "received", "rewound", "acknowledged"),
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
-    "follow": (
-        "ok",
-        "resumable",
-        "torn",
-        "resync",
-    ),  # copy complete; copy under way and still known to lead; complete but for records it held and lost with its
-    # journal, some of which may be in its volumes in part, and which lead has; under way, unknown
+    # copy complete; complete, and stands at a marker until it is resumed; copy under way and still known to lead;
+    # complete but for records it held and lost with its journal, some of which may be in its volumes in part, and which
+    # lead has; under way, unknown
+    "follow": ("ok", "stands", "resumable", "torn", "resync"),
     "journal": ("covers", "lost"),  # lead's journal holds every record after follow's position
     # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or
     # lead began a copy that follow never adopted)
@@ -281,7 +278,7 @@ TABLE: tuple[Row, ...] = (
         "the link was away, and the journal kept what was written meanwhile",
         **_SOURCE,
         relation="same|behind",
-        follow="ok",
+        follow="ok|stands",
         journal="covers",
         image="exact",
     ),
@@ -304,6 +301,27 @@ TABLE: tuple[Row, ...] = (
         **_SOURCE,
         relation="same|behind",
         follow="ok",
+        image="unclean",
+    ),
+    _row(
+        "stands-journal-lost",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and the journal does not reach back there any more: a copy would change its image",
+        **_SOURCE,
+        relation="same|behind",
+        follow="stands",
+        journal="lost",
+        image="exact",
+    ),
+    _row(
+        "stands-unclean",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and a side lost power: only a copy makes them equal, which would change its image",
+        **_SOURCE,
+        relation="same|behind",
+        follow="stands",
         image="unclean",
     ),
     _row(
@@ -368,6 +386,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="no",
+        follow="ok|resumable|torn|resync",
     ),
     _row(
         "redo-source-lost-power",
@@ -389,7 +408,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         own="no",
         consent="no",
     ),
@@ -402,7 +421,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         own="yes",
         consent="no",
     ),
@@ -415,7 +434,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         consent="no",
     ),
     _row(
@@ -427,7 +446,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         consent="yes",
     ),
     _row(
@@ -438,6 +457,7 @@ TABLE: tuple[Row, ...] = (
         **_SOURCE,
         relation="parted|forked",
         tail="empty",
+        follow="ok|resumable|torn|resync",
     ),
     _row(
         "diff-rewound",
@@ -447,6 +467,28 @@ TABLE: tuple[Row, ...] = (
         **_SOURCE,
         relation="parted|forked",
         tail="rewound",
+        follow="ok|resumable|torn|resync",
+    ),
+    _row(
+        "stands-source-lost-power",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and the primary lost records that follow has: a copy would change its image",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="received",
+        sync="no",
+        follow="stands",
+    ),
+    _row(
+        "stands-parted",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and the history went on from another place: a copy would change its image",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="empty|rewound",
+        follow="stands",
     ),
     _row(
         "diff-discard",

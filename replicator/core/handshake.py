@@ -157,7 +157,8 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
     named = _named(lead, follow)
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
     torn = "torn" if _torn(lead, follow) else "resync"
-    copy = "ok" if follow.state != "resync" else "resumable" if resumable else torn
+    whole = "stands" if follow.stands and lead.stands is not None else "ok"  # else lead knows nothing of this
+    copy = whole if follow.state != "resync" else "resumable" if resumable else torn
     return Facts(
         compat=_compat(lead, follow, comparison),
         split="yes" if lead.split or follow.split else "no",

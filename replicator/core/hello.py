@@ -62,6 +62,7 @@ class Hello(NamedTuple):
         None  # in state "resync": only records after pos, up to this one, are missing; 0: no. None: not told
     )
     rewound: tuple[Rewound, ...] | None = None  # what takeovers at markers gave up in this history; None: not told
+    stands: int | None = None  # seq of the marker at which a copy stands until it is resumed, 0: none. None: not told
 
     @property
     def tag(self) -> int:
@@ -110,6 +111,7 @@ def from_status(
         changed=int(status.get("listed_seq", 0)),
         torn=int(status.get("torn") or 0),
         rewound=rewound_from(status.get("rewound") or ()),
+        stands=int(status.get("limit_seq") or 0) if status["role"] == "secondary" else 0,
     )
 
 
@@ -191,6 +193,7 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             changed=_u64(frame["changed"]),
             torn=None if frame.get("torn") is None else _u64(frame["torn"]),
             rewound=None if frame.get("rewound") is None else rewound_from(frame["rewound"]),
+            stands=None if frame.get("stands") is None else _u64(frame["stands"]),
         )
         check_hist(hello.hist)
         if hello.hist and hello.pos < hello.hist[-1][1]:

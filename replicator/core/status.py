@@ -248,6 +248,16 @@ TABLE: tuple[Word, ...] = (
         ("farstripe explain {group}  (on {peer})",),
     ),
     Word(
+        "STANDS",
+        "warn",
+        lambda s, f: f.get("session") == "waiting" and _label(f).startswith("stands-"),
+        "{cause}",
+        "nothing is shipped on this edge; the copy stays at the marker, and the primary counts what changes",
+        "let the copy follow when its image is not needed any more; the difference is copied then",
+        ("farstripe marker resume --groups {group}  (on {follow})", "farstripe marker list"),
+        operator=True,
+    ),
+    Word(
         "COPY",
         "busy",
         _in(

@@ -282,6 +282,7 @@ class Markers:
             node.target("marker.forget", 60.0, n=n)
         elif op == "resume":
             node.target("marker.resume", 10.0, groups=mine, n=n)
+            node.pairs.look_again(mine)
         found = []
         for book in node.target("marker.list", 5.0, groups=mine):
             entry: dict[str, Any] = next((one for one in book["entries"] if one["n"] == n), {})

@@ -55,7 +55,9 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
     def resume(args: Args) -> dict[str, Any]:
         if args.get("name"):
             return {"copies": markers.resume(str(args["name"]))}
-        return {"copies": node.target("marker.resume", 10.0, groups=_words(args))["groups"]}
+        resumed = node.target("marker.resume", 10.0, groups=_words(args))["groups"]
+        node.pairs.look_again(resumed)
+        return {"copies": resumed}
 
     def schedule(args: Args) -> dict[str, Any]:
         interval_s, keep = number(args, "interval_s", 0.0), int(number(args, "keep", DEFAULT_KEEP))

@@ -19,7 +19,8 @@ from replicator.core.session.base import (
 )
 from replicator.core.transitions import State
 
-SOON = ("source-incomplete", "source-behind", "source-outdated")
+SOON = ("source-", "stands-")
+"""How labels begin whose cause ends without a word between the two nodes."""
 """Outcomes of a handshake that end by what another node does."""
 
 
@@ -78,7 +79,7 @@ class Links(SessionBase):
 
     def _watch_idle(self, event: Tick, now: float) -> Step:
         label = self.decision.label if self.decision else ""
-        if now - self._since >= (RETRY_SOON_S if label in SOON else RETRY_REFUSED_S):
+        if now - self._since >= (RETRY_SOON_S if label.startswith(SOON) else RETRY_REFUSED_S):
             return self._go_down(now, "comparing again", close=True, soon=True)
         return self._watch_link_only(event, now)
 

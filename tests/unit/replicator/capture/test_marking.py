@@ -246,6 +246,28 @@ def test_position_and_history_of_a_copy_that_stands_are_those_of_what_it_has_rec
     assert (status["pos"], status["hist"]) == (bench.a.page[HEAD_SEQ], bench.a.engine.status()["hist"])
 
 
+def test_a_copy_that_stands_is_not_copied_to_before_it_is_resumed(bench: Bench) -> None:
+    bench.mark(1, suspend=True)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    image = bench.b.image()
+    roles.overflow(bench.a.engine)
+    bench.a.write(0, 2)
+    assert bench.pair.meet().label == "stands-journal-lost"
+    assert (bench.b.image(), bench.b.engine.state.copy) == (image, OK)
+    bench.hosts["b"].resume([bench.service(bench.b)], 1)
+    assert bench.pair.sync_up().label == "diff-journal-lost"
+
+
+def test_a_copy_that_has_yet_to_come_to_its_marker_stands_when_it_says_hello(bench: Bench) -> None:
+    bench.mark(1, suspend=True)
+    bench.ship()  # and B has not looked at it
+    roles.overflow(bench.a.engine)
+    bench.a.write(0, 2)
+    assert bench.pair.meet().label == "stands-journal-lost"
+    assert bench.entry(1).state == TAKEN
+
+
 def test_a_takeover_of_a_copy_that_stands_applies_all_it_has(bench: Bench) -> None:
     bench.mark(1, suspend=True)
     bench.a.write(0, 2)

@@ -60,6 +60,7 @@ def refused(label: str) -> dict[str, Any]:
         ),
         ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
         ("WAITING", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "source-behind", "cause": "x"}}),
+        ("STANDS", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "stands-unclean", "cause": "x"}}),
         ("COPY", STATUS, {**FACTS, "session": "copy-source"}),
         ("COPY", STATUS, {**FACTS, "session": "extending"}),
         (
