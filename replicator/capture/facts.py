@@ -62,7 +62,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
             "head_off": u64[HEAD_OFF],
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
-            "error": state.journal_error or engine.journal_lost,
+            "error": state.journal_error or engine.journal_lost or _lost_here(engine),
             "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
             "files": files_facts(engine.journal),
         },
@@ -98,6 +98,11 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "listed_seq": state.listed_at[1] if state.listed_at else 0,
         "size": sum(v["size"] for v in state.volumes),
     }
+
+
+def _lost_here(engine: GroupEngine) -> str:
+    """Why a copy failed that has lost nothing but its journal."""
+    return engine.failed if engine.failed_by_journal and engine.state.role == SECONDARY else ""
 
 
 def _streams(engine: GroupEngine, edge: Edge | None) -> bool:

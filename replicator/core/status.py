@@ -45,6 +45,11 @@ def _in(*states: str) -> Callable[[Facts, Facts], bool]:
     return lambda s, f: f.get("session") in states
 
 
+def _copy_without_journal(status: Facts) -> bool:
+    """A copy lost its journal and nothing else."""
+    return status.get("role") == "secondary" and bool((status.get("journal") or {}).get("error"))
+
+
 def _wants_sync(status: Facts) -> bool:
     return bool((status.get("policy") or {}).get("mode") == "sync")
 
@@ -82,11 +87,11 @@ TABLE: tuple[Word, ...] = (
     Word(
         "FAILED",
         "bad",
-        lambda s, f: bool(s.get("failed") or s.get("apply_error")),
+        lambda s, f: bool(s.get("failed") or s.get("apply_error")) and not _copy_without_journal(s),
         "a disk of this node failed: {reason}",
         "this side takes no more writes; what the peer holds is not touched",
-        "take over on the peer, or repair the disk and restart this node; what cannot be repaired: after the takeover "
-        "delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
+        "where this is the primary, take over on the peer; or repair the disk and restart this node; what cannot be "
+        "repaired: delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
         operator=True,
     ),
@@ -105,9 +110,10 @@ TABLE: tuple[Word, ...] = (
         "bad",
         _in("stopped"),
         "the journal of this node failed: {reason}",
-        "nothing is received any more; no failed sync is ever retried",
-        "replace the journal's medium, restart the node, then resync",
-        ("farstripe pair resync {pair}",),
+        "nothing is shipped or received over this pair; hosts of a primary are served",
+        "try again, for an error that has passed; else put the journal on another medium (on a primary: add a file, take "
+        "the bad one out; on a copy: replace it)",
+        ("farstripe pair resync {pair}", "farstripe group journal show {group}"),
         operator=True,
     ),
     Word(
