@@ -15,6 +15,7 @@ from replicator.journal.page import (
     EDGE_LINK,
     EDGE_RECEIVED_SEQ,
     EDGE_TREE_DURABLE,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
@@ -158,6 +159,7 @@ def _edge(engine: GroupEngine, edge: Edge) -> dict[str, Any]:
         "durable_off": EDGE_DURABLE_OFF,
         "tree_durable": EDGE_TREE_DURABLE,
         "link": EDGE_LINK,
+        "wants": EDGE_WANTS,
     }
     return {
         **vars(edge),

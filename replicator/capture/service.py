@@ -505,6 +505,8 @@ class GroupService:
         edge = edges.edge_of(self.engine, peer) if peer else None
         status = self.engine.status(edge)
         status["behind"] = self._behind(status["peer"]["received"])
+        for one in status["edges"]:
+            one["behind"] = self._behind(one["received"])
         status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 
