@@ -37,7 +37,7 @@ from replicator.capture.facts import facts_of
 from replicator.capture.limits import Waiting
 from replicator.capture.numbers import Numbers
 from replicator.capture.retention import Marks
-from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
+from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, SECONDARY, UNTRACKED, Edge, GroupState, StateFile
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.numbering import Arrival
 from replicator.core.records import (
@@ -247,6 +247,8 @@ class GroupEngine:
 
     def _refusal(self) -> FarstripeError:
         name = self.state.name
+        if self.failed and self.failed_by_journal and self.state.role == SECONDARY:
+            return MediumError(f"group {name} has failed: {self.failed}", f"farstripe group journal replace {name}")
         if self.failed:
             return MediumError(f"group {name} has failed: {self.failed}", "take over on the peer, or restart this node")
         return Refused(

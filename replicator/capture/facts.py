@@ -15,6 +15,7 @@ from replicator.journal.page import (
     EDGE_LINK,
     EDGE_RECEIVED_SEQ,
     EDGE_TREE_DURABLE,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
@@ -62,7 +63,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
             "head_off": u64[HEAD_OFF],
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
-            "error": state.journal_error or engine.journal_lost,
+            "error": state.journal_error or engine.journal_lost or _lost_here(engine),
             "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
             "files": files_facts(engine.journal),
         },
@@ -98,6 +99,11 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "listed_seq": state.listed_at[1] if state.listed_at else 0,
         "size": sum(v["size"] for v in state.volumes),
     }
+
+
+def _lost_here(engine: GroupEngine) -> str:
+    """Why a copy failed that has lost nothing but its journal."""
+    return engine.failed if engine.failed_by_journal and engine.state.role == SECONDARY else ""
 
 
 def _streams(engine: GroupEngine, edge: Edge | None) -> bool:
@@ -153,6 +159,7 @@ def _edge(engine: GroupEngine, edge: Edge) -> dict[str, Any]:
         "durable_off": EDGE_DURABLE_OFF,
         "tree_durable": EDGE_TREE_DURABLE,
         "link": EDGE_LINK,
+        "wants": EDGE_WANTS,
     }
     return {
         **vars(edge),

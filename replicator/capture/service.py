@@ -23,6 +23,7 @@ from replicator.capture import (
     copies,
     edges,
     follower,
+    journalloss,
     limits,
     recovery,
     retention,
@@ -31,6 +32,7 @@ from replicator.capture import (
     volumeset,
 )
 from replicator.capture.backlog import Backlog
+from replicator.capture.damage import first_damage
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.relayloss import RelayWatch
@@ -419,6 +421,23 @@ class GroupService:
                 oldest = max(0, now_ns - self.engine.journal.header_at(u64[TAIL_OFF]).write_time) / 1e9
         return {**self.status()["journal"], "oldest_age_s": oldest, "history": self.rates.history()}
 
+    def doubt_journal(self, peer: str) -> dict[str, Any]:
+        """The replicator could not read from the journal what node `peer` lacks: look, and if it is so give up order.
+
+        Returns {given_up}: whether the peer follows by difference from now on, durably. Raises NotFound.
+        """
+        engine, edge = self.engine, edges.edge_of(self.engine, peer)
+        try:
+            found = first_damage(engine, edge)
+        except OSError as exc:
+            with engine.lock:
+                if engine.failed or not journalloss.may_go_over(engine):
+                    return {"given_up": False}
+                engine.lose_journal(f"its journal cannot be read: {exc.strerror or exc}")
+            self._full.go_over()
+            return {"given_up": True}
+        return {"given_up": found is not None and self._full.damaged(*found)}
+
     def _journal_used(self) -> float:
         u64 = self._u64
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
@@ -486,6 +505,8 @@ class GroupService:
         edge = edges.edge_of(self.engine, peer) if peer else None
         status = self.engine.status(edge)
         status["behind"] = self._behind(status["peer"]["received"])
+        for one in status["edges"]:
+            one["behind"] = self._behind(one["received"])
         status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 

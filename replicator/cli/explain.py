@@ -23,6 +23,7 @@ _PLACES = {
     "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
     "full": "writes of hosts wait as long as the policy says, and fail then, or fail at once",
+    "where": "away (the reason is shown) or too slow", "hurry": "bring the peer back, or see what slows it down",
     "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
     "holds": "whether they hold all that was answered is said", "without": "give the group a new one, as is said",
     "force": " [--force]", "refused": "the node that would feed this one is refused by another, as is said",

@@ -64,4 +64,4 @@ def may_go(whole: Iterable[int], keep: int, held: Collection[int] = (), *, short
     """
     numbers = sorted(whole)
     kept = min(keep, 1) if short else keep
-    return [n for n in numbers[: len(numbers) - kept] if n not in held]
+    return [n for n in numbers[: max(0, len(numbers) - kept)] if n not in held]

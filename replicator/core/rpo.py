@@ -31,7 +31,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     status: group.status, of this edge where a group has several, {} when the target does not answer; pair: the
     replicator's view of the edge.
     bound: "exact"; "at most" (a primary whose peer does not tell: it may have more than it could say); "at least" (a
-    secondary that hears nothing: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
+    secondary that hears nothing, or has no room to: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
     as_of_s: seconds since the contact that this rests on; 0.0 while records flow, None when there was none.
     """
     facts = (pair or {}).get("facts") or {}
@@ -47,7 +47,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
         return result
     if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
         return {**result, "bound": "no copy"}
-    if linked:
+    if linked and not waits_for_room(status):
         writes = pair.get("lag")
         nothing = writes == 0
         result |= {
@@ -62,8 +62,15 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
         writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
         behind_s = facts.get("behind_s")
         seconds = facts.get("contact_age_s") if behind_s is None else round(behind_s, 3)
+        result["as_of_s"] = facts.get("contact_age_s")
         result |= {"writes": writes, "seconds": seconds, "bound": "at least"}
     return result
+
+
+def waits_for_room(status: Facts) -> bool:
+    """Whether this copy's journal is full, so that nothing more is taken from the node that feeds it, not even how far
+    that is."""
+    return any(one.get("upstream") and one.get("wants") for one in status.get("edges") or ())
 
 
 def _unlinked_primary(status: Facts, facts: Facts) -> Facts:

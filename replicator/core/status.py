@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from replicator.core.rpo import FLOWING
+from replicator.core.rpo import FLOWING, waits_for_room
 from replicator.core.takeover import lost_text
 
 Facts = dict[str, Any]
@@ -43,6 +43,11 @@ def _label(facts: Facts) -> str:
 
 def _in(*states: str) -> Callable[[Facts, Facts], bool]:
     return lambda s, f: f.get("session") in states
+
+
+def _copy_without_journal(status: Facts) -> bool:
+    """A copy lost its journal and nothing else."""
+    return status.get("role") == "secondary" and bool((status.get("journal") or {}).get("error"))
 
 
 def _wants_sync(status: Facts) -> bool:
@@ -82,11 +87,11 @@ TABLE: tuple[Word, ...] = (
     Word(
         "FAILED",
         "bad",
-        lambda s, f: bool(s.get("failed") or s.get("apply_error")),
+        lambda s, f: bool(s.get("failed") or s.get("apply_error")) and not _copy_without_journal(s),
         "a disk of this node failed: {reason}",
         "this side takes no more writes; what the peer holds is not touched",
-        "take over on the peer, or repair the disk and restart this node; what cannot be repaired: after the takeover "
-        "delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
+        "where this is the primary, take over on the peer; or repair the disk and restart this node; what cannot be "
+        "repaired: delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
         operator=True,
     ),
@@ -105,9 +110,10 @@ TABLE: tuple[Word, ...] = (
         "bad",
         _in("stopped"),
         "the journal of this node failed: {reason}",
-        "nothing is received any more; no failed sync is ever retried",
-        "replace the journal's medium, restart the node, then resync",
-        ("farstripe pair resync {pair}",),
+        "nothing is shipped or received over this pair; hosts of a primary are served",
+        "try again, for an error that has passed; else put the journal on another medium (on a primary: add a file, take "
+        "the bad one out; on a copy: replace it)",
+        ("farstripe pair resync {pair}", "farstripe group journal show {group}"),
         operator=True,
     ),
     Word(
@@ -188,10 +194,10 @@ TABLE: tuple[Word, ...] = (
     Word(
         "JOURNAL-FULL",
         "bad",
-        lambda s, f: bool(s.get("blocks_writers")) and f.get("session") not in FLOWING,
-        "the journal is full with what {peer} lacks, and {peer} is away ({reason})",
+        lambda s, f: bool(s.get("blocks_writers")),
+        "the journal is full with what {peer} lacks, and {peer} is {where}",
         "{full}, also where other peers are connected; nothing that was answered is lost",
-        "bring {peer} back. Or give it up, so that it follows by difference later: with on_full=bitmap, where "
+        "{hurry}. Or give it up, so that it follows by difference later: with on_full=bitmap, where "
         "on_loss=stall does not forbid that. A file more gives the journal room for a while",
         (
             "farstripe group policy {group}",
@@ -378,10 +384,7 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
 
 
 def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | None:
-    """What group.status says when asked about one peer, from an answer about the whole group.
-
-    How far the peer is behind in bytes and seconds is not in that, except where the group has one peer only.
-    """
+    """What group.status says when asked about one peer, from an answer about the whole group."""
     if status is None:
         return None
     edges = status.get("edges") or []
@@ -393,7 +396,7 @@ def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | No
     positions = {key: edge[key] for key in ("received", "durable", "applied")}
     policy = {**status["policy"], "mode": edge["mode"]}
     return {**status, **of_edge, "edge": edge["slot"], "link_up": edge["linked"], "peer": positions, "policy": policy,
-            "behind": None}  # fmt: skip
+            "behind": edge.get("behind")}  # fmt: skip
 
 
 def feeds(status: Facts, facts: Facts) -> bool:
@@ -414,6 +417,8 @@ def lag_records(status: Facts, facts: Facts) -> int | None:
         if not told(facts):
             return None
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
+    if waits_for_room(status):
+        return None
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
 
 
@@ -433,7 +438,11 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),
         "waits": _waits(status.get("policy") or {}),
-        "full": _full(status.get("policy") or {}),
+        "full": _full(status.get("policy") or {}, facts),
+        "where": "slower than the writers" if _flows(facts) else f"away ({reason})",
+        "hurry": f"see what slows {peer} down: the line, a limit, a marker at which it stands, its disks"
+        if _flows(facts)
+        else f"bring {peer} back",
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
@@ -484,10 +493,19 @@ def _waits(policy: Facts) -> str:
     return f"a write waits {policy['loss_timeout_s']:g} s for it; then writes {ends}"
 
 
-def _full(policy: Facts) -> str:
-    """What host writes do that find no room in the journal, while the peer that keeps it full is away."""
+def _flows(facts: Facts) -> bool:
+    return facts.get("session") in FLOWING
+
+
+def _full(policy: Facts, facts: Facts) -> str:
+    """What host writes do that find no room in the journal, for what the peer that keeps it full lacks."""
     if policy.get("on_full") == "fail":
         return "writes of hosts fail"
+    if _flows(facts) and policy.get("on_full") == "stall":
+        return "writes of hosts wait until the peer makes room"
+    if _flows(facts) and policy.get("full_timeout_s"):
+        ends = "differences are counted" if policy.get("on_loss") != "stall" else "fail where nothing may exist here only"
+        return f"writes of hosts wait {policy['full_timeout_s']:g} s for room, then {ends}"
     if not policy.get("full_timeout_s"):
         return "writes of hosts wait for room, however long it takes"
     return f"writes of hosts wait {policy['full_timeout_s']:g} s for room, and fail then"

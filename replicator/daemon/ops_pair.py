@@ -1,7 +1,7 @@
 """Control operations on pairs.
 
-    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, overwrite?,
-                 journal_bytes?, connections?, transfer?, window?, compress?, limit?, schedule?}
+    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, retain?,
+                 warn_percent?, overwrite?, journal_bytes?, connections?, transfer?, window?, compress?, limit?, schedule?}
                                                  -> pair; this node has the data (as primary, or as a complete copy of
                                                  which the peer gets another one), the peer gets the copy
     pair.list {}                                 -> [pair]
@@ -44,7 +44,9 @@ from replicator.daemon.ops_transfer import settings_from
 from replicator.daemon.pairstore import PairConfig
 from replicator.daemon.peers import Peer
 
-POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
+POLICY_KEYS = (
+    "mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s", "retain", "warn_percent",
+)  # fmt: skip
 DEFAULT_WAIT_S = 3600.0
 POLL_S = 0.1
 """What no event of a pair tells, such as the end of a lag, is looked for this often."""
@@ -181,7 +183,7 @@ def create(node: Node, args: dict[str, Any]) -> View:
     if all(known.group != status["uuid"] for known in node.pairs.store.all()):
         policy["mode"] = mode  # what holds for the group until its pairs differ
     pair = PairConfig(status["uuid"], status["name"], peer.node_id, **settings_from(args, Transfer()).to_map())
-    before = dict(status.get("policy") or {})
+    before = {k: v for k, v in status["policy"].items() if k in policy}  # no more: a mode would be that of every pair
     wanted = node.target("group.policy", group=pair.group, **policy)
     try:
         _adopt_at_peer(node, peer, status, {**wanted, "mode": mode}, args)

@@ -374,6 +374,7 @@ class Target:
             "group.resume_copy": svc.resume_copy,
             "group.attach": lambda: svc.attach(peer, **args),
             "group.link": lambda: svc.set_link(peer, args["up"]),
+            "group.doubt_journal": lambda: svc.doubt_journal(peer),
             "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
             "group.follow": lambda: svc.follow(peer),
             "group.hold": lambda: svc.hold(args["deadline_s"]),

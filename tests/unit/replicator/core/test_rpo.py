@@ -8,6 +8,7 @@ import pytest
 
 from replicator.core.errors import BadInput
 from replicator.core.rpo import UNKNOWN_GRACE_S, Budget, RemoteClock, Watch, budget_from, rpo
+from replicator.core.status import lag_records
 
 
 def lost(
@@ -41,6 +42,16 @@ def test_a_secondary_without_link_only_knows_a_limit_from_below() -> None:
     pair = {"facts": {"linked": False, "session": "down", "peer_pos": 120, "contact_age_s": 9.0}}
     found = rpo({"role": "secondary", "state": "ok", "pos": 100}, pair)
     assert (found["writes"], found["seconds"], found["bound"]) == (20, 9.0, "at least")
+
+
+def test_nor_does_one_that_has_no_room_to_take_more() -> None:
+    facts = {"linked": True, "session": "target", "peer_pos": 120, "contact_age_s": 9.0}
+    status = {"role": "secondary", "state": "ok", "pos": 120, "edges": [{"upstream": True, "wants": 4096}]}
+    found = rpo(status, {"facts": facts, "lag": 0, "lag_bytes": 0, "lag_s": 0.0})
+    assert (found["writes"], found["bytes"], found["seconds"], found["bound"]) == (0, None, 9.0, "at least")
+    assert found["as_of_s"] == 9.0 and lag_records(status, facts) is None
+    status["edges"] = [{"upstream": False, "wants": 4096}, {"upstream": True, "wants": 0}]
+    assert rpo(status, {"facts": facts, "lag": 0})["bound"] == "exact" and lag_records(status, facts) == 0
 
 
 def test_nothing_is_known_without_a_replicator() -> None:

@@ -45,7 +45,7 @@ def refused(label: str) -> dict[str, Any]:
         ("ORPHANED", STATUS, {**FACTS, "session": "down", "linked": False, "turned_away": "no-pair"}),
         ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
         ("JOURNAL-FULL", {**STATUS, "blocks_writers": True}, {**FACTS, "session": "down", "linked": False}),
-        ("PAIR", {**STATUS, "blocks_writers": True}, FACTS),
+        ("JOURNAL-FULL", {**STATUS, "blocks_writers": True}, FACTS),
         ("SWITCHING", STATUS, {**FACTS, "session": "draining"}),
         ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
         (
@@ -159,6 +159,21 @@ def test_who_keeps_the_journal_full_is_named_and_what_writers_do(policy: dict, t
     status = {**STATUS, "policy": {"mode": "async", **policy}, "blocks_writers": True}
     shown = describe(status, {**FACTS, "session": "down", "linked": False, "link_reason": "cable", "peer_name": "B"})
     assert text in shown["means"] and "what B lacks" in shown["why"] and "cable" in shown["why"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        ({"on_full": "fail"}, "writes of hosts fail"),
+        ({"on_full": "stall", "full_timeout_s": 2.5}, "wait until the peer makes room"),
+        ({"on_full": "bitmap", "full_timeout_s": 2.5, "on_loss": "degrade"}, "wait 2.5 s for room, then differences"),
+    ],
+)
+def test_a_peer_that_is_there_and_too_slow_is_named_too(policy: dict, text: str):
+    status = {**STATUS, "policy": {"mode": "async", **policy}, "blocks_writers": True}
+    shown = describe(status, {**FACTS, "peer_name": "B"})
+    assert shown["word"] == "JOURNAL-FULL" and shown["level"] == "bad" and text in shown["means"]
+    assert "B is slower than the writers" in shown["why"] and "slows B down" in shown["then"]
 
 
 def test_a_peer_that_was_not_asked_for_its_position_is_not_taken_to_have_nothing():

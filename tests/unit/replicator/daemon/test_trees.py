@@ -75,14 +75,28 @@ def test_a_second_pair_changes_nothing_for_the_group(fan: Three) -> None:
     assert "group.policy" not in a.target.ops() and "group.arm" not in a.target.ops()
 
 
+def test_a_pair_that_is_refused_leaves_the_modes_of_the_others_alone(three: Three) -> None:
+    a, _, c = three
+    a.target.add_group(UUID, "app")
+    a.call("pair.create", group="app", peer="beta", mode="sync")
+    c.target.fail["group.adopt"] = BadInput("volume v0 has 1 byte here")
+    a.target.asked.clear()
+    with pytest.raises(BadInput):
+        a.call("pair.create", group="app", peer="gamma", mode="async", on_loss="stall")
+    told = [args for op, args in a.target.asked if op == "group.policy"]
+    assert told and all("mode" not in args for args in told), "told without a peer, it is that of every pair"
+
+
 def test_the_mode_is_that_of_the_pair(three: Three) -> None:
     a, b, c = three
     a.target.add_group(UUID, "app")
     a.call("pair.create", group="app", peer="beta", mode="sync")
-    a.call("pair.create", group="app", peer="gamma", mode="async", on_loss="stall")
+    a.call("pair.create", group="app", peer="gamma", mode="async", on_loss="stall", retain="applied", warn_percent=50)
     arms = {args["peer"]: args["mode"] for op, args in a.target.asked if op == "group.arm"}
     assert arms == {b.node_id: "sync", c.node_id: "async"}
-    assert a.target.groups[UUID]["policy"] == {"mode": "sync", "on_loss": "stall"}
+    assert a.target.groups[UUID]["policy"] == {
+        "mode": "sync", "on_loss": "stall", "retain": "applied", "warn_percent": 50,
+    }  # fmt: skip
     [(_, adopted)] = [(op, args) for op, args in c.target.asked if op == "group.arm"]
     assert adopted == {"group": UUID, "peer": a.node_id, "mode": "async", "upstream": True}
 
