@@ -21,6 +21,7 @@ import json
 import shutil
 import uuid as uuids
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,9 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
+        service = GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
+        service.reads.install = partial(self._exports.guard_reads, service)
+        return service
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from replicator.capture.engine import GroupEngine
 from replicator.capture.retention import freed_off
-from replicator.capture.state import DIVERGED, JOURNAL, OK, SECONDARY, Edge
+from replicator.capture.state import DIVERGED, JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import BadInput, NotFound, Refused
 from replicator.journal.page import (
     DROPS,
@@ -206,6 +206,8 @@ def set_sync(engine: GroupEngine, edge: Edge, on: bool) -> dict[str, Any]:
         feeds = edge in state.downstream and not edge.dropped and state.mode == JOURNAL
         wanted = on and edge.mode == "sync" and feeds
         degraded = not wanted and (edge.degraded or (edge.sync_on and edge.mode == "sync"))
+        if wanted and not edge.sync_on and state.role == PRIMARY:
+            engine.unanswered.take_stock(engine, (*engine.waits, edge))
         if (edge.sync_on, edge.degraded) != (wanted, degraded):
             engine.commit({edge.slot: {"sync_on": wanted, "degraded": degraded}})
         return {"seq": engine.pos, "sync_on": edge.sync_on}

@@ -38,6 +38,7 @@ from replicator.capture.limits import Waiting
 from replicator.capture.numbers import Numbers
 from replicator.capture.retention import Marks
 from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, SECONDARY, UNTRACKED, Edge, GroupState, StateFile
+from replicator.capture.unanswered import Unanswered
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.numbering import Arrival
 from replicator.core.records import (
@@ -190,6 +191,7 @@ class GroupEngine:
         """Slots of the edges over which records flow."""
         self.waits: tuple[Edge, ...] = ()
         """The edges whose peers a host write waits for."""
+        self.unanswered = Unanswered()
         self._sleepers: tuple[tuple[int, int], ...] = ()
         self.unjournaled = 0
         """Times that journaling began while the pool held changes which no record tells of."""
@@ -242,6 +244,8 @@ class GroupEngine:
         else:
             self._admit = {UNTRACKED: _PLAIN, JOURNAL: _JOURNALING, BITMAP: _BITMAPPING}[state.mode]
         self.waits = tuple(e for e in state.edges if e.sync_on) if state.role == PRIMARY else ()
+        if not self.waits:
+            self.unanswered.entries.clear()
         self._sleepers = tuple((edge_slot(e.slot, EDGE_ASLEEP), e.slot) for e in state.edges)
         self._u64[SYNC_ON] = sum(1 << e.slot for e in state.edges if e.sync_on)
 
@@ -526,6 +530,8 @@ class GroupEngine:
                 self.journal.append(header, payload, seq, epoch)
             except OSError as e:
                 raise self.lose_journal(f"its journal cannot be written: {e}") from e
+            if self.waits:
+                self.unanswered.add(seq, volume, offset, length, flags)
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
@@ -682,6 +688,8 @@ class GroupEngine:
             except OSError as e:
                 raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._maps[volume].clear_covered(TODO, offset, length)
+            if of_host_write and self.waits:
+                self.unanswered.add(seq, volume, offset, length, 0)
             return True
 
     def _compensate(self, volume: int, offset: int, length: int, error: BaseException) -> None:

@@ -35,6 +35,7 @@ from replicator.capture.backlog import Backlog
 from replicator.capture.damage import first_damage
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
+from replicator.capture.guardedreads import GuardedReads
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED, Edge
@@ -107,6 +108,8 @@ class GroupService:
         self._events = events
         self._u64 = engine.page.u64
         self._waiters = Waiters(engine.page, own_bell)
+        self.reads = GuardedReads(engine, self._wait_peers)
+        self._answered = engine.unanswered.entries.pop
         self._stop = threading.Event()
         self._kick_keeper = threading.Event()
         self._kick_copier = threading.Event()
@@ -155,6 +158,7 @@ class GroupService:
         state = self.engine.state
         if wait_for_peer and state.role == PRIMARY and state.mode != UNTRACKED and state.policy.startup_wait_s:
             self.wait_for_peers(state.policy.startup_wait_s)
+        self.engine.unanswered.take_stock(self.engine, self.engine.waits)
         for name, loop in (("follower", self._follow), ("copier", self._copy), ("keeper", self._keep)):
             thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
             thread.start()
@@ -180,6 +184,7 @@ class GroupService:
 
     def stop(self) -> None:
         """Stop the threads, then the group in order. Durable: everything."""
+        self.end_waits()  # of reads: nobody else waits any more
         roles.park(self.engine, "hold")
         self._hold_until = 0.0
         self._stop.set()
@@ -212,6 +217,7 @@ class GroupService:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.waits:
             self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
+            self._answered(seq, None)
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> None:
         """Write zeroes or discard; as `write`."""
@@ -219,6 +225,7 @@ class GroupService:
         seq = self._patiently(lambda: engine.zero(volume, offset, length, punch, fua, trim))
         if seq > 0 and engine.waits:
             self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
+            self._answered(seq, None)
 
     def flush(self) -> None:
         """Make every answered write durable, here and on the peers of synchronous edges."""
@@ -367,6 +374,7 @@ class GroupService:
             if self._hold_until and now >= self._hold_until:
                 self.release("its deadline passed")
             try:
+                engine.unanswered.purge(engine)
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
                 if engine.journal_lost:
@@ -575,13 +583,14 @@ class GroupService:
         return entry
 
     def set_sync(self, peer: str, on: bool) -> dict[str, Any]:
-        """See edges.set_sync."""
+        """See GuardedReads.set_sync."""
         self._kick_keeper.set()  # a relay watches the peers below it, also right after a quiet time
-        return edges.set_sync(self.engine, edges.edge_of(self.engine, peer), on)
+        return self.reads.set_sync(edges.edge_of(self.engine, peer), on)
 
     def set_policy(self, changes: dict[str, Any], peer: str = "") -> dict[str, Any]:
         """See edges.set_policy."""
         policy = edges.set_policy(self.engine, changes, peer)
+        self.reads.relax()
         self._waiters.wake_all()
         self._ring_all()
         return policy
@@ -595,6 +604,7 @@ class GroupService:
         try:
             roles.disarm(self.engine, peer)
         finally:
+            self.reads.relax()
             self._waiters.wake_all()
 
     def common_bitmap(self, c: int | None) -> dict[str, Any]:
