@@ -39,9 +39,12 @@ class GuardedReads:
 
         Raises what the write would: MediumError, Refused.
         """
-        found = self._engine.unanswered.over(volume, offset, length)
-        for seq, durable in found:
-            self._wait_peers(seq, durable or self._engine.state.policy.ack == "durable")
+        engine, waits = self._engine, None
+        found = engine.unanswered.over(volume, offset, length)
+        while found and waits != engine.waits:  # one more peer may become synchronous meanwhile
+            waits = engine.waits
+            for seq, durable in found:
+                self._wait_peers(seq, durable or engine.state.policy.ack == "durable")
         return bool(found)
 
     def _wanted(self) -> bool:

@@ -16,6 +16,7 @@ from unittest.mock import patch
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles, volumeset
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
+from replicator.capture.unanswered import Unanswered
 from replicator.core import events, handshake, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.session import base
@@ -693,3 +694,48 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     return [(base, "tree_durable", lambda status: int(status.get("durable", 0)))]
+
+
+ANSWERED_ALONE = ("cut", "down", "silence", "slow", "resync")
+
+
+@bug(
+    "reads-do-not-wait",
+    "a host is told what it reads of a write which waits for its peer",
+    mode="sync",
+    reads=True,
+    faults=("slow", "cut"),
+)
+def _() -> list[Patch]:
+    return [(Unanswered, "over", lambda self, volume, offset, length: [])]
+
+
+@bug(
+    "reads-of-failed-writes-do-not-wait",
+    "a write that a stalling group could not get across is in the pool, and nobody minds who reads it",
+    mode="sync",
+    on_loss="stall",
+    loss_timeout_s=0.3,
+    reads=True,
+    faults=ANSWERED_ALONE,
+)
+def _() -> list[Patch]:
+    right = Target._answer
+
+    def forgetful(self: Target, request: Any, outcome: str) -> None:
+        if request.kind != "read":
+            self.engine.unanswered.entries.pop(request.seq, None)
+        right(self, request, outcome)
+
+    return [(Target, "_answer", forgetful)]
+
+
+@bug(
+    "reads-wait-for-nothing-from-before",
+    "what a peer may still lack after a restart, or when it becomes synchronous, is not waited for",
+    mode="sync",
+    reads=True,
+    faults=("kill-target", "cut", "slow"),
+)
+def _() -> list[Patch]:
+    return [(Unanswered, "take_stock", lambda self, engine, waits: None)]

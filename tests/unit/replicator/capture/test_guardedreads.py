@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from replicator.capture.guardedreads import GuardedReads
+from replicator.capture.state import Edge
 from replicator.core.errors import MediumError, Refused, TimedOut
 from replicator.journal.page import TARGET_ASLEEP
 from tests.testing.pairharness import PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ
@@ -141,6 +143,22 @@ def test_after_a_restart_what_the_peer_is_not_known_to_have_is_told_when_it_has(
         eventually(lambda: not service.engine.unanswered.entries)
     finally:
         service.stop()
+
+
+def test_a_peer_that_becomes_synchronous_while_a_read_waits_is_waited_for_too(served: Served) -> None:
+    served.sync(loss_timeout_s=0)
+    begun(served)
+    engine, waited = served.a.engine, []
+    both = (*engine.waits, Edge(1, "c" * 32))
+
+    def wait_peers(seq: int, durable: bool) -> None:
+        waited.append(engine.waits)
+        engine.waits = both
+
+    assert GuardedReads(engine, wait_peers).settle(0, 0, BLOCK)
+    assert waited == [both[:1], both]
+    engine.waits = both[:1]
+    served.pair.a.page[PEER_RECEIVED_SEQ] = FOREVER
 
 
 # -- when reads are guarded at all
