@@ -8,18 +8,25 @@ answered.
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
+import struct
+import threading
 import time
 from collections.abc import Iterator
 
+import nbd
 import pytest
 
 from tests.system.test_cuts import BLOCK, SLOTS, Database, free_port, join, judge, newest, replicate, standing, with_pool
+from tests.testing.faultproxy import FaultProxy
 from tests.testing.nodes import Node, kill_together, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 HOUR_S = 3600.0
+NUMBER = struct.Struct("<Q")
+"""Of a transaction, at the beginning of its blocks."""
 LEASE_S = 2.0
 
 
@@ -254,6 +261,98 @@ def test_a_cascade_with_two_sources_has_one_image_a_marker_on_every_copy_and_sur
     a.farstripe("marker", "takeover", "--groups", "log,data", "--yes")
     assert judge((a, "log"), (a, "data")) == last
     Database(a.writer("log"), a.writer("data")).stop()
+
+
+class Follower:
+    """A host that only reads the log, and writes every transaction that it has seen there to the data."""
+
+    def __init__(self, log: nbd.NBD, data: nbd.NBD) -> None:
+        self._log, self._data = log, data
+        self.seen = 0
+        self.asked_at = 0.0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(nbd.Error):
+            while True:
+                self.asked_at = time.monotonic()
+                raw = self._log.pread(SLOTS * BLOCK, 0)
+                top = max(NUMBER.unpack_from(raw, at * BLOCK)[0] for at in range(SLOTS))
+                for number in range(self.seen + 1, top + 1):
+                    self._data.pwrite(NUMBER.pack(number).ljust(BLOCK, b"\0"), number % SLOTS * BLOCK)
+                    self.seen = number
+                time.sleep(0.002)
+
+    def join(self) -> None:
+        self._thread.join(timeout=30)
+
+
+@pytest.fixture
+def slow_line() -> Iterator[tuple[Node, Node, Node, Node, list[FaultProxy]]]:
+    """C is primary of log, which A copies synchronously over a line of these proxies; D of data, which B copies."""
+    ports = {name: free_port() for name in "ABCD"}
+    with contextlib.ExitStack() as stack:
+        a, b, c, d = (with_pool(stack.enter_context(Node(name, replication_port=ports[name]))) for name in "ABCD")
+        proxies = [stack.enter_context(FaultProxy(ports[name])) for name in "AC"]
+        join(c, a)
+        join(d, b)
+        for node, proxy in ((c, proxies[0]), (a, proxies[1])):
+            node.kill("replicator")
+            path = next((node.state / "peers").glob("*.json"))
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"port": proxy.port}))
+            node.start()
+        for source, volume, middle in ((c, "log", a), (d, "data", b)):
+            replicate(source, volume, middle, "--mode", "sync", "--on-loss", "stall", "--loss-timeout", 60)
+        yield a, b, c, d, proxies
+
+
+@pytest.mark.timeout(600)
+def test_what_a_host_has_only_read_of_one_source_is_there_when_what_it_wrote_to_another_is(
+    slow_line: tuple[Node, Node, Node, Node, list[FaultProxy]],
+) -> None:
+    a, b, c, d, proxies = slow_line
+    log, answered = c.writer("log"), [0]
+
+    def write() -> None:
+        with contextlib.suppress(nbd.Error):
+            for number in range(1, 1 << 40):
+                log.pwrite(NUMBER.pack(number).ljust(BLOCK, b"\0"), number % SLOTS * BLOCK)
+                answered[0] = number
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    follower = Follower(c.connect("log"), d.writer("data"))
+    wait_until(lambda: follower.seen > 100, "nothing follows", 30)
+    for proxy in proxies:
+        proxy.delay_s = 0.1
+    before = follower.seen
+    wait_until(lambda: follower.seen > before + 5, "nothing follows over a slow line", 30)
+    to_a, to_c = proxies  # records stand still; answers to those that have passed do not
+    to_a.stall("up")
+    to_c.stall("down")
+    stalled_at = time.monotonic()
+    wait_until(lambda: c.group("log")["pos"] > a.group("log")["pos"], "no write is on its way", 10)
+    time.sleep(1.0)  # for the follower to see it, if it can
+    assert stalled_at < follower.asked_at or time.monotonic() - follower.asked_at > 0.9, "it has not even asked"
+    kill_together(c, d)
+    for proxy in proxies:
+        proxy.close()
+    writer.join(30)
+    follower.join()
+    for node, volume in ((a, "log"), (b, "data")):
+        wait_until(lambda at=(node, volume): _all_applied(*at), f"{volume} is not applied", 20)  # type: ignore[misc]
+    for _ in ("as copies", "as primaries"):
+        announced, done = newest(a, "log"), newest(b, "data")
+        assert done <= announced, f"{done} was written by a host that had read it, and the log ends at {announced}"
+        assert announced >= answered[0] and done >= follower.seen, "an answered write is missing"
+        a.farstripe("takeover", "log", "--yes")
+        b.farstripe("takeover", "data", "--yes")
+
+
+def _all_applied(node: Node, volume: str) -> bool:
+    group = node.group(volume)
+    return bool(group) and group["applied"] == group["pos"]
 
 
 # -- F1-03: a host that states its time
