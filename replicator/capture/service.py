@@ -5,7 +5,7 @@
     copier          initial copy and resync, paced by the journal's room
     keeper          checkpoints, bitmap rotation, the deadline of holds
 
-Public methods are what the plugin and the control ops call. Waiting happens here, deciding in
+Public methods are what the plugin and the control ops call. Waiting happens here and in peerwaits.py, deciding in
 replicator.core.losspolicy, everything durable in engine.py, follower.py and roles.py.
 """
 
@@ -36,20 +36,17 @@ from replicator.capture.damage import first_damage
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.guardedreads import GuardedReads
+from replicator.capture.peerwaits import PeerWaits
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
-from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED, Edge
-from replicator.capture.waiters import Waiters
+from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
 from replicator.capture.writerates import WriteRates
 from replicator.core.batching import Crowd, apply_gather_s
 from replicator.core.errors import MediumError, Refused, TimedOut
-from replicator.core.losspolicy import Verdict, on_unanswered
 from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
-    EDGE_DURABLE_SEQ,
-    EDGE_RECEIVED_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
@@ -57,7 +54,6 @@ from replicator.journal.page import (
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
-    edge_slot,
 )
 
 T = TypeVar("T")
@@ -107,8 +103,8 @@ class GroupService:
         engine.announce = self._ring_edge
         self._events = events
         self._u64 = engine.page.u64
-        self._waiters = Waiters(engine.page, own_bell)
-        self.reads = GuardedReads(engine, self._wait_peers)
+        self.peers = PeerWaits(engine, own_bell, events, self._refuse_when_closing)
+        self.reads = GuardedReads(engine, self.peers.wait)
         self._answered = engine.unanswered.entries.pop
         self._stop = threading.Event()
         self._kick_keeper = threading.Event()
@@ -136,7 +132,7 @@ class GroupService:
             events,
             lambda tail_off: self.checkpoint(tail_off=tail_off),
             self._drain,
-            self._waiters.wake_all,
+            self.peers.wake_all,
             self._ring_all,
         )
 
@@ -176,7 +172,7 @@ class GroupService:
         self._closing = True
         with self.engine.opened:
             self.engine.opened.notify_all()
-        self._waiters.wake_all()
+        self.peers.wake_all()
 
     def _refuse_when_closing(self) -> None:
         if self._closing:
@@ -216,7 +212,7 @@ class GroupService:
         except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.waits:
-            self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
+            self.peers.wait(seq, fua or engine.state.policy.ack == "durable")
             self._answered(seq, None)
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> None:
@@ -224,7 +220,7 @@ class GroupService:
         engine = self.engine
         seq = self._patiently(lambda: engine.zero(volume, offset, length, punch, fua, trim))
         if seq > 0 and engine.waits:
-            self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
+            self.peers.wait(seq, fua or engine.state.policy.ack == "durable")
             self._answered(seq, None)
 
     def flush(self) -> None:
@@ -232,7 +228,7 @@ class GroupService:
         barrier = self._patiently(self.engine.flush)
         if barrier:
             self._ring_all()
-            self._wait_peers(barrier, True)
+            self.peers.wait(barrier, True)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Run `action`, waiting while the group is held or its journal is full."""
@@ -257,45 +253,6 @@ class GroupService:
     def overflow(self) -> None:
         """See FullJournal.overflow."""
         self._full.overflow()
-
-    def _wait_peers(self, seq: int, durable: bool) -> None:
-        """Wait for the peer of every synchronous edge to hold `seq`, as long as the policy allows."""
-        began = time.monotonic()
-        for edge in self.engine.waits:
-            self._wait_peer(edge, seq, durable, began)
-
-    def _wait_peer(self, edge: Edge, seq: int, durable: bool, began: float) -> None:
-        engine = self.engine
-
-        def give_up() -> bool:
-            if not edge.sync_on:
-                return True
-            self._refuse_when_closing()
-            policy = engine.state.policy
-            verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
-            if verdict is Verdict.DEGRADE:
-                if edges.degrade(engine, edge):
-                    self._events(
-                        "degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s, peer=edge.peer
-                    )
-                self._waiters.wake_all()
-                return True
-            if verdict is Verdict.FAIL or engine.failed:
-                raise MediumError(
-                    f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s",
-                    "restore the link, or choose on_loss=degrade to go on alone",
-                )
-            return False
-
-        what = EDGE_DURABLE_SEQ if durable else EDGE_RECEIVED_SEQ
-        if not self._waiters.wait(seq, edge_slot(edge.slot, what), give_up):
-            self._check_still_primary(seq)
-
-    def _check_still_primary(self, seq: int) -> None:
-        """A write whose waiting ended with the primary role is answered only if the handover included it."""
-        engine = self.engine
-        if engine.state.role != PRIMARY and engine.state.copy != "ok":
-            raise Refused(f"group {engine.state.name} gave up the primary role before write {seq} was copied")
 
     # -- threads --------------------------------------------------------------------------------------------------
 
@@ -541,7 +498,7 @@ class GroupService:
             downstream = self.engine.state.downstream
             if self._held_at_start and all(e.slot in self.engine.linked for e in downstream):
                 self.release("all peers were reached" if len(downstream) > 1 else "the peer was reached")
-        self._waiters.wake_all()
+        self.peers.wake_all()
 
     def follow(self, peer: str) -> None:
         """See edges.follow."""
@@ -591,7 +548,7 @@ class GroupService:
         """See edges.set_policy."""
         policy = edges.set_policy(self.engine, changes, peer)
         self.reads.relax()
-        self._waiters.wake_all()
+        self.peers.wake_all()
         self._ring_all()
         return policy
 
@@ -605,7 +562,7 @@ class GroupService:
             roles.disarm(self.engine, peer)
         finally:
             self.reads.relax()
-            self._waiters.wake_all()
+            self.peers.wake_all()
 
     def common_bitmap(self, c: int | None) -> dict[str, Any]:
         """See copies.common_bitmap."""
@@ -660,7 +617,7 @@ class GroupService:
             self.release("the role could not be given up")
             raise
         self._role_changed.set()
-        self._waiters.wake_all()
+        self.peers.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)
         return result
 

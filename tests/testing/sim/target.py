@@ -295,7 +295,7 @@ class Target:
         return False
 
     def _look(self, request: Request) -> None:
-        """Whether a request that waits for the peer can be answered; see GroupService._wait_peer."""
+        """Whether a request that waits for the peer can be answered; see PeerWaits.wait_for."""
         engine = self.engine
         if request.kind == "read":
             request.edges = list(engine.waits) or request.edges
@@ -355,7 +355,7 @@ class Target:
     def _ended_alone(self, request: Request) -> None:
         self.waiting.remove(request)
         try:
-            self.service._check_still_primary(request.seq)
+            self.service.peers.check_still_primary(request.seq)
         except FarstripeError as exc:
             self._answer(request, type(exc).__name__)
             return
