@@ -22,7 +22,7 @@ Source: seed 001, hazard H1-15 and invariant I9.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from replicator.core.errors import IntegrityError
 from replicator.core.records import DATA_KINDS, FLAG_FUA, BadRecord
@@ -40,14 +40,9 @@ ANY_VOLUME = -1
 _END = 1 << 63
 
 
-class Range(NamedTuple):
-    """What a record changed, in bytes. durable: it is answered only when the peers hold it on stable storage."""
-
-    seq: int
-    volume: int
-    offset: int
-    end: int
-    durable: bool
+Range = tuple[int, int, int, int, bool]
+"""seq, volume, begin, end (bytes) of what a record changed, and whether it is answered only when the peers hold it on
+stable storage."""
 
 
 class Unanswered:
@@ -61,15 +56,14 @@ class Unanswered:
 
     def add(self, seq: int, volume: int, offset: int, length: int, flags: int) -> None:
         """A record (`flags` as in its header) is about to change the pool."""
-        self.entries[seq] = Range(seq, volume, offset, offset + length, bool(flags & FLAG_FUA))
+        self.entries[seq] = (seq, volume, offset, offset + length, flags & FLAG_FUA != 0)
 
     def over(self, volume: int, offset: int, length: int) -> list[tuple[int, bool]]:
         """Return what a reader of these bytes waits for: positions (seq, whether on stable storage), at most two."""
-        end = offset + length
         newest: dict[bool, int] = {}
-        for entry in list(self.entries.values()):
-            if entry.offset < end and offset < entry.end and entry.volume in (volume, ANY_VOLUME):
-                newest[entry.durable] = max(entry.seq, newest.get(entry.durable, 0))
+        for seq, where, begin, end, durable in list(self.entries.values()):
+            if begin < offset + length and offset < end and where in (volume, ANY_VOLUME):
+                newest[durable] = max(seq, newest.get(durable, 0))
         return [(seq, durable) for durable, seq in newest.items()]
 
     def purge(self, engine: GroupEngine) -> None:
@@ -79,11 +73,11 @@ class Unanswered:
         with engine.lock:
             if not engine.waits:
                 return
-            received, durable = (_least(engine, engine.waits, what) for what in (EDGE_RECEIVED_SEQ, EDGE_DURABLE_SEQ))
+            stable, received = (_least(engine, engine.waits, what) for what in (EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ))
             if engine.state.policy.ack == "durable":
-                received = durable
-            for key, entry in list(self.entries.items()):
-                if entry.seq <= (durable if entry.durable else received):
+                received = stable
+            for key, (seq, _, _, _, durable) in list(self.entries.items()):
+                if seq <= (stable if durable else received):
                     self.entries.pop(key, None)
             if len(self.entries) > MOST:
                 self._join(touching=True)
@@ -94,13 +88,12 @@ class Unanswered:
         """Make one entry of those of a volume, or only of those that touch each other."""
         before = dict(self.entries)
         joined: list[Range] = []
-        for entry in sorted(before.values(), key=lambda entry: entry[1:]):
+        for seq, volume, begin, end, durable in sorted(before.values(), key=lambda entry: entry[1:]):
             last = joined[-1] if joined else None
-            if last is not None and last.volume == entry.volume and (not touching or entry.offset <= last.end):
-                end, durable = max(last.end, entry.end), last.durable or entry.durable
-                joined[-1] = Range(max(last.seq, entry.seq), last.volume, last.offset, end, durable)
+            if last is not None and last[1] == volume and (not touching or begin <= last[3]):
+                joined[-1] = (max(last[0], seq), volume, last[2], max(last[3], end), last[4] or durable)
             else:
-                joined.append(entry)
+                joined.append((seq, volume, begin, end, durable))
         for entry in joined:  # first, so that no reader misses anything
             self._put(entry)
         for key in before:
@@ -120,7 +113,7 @@ class Unanswered:
             for entry in _records_beyond(engine, received, waits):
                 self._put(entry)
         except (_TooMany, BadRecord, IntegrityError, OSError):  # whoever has to read the journal will say so
-            self._put(Range(engine.pos, ANY_VOLUME, 0, _END, False))
+            self._put((engine.pos, ANY_VOLUME, 0, _END, False))
 
 
 def _records_beyond(engine: GroupEngine, received: int, waits: Iterable[Edge]) -> list[Range]:
@@ -135,7 +128,7 @@ def _records_beyond(engine: GroupEngine, received: int, waits: Iterable[Edge]) -
             return found
         h = engine.journal.header_at(off)
         if h.seq > received and h.kind in DATA_KINDS:
-            found.append(Range(h.seq, h.volume, h.offset, h.offset + h.length, bool(h.flags & FLAG_FUA)))
+            found.append((h.seq, h.volume, h.offset, h.offset + h.length, h.flags & FLAG_FUA != 0))
         off += h.total_bytes
     raise _TooMany
 

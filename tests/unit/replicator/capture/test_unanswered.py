@@ -10,7 +10,6 @@ import pytest
 
 from replicator.capture import edges, unanswered
 from replicator.capture.engine import GroupEngine
-from replicator.capture.unanswered import Range
 from replicator.core.records import FLAG_FUA
 from replicator.journal.page import HEAD_OFF
 from tests.testing.pairharness import PEER_DURABLE_OFF, PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ, Pair, running_pair
@@ -187,7 +186,7 @@ def test_many_that_failed_are_joined_and_never_wait_for_less(monkeypatch: pytest
         note(seq, 0, at * K, K, FLAG_FUA if at == 1 else 0)
         before[at] = seq
     engine.unanswered.purge(engine)
-    assert list(entries.values()) == [Range(before[2], 0, 0, 4 * K, True)], "they touch"
+    assert list(entries.values()) == [(before[2], 0, 0, 4 * K, True)], "they touch"
     for seq, at in zip(itertools.count(max(before.values()) + 1), range(10, 20, 2), strict=False):
         note(seq, at % 4 // 2, at * K, K, 0)
         before[at] = seq
