@@ -133,6 +133,8 @@ class SessionBase:
         self._pinned_in = 0
         """Incarnation of the journal that our HELLO, or the copy we offer, speaks of: another pair may have it started
         over."""
+        self._source_noted = 0
+        self._note_source_at = 0.0
         self._hold_seq = 0
         self._sync_seq = 0
         self._command: tuple[int, float] | None = None
@@ -235,6 +237,7 @@ class SessionBase:
             "state": self.state.value,
             "seq": int(self.status.get("pos", 0)),
             "role": self.status.get("role", ""),
+            "durable": int(self.status.get("durable", 0)),
             "tree_durable": tree_durable(self.status),
             "feeds": [edge["peer"] for edge in _below(self.status) if edge["peer"] != self.peer],
             "stands": int(self.status.get("limit_seq") or 0) if self.status.get("role") == "secondary" else 0,
