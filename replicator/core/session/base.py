@@ -35,6 +35,8 @@ HURRIED_POLL_S = 0.05
 """The same while the follower keeps up, so that the end of a copy is noticed soon."""
 IDLE_POLL_S = 2.0
 """The same once nothing is expected to change soon."""
+SETTLED_S = 8.0
+"""So long after a link has become quiet all that was written is on stable storage: the keeper's checkpoint is made."""
 QUIET_POLL_S = 120.0
 """The same while nothing has changed for some seconds: what changes ends the quiet."""
 QUIET_PING_S = 2.0
@@ -215,7 +217,10 @@ class SessionBase:
 
     def _settle_down(self, event: Tick, now: float) -> None:
         """Note whether the link is quiet, and whether it rests."""
+        was_quiet = self._quiet
         self._quiet = event.quiet and self.state in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
+        if self._quiet and not was_quiet:
+            self._next_poll = now + SETTLED_S  # once more, for what the peer is told of the end
         backed, self._backed = self._backed, self._quiet and now - event.pulse < DEAD_S
         rested, self._rests = self._rests, self._backed and event.rests
         if rested and not self._rests:

@@ -802,3 +802,22 @@ def test_a_peer_that_does_not_tell_what_it_has_on_stable_storage_is_understood()
     couple.connect()
     couple.b.session.handle(FrameIn(couple.link, {"t": "ping", "state": "source", "seq": 10}), couple.now)
     assert notes(couple.b) == []
+
+
+def test_a_link_that_becomes_quiet_tells_once_more_what_is_on_stable_storage():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.status.update(pos=30, durable=10)
+    couple.tick(3)
+
+    def quietly(seconds: float) -> None:
+        end = couple.now + seconds
+        while couple.now < end:
+            couple.now += 0.25
+            for side in (couple.a, couple.b):
+                couple.give(side, Tick(last_rx=couple.now, quiet=True, pulse=couple.now))
+
+    quietly(3)
+    couple.a.target.status.update(durable=30)  # the checkpoint
+    quietly(25)
+    assert notes(couple.b)[-1] == 30
