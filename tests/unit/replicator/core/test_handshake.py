@@ -161,6 +161,8 @@ STORIES = [
     ("set-back", side(pos=7, unclean=True, source_durable=0), follower(pos=9, source_durable=8)),
     ("diff-source-lost-power", side(pos=7, unclean=True, source_durable=0), follower(pos=9, source_durable=7)),
     ("diff-source-lost-power", side(pos=7, unclean=True), follower(pos=9, source_durable=8)),
+    ("diff-source-lost-power", side(pos=7, copy_id="c1", synced=NOT_YET), follower(pos=9)),
+    ("set-back", side(pos=7, copy_id="c1", synced=6), follower(pos=9)),
     ("set-back-discard", side(pos=7, discard=B), follower(pos=9)),
     ("set-back-discard", side(pos=7, sync=True, discard=B), follower(pos=9)),
     ("stale-primary", side(pos=7), side(B, **TOOK_OVER)),
