@@ -154,6 +154,7 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.link": on(lambda g, a: g.set_link(_peer(a), arguments.flag(a, "up"))),
         "group.follow": on(lambda g, a: g.follow(_peer(a))),
         "group.doubt_journal": on(lambda g, a: g.doubt_journal(_peer(a))),
+        "group.note_source": on(lambda g, a: g.note_source(_peer(a), arguments.integer(a, "seq"))),
         "group.sync_on": on(lambda g, a: g.set_sync(_peer(a), arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),
         "group.release": on(lambda g, a: g.release("asked for")),

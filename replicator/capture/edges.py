@@ -170,6 +170,18 @@ def follow(engine: GroupEngine, peer: str) -> None:
             engine.commit({edge.slot: fed_by()}, upstream=edge.peer, **whole)
 
 
+def note_source(engine: GroupEngine, peer: str, seq: int) -> None:
+    """Keep that `peer`, which feeds this node, has all records up to `seq` on stable storage.
+
+    Should it lack some of them later, it did not lose them with its power. Does nothing when this node is not fed by
+    it, or its own copy is not complete. Durable.
+    """
+    with engine.lock:
+        state, told = engine.state, [peer, min(seq, engine.pos)]
+        if state.role == SECONDARY and state.copy == OK and state.upstream == peer and state.source_durable != told:
+            engine.commit(source_durable=told)
+
+
 def fed_by() -> dict[str, Any]:
     """What an edge becomes when its peer feeds this node."""
     return {

@@ -317,7 +317,7 @@ class GroupEngine:
         state.last_time_ns = max(self._last_time, self.applied_time_ns)
         try:
             self.state_file.save(state)
-            self._u64[STATE_GEN] += 1
+            self._u64[STATE_GEN] = self.state_file.generation
         except OSError as e:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e

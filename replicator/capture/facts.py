@@ -74,6 +74,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "todo_blocks": todo,
         "todo_bytes": todo << 16,
         "upstream": state.upstream,
+        "source_durable": _source_durable(engine, edge),
         "edges": [_edge(engine, e) for e in state.edges],
         "last_write": min(engine.last_host_seq, u64[HEAD_SEQ]),
         "last_write_time_ns": engine._last_time,
@@ -109,6 +110,12 @@ def _lost_here(engine: GroupEngine) -> str:
 def _streams(engine: GroupEngine, edge: Edge | None) -> bool:
     """Whether the journal is kept for the peer."""
     return engine.state.mode == JOURNAL and not (edge is not None and edge.dropped)
+
+
+def _source_durable(engine: GroupEngine, edge: Edge | None) -> int:
+    """Up to which seq the peer is known to have had the records on stable storage, 0 when nothing is known."""
+    told = engine.state.source_durable
+    return int(told[1]) if told and edge is not None and edge.peer == told[0] else 0
 
 
 def _peer(engine: GroupEngine, edge: Edge | None, what: int) -> int:

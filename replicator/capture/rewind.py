@@ -79,7 +79,8 @@ def rewind(
             engine.clock.note(look(engine.page.u64, ARRIVED_GEN).time_ns)  # what comes next is later than all of that
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             publish(engine.page.u64, BEACON_GEN, 0, 0)
-            engine.commit(copy=OK, floor=seq, hist=hist, rewind=None, rewound=_with(state.rewound, hist, step))
+            rewound = _with(state.rewound, hist, step)
+            engine.commit(copy=OK, floor=seq, hist=hist, rewind=None, rewound=rewound, source_durable=[])
             engine.page[INCARNATION] += 1
 
 

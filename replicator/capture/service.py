@@ -504,6 +504,10 @@ class GroupService:
         """See edges.follow."""
         edges.follow(self.engine, peer)
 
+    def note_source(self, peer: str, seq: int) -> None:
+        """See edges.note_source."""
+        edges.note_source(self.engine, peer, seq)
+
     def hold(self, deadline_s: float) -> dict[str, Any]:
         """Park new host writes for at most `deadline_s` seconds and wait for those under way. Returns {seq}."""
         pending = roles.park(self.engine, "hold")

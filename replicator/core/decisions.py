@@ -53,9 +53,11 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
     "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
     # records of follow that lead's history lacks: none that hosts wrote; received from lead (through a relay: from the
-    # primary above it), which lost them itself; given up with the line they are of, which the operator took back to a
-    # marker, and not written on follow; or written by hosts on follow or elsewhere, and acknowledged
-    "tail": ("empty", "received", "rewound", "acknowledged"),
+    # primary above it), which lost them itself with its power; set-back: received from lead, which is primary and did
+    # not: it lost no power, or had told follow that it has them on stable storage; given up with the line they are of,
+    # which the operator took back to a marker, and not written on follow; or written by hosts on follow or elsewhere,
+    # and acknowledged
+    "tail": ("empty", "received", "set-back", "rewound", "acknowledged"),
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
     # copy complete; complete, and stands at a marker until it is resumed; copy under way and still known to lead;
     # complete but for records it held and lost with its journal, some of which may be in its volumes in part, and which
@@ -193,7 +195,7 @@ TABLE: tuple[Row, ...] = (
         "both sides opened a history of their own after they lost each other, and hosts wrote to both",
         **_BOTH,
         relation="forked",
-        tail="acknowledged",
+        tail="acknowledged|set-back",
         consent="no",
     ),
     _row(
@@ -203,7 +205,7 @@ TABLE: tuple[Row, ...] = (
         "two histories, and the operator named the one to give up",
         **_BOTH,
         relation="forked",
-        tail="acknowledged",
+        tail="acknowledged|set-back",
         consent="yes",
     ),
     _row(
@@ -450,6 +452,27 @@ TABLE: tuple[Row, ...] = (
         consent="yes",
     ),
     _row(
+        "set-back",
+        Action.REFUSE,
+        "",
+        "the primary lacks records that it had sent and did not lose with its power: it was set back to an older "
+        "state, as from a backup; nobody has said which side goes on",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="set-back",
+        consent="no",
+    ),
+    _row(
+        "set-back-discard",
+        Action.COPY,
+        "follow",
+        "the primary was set back to an older state, and the operator gave up what follow holds beyond it",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="set-back",
+        consent="yes",
+    ),
+    _row(
         "diff-diverged-tail",
         Action.COPY,
         "follow",
@@ -545,7 +568,7 @@ TABLE: tuple[Row, ...] = (
 def resolves(label: str, *, primaries: int = 1) -> str:
     """Whose writes have to be given up for a pair that was refused with `label` to go on: "follow", "either" for one of
     the two, "" when that is not what it takes. primaries: how many of the two nodes are primary."""
-    if label in ("former-primary", "relay-lost-tail", "lost-tail-conflict"):
+    if label in ("former-primary", "relay-lost-tail", "lost-tail-conflict", "set-back"):
         return "follow"
     if label == "unrelated":
         return "either" if primaries == 2 else "follow"

@@ -155,6 +155,18 @@ TABLE: tuple[Word, ...] = (
         operator=True,
     ),
     Word(
+        "SET-BACK",
+        "bad",
+        _refused("set-back"),
+        "{cause}",
+        "{follow} holds {lost} records that the primary had and has not any more; neither side is changed, and both "
+        "keep what they hold",
+        "decide which is right: to go on with what {follow} holds, take over there; to go on with the older state, "
+        "give up what {follow} holds beyond it",
+        ("farstripe takeover {group} --force  (on {follow})", "farstripe pair resync {pair} --discard {follow}"),
+        operator=True,
+    ),
+    Word(
         "REFUSED",
         "bad",
         _in("refused"),

@@ -155,7 +155,7 @@ def _check_discard(node: Node, pair: PairConfig, discard: str) -> None:
     ways = " or ".join(f"farstripe pair resync {which} --discard {name}" for name in names)
     said = f"{node.pairs.name_of(discard)} is not the one" if discard else "say whose writes are given up"
     holds = f"{node.pairs.name_of(follow)} holds {decision.get('lost_records')} records that the other side lacks"
-    if discard == lead:
+    if discard == lead or decision["label"] == "set-back":
         lead_name, follow_name = node.pairs.name_of(lead), node.pairs.name_of(follow)
         ways += f"; to give up those of {lead_name} instead: farstripe takeover {pair.name} --force  (on {follow_name})"
     raise Refused(f"{decision['cause']}: {holds}; {said}", ways)

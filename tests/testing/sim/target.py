@@ -400,6 +400,7 @@ class Target:
             "group.doubt_journal": lambda: svc.doubt_journal(peer),
             "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
             "group.follow": lambda: svc.follow(peer),
+            "group.note_source": lambda: svc.note_source(peer, args["seq"]),
             "group.hold": lambda: svc.hold(args["deadline_s"]),
             "group.release": svc.release,
             "group.promote": lambda: self._promote(args),

@@ -54,7 +54,12 @@ def test_rows_name_only_known_facts_and_values():
 
 def test_acknowledged_writes_are_overwritten_only_with_the_operators_consent():
     for facts, row in LABELS.items():
-        loses = facts.tail == "acknowledged" and facts.relation in ("parted", "forked", "unrelated", "outdated")
+        loses = facts.tail in ("acknowledged", "set-back") and facts.relation in (
+            "parted",
+            "forked",
+            "unrelated",
+            "outdated",
+        )
         if loses and facts.consent == "no":
             assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
 
@@ -148,13 +153,33 @@ STORIES = [
     ("redo-resync-journal-lost", side(torn=0, journal=(10, 10)), follower(state="resync", torn=10)),
     ("redo-resync-unclean", side(torn=0, unclean=True), follower(state="resync", torn=10)),
     ("source-incomplete", RELAY._replace(state="resync", torn=12), BELOW._replace(state="resync", torn=9)),
-    ("diff-source-lost-power", side(pos=7), follower(pos=9)),
-    ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7))), follower(pos=9)),
-    ("redo-source-lost-power", side(pos=7, sync=True), follower(pos=9, state="resync", copy_id="c1", floor=2)),
-    ("primary-lost-tail", side(pos=7, sync=True), follower(pos=9)),
-    ("primary-lost-tail", side(hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, sync=True), follower(pos=9)),
-    ("lost-tail-conflict", side(hist=((E1A, 0), (E2A, 7)), pos=9, sync=True), follower(pos=9)),
-    ("lost-tail-discard", side(pos=7, sync=True, discard=B), follower(pos=9)),
+    ("diff-source-lost-power", side(pos=7, unclean=True), follower(pos=9)),
+    ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7)), unclean=True), follower(pos=9)),
+    ("set-back", side(pos=7), follower(pos=9)),
+    ("set-back", side(pos=7, sync=True), follower(pos=9)),
+    ("set-back", side(hist=((E1A, 0), (E3A, 7)), pos=12), follower(hist=((E1A, 0), (E2A, 7)), pos=9)),
+    ("set-back", side(pos=7, unclean=True, source_durable=0), follower(pos=9, source_durable=8)),
+    ("diff-source-lost-power", side(pos=7, unclean=True, source_durable=0), follower(pos=9, source_durable=7)),
+    ("diff-source-lost-power", side(pos=7, unclean=True), follower(pos=9, source_durable=8)),
+    ("diff-source-lost-power", side(pos=7, copy_id="c1", synced=NOT_YET), follower(pos=9)),
+    ("set-back", side(pos=7, copy_id="c1", synced=6), follower(pos=9)),
+    ("set-back-discard", side(pos=7, discard=B), follower(pos=9)),
+    ("set-back-discard", side(pos=7, sync=True, discard=B), follower(pos=9)),
+    ("stale-primary", side(pos=7), side(B, **TOOK_OVER)),
+    ("split-brain", side(hist=((E1A, 0), (E3A, 7)), pos=9), side(B, **TOOK_OVER)),
+    (
+        "redo-source-lost-power",
+        side(pos=7, sync=True, unclean=True),
+        follower(pos=9, state="resync", copy_id="c1", floor=2),
+    ),
+    ("primary-lost-tail", side(pos=7, sync=True, unclean=True), follower(pos=9)),
+    (
+        "primary-lost-tail",
+        side(hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, sync=True, unclean=True),
+        follower(pos=9),
+    ),
+    ("lost-tail-conflict", side(hist=((E1A, 0), (E2A, 7)), pos=9, sync=True, unclean=True), follower(pos=9)),
+    ("lost-tail-discard", side(pos=7, sync=True, discard=B, unclean=True), follower(pos=9)),
     (
         "finish-handover",
         side(role="secondary", hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, handover=B),

@@ -36,6 +36,7 @@ from replicator.core.events import (
 )
 from replicator.core.session import COMMANDS, DEAD_S, HANDSHAKE_S, NotExpected, Session
 from replicator.core.session.base import QUIET_PING_S, REST_DEAD_S, REST_PING_S, tree_durable
+from replicator.core.session.links import NOTE_SOURCE_S
 from replicator.core.transitions import TRANSITIONS, Input, State
 
 A, B = "aa" * 16, "bb" * 16
@@ -86,6 +87,9 @@ class FakeTarget:
         return {}
 
     def _follow(self) -> dict[str, Any]:
+        return {}
+
+    def _note_source(self, seq: int) -> dict[str, Any]:
         return {}
 
     def _release(self) -> dict[str, Any]:
@@ -768,3 +772,52 @@ def test_a_peer_of_another_version_is_refused_and_said_so_also_once_it_hangs_up(
     assert session.state is State.REFUSED
     session.handle(LinkDown(1, "closed by the peer"), couple.now)
     assert "the peer speaks version 1 of the protocol, this node version 2" in session.link_reason
+
+
+def notes(side: Side) -> list[int]:
+    return [args["seq"] for op, args in side.target.asked if op == "group.note_source"]
+
+
+def test_a_copy_keeps_now_and_then_what_its_source_has_on_stable_storage():
+    couple = Couple()
+    couple.connect()
+    couple.tick(3)
+    assert notes(couple.b) == [10] and notes(couple.a) == []
+    for durable in (11, 12, 13):
+        couple.a.target.status.update(pos=13, durable=durable)
+        couple.tick(4)
+    assert notes(couple.b)[1:2] in ([12], [13]) and len(notes(couple.b)) == 2, "each time costs it a sync"
+    couple.tick(NOTE_SOURCE_S)
+    assert notes(couple.b)[-1] == 13
+    couple.tick(3 * NOTE_SOURCE_S)
+    assert len(notes(couple.b)) == 3, "nothing new is no news"
+    couple.cut()
+    couple.connect()
+    couple.tick(3)
+    assert notes(couple.b)[-1] == 13 and len(notes(couple.b)) == 4, "the target may have forgotten"
+
+
+def test_a_peer_that_does_not_tell_what_it_has_on_stable_storage_is_understood():
+    couple = Couple()
+    couple.connect()
+    couple.b.session.handle(FrameIn(couple.link, {"t": "ping", "state": "source", "seq": 10}), couple.now)
+    assert notes(couple.b) == []
+
+
+def test_a_link_that_becomes_quiet_tells_once_more_what_is_on_stable_storage():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.status.update(pos=30, durable=10)
+    couple.tick(3)
+
+    def quietly(seconds: float) -> None:
+        end = couple.now + seconds
+        while couple.now < end:
+            couple.now += 0.25
+            for side in (couple.a, couple.b):
+                couple.give(side, Tick(last_rx=couple.now, quiet=True, pulse=couple.now))
+
+    quietly(3)
+    couple.a.target.status.update(durable=30)  # the checkpoint
+    quietly(25)
+    assert notes(couple.b)[-1] == 30

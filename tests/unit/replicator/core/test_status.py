@@ -41,6 +41,7 @@ def refused(label: str) -> dict[str, Any]:
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("former-primary")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("relay-lost-tail")}),
+        ("SET-BACK", STATUS, {**FACTS, **refused("set-back")}),
         ("REFUSED", STATUS, {**FACTS, **refused("size-mismatch")}),
         ("ORPHANED", STATUS, {**FACTS, "session": "down", "linked": False, "turned_away": "no-pair"}),
         ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
