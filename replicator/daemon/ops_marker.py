@@ -28,6 +28,7 @@ from replicator.core.errors import BadInput, NotFound, Refused
 from replicator.core.markers import offered
 from replicator.daemon import ops_role
 from replicator.daemon.markers import DEADLINE_S, HOLDS, STORAGE, Markers
+from replicator.daemon.markerway import UP
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
 
@@ -121,7 +122,8 @@ def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
         return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], asked_by)
 
     return {
-        "marker.locate": lambda peer, args: markers.locate(str(args["group"])),
+        "marker.locate": lambda peer, args: markers.way.locate(str(args["group"])),
+        UP: markers.way.serve,
         "marker.hold": on_target("marker.hold"),
         "marker.mark": on_target("marker.mark"),
         "marker.release": on_target("marker.release"),
