@@ -32,8 +32,9 @@ from replicator.core.markers import COUNTER_SHIFT
 
 LOCATE: Final = "locate"
 HOLDING: Final = ("hold", "mark", "release")
+RECEIPT: Final = "receipt"
 FOLLOWING: Final = ("look", "forget", "resume")
-OPS: Final = (LOCATE, *HOLDING, *FOLLOWING)
+OPS: Final = (LOCATE, *HOLDING, RECEIPT, *FOLLOWING)
 MAX_HOPS: Final = 16
 """A tree is not deeper than a group has nodes."""
 KEPT_BACK_S: Final = 0.1

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused, TimedOut
+from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, PeerError, Refused, TimedOut
 from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick, retire
+from replicator.core.markerway import RECEIPT
 from replicator.daemon.hosthold import HostHolds, linked
 from replicator.daemon.markerstore import DEAD, DELETED, MADE, MAKING, MarkerStore, Record
 from replicator.daemon.markerway import MarkerWay
@@ -29,6 +30,7 @@ HOOK_S = 30.0
 PLACED = ("uuid", "node", "at", "via")
 """What a marker's record keeps of how a group was found; see MarkerWay.find."""
 RELEASE_S = 2.0
+RECEIPT_S = 5.0
 ASK_TREE_S = 10.0
 ASK_WAY_S = 15.0
 """The way up to the primary and back, and its tree."""
@@ -350,6 +352,36 @@ class Markers:
                 raise TimedOut(f"marker {name} is not complete after {timeout_s:g} s: {', '.join(slow)}")
             time.sleep(0.1)
 
+    def wait_received(self, name: str, timeout_s: float) -> Record:
+        """Return the marker once every node that a primary of its groups feeds has received it.
+
+        It then outlives the loss of the primaries, but not power loss of all these nodes. Raises TimedOut, Refused.
+        """
+        until = time.monotonic() + timeout_s
+        record = self.store.find(name)
+        while True:
+            if record["state"] != MADE:
+                raise Refused(f"marker {name} is {record['state']}", "make another one")
+            missing = [text for one in record["groups"] for text in self._not_received(record["n"], one)]
+            if not missing:
+                return record
+            if time.monotonic() >= until:
+                raise TimedOut(
+                    f"marker {name} has not been received everywhere after {timeout_s:g} s: {', '.join(missing)}",
+                    f"it goes on its way; farstripe marker show {name}",
+                )
+            time.sleep(0.05)
+
+    def _not_received(self, n: int, group: Mapping[str, Any]) -> list[str]:
+        """Which nodes lack a marker that the primary of `group` feeds, or why that cannot be said."""
+        try:
+            peers = self.way.ask(group.get("via") or group["node"], RECEIPT, group["uuid"], RECEIPT_S, {"n": n})
+        except (PeerError, TimedOut) as exc:
+            return [exc.message]
+        if not peers:
+            raise Refused(f"group {group['group']} has no copies that could receive a marker", "farstripe pair create")
+        return [f"{name} (group {group['group']})" for name, has in peers.items() if not has]
+
     def delete(self, name: str) -> Record:
         """Delete a marker and its images everywhere. Nodes that cannot be reached now are told later."""
         record = self.store.find(name)
@@ -378,13 +410,20 @@ class Markers:
             if record["state"] in (DEAD, DELETED):
                 self._settle(record)
 
+    def made_by(self, schedule: str) -> int:
+        """How many markers of a schedule there are that were made, and are not to be deleted."""
+        return len(self._of_schedule(schedule))
+
+    def _of_schedule(self, schedule: str) -> list[Record]:
+        return [one for one in self.store.all() if one["schedule"] == schedule and one["state"] == MADE]
+
     def retire(self, schedule: str, keep: int) -> None:
         """Delete the images of a schedule's markers that newer complete ones have replaced.
 
         What was complete is asked for again once in a while only, and while a node is away nothing is: each question
         goes to every node.
         """
-        mine = [one for one in self.store.all() if one["schedule"] == schedule and one["state"] == MADE]
+        mine = self._of_schedule(schedule)
         complete: list[int] = []
         if len(mine) <= keep:
             return

@@ -1,6 +1,8 @@
 """Markers at intervals, and their images' end.
 
 Two threads: while nodes are slow or away, what concerns older markers may take long; new ones are made all the same.
+But only some more than are kept: images that nobody needs would fill the copies' pools, and a copy without room does
+not follow any more.
 """
 
 from __future__ import annotations
@@ -13,6 +15,10 @@ from replicator.core.errors import FarstripeError
 from replicator.daemon.markers import STORAGE, Markers
 from replicator.daemon.markerstore import Record
 
+MOST_AHEAD = 8
+"""So many markers of a schedule may be there beyond those that it keeps: not complete yet, or not deleted yet."""
+NOTE_S = 600.0
+"""So often is the same failure of a schedule an event."""
 RETIRE_S = 1.0
 """How often it is seen which images of schedules are no longer needed."""
 TIDY_S = 30.0
@@ -28,6 +34,8 @@ class Scheduler:
         self._untidy = ""
         """Why tidying up failed last."""
         self._due: dict[str, float] = {}
+        self._noted: dict[tuple[str, str], float] = {}
+        """(schedule, why it failed) -> until when that is no news."""
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
             for run, name in ((self._run, "markers"), (self._run_tidying, "markers-tidy"))
@@ -68,14 +76,25 @@ class Scheduler:
                     self._note("marker.untidy", f"markers cannot be tidied up: {exc.message}")
 
     def _make(self, name: str, what: Record) -> None:
+        most = what["keep"] + MOST_AHEAD
+        if self._markers.made_by(name) >= most:
+            self._failed(name, f"{most} of its markers are not complete on every copy, or not deleted yet: it waits")
+            return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f".{time.time_ns() // 10**6 % 1000:03}"
+        marker = f"{name}-{stamp}"
         try:
             self._markers.create(
-                f"{name}-{stamp}", what["groups"], deadline_s=what["deadline_s"], image=what["image"],
+                marker, what["groups"], deadline_s=what["deadline_s"], image=what["image"],
                 before=what["before"], after=what["after"], schedule=name, hold=what.get("hold", STORAGE),
             )  # fmt: skip
             self._markers.failing.pop(name, None)
         except FarstripeError as exc:
-            if self._markers.failing.get(name) != exc.message:  # one that fails each second would fill the log
-                self._markers.failing[name] = exc.message
-                self._note("marker.failed", f"schedule {name}: {exc.message}")
+            self._failed(name, exc.message.replace(marker, f"{name}-…"))
+
+    def _failed(self, name: str, why: str) -> None:
+        self._markers.failing[name] = why
+        now = time.monotonic()
+        if now >= self._noted.get((name, why), 0.0):  # one that fails each second would fill the log
+            self._noted = {told: until for told, until in self._noted.items() if until > now}
+            self._noted[name, why] = now + NOTE_S
+            self._note("marker.failed", f"schedule {name}: {why}")

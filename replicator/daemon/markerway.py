@@ -6,6 +6,7 @@
     hold {n, lease_s, park}            -> {token}
     mark {n, token, name, by, of, image, suspend} -> {seqs}
     release {n}                        -> {}
+    receipt {n}                        -> {peer: whether it has received the marker} of the peers that the primary feeds
     look, forget, resume {n}           -> [copies], see Markers.where: of the whole tree below the primary
 
 Which node may have what done, and where an ask goes, is core/markerway.py. What the primary is asked directly by a peer
@@ -30,7 +31,17 @@ from replicator.core.errors import (
     from_map,
     to_map,
 )
-from replicator.core.markerway import FOLLOWING, LOCATE, OPS, Standing, check_asker, check_number, onward, shorter_s
+from replicator.core.markerway import (
+    FOLLOWING,
+    LOCATE,
+    OPS,
+    RECEIPT,
+    Standing,
+    check_asker,
+    check_number,
+    onward,
+    shorter_s,
+)
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
 from replicator.daemon.rpc import is_unknown
@@ -195,10 +206,26 @@ class MarkerWay:
             return self.locate(uuid)
         if do in FOLLOWING:
             return self._where(do, int(args["n"]), uuid, left_s)
+        if do == RECEIPT:
+            return self._receipt(uuid, int(args["n"]))
         more = {key: args[key] for key in TAKEN[do] if key in args}
         if do == "hold":
             more["groups"] = [uuid]
         return self._node.target(f"marker.{do}", max(LEAST_S, left_s), **more)
+
+    def _receipt(self, uuid: str, n: int) -> dict[str, bool]:
+        """Say of every peer that this node feeds whether it has received marker `n`. Raises NotFound."""
+        (book,) = self._node.target("marker.list", LOOK_S, groups=[uuid])
+        entry = next((one for one in book["entries"] if one["n"] == n), None)
+        if entry is None:
+            raise NotFound(f"group {book['group']} has no marker number {n} on {self._node.config.name}")
+        status = self._node.target("group.status", LOOK_S, group=uuid)
+        return {
+            self._node.pairs.name_of(edge["peer"]): edge["received"] >= entry["seq"]
+            and not edge["copying"] and not edge["dropped"]
+            for edge in status["edges"]
+            if not edge["upstream"]
+        }  # fmt: skip
 
     def locate(self, group: str) -> dict[str, Any]:
         """Describe a group of this node for a marker: {uuid, name, node, at, highest}, highest the number that a new

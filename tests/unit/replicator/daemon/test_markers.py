@@ -12,7 +12,7 @@ import pytest
 
 from replicator.core.errors import AlreadyExists, NotFound, Refused, TimedOut
 from replicator.daemon.markers import Markers, is_complete, run_hook
-from replicator.daemon.markerschedule import RETIRE_S, Scheduler
+from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Scheduler
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
 from replicator.daemon.skew import measure
 
@@ -173,7 +173,7 @@ def test_markers_of_a_schedule_are_made_while_the_end_of_older_ones_takes_long()
     what = {"groups": ["g"], "interval_s": 0.1, "keep": 1, "deadline_s": 1.0, "image": True, "before": "", "after": ""}
     markers: Any = SimpleNamespace(
         store=SimpleNamespace(schedules=lambda: {"s": what}), failing={}, tidy=lambda: None,
-        create=lambda *args, **more: made.release(), retire=lambda name, keep: silent.wait(60),
+        create=lambda *args, **more: made.release(), retire=lambda name, keep: silent.wait(60), made_by=lambda name: 1,
     )  # fmt: skip
     scheduler = Scheduler(markers, lambda *said: None)
     scheduler.start()
@@ -184,6 +184,28 @@ def test_markers_of_a_schedule_are_made_while_the_end_of_older_ones_takes_long()
     finally:
         silent.set()
         scheduler.stop()
+
+
+def test_a_schedule_waits_while_too_many_of_its_images_are_neither_complete_nor_deleted_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "gmtime", lambda: time.struct_time((2026, 1, 2, 3, 4, 5, 0, 0, 0)))
+    what = {"groups": ["g"], "keep": 3, "deadline_s": 1.0, "image": True, "before": "", "after": ""}
+    there, asked, said = [3 + MOST_AHEAD], [], []
+
+    def create(name: str, *args: Any, **more: Any) -> None:
+        asked.append(name)
+        raise Refused(f"marker {name} was not made: B is away")
+
+    markers: Any = SimpleNamespace(failing={}, create=create, made_by=lambda name: there[0])
+    scheduler = Scheduler(markers, lambda kind, text: said.append(text))
+    for _ in range(3):
+        scheduler._make("s", what)
+    assert asked == [] and "not deleted yet: it waits" in markers.failing["s"] and len(said) == 1
+    there[0] -= 1
+    for _ in range(3):
+        scheduler._make("s", what)
+    assert len(asked) == 3 and said[1:] == ["schedule s: marker s-… was not made: B is away"]
 
 
 def test_a_failing_hook_before_the_hold_leaves_nothing(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class World:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         """(node, op, args) of every call to a target but those that only look."""
         self.given_s: list[float] = []
+        self.edges: list[dict[str, Any]] = []
+        """Of each group at its primary."""
         self.delay_s = 0.0
         """What each target needs to say how a group stands."""
         self.nodes: dict[str, FakeNode] = {}
@@ -127,15 +129,17 @@ class FakeNode:
                 raise NotFound(f"no group {name!r} on this node")
             upstream = "" if primary else world.up[name, self.name].lower() * 32
             return {"uuid": f"{name}-uuid", "name": name, "role": "primary" if primary else "secondary",
-                    "upstream": upstream, "edges": []}  # fmt: skip
+                    "upstream": upstream, "edges": world.edges if primary else []}  # fmt: skip
         if op == "group.list":
-            primary = {f"{group}-uuid" for group, node in world.primaries.items() if node == self.name}
-            return [{"uuid": uuid, "role": "?"} for uuid in {one.group for one in self.all()} | primary]
+            own = {f"{group}-uuid" for group, node in world.primaries.items() if node == self.name}
+            return [{"uuid": uuid, "role": "?"} for uuid in {one.group for one in self.all()} | own]
         if op == "marker.list":
             books = []
             for uuid in args["groups"]:
                 role = "primary" if world.primaries[uuid.removesuffix("-uuid")] == self.name else "secondary"
-                book = {"group": uuid, "uuid": uuid, "role": role, "entries": [], "suspended": 0, "highest": 9 << 24}
+                book = {"group": uuid, "uuid": uuid, "role": role, "suspended": 0, "highest": 9 << 24}
+                made = [args for _, op, args in world.asked if op == "marker.mark" and args["token"] == uuid]
+                book["entries"] = [{"n": one["n"], "seq": SEQ, "state": "made"} for one in made]
                 books.append(book)
             return books
         world.asked.append((self.name, op, args))
@@ -314,3 +318,47 @@ def test_an_ask_for_a_hold_that_comes_when_its_time_is_over_holds_nothing(chain:
     with pytest.raises(TimedOut, match="came to A too late"):
         up(SimpleNamespace(name="B", node_id="b" * 32), Args(ask))
     assert chain.asked == []
+
+
+def edge(node: str, received: int, **more: bool) -> dict[str, Any]:
+    return {"peer": node * 32, "received": received, "copying": False, "dropped": False, "upstream": False, **more}
+
+
+@pytest.mark.parametrize(("coordinator", "word"), [("A", "log"), ("B", "log@A"), ("C", "log"), ("D", "log@B")])
+def test_a_marker_is_received_when_all_have_it_that_the_primary_feeds(
+    chain: World, coordinator: str, word: str
+) -> None:
+    markers = chain.markers(coordinator)
+    markers.create("m", [word])
+    chain.edges = [edge("b", SEQ - 1), edge("e", SEQ), edge("f", 0, upstream=True)]
+    said = r"not been received everywhere after 0 s: [Bb]+ \(group log\)"
+    with pytest.raises(TimedOut, match=said):
+        markers.wait_received("m", 0)
+    chain.edges[0]["received"] = SEQ
+    assert markers.wait_received("m", 0)["name"] == "m"
+    for lacks in ("copying", "dropped"):
+        chain.edges[1] = edge("e", SEQ + 5, **{lacks: True})
+        with pytest.raises(TimedOut, match="ee"):
+            markers.wait_received("m", 0)
+    chain.edges = []
+    with pytest.raises(Refused, match="no copies that could receive"):
+        markers.wait_received("m", 0)
+
+
+def test_what_cannot_be_asked_is_no_receipt(chain: World) -> None:
+    markers = chain.markers("D")
+    markers.create("m", ["log@B"])
+    chain.cut = {"A"}
+    with pytest.raises(TimedOut, match="B gets group log from A, which cannot be asked"):
+        markers.wait_received("m", 0.1)
+
+
+def test_a_marker_that_nobody_receives_in_time_is_made_and_the_command_says_so(
+    chain: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops_marker, "RECEIVED_S", 0.0)
+    chain.edges = [edge("b", 0)]
+    create = ops_marker.handlers(chain.nodes["C"], chain.markers("C"))["marker.create"]  # type: ignore[arg-type]
+    with pytest.raises(TimedOut, match=r"marker m was made, but: .* B \(group log\)"):
+        create(Args({"name": "m", "groups": ["log"], "received": True}))
+    assert chain.markers("C").store.find("m")["state"] == "made"
