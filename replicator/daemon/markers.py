@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, PeerError, Refused, TimedOut
-from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick, retire
+from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick
 from replicator.core.markerway import RECEIPT
 from replicator.daemon.hosthold import HostHolds, linked
 from replicator.daemon.markerstore import DEAD, DELETED, MADE, MAKING, MarkerStore, Record
@@ -34,8 +34,6 @@ RECEIPT_S = 5.0
 ASK_TREE_S = 10.0
 ASK_WAY_S = 15.0
 """The way up to the primary and back, and its tree."""
-COMPLETE_S = 60.0
-"""So long a marker of a schedule that is complete counts as complete."""
 STORAGE, HOSTS = "storage", "hosts"
 HOLDS = (STORAGE, HOSTS)
 """Who holds the writes while a marker is made."""
@@ -49,8 +47,6 @@ class Markers:
         self.way = MarkerWay(node, lambda op, n, group, left_s: self.where(op, n, [group], left_s=left_s))
         self.failing: dict[str, str] = {}
         """Why the last marker of a schedule was not made; schedules that go well are not in it."""
-        self._complete_until: dict[int, float] = {}
-        """Numbers of markers that were complete when last asked for -> when to ask again, by the monotonic clock."""
         for record in store.all():
             if record["state"] == MAKING:
                 store.change(record["name"], record["n"], state=DEAD, why="its coordinator stopped")
@@ -410,40 +406,9 @@ class Markers:
             if record["state"] in (DEAD, DELETED):
                 self._settle(record)
 
-    def made_by(self, schedule: str) -> int:
-        """How many markers of a schedule there are that were made, and are not to be deleted."""
-        return len(self._of_schedule(schedule))
-
-    def _of_schedule(self, schedule: str) -> list[Record]:
+    def of_schedule(self, schedule: str) -> list[Record]:
+        """The markers of a schedule that were made and are not to be deleted, oldest first."""
         return [one for one in self.store.all() if one["schedule"] == schedule and one["state"] == MADE]
-
-    def retire(self, schedule: str, keep: int) -> None:
-        """Delete the images of a schedule's markers that newer complete ones have replaced.
-
-        What was complete is asked for again once in a while only, and while a node is away nothing is: each question
-        goes to every node.
-        """
-        mine = self._of_schedule(schedule)
-        complete: list[int] = []
-        if len(mine) <= keep:
-            return
-        for one in reversed(mine):
-            n, now = one["n"], time.monotonic()
-            if now >= self._complete_until.get(n, 0.0):
-                shown = self.show(one["name"])
-                if any(copy["state"] == "unreachable" for copy in shown["copies"]):
-                    return
-                if not shown["complete"]:
-                    continue
-                self._complete_until[n] = now + COMPLETE_S
-            complete.append(n)
-            if len(complete) > keep:
-                break
-        newest = max(retire(complete, keep), default=0)
-        for one in mine:
-            if one["n"] <= newest:
-                self.delete(one["name"])
-                self._complete_until.pop(one["n"], None)
 
 
 @dataclass(frozen=True)

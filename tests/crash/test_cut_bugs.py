@@ -108,7 +108,8 @@ def a_number_is_used_again(patch: Patch) -> None:
         return world.counter if world.counter and markers.make_number(world.counter, 1) not in made else good(world)
 
     patch.setattr(cutworld.CutWorld, "next_counter", again)
-    patch.setattr(markerbook.MarkerBook, "highest", 0)
+    patch.setattr(marking.Marking, "highest", lambda *_: 0)
+    patch.setattr(marking, "_keep", lambda *_: None)
     patch.setattr(cutworld.FakePools, "snapshot", keeping_snapshot)
 
 
@@ -118,11 +119,11 @@ def a_marker_is_made_although_the_hold_has_ended(patch: Patch) -> None:
     good_hold, good_mark = marking.Marking.hold, marking.Marking.mark
 
     def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float, *, park: bool) -> str:
-        ended[n] = groups
+        ended.setdefault(n, []).extend(groups)
         return good_hold(self, n, groups, lease_s / 4, park=park)
 
     def mark(self: marking.Marking, marker: markers.Marker, token: str) -> dict[str, int]:
-        if marker.n in self._holds or marker.n not in ended:
+        if any(hold.n == marker.n for hold in self._holds) or marker.n not in ended:
             return good_mark(self, marker, token)
         for service, book in ended.pop(marker.n):
             try:

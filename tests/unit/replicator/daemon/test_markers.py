@@ -12,7 +12,7 @@ import pytest
 
 from replicator.core.errors import AlreadyExists, NotFound, Refused, TimedOut
 from replicator.daemon.markers import Markers, is_complete, run_hook
-from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Scheduler
+from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Images, Scheduler, at_once
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
 from replicator.daemon.skew import measure
 
@@ -129,6 +129,7 @@ class Asked:
         self.markers = coordinator(folder, OneNode())
         self.complete, self.away = complete, away
         self.shown: list[int] = []
+        self.images = Images(self.markers)
         self.markers.show = self.show  # type: ignore[method-assign]
         self.markers.delete = lambda name: self.markers.store.drop(name) or {}  # type: ignore[method-assign,func-returns-value]
 
@@ -150,22 +151,36 @@ def test_a_schedule_asks_for_what_it_needs_to_know_and_keeps_the_newest_complete
     asked = Asked(tmp_path, complete=[1, 2, 3, 5], away=[])
     for n in range(1, 7):
         asked.made(n)
-    asked.markers.retire("s", 2)
-    assert asked.left() == [3, 4, 5, 6] and asked.shown == [6, 5, 4, 3, 2]
+    asked.images.retire("s", 2)
+    assert asked.left() == [3, 4, 5, 6] and sorted(asked.shown) == [1, 2, 3, 4, 5, 6]
     asked.shown.clear()
-    asked.markers.retire("s", 2)
-    assert asked.shown == [6, 4], "what was complete is not asked for at each turn"
+    asked.images.retire("s", 2)
+    assert sorted(asked.shown) == [4, 6], "what was complete is not asked for at each turn"
     asked.complete += [6]
-    asked.markers.retire("s", 2)
+    asked.images.retire("s", 2)
     assert asked.left() == [4, 5, 6]
 
 
-def test_a_schedule_deletes_nothing_and_asks_once_while_a_node_is_away(tmp_path: Path) -> None:
+def test_a_schedule_deletes_nothing_and_does_not_ask_for_all_while_a_node_is_away(tmp_path: Path) -> None:
     asked = Asked(tmp_path, complete=[1, 2, 3], away=[4, 5])
     for n in range(1, 6):
         asked.made(n)
-    asked.markers.retire("s", 1)
-    assert asked.left() == [1, 2, 3, 4, 5] and asked.shown == [5]
+    asked.images.retire("s", 1)
+    assert asked.left() == [1, 2, 3, 4, 5] and 1 not in asked.shown
+
+
+def test_calls_that_are_made_at_once_wait_for_each_other_and_fail_together() -> None:
+    both = threading.Barrier(2)
+
+    def meet(record: dict[str, Any]) -> int:
+        both.wait(20)
+        if record["n"] == 2:
+            raise Refused("two")
+        return int(record["n"])
+
+    with pytest.raises(Refused, match="two"):
+        at_once(meet, [{"n": 1}, {"n": 2}])
+    assert at_once(meet, [{"n": 1}, {"n": 3}]) == [1, 3]
 
 
 def test_markers_of_a_schedule_are_made_while_the_end_of_older_ones_takes_long() -> None:
@@ -173,7 +188,8 @@ def test_markers_of_a_schedule_are_made_while_the_end_of_older_ones_takes_long()
     what = {"groups": ["g"], "interval_s": 0.1, "keep": 1, "deadline_s": 1.0, "image": True, "before": "", "after": ""}
     markers: Any = SimpleNamespace(
         store=SimpleNamespace(schedules=lambda: {"s": what}), failing={}, tidy=lambda: None,
-        create=lambda *args, **more: made.release(), retire=lambda name, keep: silent.wait(60), made_by=lambda name: 1,
+        create=lambda *args, **more: made.release(), of_schedule=lambda name: [{"n": n, "name": "m"} for n in (1, 2)],
+        show=lambda name: silent.wait(60) and {"copies": [], "complete": False},
     )  # fmt: skip
     scheduler = Scheduler(markers, lambda *said: None)
     scheduler.start()
@@ -197,7 +213,7 @@ def test_a_schedule_waits_while_too_many_of_its_images_are_neither_complete_nor_
         asked.append(name)
         raise Refused(f"marker {name} was not made: B is away")
 
-    markers: Any = SimpleNamespace(failing={}, create=create, made_by=lambda name: there[0])
+    markers: Any = SimpleNamespace(failing={}, create=create, of_schedule=lambda name: [{}] * there[0])
     scheduler = Scheduler(markers, lambda kind, text: said.append(text))
     for _ in range(3):
         scheduler._make("s", what)
