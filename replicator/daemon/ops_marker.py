@@ -124,7 +124,10 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
 
 
 def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
-    """What peers may ask. Nodes that know each other mark each other's groups; a hold ends by itself."""
+    """What peers may ask. Nodes that know each other mark each other's groups; a hold ends by itself.
+
+    What goes on to other nodes is UP alone: markerway.py.
+    """
 
     def on_target(op: str) -> Any:
         return lambda peer, args: node.target(op, 60.0, **args)

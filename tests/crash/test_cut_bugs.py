@@ -114,18 +114,19 @@ def a_number_is_used_again(patch: Patch) -> None:
 
 
 def a_marker_is_made_although_the_hold_has_ended(patch: Patch) -> None:
-    """H1-23: MARK finds the groups by its number, whether they are held or not."""
-    ended: dict[int, list[marking.Booked]] = {}
+    """H1-23: MARK finds the groups of the hold that it is for, whether they are held or not."""
+    ended: dict[str, list[marking.Booked]] = {}
     good_hold, good_mark = marking.Marking.hold, marking.Marking.mark
 
     def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float, *, park: bool) -> str:
-        ended.setdefault(n, []).extend(groups)
-        return good_hold(self, n, groups, lease_s / 4, park=park)
+        token = good_hold(self, n, groups, lease_s / 4, park=park)
+        ended[token] = groups
+        return token
 
     def mark(self: marking.Marking, marker: markers.Marker, token: str) -> dict[str, int]:
-        if any(hold.n == marker.n for hold in self._holds) or marker.n not in ended:
+        if token in self._marked or any(hold.token == token for hold in self._holds) or token not in ended:
             return good_mark(self, marker, token)
-        for service, book in ended.pop(marker.n):
+        for service, book in ended.pop(token):
             try:
                 with service.engine.lock:
                     seq = service.engine.append_control(int(marking.Kind.MARKER), payload=marker.pack())

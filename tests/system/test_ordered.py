@@ -278,7 +278,8 @@ def test_a_cascade_with_two_sources_has_one_image_a_marker_on_every_copy_and_sur
 @pytest.fixture(scope="module")
 def apart() -> Iterator[dict[str, Node]]:
     """C is primary of log, D of data. log goes C -> A -> B -> E, data D -> B -> A -> E; the first hop is synchronous. X
-    has no copy and is a peer of A alone. No nodes know each other but those with a line between them here."""
+    has no copy and is a peer of A alone. C also has the group more, copied to A. No nodes know each other but those that
+    have a line between them here."""
     with contextlib.ExitStack() as stack:
         node = {name: with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCDEX"}
         for one, other in ("CA", "DB", "AB", "BE", "AE", "XA"):
@@ -288,6 +289,7 @@ def apart() -> Iterator[dict[str, Node]]:
             for middle, end in itertools.pairwise(way):
                 node[middle].farstripe("pair", "create", volume, "--peer", end, "--mode", "async")
                 node[middle].farstripe("pair", "wait", volume, end, "--state", "ok")
+        replicate(node["C"], "more", node["A"])
         yield node
 
 
@@ -329,6 +331,11 @@ def test_a_coordinator_anywhere_makes_markers_of_groups_whose_primaries_it_canno
     apart["E"].connect(".marker").pwrite(b"path log,data 10 received\n".ljust(BLOCK, b"\0"), 0)
     apart["E"].farstripe("marker", "wait", "path")
     one_cut(apart, "path")
+    apart["X"].farstripe("marker", "create", "two", "--groups", "log@A,more@A", "--deadline", 10)
+    apart["X"].farstripe("marker", "wait", "two")
+    books = apart["C"].ask("target", "marker.list")
+    two = [(book["group"], one["n"]) for book in books for one in book["entries"] if one["name"] == "two"]
+    assert [group for group, _ in sorted(two)] == ["log", "more"] and len({n for _, n in two}) == 1, "not once a group"
     apart["X"].farstripe("marker", "delete", "mX", "--yes")
     apart["E"].farstripe("marker", "delete", "mE", "--yes")
     for name in "ABE":
