@@ -34,6 +34,7 @@ from replicator.core.errors import (
 from replicator.core.markerway import (
     FOLLOWING,
     LOCATE,
+    MAX_HOPS,
     OPS,
     RECEIPT,
     Standing,
@@ -132,8 +133,12 @@ class MarkerWay:
         do, group, passed = args["do"], args["group"], args["passed"]
         if do not in OPS:
             raise BadInput(f"{do!r} is nothing to do with a marker")
-        if not isinstance(group, str) or not isinstance(passed, list) or not all(isinstance(p, str) for p in passed):
-            raise BadInput("an ask about a marker names one group, and the nodes that it has passed")
+        if not isinstance(passed, list) or not 1 <= len(passed) <= MAX_HOPS:
+            raise BadInput(f"an ask about a marker names the nodes that it has passed, {MAX_HOPS} at most")
+        if not isinstance(group, str) or not all(isinstance(node_id, str) for node_id in passed):
+            raise BadInput("an ask about a marker names one group, and nodes by their ids")
+        if do != LOCATE and (isinstance(args["n"], bool) or not isinstance(args["n"], int)):
+            raise BadInput(f"{args['n']!r} is no marker's number")
         given_s = min(MAX_LEFT_S, number(args, "left_s", LOCATE_S))
         uuid, standing = self._standing(group, given_s)
         paired = self._node.pairs.store.get(uuid, peer.node_id) is not None
@@ -142,7 +147,7 @@ class MarkerWay:
         except Refused as exc:
             raise Refused(self._named(exc.message, passed), exc.way_out) from exc
         if do != LOCATE:
-            check_number(int(args["n"]), passed[0])
+            check_number(args["n"], passed[0])
         return self._go(do, uuid, standing, passed, given_s - (time.monotonic() - began), args)
 
     def _go(

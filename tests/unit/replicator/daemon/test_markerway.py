@@ -302,7 +302,10 @@ def test_a_node_does_nothing_by_way_of_another_but_ask_about_its_own_markers(cha
         up(d, Args(ask | {"passed": ["a" * 32], "n": foreign}))
     with pytest.raises(Refused, match="of no others"):
         up(d, Args(ask | {"passed": ["a" * 32, "d" * 32], "n": foreign}))
-    for bad in ({"do": "delete"}, {"group": 5}, {"passed": "d"}, {"left_s": -1}):
+    for bad in (
+        {"do": "delete"}, {"group": 5}, {"passed": "d"}, {"passed": []}, {"passed": [5]}, {"passed": ["d" * 32] * 17},
+        {"left_s": -1}, {"n": "4"}, {"n": True},
+    ):  # fmt: skip
         with pytest.raises(BadInput):
             up(d, Args(ask | bad))
     with pytest.raises(BadInput, match="missing"):
