@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from replicator.daemon.markerschedule import MOST_AHEAD
 from tests.system.test_cuts import (
     BLOCK,
     HOLDER,
@@ -227,6 +228,27 @@ def test_a_cycle_of_markers_goes_on_under_load_and_is_told_by_polling(
         assert done >= at
         at = done
     assert load.longest_s < LEASE_S + 0.5
+
+
+def test_a_schedule_whose_copies_are_silent_waits_before_its_images_fill_them_and_goes_on_later(
+    shared: tuple[Node, Node, Node], load: Database
+) -> None:
+    a, b, _ = shared
+    a.farstripe("marker", "schedule", "quick", "--every", "0.5", "--keep", "1", "--groups", "log,data@C")
+
+    def made() -> list[int]:
+        return [one["n"] for one in a.ask("replicator", "marker.list")["markers"] if one["schedule"] == "quick"]
+
+    wait_until(lambda: len(made()) >= 1, "no markers", 20)
+    b.pause("replicator")
+    wait_until(lambda: "it waits" in a.farstripe("marker", "list"), "it does not wait", 60)
+    goes_on(load)
+    stood = made()
+    time.sleep(1.5)
+    assert made() == stood and len(stood) == 1 + MOST_AHEAD
+    b.resume("replicator")
+    wait_until(lambda: made() and min(made()) > max(stood), "older images stay, or no new ones are made", 90)
+    a.farstripe("marker", "unschedule", "quick")
 
 
 # -- F1-19, F1-30: a cascade with several sources

@@ -5,6 +5,7 @@ Real nodes: tests/system/test_ordered.py.
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from replicator.control import Args
+from replicator.control import Args, write_frame
 from replicator.core.errors import (
     BadInput,
     FarstripeError,
@@ -25,9 +26,10 @@ from replicator.core.errors import (
     to_map,
 )
 from replicator.core.markers import make_number
-from replicator.daemon import ops_marker
+from replicator.daemon import ops_marker, ops_remote
 from replicator.daemon.markers import Markers
 from replicator.daemon.markerstore import MarkerStore
+from replicator.daemon.rpc import ask, is_unknown
 
 SEQ = 70
 
@@ -195,6 +197,19 @@ def test_an_older_node_on_the_way_is_named(chain: World) -> None:
     assert chain.asked == []
 
 
+def test_an_older_node_is_known_by_the_answer_that_every_version_gives() -> None:
+    node: Any = SimpleNamespace(config=SimpleNamespace(name="B"), remote_handlers={})
+    with pytest.raises(NotFound) as told:
+        ops_remote.run(node, SimpleNamespace(name="C"), "marker.up", {})  # type: ignore[arg-type]
+    assert not is_unknown(told.value, "marker.up"), "it arose here"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        write_frame(theirs, {"ok": False, "error": to_map(told.value)})
+        with pytest.raises(NotFound) as heard:
+            ask(ours, {}, "B")  # type: ignore[arg-type]
+    assert is_unknown(heard.value, "marker.up") and not is_unknown(heard.value, "marker.hold")
+
+
 def test_a_node_that_cannot_be_reached_is_named_by_the_one_that_needs_it(chain: World) -> None:
     chain.cut = {"A"}
     said = "B gets group log from A, which cannot be asked: A cannot be reached"
@@ -302,6 +317,7 @@ def test_a_node_does_nothing_by_way_of_another_but_ask_about_its_own_markers(cha
         up(d, Args(ask | {"passed": ["a" * 32], "n": foreign}))
     with pytest.raises(Refused, match="of no others"):
         up(d, Args(ask | {"passed": ["a" * 32, "d" * 32], "n": foreign}))
+    bad: dict[str, Any]
     for bad in (
         {"do": "delete"}, {"group": 5}, {"passed": "d"}, {"passed": []}, {"passed": [5]}, {"passed": ["d" * 32] * 17},
         {"left_s": -1}, {"n": "4"}, {"n": True},
