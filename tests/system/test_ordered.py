@@ -300,8 +300,8 @@ def test_a_cascade_with_two_sources_has_one_image_a_marker_on_every_copy_and_sur
 @pytest.fixture(scope="module")
 def apart() -> Iterator[dict[str, Node]]:
     """C is primary of log, D of data. log goes C -> A -> B -> E, data D -> B -> A -> E; the first hop is synchronous. X
-    has no copy and is a peer of A alone. C also has the group more, copied to A. No nodes know each other but those that
-    have a line between them here."""
+    has no copy and is a peer of A alone. C also has the group more, copied to A. Only nodes with a line between them here
+    know each other."""
     with contextlib.ExitStack() as stack:
         node = {name: with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCDEX"}
         for one, other in ("CA", "DB", "AB", "BE", "AE", "XA"):
