@@ -29,7 +29,8 @@ from replicator.daemon import (
 from replicator.daemon.durablefile import write_bytes
 from replicator.daemon.identity import load_or_create
 from replicator.daemon.listener import Listener
-from replicator.daemon.markers import Markers, Scheduler
+from replicator.daemon.markers import Markers
+from replicator.daemon.markerschedule import Scheduler
 from replicator.daemon.markerstore import MarkerStore
 from replicator.daemon.metrics import Metrics
 from replicator.daemon.node import Node

@@ -108,23 +108,25 @@ def a_number_is_used_again(patch: Patch) -> None:
         return world.counter if world.counter and markers.make_number(world.counter, 1) not in made else good(world)
 
     patch.setattr(cutworld.CutWorld, "next_counter", again)
-    patch.setattr(markerbook.MarkerBook, "highest", 0)
+    patch.setattr(marking.Marking, "highest", lambda *_: 0)
+    patch.setattr(marking, "_keep", lambda *_: None)
     patch.setattr(cutworld.FakePools, "snapshot", keeping_snapshot)
 
 
 def a_marker_is_made_although_the_hold_has_ended(patch: Patch) -> None:
-    """H1-23: MARK finds the groups by its number, whether they are held or not."""
-    ended: dict[int, list[marking.Booked]] = {}
+    """H1-23: MARK finds the groups of the hold that it is for, whether they are held or not."""
+    ended: dict[str, list[marking.Booked]] = {}
     good_hold, good_mark = marking.Marking.hold, marking.Marking.mark
 
     def hold(self: marking.Marking, n: int, groups: list[marking.Booked], lease_s: float, *, park: bool) -> str:
-        ended[n] = groups
-        return good_hold(self, n, groups, lease_s / 4, park=park)
+        token = good_hold(self, n, groups, lease_s / 4, park=park)
+        ended[token] = groups
+        return token
 
     def mark(self: marking.Marking, marker: markers.Marker, token: str) -> dict[str, int]:
-        if marker.n in self._holds or marker.n not in ended:
+        if token in self._marked or any(hold.token == token for hold in self._holds) or token not in ended:
             return good_mark(self, marker, token)
-        for service, book in ended.pop(marker.n):
+        for service, book in ended.pop(token):
             try:
                 with service.engine.lock:
                     seq = service.engine.append_control(int(marking.Kind.MARKER), payload=marker.pack())

@@ -367,7 +367,8 @@ class CutWorld:
         self.counter = self.next_counter()
         n = make_number(self.counter, 1)
         self.marker = Marker(n, f"m{self.counter}", "c", 3, True, self.rng.random() < 0.15)
-        self.attempt = Attempt(n, ("P1", "P2"), self.now, DEADLINE_S)
+        by_node, by_group = ("P1", "P2"), [f"{PRIMARY_OF[group]}:{group}" for group in GROUPS]
+        self.attempt = Attempt(n, by_group if self.counter % 2 else by_node, self.now, DEADLINE_S)
         self.holding.clear()
         if self.rng.random() < 0.3:
             self.by_hosts.add(n)
@@ -412,12 +413,16 @@ class CutWorld:
             self._send(self.attempt.handle(content[1], self.now))
 
     def _obey(self, ask: Ask, marker: Marker) -> Answer:
-        host, token = self.nodes[ask.node], ""
+        name, _, group = ask.node.partition(":")  # with a group: several ways lead to the node (core/markerway.py)
+        host, token = self.nodes[name], ""
         marking = host.markers.marking
+        services = [host.service(host.side(int(group)).uuid)] if group else host.services()
+        if services == [None]:
+            return Answer(ask.node, ask.op, False, "the group does not run")
         try:
             if ask.op == "hold":
                 park = marker.n not in self.by_hosts
-                token = marking.hold(marker.n, host.markers.booked(host.services()), DEADLINE_S, park=park)
+                token = marking.hold(marker.n, host.markers.booked(services), DEADLINE_S, park=park)
             elif ask.op == "mark":
                 marking.mark(marker, ask.token)
             else:
