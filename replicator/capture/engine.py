@@ -484,13 +484,19 @@ class GroupEngine:
             if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
 
-    def sync_tracking(self) -> None:
-        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared."""
-        if self.failed or self.state.mode == UNTRACKED:
-            return
+    def sync_tracking(self) -> bool:
+        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared.
+
+        Returns False when the group has failed, and nothing of that can be: then the marks have to stay.
+        """
+        if self.failed:
+            return False
+        if self.state.mode == UNTRACKED:
+            return True
         if self.state.mode == JOURNAL and not self.state.journal_error:  # else nothing was received since it had one
             self.sync_journal()
         self.bitmaps.sync()
+        return True
 
     # -- the sequence ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ ListNemesis the operator who adds, removes and resizes volumes of whoever is pri
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture import volumeset
@@ -97,14 +97,15 @@ class NamedPool:
             self.disk.open(_file(name)).fdatasync()
         self.syncs += 1
 
-    def clear_intents(self, sync_groups: Callable[[], None]) -> None:
-        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable."""
+    def clear_intents(self, sync_groups: Callable[[], Collection[str]]) -> None:
+        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable; see
+        Pool.clear_intents."""
         cool = self.marks - self._hot
         self._hot.clear()
         if cool:
-            sync_groups()
+            kept = sync_groups()
             self.sync()
-            self.marks -= cool
+            self.marks -= {mark for mark in cool if mark[0] not in kept}
 
     def unclean(self, listed: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
         """The marked ranges of a group's volumes, as recovery.open_engine takes them."""

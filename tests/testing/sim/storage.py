@@ -73,12 +73,13 @@ class SimPool:
             file.fdatasync()
         self.syncs += 1
 
-    def clear_intents(self, files: Sequence[FakeFile], sync_groups: Callable[[], None]) -> None:
+    def clear_intents(self, files: Sequence[FakeFile], sync_group: Callable[[], bool]) -> None:
         """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable."""
         cool = self.marks - self._hot
         self._hot.clear()
         if cool:
-            sync_groups()
+            if not sync_group():
+                cool = set()
             self.sync_with(files)
             self.marks -= cool
 
