@@ -168,7 +168,8 @@ class GroupEngine:
         wait or fail while it is there."""
         self.applied_in_part = 0
         """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count as
-        applied: a former life was applying them, or the pool refused one half way."""
+        applied: a former life was applying them, or the pool refused one half way. 0 once other records have taken
+        their numbers."""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
         """Places in the journal, for retention."""
