@@ -14,6 +14,7 @@ finished here: the decision is the target's, durable, and each group is taken at
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable
@@ -192,11 +193,19 @@ class Sets:
         return policy.get("mode") == "sync" and policy.get("on_loss") == "stall"
 
     def _finish(self, one: dict[str, Any], cycle: int) -> None:
+        """Take over the groups that are not primary here yet, as it was decided. One that cannot be taken just now keeps
+        no other waiting; its error is raised at the end."""
         where = {"cycle": {"set": one["name"], "n": cycle}} if cycle else {"at_limit": True}
+        failed: FarstripeError | None = None
         for group in one["groups"]:
-            status = self._node.target("group.status", 5.0, group=group["uuid"])
-            if status["role"] == "secondary":
-                ops_role.takeover(self._node, {"group": group["uuid"], "force": True, **where})
+            try:
+                status = self._node.target("group.status", 5.0, group=group["uuid"])
+                if status["role"] == "secondary":
+                    ops_role.takeover(self._node, {"group": group["uuid"], "force": True, **where})
+            except FarstripeError as exc:
+                failed = failed or exc
+        if failed is not None:
+            raise failed
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -206,13 +215,16 @@ class Sets:
             self._wake.clear()
             if self._stopping:
                 return
-            try:
+            with contextlib.suppress(FarstripeError):  # the target is away: later
                 for one in self._all():
-                    if one["standing"] == "decided":
-                        self._finish(one, one["decided_cycle"])
-                    self._share(one)
-            except FarstripeError:
-                continue  # the target is away, or a group cannot be taken just now: later
+                    self._look_after(one)
+
+    def _look_after(self, one: dict[str, Any]) -> None:
+        """Finish what was decided for a set, as far as it can be just now, and let the peers know the set."""
+        with contextlib.suppress(FarstripeError):  # a group cannot be taken just now: later
+            if one["standing"] == "decided":
+                self._finish(one, one["decided_cycle"])
+        self._share(one)
 
     def _share(self, one: dict[str, Any]) -> None:
         groups = [group["uuid"] for group in one["groups"]]
