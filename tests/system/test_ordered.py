@@ -1,8 +1,7 @@
 """Real nodes: acceptance of ordered replication that needs a clock that steps, a cut link, a cascade, or a coordinator
 that dies at a chosen moment. Which test shows which row is in docs/CHECKLIST.md.
 
-The load is that of test_cuts: a log block, then the data block that it announces, each after the one before was
-answered.
+The load is that of testing/database.py.
 """
 
 from __future__ import annotations
@@ -14,7 +13,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.test_cuts import BLOCK, SLOTS, Database, free_port, join, judge, newest, replicate, standing, with_pool
+from tests.testing.database import (
+    BLOCK,
+    SLOTS,
+    Database,
+    free_port,
+    join,
+    judge,
+    newest,
+    replicate,
+    standing,
+    with_pool,
+)
 from tests.testing.nodes import Node, kill_together, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -206,7 +216,9 @@ def test_a_cycle_of_markers_goes_on_under_load_and_is_told_by_polling(
     a.farstripe("marker", "unschedule", "tick")
     at = 0
     for name in made()[: before + 3]:
-        wait_until(lambda name=name: a.ask("replicator", "marker.show", name=name)["complete"], f"{name} is missing", 20)  # type: ignore[misc]
+        wait_until(
+            lambda name=name: a.ask("replicator", "marker.show", name=name)["complete"], f"{name} is missing", 20
+        )  # type: ignore[misc]
         done = judge((b, f"log.{name}"), (b, f"data.{name}"))
         assert done >= at
         at = done

@@ -535,9 +535,11 @@ class CutWorld:
     def take_over_set(self) -> None:
         """P1 is gone: S1 becomes primary of the set, with a power cut somewhere in between."""
         host = self.nodes["S1"]
-        for group in self.rng.sample((0, 1), 2):
-            self.ship(group, self.rng.randint(1, 12), told=0.2)
-        host.sets.tick()
+        for _ in range(self.rng.randint(1, 3)):
+            for group in self.rng.sample((0, 1), 2):
+                self.ship(group, self.rng.randint(1, 12), told=0.2)
+            host.sets.tick()
+            self.apply(self.rng.choice((0, 1)), 2000)
         if self.rng.random() < 0.6:
             self.crash("S1", power=self.rng.random() < 0.8)
         try:
@@ -546,7 +548,7 @@ class CutWorld:
             return  # it says that there is no cut here
         while left := self.to_take_over():
             host.sets.decide("set", keep=False)
-            if self.rng.random() < 0.3:
+            if self.rng.random() < 0.5:
                 self.restart_in_takeover()
             side = self.rng.choice(left)
             if not self.unless_killed(side, lambda side=side: roles.promote(side.engine, at_limit=True)):
