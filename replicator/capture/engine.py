@@ -161,6 +161,8 @@ class GroupEngine:
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
+        self.wants_room = False
+        """The pool is full, and so nothing is applied: see apply_error."""
         self.list_in_doubt = 0
         """A change of the list was said and could not be synced (volumeset.py): the next index of a volume; else 0."""
         self.full_for: dict[int, int] = {}
