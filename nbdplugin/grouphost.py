@@ -159,13 +159,24 @@ class GroupHost:
         for service in self._services.values():
             service.end_waits()
 
-    def sync_tracking(self) -> None:
-        """Durable: what every group knows of changes so far. Before marks of the pool's intent log are cleared."""
-        for service in list(self._services.values()):
-            service.engine.sync_tracking()
+    def sync_tracking(self) -> set[str]:
+        """Durable: what every group knows of changes so far. Before marks of the pool's intent log are cleared.
 
-    def close(self) -> None:
-        """Stop every group. Durable: everything of them."""
+        Returns the volumes of which that is not so: their groups have failed, or could not be opened, and know what
+        changed by the marks alone, which have to stay until they are open again.
+        """
+        kept = {str(v["name"]) for broken in list(self._broken.values()) for v in broken["volumes"]}
+        for service in list(self._services.values()):
+            if not service.engine.sync_tracking():
+                kept.update(str(v["name"]) for v in service.engine.state.volumes)
+        return kept
+
+    def close(self) -> set[str]:
+        """Stop every group. Durable: everything of those that stop in order.
+
+        Returns the volumes of the others, for which marks of the pool's intent log have to stay.
+        """
+        kept = {str(v["name"]) for broken in self._broken.values() for v in broken["volumes"]}
         self.cuts.stop()
         for service in self._services.values():
             try:
@@ -173,7 +184,10 @@ class GroupHost:
             except Exception as exc:  # outermost: the other groups are stopped in order all the same
                 name = service.engine.state.name
                 self._events.add("group.unclean", f"group {name} was not stopped in order: {exc}", group=name)
+            if service.engine.failed or not service.engine.state.clean:
+                kept.update(str(v["name"]) for v in service.engine.state.volumes)
         self.cuts.close()
+        return kept
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -445,8 +459,8 @@ class GroupHost:
                 f"{name}), and then, or if there is none, repeat with --force: everything is copied then",
             )
         service = self._open_one(broken["uuid"], give_up_journal=True)
-        del self._broken[broken["uuid"]]
         self._begin(service)
+        del self._broken[broken["uuid"]]
         return service
 
     @staticmethod

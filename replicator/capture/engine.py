@@ -162,6 +162,8 @@ class GroupEngine:
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
+        self.wants_room = False
+        """The pool is full, and so nothing is applied: see apply_error."""
         self.list_in_doubt = 0
         """A change of the list was said and could not be synced (volumeset.py): the next index of a volume; else 0."""
         self.full_for: dict[int, int] = {}
@@ -169,7 +171,8 @@ class GroupEngine:
         wait or fail while it is there."""
         self.applied_in_part = 0
         """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count as
-        applied: a former life was applying them, or the pool refused one half way."""
+        applied: a former life was applying them, or the pool refused one half way. 0 once other records have taken
+        their numbers."""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
         """Places in the journal, for retention."""
@@ -488,13 +491,19 @@ class GroupEngine:
             if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
 
-    def sync_tracking(self) -> None:
-        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared."""
-        if self.failed or self.state.mode == UNTRACKED:
-            return
+    def sync_tracking(self) -> bool:
+        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared.
+
+        Returns False when the group has failed, and nothing of that can be: then the marks have to stay.
+        """
+        if self.failed:
+            return False
+        if self.state.mode == UNTRACKED:
+            return True
         if self.state.mode == JOURNAL and not self.state.journal_error:  # else nothing was received since it had one
             self.sync_journal()
         self.bitmaps.sync()
+        return True
 
     # -- the sequence ---------------------------------------------------------------------------------------------
 

@@ -176,6 +176,9 @@ def cut(engine: GroupEngine) -> int:
         else:
             u64[HEAD_SEQ] = seq
         engine.last_host_seq = min(engine.last_host_seq, seq)
+        engine.applied_in_part = min(
+            engine.applied_in_part, seq
+        )  # none of it: a limit is never behind what was applied
         engine.waiting = None
         engine.pending_epochs = []
     engine.sync_journal()

@@ -175,8 +175,6 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     engine = _assemble(parts, state, state_file, journal)
     if not state.journal_error:
         drop_orphans(engine)
-    if power_lost:
-        engine.bitmaps.mark_unclean(marked)
     if state.attaching is not None:
         journal.reset(state.attaching["p"], state.attaching["epoch"])
         finish_attach(engine)
@@ -199,7 +197,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     if state.role == PRIMARY:
         _recover_primary(engine, power_lost)
         if power_lost:
-            engine.bitmaps.mark_unclean(marked)  # again: redo may have opened bitmaps
+            engine.bitmaps.mark_unclean(marked)  # those that redo has opened
             engine.bitmaps.sync()
     page[INCARNATION] += 1
     _all_asleep(engine)
@@ -210,8 +208,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
 
 
 def _keep_marks(parts: Parts, state: GroupState, marked: list[tuple[int, int, int]]) -> None:
-    """Durable: the bits of what the pool's intent log says that power loss may have changed. Its marks are cleared soon,
-    whether the group can be opened now or not."""
+    """Durable: the bits of what the pool's intent log says that power loss may have changed, whatever comes of this
+    start. A bitmap that is opened later in it has to be told again."""
     maps = {v["index"]: BlockMap(f, v["size"]) for f, v in zip(parts.maps, state.volumes, strict=True)}
     bitmaps = Bitmaps(volumeset.by_index(maps, volumeset.next_index(state), NoMap()), state.bitmaps)
     bitmaps.mark_unclean(marked)

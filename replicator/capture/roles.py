@@ -356,6 +356,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                     "bring the primary back and let the resync finish, or restore from a backup",
                 )
             base = engine.pos
+            engine.applied_in_part = 0
             engine.clock.extend()
             if engine.preimages is not None:
                 engine.preimages.end()

@@ -11,6 +11,7 @@ replicator.core.losspolicy, everything durable in engine.py, follower.py and rol
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -272,9 +273,10 @@ class GroupService:
                 else:
                     self._full.eased()
                 if engine.apply_error:
-                    engine.apply_error = ""
+                    engine.apply_error, engine.wants_room = "", False
                     self._events("apply-resumed", group=engine.state.name)
             except Exception as e:  # outermost loop; a pool raises errors of its own
+                engine.wants_room = getattr(e, "errno", 0) == errno.ENOSPC
                 if str(e) != engine.apply_error:
                     engine.apply_error = str(e)
                     self._events("apply-stopped", group=engine.state.name, reason=str(e))

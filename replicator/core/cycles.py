@@ -60,7 +60,8 @@ def may_go(whole: Iterable[int], keep: int, held: Collection[int] = (), *, short
     """Return the numbers of those of the `whole` images that are no longer kept, oldest first.
 
     held: those that stay in any case. short: the pool is, so the newest one has to do; it stays even so, for where a
-    group can apply nothing more it is the only instant that all groups have.
+    group can apply nothing more it is the only instant that all groups have. keep: 0 where its room is what that group
+    needs to go on.
     """
     numbers = sorted(whole)
     kept = min(keep, 1) if short else keep

@@ -87,12 +87,23 @@ TABLE: tuple[Word, ...] = (
     Word(
         "FAILED",
         "bad",
-        lambda s, f: bool(s.get("failed") or s.get("apply_error")) and not _copy_without_journal(s),
+        lambda s, f: bool(s.get("failed")) and not _copy_without_journal(s),
         "a disk of this node failed: {reason}",
         "this side takes no more writes; what the peer holds is not touched",
         "where this is the primary, take over on the peer; or repair the disk and restart this node; what cannot be "
         "repaired: delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
+        operator=True,
+    ),
+    Word(
+        "APPLY-STOPPED",
+        "bad",
+        lambda s, f: bool(s.get("apply_error")),
+        "what was received cannot be applied here: {reason}",
+        "the copy stays at its last consistent instant and receives as long as its journal has room; then the primary "
+        "does what its policy for a full journal says",
+        "make room in the pool, repair the disk, or rename what is in the way; it goes on by itself then",
+        ("farstripe pool status", "farstripe events"),
         operator=True,
     ),
     Word(

@@ -133,7 +133,7 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     # The handshake.
     **_rows((S.ASKING,), I.HELLO, "keep_hello"),
     **_rows((S.ASKING,), I.REPLY, "say_hello", S.HELLO, S.VERDICT, S.DOWN),
-    **_rows((S.HELLO,), I.HELLO, "judge", S.VERDICT),
+    **_rows((S.HELLO,), I.HELLO, "judge", S.VERDICT, S.DOWN),
     **_rows(
         (S.VERDICT,), I.VERDICT, "act", S.REFUSED, S.WAITING, S.STEPPING_DOWN, S.PROMOTING, S.SOURCE, S.TARGET,
         S.COPY_SOURCE, S.COPY_TARGET, S.COLLECTING, S.MAPPING, S.DOWN,

@@ -38,7 +38,7 @@ from replicator.core.errors import (
 )
 from replicator.core.status import TABLE
 from replicator.core.transfer import Transfer
-from replicator.daemon import pairview
+from replicator.daemon import numbered, pairview
 from replicator.daemon.node import Node
 from replicator.daemon.ops_transfer import settings_from
 from replicator.daemon.pairstore import PairConfig
@@ -178,6 +178,7 @@ def create(node: Node, args: dict[str, Any]) -> View:
     status = node.target("group.status", group=str(args["group"]))
     peer = node.peers.find(str(args["peer"]))
     _check_new(node, status, peer, args)
+    numbered.check_peer(node, peer, status["uuid"])
     policy = {key: args[key] for key in POLICY_KEYS if args.get(key) is not None}
     mode = str(policy.pop("mode", None) or status["policy"]["mode"])
     if all(known.group != status["uuid"] for known in node.pairs.store.all()):

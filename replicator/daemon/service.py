@@ -16,6 +16,7 @@ from replicator.daemon import (
     eventtext,
     joining,
     nodeconfig,
+    numbered,
     ops_marker,
     ops_pair,
     ops_peer,
@@ -81,6 +82,7 @@ class Replicator:
             "clock.read": lambda peer, args: {"wall_ns": time.time_ns()},
             **ops_marker.remote_handlers(self.node, self.markers),
             **ops_volume.remote_handlers(self.node),
+            **numbered.remote_handlers(self.node),
             **self._sets.remote_handlers(),
         }
         self._listener = Listener(

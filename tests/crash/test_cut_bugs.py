@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbdplugin import cyclehost
+from nbdplugin import cyclehost, standing
 from replicator.capture import cyclebook, markerbook, marking, numbers, sets
 from replicator.capture.clock import WriteClock
 from replicator.capture.engine import GroupEngine
@@ -269,6 +269,21 @@ def a_takeover_at_an_image_is_not_decided_durably(patch: Patch) -> None:
     patch.setattr(sets.SetHost, "_save", save)
 
 
+def going_back_is_taken_for_done_after_a_kill(patch: Patch) -> None:
+    """The state says that it had begun, and what the volumes hold is a mixture."""
+    good = standing.rewind
+
+    def once(engine: GroupEngine, seq: int, epoch: int, changed: Any, restore: Callable[[], None]) -> None:
+        good(engine, seq, epoch, changed, restore if engine.state.rewind is None else lambda: None)
+
+    patch.setattr(standing, "rewind", once)
+
+
+def a_group_that_comes_back_in_a_takeover_is_not_held(patch: Patch) -> None:
+    """Its follower starts before anybody looks at the set."""
+    patch.setattr(sets.SetHost, "hold_at_start", lambda host, uuid: None)
+
+
 def a_number_is_drawn_before_its_place_in_the_order(patch: Patch) -> None:
     """H1-07: number and content change are two steps, and another write comes between them."""
     good = WriteClock.next_numbered
@@ -356,6 +371,8 @@ BUGS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     an_image_is_offered_while_it_is_taken: ("img", "gone"),
     the_last_image_goes_before_the_next_exists: ("gone",),
     a_takeover_at_an_image_is_not_decided_durably: ("img", "refused"),
+    going_back_is_taken_for_done_after_a_kill: ("img",),
+    a_group_that_comes_back_in_a_takeover_is_not_held: ("img",),
     a_number_is_drawn_before_its_place_in_the_order: ("img", "fin"),
     a_number_that_has_not_arrived_is_skipped: ("img",),
     numbers_that_a_crash_took_are_not_declared_void: ("fin",),

@@ -354,7 +354,26 @@ def _() -> list[Patch]:
     duration_s=12.0,
 )
 def _() -> list[Patch]:
-    return [(Target, "_sync_tracking", lambda self: None)]
+    return [(Target, "_sync_tracking", lambda self: set())]
+
+
+@bug(
+    "failed-group-lets-marks-go",
+    "write-intent marks go for a group that has failed, and could make neither records nor bits durable",
+    mode="sync",
+    on_loss="stall",
+    faults=("power", "eio"),
+    write_gap_s=0.05,
+    flushes=0.1,
+    fault_gap_s=0.5,
+    duration_s=12.0,
+)
+def _() -> list[Patch]:
+    def let_go(self: Target) -> set[str]:
+        self.engine.sync_tracking()
+        return set()  # the bug
+
+    return [(Target, "_sync_tracking", let_go)]
 
 
 @bug(

@@ -1,8 +1,7 @@
 """Real nodes: acceptance of ordered replication that needs a clock that steps, a cut link, a cascade, or a coordinator
 that dies at a chosen moment. Which test shows which row is in docs/CHECKLIST.md.
 
-The load is that of test_cuts: a log block, then the data block that it announces, each after the one before was
-answered.
+The load is that of testing/database.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import nbd
 import pytest
 
 from replicator.daemon.markerschedule import MOST_AHEAD
-from tests.system.test_cuts import (
+from tests.testing.database import (
     BLOCK,
     HOLDER,
     SLOTS,

@@ -157,6 +157,7 @@ class Target:
             self._broken_since = self.clock.now
         waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
         if engine.failed and not (broken and waited and rng.random() < 0.5):
+            self._clear_intents()
             return
         try:
             engine.unanswered.purge(engine)
@@ -176,8 +177,7 @@ class Target:
                 if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
-            if rng.random() < 0.6:
-                self.node.pool.clear_intents(self._sync_tracking)
+            self._clear_intents()
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
@@ -198,8 +198,13 @@ class Target:
         self.node.world.gave_up_received(self.node)
         self.node.note("journal replaced")
 
-    def _sync_tracking(self) -> None:
-        self.engine.sync_tracking()
+    def _clear_intents(self) -> None:
+        """The pool's maintenance, which knows the groups by this alone."""
+        if self.rng.random() < 0.6:
+            self.node.pool.clear_intents(self._sync_tracking)
+
+    def _sync_tracking(self) -> set[str]:
+        return set() if self.engine.sync_tracking() else {v["name"] for v in self.engine.state.volumes}
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 

@@ -396,6 +396,23 @@ def test_takeover_by_force_supersedes_the_primary_which_steps_down():
     assert couple.states() == (State.COPY_TARGET, State.COPY_SOURCE)
 
 
+def test_a_primary_without_a_journal_learns_that_it_was_replaced_and_nothing_else():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.status.update(mode="bitmap", journal={"first_seq": 1, "head_seq": 10, "error": "it is gone"})
+    couple.cut()
+    couple.tick(2.0)
+    assert couple.states() == (State.DOWN, State.DOWN)
+    assert couple.b.session.facts(0.0)["peer_role"] == "primary"
+    assert not any(op == "group.link" and args["up"] for op, args in couple.a.target.asked[-5:])
+    couple.give(couple.b, Command(3, "takeover", {"status": couple.b.target.status, "force": True}))
+    couple.tick(4.0)
+    assert couple.b.target.status["role"] == "primary"
+    assert (couple.a.target.status["role"], couple.a.target.status["state"]) == ("secondary", "diverged")
+    couple.tick(4.0)
+    assert couple.states()[0] is State.DOWN, "a secondary without a journal has nothing to say"
+
+
 def test_takeover_of_an_inconsistent_copy_is_refused_even_by_force():
     couple = Couple()
     couple.b.target.status["state"] = "resync"

@@ -33,6 +33,7 @@ def refused(label: str) -> dict[str, Any]:
         ("REPLICATOR-DOWN", STATUS, None),
         ("UNPAIRED", {**STATUS, "mode": "none"}, None),
         ("FAILED", {**STATUS, "failed": "disk x"}, FACTS),
+        ("APPLY-STOPPED", {**STATUS, "role": "secondary", "apply_error": "no free area"}, FACTS),
         ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": True}}, FACTS),
         ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": False}}, None),
         ("FAILED", {"name": "g", "failed": "no state", "unread_journal": None}, FACTS),
