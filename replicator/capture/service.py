@@ -71,6 +71,8 @@ QUIET_S = 15.0
 """A thread that is kicked when there is work looks this often all the same."""
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.5
+CHECKPOINT_WORTH = 0.125
+"""During a copy a checkpoint is made for this much of the journal, and not for each bit of it that the peers free."""
 COPY_FULL_FRACTION = 0.9
 """A copy that finds no room in a journal filled so far waits for a peer that is away."""
 LARGEST_WRITE_BYTES = 4 << 20
@@ -312,17 +314,21 @@ class GroupService:
             if done:
                 self._full.eased()
                 engine.wake_replicator()
-                if self._journal_used() > CHECKPOINT_FRACTION:
+                if self._journal_used() > CHECKPOINT_FRACTION and self._peers_free_much():
                     self._kick_keeper.set()
                 continue
             if copier.may_copy(engine) and self._journal_used() > COPY_FULL_FRACTION:
                 self._full.relieve()
-            freeable = (edges.kept_from(engine) or 0) - self._u64[TAIL_OFF]
             copies_run = engine.state.copying and engine.state.role == PRIMARY
-            if copies_run and freeable > engine.journal.capacity // 16:
-                self._kick_keeper.set()  # the peer has made room that a checkpoint frees
+            if copies_run and self._peers_free_much():
+                self._kick_keeper.set()
             self._kick_copier.wait(0.005 if copies_run else 0.5 if engine.state.copying else QUIET_S)
             self._kick_copier.clear()
+
+    def _peers_free_much(self) -> bool:
+        """Whether the peers hold so much of the journal durably that freeing it is worth a checkpoint during a copy."""
+        freeable = (edges.kept_from(self.engine) or 0) - self._u64[TAIL_OFF]
+        return freeable > self.engine.journal.capacity * CHECKPOINT_WORTH
 
     def _keep(self) -> None:
         engine = self.engine

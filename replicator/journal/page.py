@@ -83,6 +83,8 @@ EDGE_TREE_DURABLE: Final = 6
 EDGE_WANTS: Final = 7
 SLOTS: Final = EDGE_BASE + EDGES * EDGE_SLOTS
 
+_RINGS: Final = 256
+"""So many rings are taken back at once; there are hardly ever more, and what is left wakes once more."""
 PAGE_MAGIC: Final = 0x3147_4150_5253_46
 LINK_DOWN: Final = 0
 LINK_UP: Final = 1
@@ -172,7 +174,7 @@ class Doorbell:
     def clear(self) -> None:
         """Take back the rings so far; look at the page AFTER this, not before."""
         try:
-            os.read(self._fd, 65536)
+            os.read(self._fd, _RINGS)
         except BlockingIOError:
             pass
 

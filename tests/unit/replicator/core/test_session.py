@@ -318,6 +318,30 @@ def test_a_synchronous_group_waits_for_its_peer_once_that_has_caught_up():
     assert "out-of-sync" in logs(couple.a)
 
 
+def test_an_ack_that_is_only_noted_does_what_the_event_does_and_any_other_is_left_to_it():
+    for state in State:
+        for sync_seq in (0, 10):
+            for link in (6, 7):
+                sessions = [Session(A, B, dials=True, rng=random.Random(1)) for _ in range(2)]
+                for session in sessions:
+                    session.state, session.link, session._sync_seq = state, 7, sync_seq
+                noted, told = sessions
+                if not noted.noted(link, (10, 9, 8), 5.0):
+                    assert noted.acked == (0, 0, 0) and noted.last_contact == 0.0
+                    continue
+                assert link == 7 and not told.handle(Acked(link, 10, 9, 8), 5.0)
+                assert told.state is noted.state is state
+                assert told.acked == noted.acked == (10, 9, 8)
+                assert told.last_contact == noted.last_contact == 5.0
+                assert {**vars(told), "_rng": 0, "_backoff": 0} == {**vars(noted), "_rng": 0, "_backoff": 0}
+
+
+def test_in_sync_an_ack_is_noted():
+    session = Session(A, B, dials=True, rng=random.Random(1))
+    session.state, session.link = State.SYNC_SOURCE, 7
+    assert session.noted(7, (10, 9, 8), 5.0)
+
+
 def test_split_stays_split_over_reconnects_until_a_resync():
     couple = Couple()
     couple.connect()
