@@ -419,6 +419,10 @@ class GroupHost:
         with self._pools.changing:
             service = self.get(which)
             removed = journalhost.remove(service.engine, path)
+        if removed["state"] == "released":
+            name = service.engine.state.name
+            kind, text = describe_event("journal-released", {"group": name, "path": removed["path"]})
+            self._events.add(kind, text, group=name)
         service.look_after()
         return removed
 

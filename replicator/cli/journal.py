@@ -89,7 +89,10 @@ def remove(here: Node, group: str, path: str, as_json: bool) -> None:
     """
     which = path if path.isdecimal() else os.path.abspath(path)
     removed = here.target("group.remove_journal", group=group, path=which, wait_s=60)
-    emit(as_json, removed, f"{removed['path']} is leaving the journal of group {group}")
+    said = "{} is leaving the journal of group {}"
+    if removed["state"] == "released":
+        said = "{} is no part of the journal of group {} any more"
+    emit(as_json, removed, said.format(removed["path"], group))
 
 
 @journal.command()

@@ -54,6 +54,19 @@ def test_a_file_joins_a_journal_and_leaves_it_again(target: TargetProcess) -> No
     refused(target, REFUSED, "too small", "group.remove_journal", group="g", path="0")
 
 
+def test_a_file_in_which_nothing_lies_is_given_up_at_once(target: TargetProcess) -> None:
+    group(target)
+    extra = target.base / "extra"
+    target.call("group.add_journal", group="g", path=str(extra), size=20 * MIB)
+    target.call("group.disarm", group="g", peer=PEER)
+    target.call("group.remove_journal", group="g", path=str(extra))
+    wait_until(lambda: not extra.exists(), "the file is released", 5)
+    target.call("group.add_journal", group="g", path=str(extra), size=40 * MIB)
+    assert target.call("group.remove_journal", group="g", path=str(extra))["state"] == "released"
+    assert not extra.exists() and [one[2] for one in files(target)] == ["in use"]
+    assert [e["kind"] for e in target.call("events.list")].count("group.journal-released") == 2
+
+
 def test_a_full_journal_goes_on_when_a_file_is_added(target: TargetProcess) -> None:
     group(target, on_full="fail")
     handle = target.connect("v")

@@ -128,6 +128,17 @@ def test_a_peer_that_holds_the_group_already_would_make_a_cycle(fan: Three) -> N
     assert [one["peer_name"] for one in b.call("pair.list")] == ["alpha"]
 
 
+def test_a_takeover_names_the_node_that_fed_the_lost_one(fan: Three) -> None:
+    a, b, c = fan
+    complete(c, a)
+    assert until(lambda: a.call("pair.show", group="app", peer="gamma")["connected"])
+    a.target.groups[UUID].update(role="secondary", upstream=b.node_id)
+    [fed] = [one for one in c.call("takeover.plan", group="app")["others"] if one["peer"] == "beta"]
+    assert "see first whether it is alive" in fed["means"]
+    a.target.groups[UUID].update(role="primary", upstream="")
+    assert "see first" not in str(c.call("takeover.plan", group="app")["others"])
+
+
 def test_a_switchover_on_the_primary_names_the_peer(fan: Three) -> None:
     a, _, _ = fan
     with pytest.raises(BadInput, match="name the peer"):
