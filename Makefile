@@ -5,6 +5,7 @@ SEED ?= 1
 RUNS ?= 100
 KIND ?= both
 STATES ?= 3000000
+BACKLOG_MIB ?= 6144
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ explore: setup ## STATES= crashed pools from SEED= on, each opened and checked
 night: setup ## explore until the book of all nights, .explored.jsonl, has STATES= of this code
 	$(PY) -m tests.testing.explorenight --seed $(SEED) --states $(STATES)
 
+backlog: setup ## a journal of BACKLOG_MIB= (6144) filled with the link cut, both nodes killed, drained in order (root)
+	FARSTRIPE_BACKLOG_MIB=$(BACKLOG_MIB) $(PY) -m pytest -q -s -p no:xdist tests/system/test_backlog.py
+
 demo: ## two nodes, a crash, a takeover and the way back (root)
 	scripts/demo
 
@@ -39,5 +43,5 @@ man: setup ## the manual, docs/man/*.8, from the command tree and replicator/cli
 lint: setup ## ruff, mypy, shellcheck; what is not installed is named and skipped
 	scripts/lint
 
-.PHONY: help setup check test sim explore night demo bench man lint
+.PHONY: help setup check test sim explore night backlog demo bench man lint
 .DEFAULT_GOAL := help

@@ -9,6 +9,8 @@ tell whether its snapshots exist. So a half-taken image is offered to nobody.
 
 A group that makes no way towards the bound for STUCK_S ends the wait: the others go on, and the image is tried again
 when the next one is due. Nothing of all this keeps records from being received, or a takeover from being decided.
+A copy that can apply nothing because the pool is full gets the room of the images, at last that of the newest one; an
+image that a takeover goes back to stays in any case.
 
 What it does not do: decide how far groups may go (capture/sets.py), take over (standing.py goes back to an image).
 """
@@ -47,6 +49,10 @@ STOP_S = 2.0
 """How long followers that are in the middle of a batch are waited for."""
 RETRY_S = 1.0
 """How often a set that is no cut, or not followed here, is looked at again."""
+ROOM_S = 3.0
+"""How long older images are gone before the newest follows, when a copy can still apply nothing for want of room."""
+PAUSE_S = 60.0
+"""How long none is taken after that."""
 RETIRE_S = 5.0
 """How often images that somebody had open are looked at again."""
 Note = Callable[[str, str, str], None]
@@ -65,6 +71,8 @@ class _Work:
     retire_at: float = 0.0
     why: str = ""
     """Why the last image that was due was not taken, "" when it was."""
+    room_since: float | None = None
+    """When a copy was first found that can apply nothing for want of room; None: there is none."""
 
 
 class CycleHost:
@@ -136,6 +144,10 @@ class CycleHost:
                 self._sets.thaw(name)  # it was ended while an image was waited for
             work.bound_ns, work.why = 0, ""
             return
+        if self._wants_room(groups):
+            self._make_room(name, cycle, work, now)
+            return
+        work.room_since = None
         if work.bound_ns:
             self._go_on(name, cycle, groups, work, now)
         elif now >= work.due:
@@ -145,6 +157,25 @@ class CycleHost:
                 return
             work.bound_ns, work.seen, work.since = bound_ns, {}, now
             self._go_on(name, cycle, groups, work, now)
+
+    def _wants_room(self, groups: list[str]) -> bool:
+        """Whether a copy of the set can apply nothing because the pool is full."""
+        found = [service for uuid in groups if (service := self._find(uuid)) is not None]
+        return any(s.engine.wants_room and s.engine.state.role == SECONDARY for s in found)
+
+    def _make_room(self, name: str, cycle: Cycle, work: _Work, now: float) -> None:
+        """Give images up for a copy that stands still for want of room: older ones at once, the newest if that is not
+        enough. A copy that stands still makes its primary wait once the journals are full."""
+        if work.room_since is None:
+            work.room_since = now
+            self._sets.thaw(name)
+            work.bound_ns = 0
+        keep = 1 if now - work.room_since < ROOM_S else 0
+        if self._retire(name, Cycle(cycle.every_ms, keep)):
+            what = "older images are" if keep else "its images are all"
+            why = f"the pool is full: {what} given up, for what replication writes comes first"
+            self._give_up(name, cycle, work, now, why)
+        work.due = now + max(cycle.every_s, PAUSE_S)
 
     def _services(self, groups: list[str]) -> list[GroupService] | None:
         """The services of groups that all follow here, else None."""
@@ -250,12 +281,12 @@ class CycleHost:
         """Images all of whose snapshots exist."""
         return [one for one in book.images() if one.state == TAKEN and all(map(self._exists, one.snapshots))]
 
-    def _retire(self, name: str, cycle: Cycle) -> None:
+    def _retire(self, name: str, cycle: Cycle) -> bool:
         """Delete what is no longer kept: whole images beyond the newest, and what is left of others. One that somebody
-        has open stays until it is closed."""
+        has open stays until it is closed. Returns whether any could go."""
         if name not in self._books:
-            return
-        book = self._books[name]
+            return False
+        book, before = self._books[name], len(self._books[name].images())
         with self._lock:
             decided = self._sets.decided_cycle(name)  # under the lock under which one is decided
             whole = {image.n for image in self._whole(book)}
@@ -264,6 +295,7 @@ class CycleHost:
             for image in book.images():
                 if image.state == TAKEN and (image.n in gone or image.n not in whole) and image.n != decided:
                     self._delete(book, image)
+            return len(book.images()) < before
 
     def _delete(self, book: CycleBook, image: Image) -> None:
         routes = [self._exports.get(name) for name in image.snapshots if self._exists(name)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from nbdplugin.routes import VolumeRoute, group_slots, pool_slots
+from nbdplugin.routes import ReadGuard, VolumeRoute, group_slots, pool_slots
 from replicator.capture.service import GroupService
 from replicator.capture.state import FRESH, OK, PRIMARY, RESYNC, SECONDARY
 from replicator.core.errors import NotFound, Refused
@@ -94,7 +94,13 @@ class Exports:
     def join_group(self, volumes: Mapping[str, int], service: GroupService) -> None:
         """Send the requests of these volumes (name -> index in the group) through its service from now on."""
         for name, index in volumes.items():
-            self.get(name).switch(group_slots(service, index), service, index)
+            join(self.get(name), service, index)
+
+    def guard_reads(self, service: GroupService, on: bool) -> None:
+        """Guard the reads of the group's volumes, or no longer; see GuardedReads.install."""
+        for route in self.routes():
+            if route.group is service:
+                route.guard_reads(ReadGuard(service.reads, route.index) if on else None)
 
     def block(self, names: list[str], why: str) -> None:
         """Serve these volumes read-only and let nothing change them; `why` is told to whoever tries."""
@@ -107,6 +113,18 @@ class Exports:
         for name in names:
             route = self.get(name)
             route.switch(pool_slots(route.volume, partial(sync, route.volume)), None, 0)
+            route.guard_reads(None)
+
+
+def join(route: VolumeRoute, service: GroupService, index: int) -> None:
+    """Send the requests of a volume through the service of its group from now on."""
+
+    def guard() -> None:
+        route.guard_reads(ReadGuard(service.reads, index) if service.reads.on else None)
+
+    guard()  # before its first write that waits
+    route.switch(group_slots(service, index), service, index)
+    guard()  # it was not the group's yet if that has changed meanwhile
 
 
 def writable(route: VolumeRoute) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
     "journal-lost": "{reason}; from now on only block numbers are kept, until the journal is replaced",
+    "journal-damaged": "a record in the journal is damaged ({reason}): the volumes hold it, and peers that lack it follow "
+    "by difference",
     "journal-filling": "{percent} % of the journal is used{when}",
     "journal-relieved": "no more than {percent} % of the journal is used now",
     "journal-released": "{path} is no part of the journal any more",

@@ -21,6 +21,7 @@ import json
 import shutil
 import uuid as uuids
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,24 @@ class GroupHost:
         for service in self._services.values():
             service.end_waits()
 
-    def sync_tracking(self) -> None:
-        """Durable: what every group knows of changes so far. Before marks of the pool's intent log are cleared."""
-        for service in list(self._services.values()):
-            service.engine.sync_tracking()
+    def sync_tracking(self) -> set[str]:
+        """Durable: what every group knows of changes so far. Before marks of the pool's intent log are cleared.
 
-    def close(self) -> None:
-        """Stop every group. Durable: everything of them."""
+        Returns the volumes of which that is not so: their groups have failed, or could not be opened, and know what
+        changed by the marks alone, which have to stay until they are open again.
+        """
+        kept = {str(v["name"]) for broken in list(self._broken.values()) for v in broken["volumes"]}
+        for service in list(self._services.values()):
+            if not service.engine.sync_tracking():
+                kept.update(str(v["name"]) for v in service.engine.state.volumes)
+        return kept
+
+    def close(self) -> set[str]:
+        """Stop every group. Durable: everything of those that stop in order.
+
+        Returns the volumes of the others, for which marks of the pool's intent log have to stay.
+        """
+        kept = {str(v["name"]) for broken in self._broken.values() for v in broken["volumes"]}
         self.cuts.stop()
         for service in self._services.values():
             try:
@@ -172,7 +184,10 @@ class GroupHost:
             except Exception as exc:  # outermost: the other groups are stopped in order all the same
                 name = service.engine.state.name
                 self._events.add("group.unclean", f"group {name} was not stopped in order: {exc}", group=name)
+            if service.engine.failed or not service.engine.state.clean:
+                kept.update(str(v["name"]) for v in service.engine.state.volumes)
         self.cuts.close()
+        return kept
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +231,9 @@ class GroupHost:
             kind, text = describe_event(what, detail)
             self._events.add(kind, text, **detail)
 
-        return GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
+        service = GroupService(engine, own, edge_bell, note, WriteRates(self._dir / uuid / "rates"), self._crowd)
+        service.reads.install = partial(self._exports.guard_reads, service)
+        return service
 
     def _make_files(self, directory: Path, listed: dict[str, Any], journal_bytes: int, journal_path: str | None) -> int:
         """Make the files of a new group; returns the size of the journal in bytes."""
@@ -402,6 +419,10 @@ class GroupHost:
         with self._pools.changing:
             service = self.get(which)
             removed = journalhost.remove(service.engine, path)
+        if removed["state"] == "released":
+            name = service.engine.state.name
+            kind, text = describe_event("journal-released", {"group": name, "path": removed["path"]})
+            self._events.add(kind, text, group=name)
         service.look_after()
         return removed
 
@@ -442,8 +463,8 @@ class GroupHost:
                 f"{name}), and then, or if there is none, repeat with --force: everything is copied then",
             )
         service = self._open_one(broken["uuid"], give_up_journal=True)
-        del self._broken[broken["uuid"]]
         self._begin(service)
+        del self._broken[broken["uuid"]]
         return service
 
     @staticmethod

@@ -90,6 +90,7 @@ class GroupVolumes:
         here = {r.name for r in self._exports.routes() if r.group is service}
         self._exports.join_group({name: index for name, index in wanted.items() if name not in here}, service)
 
+
 def allocated(pools: PoolHost, name: str) -> int:
     """Bytes that a volume has taken from the pool."""
     return next(int(v["allocated"]) for v in pools.status()["volumes"] if v["name"] == name)

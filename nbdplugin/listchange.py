@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbdplugin.exports import Exports, refuse_if_open, refuse_if_writers
+from nbdplugin.exports import Exports, join, refuse_if_open, refuse_if_writers
 from nbdplugin.groupvolumes import allocated, in_the_way
-from nbdplugin.routes import group_slots
 from replicator.capture import volumeset
 from replicator.capture.state import PRIMARY
 from replicator.core.errors import BadInput, NotFound, Refused
@@ -37,7 +36,7 @@ def add(groups: GroupHost, pools: PoolHost, exports: Exports, which: str, name: 
         refuse_if_writers(route, "added to a group")
         groups.check_extent(state.name, [*(v["size"] for v in state.volumes), route.volume.size])
         index = volumeset.reserve(service.engine)
-        route.switch(group_slots(service, index), service, index)
+        join(route, service, index)
         try:
             if state.edges and allocated(pools, name):
                 raise Refused(

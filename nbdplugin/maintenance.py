@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from nbdplugin.poolhost import PoolHost
@@ -26,8 +26,9 @@ MOVE_SHARE = 0.5
 class Maintenance:
     """The threads; `start` once, `stop` once."""
 
-    def __init__(self, pools: PoolHost, events: EventLog, before_clear: Callable[[], None]) -> None:
-        """before_clear: makes durable what groups know of changes, before intent marks that cover them go."""
+    def __init__(self, pools: PoolHost, events: EventLog, before_clear: Callable[[], Collection[str]]) -> None:
+        """before_clear: makes durable what groups know of changes, before intent marks that cover them go; returns the
+        volumes whose marks have to stay."""
         self._pools = pools
         self._before_clear = before_clear
         self._events = events

@@ -2,13 +2,14 @@
 
 A program that has NBD, and neither a shell on the node nor its control socket, writes one line to it:
 
-    NAME GROUP[,GROUP@NODE…] [DEADLINE_S] [hosts]
+    NAME GROUP[,GROUP@NODE…] [DEADLINE_S] [hosts] [received]
 
 and a zero byte or a line feed after it. The write is answered when the marker is made in every group, or with an error
 when it is not; what is read from the export afterwards is the outcome as JSON, padded with zeroes. The export is in no
 group, so no hold parks it: an instruction can be given while writes of the groups wait (seed 001 [0084]). Hooks
 cannot be given here: they are commands, and NBD has no password. With the word "hosts" the linked hosts hold their
-writes (replicator.daemon.hosthold), by the commands that the operator has given.
+writes (replicator.daemon.hosthold), by the commands that the operator has given. With "received" the write is answered
+when every node that a primary of the groups feeds has the marker.
 
 What a marker is, and who makes it: replicator.daemon.markers; this asks the node's replicator as the command line does.
 """
@@ -25,7 +26,7 @@ from replicator.core.errors import BadInput, to_map
 
 NAME = ".marker"
 SIZE = 4096
-BY_HOSTS = "hosts"
+BY_HOSTS, RECEIVED = "hosts", "received"
 MORE_S = 60.0
 """Patience with the replicator beyond the marker's own deadline."""
 
@@ -36,7 +37,9 @@ class MarkerDoor:
     """Stands where a volume's route does. `ask(op, timeout_s, **args)` asks the replicator."""
 
     name = NAME
-    description = "write 'NAME GROUP[,GROUP@NODE...] [DEADLINE_S] [hosts]' and a line feed here to make a marker"
+    description = (
+        "write 'NAME GROUP[,GROUP@NODE...] [DEADLINE_S] [hosts] [received]' and a line feed here to make a marker"
+    )
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -92,14 +95,15 @@ def parse(raw: bytes, offset: int) -> dict[str, Any]:
     """Return the arguments of marker.create in what was written. Raises BadInput with errno EINVAL."""
     line = raw.split(b"\0", 1)[0].split(b"\n", 1)[0]
     words = line.decode("utf-8", "replace").split()
-    by_hosts = len(words) > 2 and words[-1] == BY_HOSTS
-    if by_hosts:
-        words.pop()
+    received = len(words) > 2 and words[-1] == RECEIVED and bool(words.pop())
+    by_hosts = len(words) > 2 and words[-1] == BY_HOSTS and bool(words.pop())
     if offset or not 2 <= len(words) <= 3:
         raise _bad(f"{line[:60]!r} at byte {offset} is no instruction for a marker")
     args: dict[str, Any] = {"name": words[0], "groups": [group for group in words[1].split(",") if group]}
     if by_hosts:
         args["hold"] = BY_HOSTS
+    if received:
+        args["received"] = True
     if len(words) == 3:
         try:
             args["deadline_s"] = float(words[2])

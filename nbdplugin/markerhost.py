@@ -79,7 +79,8 @@ class MarkerHost:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def listing(self, groups: Sequence[GroupService]) -> list[dict[str, Any]]:
-        """Every group's entries: {group, uuid, role, suspended, entries}."""
+        """Every group's entries: {group, uuid, role, copy, suspended, highest, entries}. Numbers above `highest` are
+        new."""
         return [
             {
                 "group": service.engine.state.name,
@@ -87,6 +88,7 @@ class MarkerHost:
                 "role": service.engine.state.role,
                 "copy": service.engine.state.copy,
                 "suspended": service.engine.limit_seq,
+                "highest": self.marking.highest(service.engine.state.uuid, book),
                 "entries": book.entries(),
             }
             for service, book in self.booked(groups)

@@ -197,9 +197,11 @@ def pread(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
     if get_ident() not in h.states:
         _begin(h)
     try:
-        h.route.read(buf, offset)
+        waited = h.route.read(buf, offset)
     except Exception as exc:  # outermost: becomes the NBD error
         raise _fail(exc, h) from None
+    if waited:
+        h.departure.before_late_answer()
 
 
 def pwrite(h: Handle, buf: memoryview, offset: int, flags: int) -> None:
@@ -250,6 +252,7 @@ def extents(h: Handle, count: int, offset: int, flags: int) -> list[tuple[int, i
         found = h.route.extents(offset, count)
     except Exception as exc:  # outermost: becomes the NBD error
         raise _fail(exc, h) from None
+    h.departure.before_late_answer()
     result: list[tuple[int, int, int]] = []
     at = offset
     for length, allocated in found:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -433,10 +433,10 @@ class PoolHost:
             self._events.add("pool.check_failed", f"pool check: {problem}")
         return report
 
-    def close(self) -> None:
-        """Durable: everything, and the pool is marked clean."""
+    def close(self, kept: Collection[str] = ()) -> None:
+        """Close the pool. Durable: everything, and that it is clean, unless there are marks to be `kept` (Pool.close)."""
         if self.pool is not None:
-            self.pool.close()
+            self.pool.close(kept)
 
 
 def _read_members(path: Path) -> list[str] | None:

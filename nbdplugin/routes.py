@@ -8,6 +8,9 @@ a copy that starts then could miss it. So `switch` first puts parking functions 
 thread is inside an older request, then installs the new functions and lets the parked ones go on. The hot path pays
 nothing for this: who is inside is read from the interpreter's stacks, which only `switch` does.
 
+Reads need no such care, but for one change: when writes begin to wait for a peer, reads begin to look whether what they
+saw still waits (`guard_reads`), and those that began without that look have ended before it counts.
+
 Statistics look at a volume for a moment now and then: `watch` puts functions that note each request around those in the
 slots, `unwatch` takes them off again. In between the hot path pays nothing.
 
@@ -65,11 +68,42 @@ class Slots(NamedTuple):
     flush: Callable[[], object]
 
 
+class ReadGuard(NamedTuple):
+    """Of one volume of a group: after each read it waits until what was read may be told (GuardedReads)."""
+
+    reads: Any
+    """The group's GuardedReads."""
+    volume: int
+    """The volume's index in it."""
+
+    def around_read(self, reader: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        """Return `reader` with that wait behind it; its result says whether it waited, so that it answers late."""
+        unanswered, settle, volume = self.reads.unanswered, self.reads.settle, self.volume
+
+        def read(buf: Buffer, off: int) -> object:
+            reader(buf, off)
+            return settle(volume, off, len(buf)) if unanswered else False
+
+        return read
+
+    def around_extents(self, extents: Callable[[int, int], Any]) -> Callable[[int, int], Any]:
+        """Likewise: where zeroes are is contents, too."""
+        unanswered, settle, volume = self.reads.unanswered, self.reads.settle, self.volume
+
+        def told(off: int, length: int) -> Any:
+            found = extents(off, length)
+            if unanswered:
+                settle(volume, off, length)
+            return found
+
+        return told
+
+
 class VolumeRoute:
     """One volume as its clients see it."""
 
     __slots__ = (
-        "_parked", "_parking_codes", "_reader", "_slots", "_switching",
+        "_bare", "_guard", "_parked", "_parking_codes", "_reader", "_slots", "_switching",
         "blocked", "extents", "flush", "frozen", "group", "index", "name", "read", "readers", "trim",
         "volume", "write", "write_fua", "writers", "zero",
     )  # fmt: skip
@@ -92,7 +126,7 @@ class VolumeRoute:
         self._switching = threading.Lock()
         self._parked: threading.Event | None = None
         self._parking_codes: frozenset[CodeType] = frozenset()
-        self.extents = volume.extents
+        self._guard: ReadGuard | None = None
         self._slots = slots
         self.read_by(volume.pread_into)
         self._install(slots)
@@ -101,9 +135,43 @@ class VolumeRoute:
         self.write, self.write_fua, self.zero, self.trim, self.flush = slots
 
     def read_by(self, reader: Callable[[Any, int], Any]) -> None:
-        """Send reads to `reader` from now on."""
+        """Send reads to `reader` from now on; a guard stays around it."""
         with self._switching:
-            self._reader = self.read = reader
+            self._bare = reader
+            self._set_reader()
+
+    def _set_reader(self) -> None:
+        guard = self._guard
+        self._reader = self._bare if guard is None else guard.around_read(self._bare)
+        self.extents = self.volume.extents if guard is None else guard.around_extents(self.volume.extents)
+        if self._parked is None:
+            self.read = self._reader
+
+    def guard_reads(self, guard: ReadGuard | None, timeout_s: float = 30.0) -> None:
+        """Put `guard` around reads, None for nothing, and return when no read is under way that began without it.
+
+        Raises TimedOut, with nothing changed, when one does not end within `timeout_s` seconds.
+        """
+        with self._switching:
+            if guard == self._guard:
+                return
+            before, self._guard = self._guard, guard
+            gate = threading.Event()
+
+            def read(buf: Buffer, off: int) -> object:
+                gate.wait()
+                return self._reader(buf, off)
+
+            try:
+                if guard is not None and self._parked is None:
+                    self.read = read
+                    self._wait_until_idle(frozenset({read.__code__}), time.monotonic() + timeout_s, reading_codes)
+            except TimedOut:
+                self._guard = before
+                raise
+            finally:
+                self._set_reader()
+                gate.set()
 
     def watch(self, around_read: Around, around_write: Around | None) -> None:
         """Call `around_read(f)` instead of f for every read until unwatch(), and likewise for writes.
@@ -171,7 +239,7 @@ class VolumeRoute:
             parked, codes = self._parking(gate)
             self._install(parked)
             try:
-                self._wait_until_idle(codes, time.monotonic() + timeout_s)
+                self._wait_until_idle(codes, time.monotonic() + timeout_s, watched_codes)
             except TimedOut:
                 self._install(before)
                 raise
@@ -206,9 +274,9 @@ class VolumeRoute:
         functions = (write, write_fua, zero, trim, flush)
         return Slots(*functions), frozenset(f.__code__ for f in functions)
 
-    def _wait_until_idle(self, parked: frozenset[CodeType], deadline: float) -> None:
+    def _wait_until_idle(self, parked: frozenset[CodeType], deadline: float, watched: set[CodeType]) -> None:
         pause_s = 0.0005
-        while self._someone_inside(parked, watched_codes):
+        while self._someone_inside(parked, watched):
             if time.monotonic() > deadline:
                 raise TimedOut(f"a request to volume {self.name} does not end", "see 'farstripe status'")
             time.sleep(pause_s)

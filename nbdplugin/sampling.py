@@ -77,13 +77,14 @@ class Watch:
         requests, note, full, most, clock = self.requests, self.requests.append, self._full, ROUND_REQUESTS, monotonic
 
         def around(inner: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
-            def request(buf: Any, off: int) -> None:
+            def request(buf: Any, off: int) -> Any:
                 began = clock()
-                inner(buf, off)
+                result = inner(buf, off)
                 if len(requests) < most:
                     note((off, len(buf), began, clock(), is_read))
                 else:
                     full()
+                return result
 
             return request
 

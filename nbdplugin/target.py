@@ -212,7 +212,7 @@ class Target:
     def close(self) -> None:
         """Close everything, after the last connection ended.
 
-        Durable: pool and groups are marked clean, so the next start recovers nothing.
+        Durable: pool and groups are marked clean, so the next start recovers nothing; but for groups that have failed.
         """
         if self._closed:
             return
@@ -224,10 +224,11 @@ class Target:
         self.maintenance.stop()
         self.scrubber.stop()
         self.together.stop()
-        self.groups.close()
-        self.pools.close()
+        kept = self.groups.close()
+        self.pools.close(kept)
         self.events.add("node.stopped", f"target of node {self.config.name} stopped")
         self.events.close()
         with contextlib.suppress(FileNotFoundError):
             (self.run_dir / "target.pid").unlink()
-        print("farstripe-target: stopped, everything marked clean", file=sys.stderr, flush=True)
+        left = f", but for {', '.join(sorted(kept))}" if kept else ""
+        print(f"farstripe-target: stopped, everything marked clean{left}", file=sys.stderr, flush=True)

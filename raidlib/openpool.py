@@ -10,10 +10,11 @@ serialised by one lock, `_admin`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from raidlib import readd, recovery
 from raidlib.allocator import Allocator
+from raidlib.areamap import area_of, group_of
 from raidlib.blockfile import BlockFile
 from raidlib.errors import NotFound
 from raidlib.ledger import Ledger
@@ -109,16 +110,17 @@ class OpenPool:
         """Ranges (offset, length) by volume that the last unclean stop may have left different from another copy.
 
         The marks behind them stay on the members until clear_intents() is first called: call that only once the ranges
-        have been taken over durably, and a second crash loses nothing.
+        have been taken over durably, or name the volumes for which they have not; then a second crash loses nothing.
         """
         return self._unclean
 
-    def clear_intents(self, settle: Callable[[], None] | None = None) -> int:
+    def clear_intents(self, settle: Callable[[], Collection[str]] | None = None) -> int:
         """Clear the marks of regions not written to since the call before; return how many. Syncs if there are any.
 
         settle: called before the marks go; whoever relies on `unclean_ranges` to know what changed makes its own notes
-        of all writes before the call durable there. Meant to be called every few seconds. Raises MediumError and what
-        settle raises (then no mark is cleared). Durable: everything written before, if it synced.
+        of all writes before the call durable there, and returns the names of volumes for which it could not: their
+        marks stay. Meant to be called every few seconds. Raises MediumError and what settle raises (then no mark is
+        cleared). Durable: everything written before, if it synced.
         """
         groups = list(self._groups)
         with self._ledger.map_lock:
@@ -132,11 +134,14 @@ class OpenPool:
         if not any(idle) and not idle_blocks:
             return 0
         self._wait_at_gates()
-        if settle is not None:
-            settle()
+        kept = settle() if settle is not None else ()
         self.sync()
         cleared = 0
-        for group, regions in zip(groups, idle, strict=True):
+        with self._ledger.lock:
+            stay, stay_blocks = self._marks_of(kept)
+        idle_blocks = [block for block in idle_blocks if block not in stay_blocks]
+        for group, cool in zip(groups, idle, strict=True):
+            regions = [region for region in cool if (group.index, region) not in stay]
             readd.note_missed(group, self._ledger, regions)
             cleared += group.intents.clear(regions)
         with self._ledger.lock:
@@ -156,6 +161,16 @@ class OpenPool:
     @property
     def _allocators(self) -> dict[int, Allocator]:
         return self._space.allocators
+
+    def _marks_of(self, names: Collection[str]) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """The (RAID group, region) in which areas of these volumes are, and their touched blocks. Call under the ledger's
+        lock."""
+        volumes = [volume.info for name, volume in self._volumes.items() if name in names]
+        state = self._ledger.state
+        places = {place for info in volumes for _, place in info.areas.items()}
+        regions = {(group_of(place), area_of(place) // state.groups[group_of(place)].region_areas) for place in places}
+        ids = {info.id for info in volumes}
+        return regions, {block for block in self._touched if block[0] in ids}
 
     def _refresh(self, index: int) -> None:
         group = self._space.groups.get(index)

@@ -11,7 +11,7 @@ serialised by one lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,11 @@ class Pool(PoolImages, PoolGroups, PoolMembers):
                 file.close()
             raise
 
-    def close(self) -> None:
+    def close(self, kept: Collection[str] = ()) -> None:
         """Wait for calls in flight, sync, and record that the pool is clean. Raises MediumError; the files are closed.
 
-        Durable: everything.
+        kept: volumes of somebody who could not take over what their marks tell; see clear_intents. When there are any,
+        these stay, and the pool is not called clean. Durable: everything.
         """
         with self._admin:
             if self._closed:
@@ -140,14 +141,18 @@ class Pool(PoolImages, PoolGroups, PoolMembers):
                     volume.retire()
                 ledger.sync_members()
                 self._scrubs.close()
+                with ledger.lock:
+                    stay, stay_blocks = self._marks_of(kept)
                 for group in self._groups:
                     with group.intents.lock:
                         group.intents.cool()
-                    readd.note_missed(group, ledger, group.intents.marked())
-                    group.intents.clear(group.intents.marked())
+                    gone = [region for region in group.intents.marked() if (group.index, region) not in stay]
+                    readd.note_missed(group, ledger, gone)
+                    group.intents.clear(gone)
                 with ledger.lock:
-                    ledger.state.touched.clear()
-                    ledger.state.clean = True
+                    ledger.state.touched.intersection_update(stay_blocks)
+                    marked = any(group.intents.marked() for group in self._groups)
+                    ledger.state.clean = not (marked or ledger.state.touched)
                     ledger.commit()
             finally:
                 ledger.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 from replicator.capture.engine import GroupEngine
 from replicator.capture.retention import freed_off
-from replicator.capture.state import DIVERGED, JOURNAL, OK, SECONDARY, Edge
+from replicator.capture.state import DIVERGED, JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import BadInput, NotFound, Refused
 from replicator.journal.page import (
     DROPS,
@@ -170,6 +170,18 @@ def follow(engine: GroupEngine, peer: str) -> None:
             engine.commit({edge.slot: fed_by()}, upstream=edge.peer, **whole)
 
 
+def note_source(engine: GroupEngine, peer: str, seq: int) -> None:
+    """Keep that `peer`, which feeds this node, has all records up to `seq` on stable storage.
+
+    Should it lack some of them later, it did not lose them with its power. Does nothing when this node is not fed by
+    it, or its own copy is not complete. Durable.
+    """
+    with engine.lock:
+        state, told = engine.state, [peer, min(seq, engine.pos)]
+        if state.role == SECONDARY and state.copy == OK and state.upstream == peer and state.source_durable != told:
+            engine.commit(source_durable=told)
+
+
 def fed_by() -> dict[str, Any]:
     """What an edge becomes when its peer feeds this node."""
     return {
@@ -206,6 +218,8 @@ def set_sync(engine: GroupEngine, edge: Edge, on: bool) -> dict[str, Any]:
         feeds = edge in state.downstream and not edge.dropped and state.mode == JOURNAL
         wanted = on and edge.mode == "sync" and feeds
         degraded = not wanted and (edge.degraded or (edge.sync_on and edge.mode == "sync"))
+        if wanted and not edge.sync_on and state.role == PRIMARY:
+            engine.unanswered.take_stock(engine, (*engine.waits, edge))
         if (edge.sync_on, edge.degraded) != (wanted, degraded):
             engine.commit({edge.slot: {"sync_on": wanted, "degraded": degraded}})
         return {"seq": engine.pos, "sync_on": edge.sync_on}

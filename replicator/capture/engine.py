@@ -37,7 +37,8 @@ from replicator.capture.facts import facts_of
 from replicator.capture.limits import Waiting
 from replicator.capture.numbers import Numbers
 from replicator.capture.retention import Marks
-from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, UNTRACKED, Edge, GroupState, StateFile
+from replicator.capture.state import BITMAP, JOURNAL, PRIMARY, SECONDARY, UNTRACKED, Edge, GroupState, StateFile
+from replicator.capture.unanswered import Unanswered
 from replicator.core.errors import FarstripeError, MediumError, Refused
 from replicator.core.numbering import Arrival
 from replicator.core.records import (
@@ -161,6 +162,8 @@ class GroupEngine:
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
         self.apply_error = ""
+        self.wants_room = False
+        """The pool is full, and so nothing is applied: see apply_error."""
         self.list_in_doubt = 0
         """A change of the list was said and could not be synced (volumeset.py): the next index of a volume; else 0."""
         self.full_for: dict[int, int] = {}
@@ -168,7 +171,8 @@ class GroupEngine:
         wait or fail while it is there."""
         self.applied_in_part = 0
         """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count as
-        applied: a former life was applying them, or the pool refused one half way."""
+        applied: a former life was applying them, or the pool refused one half way. 0 once other records have taken
+        their numbers."""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()
         """Places in the journal, for retention."""
@@ -190,6 +194,7 @@ class GroupEngine:
         """Slots of the edges over which records flow."""
         self.waits: tuple[Edge, ...] = ()
         """The edges whose peers a host write waits for."""
+        self.unanswered = Unanswered()
         self._sleepers: tuple[tuple[int, int], ...] = ()
         self.unjournaled = 0
         """Times that journaling began while the pool held changes which no record tells of."""
@@ -242,11 +247,15 @@ class GroupEngine:
         else:
             self._admit = {UNTRACKED: _PLAIN, JOURNAL: _JOURNALING, BITMAP: _BITMAPPING}[state.mode]
         self.waits = tuple(e for e in state.edges if e.sync_on) if state.role == PRIMARY else ()
+        if not self.waits:
+            self.unanswered.entries.clear()
         self._sleepers = tuple((edge_slot(e.slot, EDGE_ASLEEP), e.slot) for e in state.edges)
         self._u64[SYNC_ON] = sum(1 << e.slot for e in state.edges if e.sync_on)
 
     def _refusal(self) -> FarstripeError:
         name = self.state.name
+        if self.failed and self.failed_by_journal and self.state.role == SECONDARY:
+            return MediumError(f"group {name} has failed: {self.failed}", f"farstripe group journal replace {name}")
         if self.failed:
             return MediumError(f"group {name} has failed: {self.failed}", "take over on the peer, or restart this node")
         return Refused(
@@ -311,7 +320,7 @@ class GroupEngine:
         state.last_time_ns = max(self._last_time, self.applied_time_ns)
         try:
             self.state_file.save(state)
-            self._u64[STATE_GEN] += 1
+            self._u64[STATE_GEN] = self.state_file.generation
         except OSError as e:
             self._seal(f"its state cannot be written: {e}", write_down=False)
             raise MediumError(f"state of group {self.state.name} cannot be written: {e}", "check the disk") from e
@@ -482,13 +491,19 @@ class GroupEngine:
             if u64[DURABLE_SEQ] < seq and u64[INCARNATION] == incarnation:
                 u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
 
-    def sync_tracking(self) -> None:
-        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared."""
-        if self.failed or self.state.mode == UNTRACKED:
-            return
+    def sync_tracking(self) -> bool:
+        """Durable: the records and bitmap bits of every change so far. Before marks of the intent log are cleared.
+
+        Returns False when the group has failed, and nothing of that can be: then the marks have to stay.
+        """
+        if self.failed:
+            return False
+        if self.state.mode == UNTRACKED:
+            return True
         if self.state.mode == JOURNAL and not self.state.journal_error:  # else nothing was received since it had one
             self.sync_journal()
         self.bitmaps.sync()
+        return True
 
     # -- the sequence ---------------------------------------------------------------------------------------------
 
@@ -524,6 +539,8 @@ class GroupEngine:
                 self.journal.append(header, payload, seq, epoch)
             except OSError as e:
                 raise self.lose_journal(f"its journal cannot be written: {e}") from e
+            if self.waits:
+                self.unanswered.add(seq, volume, offset, length, flags)
             self._inflight.add(seq)
             self.last_host_seq = seq
             return seq
@@ -680,6 +697,8 @@ class GroupEngine:
             except OSError as e:
                 raise self.lose_journal(f"its journal cannot be written: {e}") from e
             self._maps[volume].clear_covered(TODO, offset, length)
+            if of_host_write and self.waits:
+                self.unanswered.add(seq, volume, offset, length, 0)
             return True
 
     def _compensate(self, volume: int, offset: int, length: int, error: BaseException) -> None:

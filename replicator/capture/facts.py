@@ -15,6 +15,7 @@ from replicator.journal.page import (
     EDGE_LINK,
     EDGE_RECEIVED_SEQ,
     EDGE_TREE_DURABLE,
+    EDGE_WANTS,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
@@ -62,7 +63,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
             "head_off": u64[HEAD_OFF],
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
-            "error": state.journal_error or engine.journal_lost,
+            "error": state.journal_error or engine.journal_lost or _lost_here(engine),
             "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
             "files": files_facts(engine.journal),
         },
@@ -73,6 +74,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "todo_blocks": todo,
         "todo_bytes": todo << 16,
         "upstream": state.upstream,
+        "source_durable": _source_durable(engine, edge),
         "edges": [_edge(engine, e) for e in state.edges],
         "last_write": min(engine.last_host_seq, u64[HEAD_SEQ]),
         "last_write_time_ns": engine._last_time,
@@ -100,9 +102,20 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
     }
 
 
+def _lost_here(engine: GroupEngine) -> str:
+    """Why a copy failed that has lost nothing but its journal."""
+    return engine.failed if engine.failed_by_journal and engine.state.role == SECONDARY else ""
+
+
 def _streams(engine: GroupEngine, edge: Edge | None) -> bool:
     """Whether the journal is kept for the peer."""
     return engine.state.mode == JOURNAL and not (edge is not None and edge.dropped)
+
+
+def _source_durable(engine: GroupEngine, edge: Edge | None) -> int:
+    """Up to which seq the peer is known to have had the records on stable storage, 0 when nothing is known."""
+    told = engine.state.source_durable
+    return int(told[1]) if told and edge is not None and edge.peer == told[0] else 0
 
 
 def _peer(engine: GroupEngine, edge: Edge | None, what: int) -> int:
@@ -153,6 +166,7 @@ def _edge(engine: GroupEngine, edge: Edge) -> dict[str, Any]:
         "durable_off": EDGE_DURABLE_OFF,
         "tree_durable": EDGE_TREE_DURABLE,
         "link": EDGE_LINK,
+        "wants": EDGE_WANTS,
     }
     return {
         **vars(edge),

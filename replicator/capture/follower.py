@@ -18,7 +18,7 @@ from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, NEVER, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.epochs import counter_of, tag_of
-from replicator.core.errors import IntegrityError
+from replicator.core.errors import FarstripeError, IntegrityError
 from replicator.core.numbering import Arrival
 from replicator.core.records import (
     DATA_KINDS,
@@ -55,8 +55,9 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
     limit_bytes: 0 for what is best.
 
     On a primary it does nothing, except at start-up: there hosts change the pool, and redo would undo their writes.
-    Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and
-    IntegrityError when the journal's bytes have rotted.
+    Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and when
+    the journal's bytes have rotted, for which a copy fails as for a medium that cannot be written (IntegrityError at
+    start-up).
     """
     with engine.apply_lock:
         if engine.state.role != SECONDARY and not engine.recovering:
@@ -88,10 +89,7 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
                 engine.journal.read_into(view, at)
                 records = iter_run(view)
         except BadRecord as e:
-            raise IntegrityError(
-                f"journal of group {engine.state.name} is damaged at offset {at}: {e}",
-                "split the pair and resync it; the pool still holds the last consistent image",
-            ) from e
+            raise _damaged(engine, at, e) from e
         if limited(engine):
             records = permitted(engine, at, records)
         if records and engine.preimages is not None and not engine.recovering:
@@ -100,6 +98,15 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
         if engine.state.torn_to:
             _mend(engine)
         return done
+
+
+def _damaged(engine: GroupEngine, at: int, error: BadRecord) -> FarstripeError:
+    """What to raise when the journal's bytes have rotted at `at`. A copy takes nothing more until it has a new journal:
+    the peer would go on to call safe what can never be applied here."""
+    if engine.state.role == SECONDARY and not engine.recovering:
+        with engine.lock:
+            return engine.lose_journal(f"its journal is damaged at offset {at}: {error}")
+    return IntegrityError(f"journal of group {engine.state.name} is damaged at offset {at}: {error}", "resync the pair")
 
 
 def _mend(engine: GroupEngine) -> None:

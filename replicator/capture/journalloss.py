@@ -105,6 +105,7 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             engine.commit(copy=RESYNC, floor=pos, copy_id="", copy_from_seq=NEVER, torn_to=torn_to)
         engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
         engine.failed = engine.journal_lost = engine.apply_error = ""
+        engine.wants_room = False
         engine.failed_by_journal = False
         engine.resized()
         if state.role == SECONDARY:

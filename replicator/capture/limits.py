@@ -166,6 +166,7 @@ def cut(engine: GroupEngine) -> int:
             with suppress(IntegrityError):  # what is given up may be damaged
                 for epoch, _ in pending(engine).epochs:
                     engine.note_epoch(epoch)  # ours will be newer: what is left of theirs in the ring cannot follow it
+            engine.state.source_durable = []  # it counts with what is given up
             engine.save()
             _forget_of_peers(engine, seq, off)
             engine.journal.end_at(off, seq, engine.epoch)
@@ -175,6 +176,9 @@ def cut(engine: GroupEngine) -> int:
         else:
             u64[HEAD_SEQ] = seq
         engine.last_host_seq = min(engine.last_host_seq, seq)
+        engine.applied_in_part = min(
+            engine.applied_in_part, seq
+        )  # none of it: a limit is never behind what was applied
         engine.waiting = None
         engine.pending_epochs = []
     engine.sync_journal()

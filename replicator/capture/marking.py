@@ -7,6 +7,12 @@ when the process ends, or when anything else parks or takes the group over; afte
 the same lock under which a write would be admitted, so a marker stands either in a hold without interruption or
 nowhere.
 
+A number may come to this node more than once: by several ways for several groups (core/markerway.py), and as the same
+ask again. Each ask to hold is a hold of its own, with a token and a lease; a group is held once for a number, so it is
+marked once. The same ask again is answered the same: with the token while the hold stands, and with the places of the
+marker once it is made. What comes after that, or after the number was given up, or after a newer one, is refused
+(H1-26).
+
 Where hosts hold their writes themselves (daemon/hosthold.py) nothing is parked: the hold notes the last write of every
 group, and MARK is refused when there has been another one since. So a host that nobody asked, or that went on too
 early, makes no false marker (H1-25).
@@ -19,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from replicator.capture import roles
 from replicator.capture.engine import NoRoom
@@ -30,10 +37,12 @@ from replicator.core.markers import Marker, host_time_payload
 from replicator.core.records import Kind
 
 PARKED = "marker"
+MOST_KEPT = 256
+"""So many marks, and numbers that were given up, are remembered."""
 Booked = tuple[GroupService, MarkerBook]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hold:
     n: int
     groups: list[Booked]
@@ -43,6 +52,11 @@ class _Hold:
     """Writes are parked; else the hosts hold them, and `last` is the seq of the last one in each group, by uuid."""
     seqs: dict[str, int] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def uuids(self) -> frozenset[str]:
+        """Of its groups."""
+        return frozenset(service.engine.state.uuid for service, _ in self.groups)
 
 
 class Marking:
@@ -56,7 +70,13 @@ class Marking:
         """clock: seconds, for leases. later: calls a function after so many seconds."""
         self._clock, self._later = clock, later or _later
         self._lock = threading.Lock()
-        self._holds: dict[int, _Hold] = {}
+        self._holds: list[_Hold] = []
+        self._held: dict[str, int] = {}
+        """By group: the highest number that it was held for in the life of this process."""
+        self._marked: dict[str, tuple[int, dict[str, int]]] = {}
+        """Of marks that were made: token of the hold -> number, {group uuid: seq}. The last MOST_KEPT."""
+        self._over: dict[int, None] = {}
+        """Numbers that were given up. The last MOST_KEPT."""
 
     def hold(self, n: int, groups: Sequence[Booked], lease_s: float, *, park: bool = True) -> str:
         """Hold the writes of `groups` for marker `n`, for `lease_s` seconds at most. Returns the hold's token.
@@ -66,40 +86,59 @@ class Marking:
         or the number is not new here.
         """
         with self._lock:
-            if n in self._holds:
-                self._check(self._holds[n])
-                return self._holds[n].token
             hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8), park)
-            held = {service.engine.state.uuid for other in self._holds.values() for service, _ in other.groups}
+            standing = self._standing(hold)
+            if standing is not None:
+                self._check(standing)
+                return standing.token
             for service, book in groups:
-                if (
-                    service.engine.state.uuid in held
-                ):  # also where something else has ended that hold: its mark is to find out
-                    raise Refused(
-                        f"group {service.engine.state.name} is held for another marker", "try again in a moment"
-                    )
-                if n <= book.highest:
+                highest = self.highest(service.engine.state.uuid, book)
+                if n <= highest:
                     name = service.engine.state.name
-                    raise Refused(f"group {name} has seen marker number {book.highest}, {n} is not new", "go higher")
-            self._holds[n] = hold
+                    raise Refused(f"group {name} has seen marker number {highest}, {n} is not new", "go higher")
+            if n in self._over:
+                raise Refused(f"marker number {n} was given up", "begin again with a new number")
+            self._holds.append(hold)
             try:
                 for service, _ in groups:
                     hold.last[service.engine.state.uuid] = _park(service, park=park)
             except BaseException:
                 self._end(hold)
                 raise
+            self._held |= dict.fromkeys(hold.uuids, n)
         self._later(lease_s, lambda: self.release(n, hold.token))
         return hold.token
 
-    def mark(self, marker: Marker, token: str) -> dict[str, int]:
-        """Put the marker into every group held for it and let writes go on. Returns {group uuid: seq}.
+    def _standing(self, wanted: _Hold) -> _Hold | None:
+        """The hold that an ask means which came before; None for none. Raises Refused when a group is held otherwise.
 
-        Raises Refused, and lets writes go on, unless all of them are held without interruption since the
-        `hold` that returned `token`.
+        Also where something else has ended that hold: its mark is to find out.
+        """
+        for other in self._holds:
+            if not other.uuids & wanted.uuids:
+                continue
+            if (other.n, other.uuids, other.parks) == (wanted.n, wanted.uuids, wanted.parks):
+                return other
+            name = next(s.engine.state.name for s, _ in other.groups if s.engine.state.uuid in wanted.uuids)
+            raise Refused(f"group {name} is held for another marker", "try again in a moment")
+        return None
+
+    def highest(self, uuid: str, book: MarkerBook) -> int:
+        """The highest number that a group was marked or held with; a new one is above it."""
+        return max(book.highest, self._held.get(uuid, 0))
+
+    def mark(self, marker: Marker, token: str) -> dict[str, int]:
+        """Put the marker into every group of the hold and let writes go on. Returns {group uuid: seq}.
+
+        Asking again once it is there returns the same. Raises Refused, and lets writes go on, unless all of them are
+        held without interruption since the `hold` that returned `token`.
         """
         with self._lock:
-            hold = self._holds.get(marker.n)
-            if hold is None or hold.token != token:
+            n, seqs = self._marked.get(token, (0, {}))
+            if n == marker.n:
+                return seqs
+            hold = next((one for one in self._holds if (one.n, one.token) == (marker.n, token)), None)
+            if hold is None:
                 raise Refused(f"nothing is held for marker number {marker.n}", "begin again with a new number")
             try:
                 for service, book in hold.groups:
@@ -109,13 +148,18 @@ class Marking:
                         hold.seqs[uuid] = self._append(hold, service, book, marker)
             finally:
                 self._end(hold)
+            _keep(self._marked, token, (hold.n, hold.seqs))
             return hold.seqs
 
     def release(self, n: int, token: str = "") -> None:
-        """Let the writes held for `n` (under `token`, when given) go on; nothing happens when none are."""
+        """Let the writes held for `n` (under `token`, when given) go on; nothing happens when none are.
+
+        Without a token the number is given up: nothing is held for it any more.
+        """
         with self._lock:
-            hold = self._holds.get(n)
-            if hold is not None and token in ("", hold.token):
+            if not token:
+                _keep(self._over, n, None)
+            for hold in [one for one in self._holds if one.n == n and token in ("", one.token)]:
                 self._end(hold)
 
     def _check(self, hold: _Hold) -> None:
@@ -144,9 +188,16 @@ class Marking:
         return seq
 
     def _end(self, hold: _Hold) -> None:
-        del self._holds[hold.n]
+        self._holds.remove(hold)
         for service, _ in hold.groups if hold.parks else ():
             roles.unpark(service.engine, PARKED)
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Enter something into a memory of the last MOST_KEPT."""
+    kept[key] = value
+    while len(kept) > MOST_KEPT:
+        del kept[next(iter(kept))]
 
 
 def _later(seconds: float, call: Callable[[], None]) -> None:

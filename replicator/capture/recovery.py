@@ -3,6 +3,7 @@
     how it stopped          journal's head             what else
     in order                page, or from the tail     nothing
     killed, same boot       from the page              redo; every published record is whole, so nothing is lost
+    set back                walked from the tail       as after power loss, or an orderly stop: whatever its state says
     power lost              walked from the tail       redo; regions the intent log marks are set in every bitmap; a
                                                        primary opens a new epoch before its next record and is unclean
                                                        until the peer has been copied to
@@ -20,6 +21,11 @@ Then differences are counted, durably, before anything else happens (_open_witho
                             pool. The bitmaps know all of it, so peers follow by difference
     not known               else. The bitmaps are void and every block is copied to every peer; it is unclean, and the
                             peers' histories end before the place from which this one goes on: nobody may stream to it
+
+Set back: what is opened is an older state of the group than one that has run, out of a backup. In the same boot the
+page tells. In another one nothing here does, so every start in a new boot is taken for one with another past: its next
+epoch gets a number that goes by the time of day, which no other past has used, and a primary opens it before its next
+record. So no seq is given to two writes in one epoch, and a peer finds out where the histories part (handshake.py).
 
 A page of this boot counts also after an orderly stop, and on a secondary its head is left alone: the replicator may be
 alive, and appending, while the target is not.
@@ -64,6 +70,7 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
+    STATE_GEN,
     TARGET_ASLEEP,
     Page,
     edge_slot,
@@ -132,7 +139,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     state = state_file.load()
     state_file.keep()
     page = parts.page
-    trusted = page.valid(parts.boot) and state.boot == parts.boot
+    trusted = page.valid(parts.boot) and state.boot == parts.boot and page[STATE_GEN] <= state_file.generation
     power_lost = not state.clean and not trusted
     marked = list(unclean)
     if power_lost:
@@ -140,6 +147,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     trusted_head = (page[HEAD_OFF], page[EPOCH], page[HEAD_SEQ])
     if not trusted:
         page.clear(parts.boot)
+        state.epoch_counter = max(state.epoch_counter, parts.clock.wall_ns() // 10**9)
+        state.new_epoch_wanted = state.new_epoch_wanted or (state.role == PRIMARY and state.mode != UNTRACKED)
     try:
         journal = _open_journal(parts, state)
         kept = trusted and state.role == SECONDARY and state.attaching is None and not state.journal_error
@@ -166,8 +175,6 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     engine = _assemble(parts, state, state_file, journal)
     if not state.journal_error:
         drop_orphans(engine)
-    if power_lost:
-        engine.bitmaps.mark_unclean(marked)
     if state.attaching is not None:
         journal.reset(state.attaching["p"], state.attaching["epoch"])
         finish_attach(engine)
@@ -190,7 +197,7 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     if state.role == PRIMARY:
         _recover_primary(engine, power_lost)
         if power_lost:
-            engine.bitmaps.mark_unclean(marked)  # again: redo may have opened bitmaps
+            engine.bitmaps.mark_unclean(marked)  # those that redo has opened
             engine.bitmaps.sync()
     page[INCARNATION] += 1
     _all_asleep(engine)
@@ -201,8 +208,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
 
 
 def _keep_marks(parts: Parts, state: GroupState, marked: list[tuple[int, int, int]]) -> None:
-    """Durable: the bits of what the pool's intent log says that power loss may have changed. Its marks are cleared soon,
-    whether the group can be opened now or not."""
+    """Durable: the bits of what the pool's intent log says that power loss may have changed, whatever comes of this
+    start. A bitmap that is opened later in it has to be told again."""
     maps = {v["index"]: BlockMap(f, v["size"]) for f, v in zip(parts.maps, state.volumes, strict=True)}
     bitmaps = Bitmaps(volumeset.by_index(maps, volumeset.next_index(state), NoMap()), state.bitmaps)
     bitmaps.mark_unclean(marked)

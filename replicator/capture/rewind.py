@@ -76,10 +76,12 @@ def rewind(
             engine.journal.reset(seq, epoch)
             engine.waiting, engine.pending_epochs = None, []
             engine.last_host_seq = min(engine.last_host_seq, seq)
+            engine.applied_in_part = 0  # the volumes hold the image
             engine.clock.note(look(engine.page.u64, ARRIVED_GEN).time_ns)  # what comes next is later than all of that
             publish(engine.page.u64, ARRIVED_GEN, 0, 0)
             publish(engine.page.u64, BEACON_GEN, 0, 0)
-            engine.commit(copy=OK, floor=seq, hist=hist, rewind=None, rewound=_with(state.rewound, hist, step))
+            rewound = _with(state.rewound, hist, step)
+            engine.commit(copy=OK, floor=seq, hist=hist, rewind=None, rewound=rewound, source_durable=[])
             engine.page[INCARNATION] += 1
 
 

@@ -45,9 +45,16 @@ def add_file(engine: GroupEngine, file: RandomFile, ring_bytes: int) -> int:
 
 
 def remove_file(engine: GroupEngine, index: int, least_bytes: int) -> None:
-    """Leave a file out from the next lap on. Durable: that. Raises as relayout.remove does."""
+    """Leave a file out from the next lap on; where nothing lies in it, it is given up at once. Durable: that.
+
+    Raises as relayout.remove does.
+    """
+    journal = engine.journal
     with still(engine) as alone:
-        relayout.remove(engine.journal, engine.page, index, least_bytes, alone=alone)
+        relayout.remove(journal, engine.page, index, least_bytes, alone=alone)
+        free = index not in files_of(journal.super.ring())
+    if free:
+        journal.source.discard(index)
 
 
 def release_files(engine: GroupEngine) -> list[str]:

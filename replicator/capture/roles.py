@@ -259,6 +259,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.copy_id = step["copy_id"]
     state.copy_from_seq = step.get("synced_after", step["p"])  # a step of an older version has none
     state.copy_epoch = step.get("synced_epoch", 0)
+    state.source_durable = []
     state.unclean = False
     state.attaching = None
     engine.applied_in_part = 0
@@ -355,6 +356,7 @@ def promote(engine: GroupEngine, accept_diverged: bool = False, at_limit: bool =
                     "bring the primary back and let the resync finish, or restore from a backup",
                 )
             base = engine.pos
+            engine.applied_in_part = 0
             engine.clock.extend()
             if engine.preimages is not None:
                 engine.preimages.end()

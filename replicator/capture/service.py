@@ -5,12 +5,13 @@
     copier          initial copy and resync, paced by the journal's room
     keeper          checkpoints, bitmap rotation, the deadline of holds
 
-Public methods are what the plugin and the control ops call. Waiting happens here, deciding in
+Public methods are what the plugin and the control ops call. Waiting happens here and in peerwaits.py, deciding in
 replicator.core.losspolicy, everything durable in engine.py, follower.py and roles.py.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from replicator.capture import (
     copies,
     edges,
     follower,
+    journalloss,
     limits,
     recovery,
     retention,
@@ -31,22 +33,22 @@ from replicator.capture import (
     volumeset,
 )
 from replicator.capture.backlog import Backlog
+from replicator.capture.damage import first_damage
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
-from replicator.capture.hardship import NOTABLE_S, PEER, ROOM, Hardship
+from replicator.capture.guardedreads import GuardedReads
+from replicator.capture.hardship import ROOM, Hardship
+from replicator.capture.peerwaits import PeerWaits
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
-from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED, Edge
-from replicator.capture.waiters import Waiters
+from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
 from replicator.capture.writerates import WriteRates
 from replicator.core.batching import Crowd, apply_gather_s
 from replicator.core.errors import MediumError, Refused, TimedOut
-from replicator.core.losspolicy import Verdict, on_unanswered
 from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
-    EDGE_DURABLE_SEQ,
     EDGE_RECEIVED_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
@@ -72,6 +74,8 @@ QUIET_S = 15.0
 """A thread that is kicked when there is work looks this often all the same."""
 CHECKPOINT_S = 5.0
 CHECKPOINT_FRACTION = 0.5
+CHECKPOINT_WORTH = 0.125
+"""During a copy a checkpoint is made for this much of the journal, and not for each bit of it that the peers free."""
 COPY_FULL_FRACTION = 0.9
 """A copy that finds no room in a journal filled so far waits for a peer that is away."""
 LARGEST_WRITE_BYTES = 4 << 20
@@ -105,7 +109,10 @@ class GroupService:
         engine.announce = self._ring_edge
         self._events = events
         self._u64 = engine.page.u64
-        self._waiters = Waiters(engine.page, own_bell)
+        self._hardship = Hardship(partial(events, group=engine.state.name), self._still_hard)
+        self.peers = PeerWaits(engine, own_bell, events, self._refuse_when_closing, self._hardship)
+        self.reads = GuardedReads(engine, self.peers.wait)
+        self._answered = engine.unanswered.entries.pop
         self._stop = threading.Event()
         self._kick_keeper = threading.Event()
         self._kick_copier = threading.Event()
@@ -127,13 +134,12 @@ class GroupService:
         self._nothing_to_free: tuple[object, ...] | None = None
         """Positions at the last checkpoint, if that changed nothing."""
         self._relay_watch = RelayWatch(engine)
-        self._hardship = Hardship(partial(events, group=engine.state.name), self._still_hard)
         self._full = FullJournal(
             engine,
             events,
             lambda tail_off: self.checkpoint(tail_off=tail_off),
             self._drain,
-            self._waiters.wake_all,
+            self.peers.wake_all,
             self._ring_all,
             self._hardship,
         )
@@ -166,6 +172,7 @@ class GroupService:
         state = self.engine.state
         if wait_for_peer and state.role == PRIMARY and state.mode != UNTRACKED and state.policy.startup_wait_s:
             self.wait_for_peers(state.policy.startup_wait_s)
+        self.engine.unanswered.take_stock(self.engine, self.engine.waits)
         for name, loop in (("follower", self._follow), ("copier", self._copy), ("keeper", self._keep)):
             thread = threading.Thread(target=loop, name=f"{state.name}-{name}", daemon=True)
             thread.start()
@@ -183,7 +190,7 @@ class GroupService:
         self._closing = True
         with self.engine.opened:
             self.engine.opened.notify_all()
-        self._waiters.wake_all()
+        self.peers.wake_all()
 
     def _refuse_when_closing(self) -> None:
         if self._closing:
@@ -191,6 +198,7 @@ class GroupService:
 
     def stop(self) -> None:
         """Stop the threads, then the group in order. Durable: everything."""
+        self.end_waits()  # of reads: nobody else waits any more
         roles.park(self.engine, "hold")
         self._hold_until = 0.0
         self._stop.set()
@@ -222,21 +230,23 @@ class GroupService:
         except NoRoom:
             seq = self._patiently(lambda: engine.write(volume, offset, buf, fua))
         if seq > 0 and engine.waits:
-            self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
+            self.peers.wait(seq, fua or engine.state.policy.ack == "durable")
+            self._answered(seq, None)
 
     def zero(self, volume: int, offset: int, length: int, punch: bool, fua: bool = False, trim: bool = False) -> None:
         """Write zeroes or discard; as `write`."""
         engine = self.engine
         seq = self._patiently(lambda: engine.zero(volume, offset, length, punch, fua, trim))
         if seq > 0 and engine.waits:
-            self._wait_peers(seq, fua or engine.state.policy.ack == "durable")
+            self.peers.wait(seq, fua or engine.state.policy.ack == "durable")
+            self._answered(seq, None)
 
     def flush(self) -> None:
         """Make every answered write durable, here and on the peers of synchronous edges."""
         barrier = self._patiently(self.engine.flush)
         if barrier:
             self._ring_all()
-            self._wait_peers(barrier, True)
+            self.peers.wait(barrier, True)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Run `action`, waiting while the group is held or its journal is full."""
@@ -262,49 +272,6 @@ class GroupService:
         """See FullJournal.overflow."""
         self._full.overflow()
 
-    def _wait_peers(self, seq: int, durable: bool) -> None:
-        """Wait for the peer of every synchronous edge to hold `seq`, as long as the policy allows."""
-        began = time.monotonic()
-        for edge in self.engine.waits:
-            self._wait_peer(edge, seq, durable, began)
-
-    def _wait_peer(self, edge: Edge, seq: int, durable: bool, began: float) -> None:
-        engine = self.engine
-
-        def give_up() -> bool:
-            if not edge.sync_on:
-                return True
-            self._refuse_when_closing()
-            policy, now = engine.state.policy, time.monotonic()
-            verdict = on_unanswered(policy.on_loss, now - began, policy.loss_timeout_s)
-            if verdict is Verdict.WAIT and now - began >= NOTABLE_S / 2:
-                self._hardship.waits(PEER, edge.peer, now)
-            if verdict is Verdict.DEGRADE:
-                if edges.degrade(engine, edge):
-                    self._events(
-                        "degraded", group=engine.state.name, seq=seq, waited_s=policy.loss_timeout_s, peer=edge.peer
-                    )
-                self._waiters.wake_all()
-                return True
-            if verdict is Verdict.FAIL or engine.failed:
-                if not engine.failed:
-                    self._hardship.fails(PEER, edge.peer, now)
-                raise MediumError(
-                    f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s",
-                    "restore the link, or choose on_loss=degrade to go on alone",
-                )
-            return False
-
-        what = EDGE_DURABLE_SEQ if durable else EDGE_RECEIVED_SEQ
-        if not self._waiters.wait(seq, edge_slot(edge.slot, what), give_up):
-            self._check_still_primary(seq)
-
-    def _check_still_primary(self, seq: int) -> None:
-        """A write whose waiting ended with the primary role is answered only if the handover included it."""
-        engine = self.engine
-        if engine.state.role != PRIMARY and engine.state.copy != "ok":
-            raise Refused(f"group {engine.state.name} gave up the primary role before write {seq} was copied")
-
     # -- threads --------------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
@@ -323,9 +290,10 @@ class GroupService:
                 else:
                     self._full.eased()
                 if engine.apply_error:
-                    engine.apply_error = ""
+                    engine.apply_error, engine.wants_room = "", False
                     self._events("apply-resumed", group=engine.state.name)
             except Exception as e:  # outermost loop; a pool raises errors of its own
+                engine.wants_room = getattr(e, "errno", 0) == errno.ENOSPC
                 if str(e) != engine.apply_error:
                     engine.apply_error = str(e)
                     self._events("apply-stopped", group=engine.state.name, reason=str(e))
@@ -361,17 +329,21 @@ class GroupService:
             if done:
                 self._full.eased()
                 engine.wake_replicator()
-                if self._journal_used() > CHECKPOINT_FRACTION:
+                if self._journal_used() > CHECKPOINT_FRACTION and self._peers_free_much():
                     self._kick_keeper.set()
                 continue
             if copier.may_copy(engine) and self._journal_used() > COPY_FULL_FRACTION:
                 self._full.relieve()
-            freeable = (edges.kept_from(engine) or 0) - self._u64[TAIL_OFF]
             copies_run = engine.state.copying and engine.state.role == PRIMARY
-            if copies_run and freeable > engine.journal.capacity // 16:
-                self._kick_keeper.set()  # the peer has made room that a checkpoint frees
+            if copies_run and self._peers_free_much():
+                self._kick_keeper.set()
             self._kick_copier.wait(0.005 if copies_run else 0.5 if engine.state.copying else QUIET_S)
             self._kick_copier.clear()
+
+    def _peers_free_much(self) -> bool:
+        """Whether the peers hold so much of the journal durably that freeing it is worth a checkpoint during a copy."""
+        freeable = (edges.kept_from(self.engine) or 0) - self._u64[TAIL_OFF]
+        return freeable > self.engine.journal.capacity * CHECKPOINT_WORTH
 
     def _keep(self) -> None:
         engine = self.engine
@@ -382,6 +354,7 @@ class GroupService:
             if self._hold_until and now >= self._hold_until:
                 self.release("its deadline passed")
             try:
+                engine.unanswered.purge(engine)
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
                 self._hardship.look(now)
@@ -437,6 +410,23 @@ class GroupService:
             with suppress(OSError, BadRecord):
                 oldest = max(0, now_ns - self.engine.journal.header_at(u64[TAIL_OFF]).write_time) / 1e9
         return {**self.status()["journal"], "oldest_age_s": oldest, "history": self.rates.history()}
+
+    def doubt_journal(self, peer: str) -> dict[str, Any]:
+        """The replicator could not read from the journal what node `peer` lacks: look, and if it is so give up order.
+
+        Returns {given_up}: whether the peer follows by difference from now on, durably. Raises NotFound.
+        """
+        engine, edge = self.engine, edges.edge_of(self.engine, peer)
+        try:
+            found = first_damage(engine, edge)
+        except OSError as exc:
+            with engine.lock:
+                if engine.failed or not journalloss.may_go_over(engine):
+                    return {"given_up": False}
+                engine.lose_journal(f"its journal cannot be read: {exc.strerror or exc}")
+            self._full.go_over()
+            return {"given_up": True}
+        return {"given_up": found is not None and self._full.damaged(*found)}
 
     def _journal_used(self) -> float:
         u64 = self._u64
@@ -534,11 +524,15 @@ class GroupService:
             downstream = self.engine.state.downstream
             if self._held_at_start and all(e.slot in self.engine.linked for e in downstream):
                 self.release("all peers were reached" if len(downstream) > 1 else "the peer was reached")
-        self._waiters.wake_all()
+        self.peers.wake_all()
 
     def follow(self, peer: str) -> None:
         """See edges.follow."""
         edges.follow(self.engine, peer)
+
+    def note_source(self, peer: str, seq: int) -> None:
+        """See edges.note_source."""
+        edges.note_source(self.engine, peer, seq)
 
     def hold(self, deadline_s: float) -> dict[str, Any]:
         """Park new host writes for at most `deadline_s` seconds and wait for those under way. Returns {seq}."""
@@ -576,14 +570,15 @@ class GroupService:
         return entry
 
     def set_sync(self, peer: str, on: bool) -> dict[str, Any]:
-        """See edges.set_sync."""
+        """See GuardedReads.set_sync."""
         self._kick_keeper.set()  # a relay watches the peers below it, also right after a quiet time
-        return edges.set_sync(self.engine, edges.edge_of(self.engine, peer), on)
+        return self.reads.set_sync(edges.edge_of(self.engine, peer), on)
 
     def set_policy(self, changes: dict[str, Any], peer: str = "") -> dict[str, Any]:
         """See edges.set_policy."""
         policy = edges.set_policy(self.engine, changes, peer)
-        self._waiters.wake_all()
+        self.reads.relax()
+        self.peers.wake_all()
         self._ring_all()
         return policy
 
@@ -596,7 +591,8 @@ class GroupService:
         try:
             roles.disarm(self.engine, peer)
         finally:
-            self._waiters.wake_all()
+            self.reads.relax()
+            self.peers.wake_all()
 
     def common_bitmap(self, c: int | None) -> dict[str, Any]:
         """See copies.common_bitmap."""
@@ -651,7 +647,7 @@ class GroupService:
             self.release("the role could not be given up")
             raise
         self._role_changed.set()
-        self._waiters.wake_all()
+        self.peers.wake_all()
         self._events("demoted", group=self.engine.state.name, **result)
         return result
 

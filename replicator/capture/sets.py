@@ -47,7 +47,7 @@ from replicator.core.numbering import NO_CUT, Cut, advance, note_payload
 from replicator.core.records import Kind
 from replicator.journal.beacons import look
 from replicator.journal.files import PlainFile
-from replicator.journal.page import APPLIED_OFF, ARRIVED_GEN, DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ
+from replicator.journal.page import APPLIED_OFF, APPLIED_SEQ, ARRIVED_GEN, DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ
 from replicator.journal.slots import SlotFile
 
 SLOT_BYTES: Final = 16 << 10
@@ -525,7 +525,9 @@ def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
         arrived = max(pending(engine).last_time_ns, engine.applied_time_ns)
     upstream = state.upstream if state.role == SECONDARY else ""
     applied, domain = engine.applied_time_ns or engine.opened_at_ns, tag_of(engine.page[EPOCH])
-    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied, domain)
+    upto = min(engine.applied_in_part, engine.limit_seq or engine.applied_in_part)  # nothing beyond a suspension
+    in_part = state.role == SECONDARY and engine.page[APPLIED_SEQ] < upto
+    return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied, domain, in_part)
 
 
 def _make_durable(services: list[GroupService], *, to_end: bool) -> None:

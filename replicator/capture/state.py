@@ -149,6 +149,10 @@ class GroupState:
         default_factory=list
     )  # [epoch, base, dropped, pos]: what takeovers at markers gave
     # up in this history, see epochs.Rewound. epoch 0: this node has gone back and is not primary yet
+    source_durable: list[Any] = field(
+        default_factory=list
+    )  # [peer, seq]: the peer that feeds this node had every record of
+    # this history up to there on stable storage; empty while nothing is known. It may lag
     last_time_ns: int = 0  # no record before the last save has a later write time
     journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
@@ -199,6 +203,11 @@ class StateFile:
         self._file = file
         self._generation = 0
         self._loaded = b""
+
+    @property
+    def generation(self) -> int:
+        """Of the state that was loaded or saved last: rises by one with each save."""
+        return self._generation
 
     def keep(self) -> None:
         """Make what was loaded durable, before the first save. Raises OSError.

@@ -8,9 +8,11 @@ The point is to wake a thread once, when there is something for it to do: every 
 and a fight for the interpreter lock, and with many writes under way these cost more than all the rest of a write.
 
 A lone writer, whose next write comes only after the answer, sleeps and is woken for each of them. When that has gone on
-for LONE_WAITS answers, each within WATCH_S, it watches the page for so long instead of sleeping, as a hypervisor polls
-before it halts: the waking would take as long as a third of such a write. Watching holds the interpreter lock, so a
-second writer ends it, for the next LONE_WAITS answers too; and a machine with one processor does not watch.
+for LONE_WAITS answers, each within WATCH_S, it may watch the page for so long instead of sleeping, as hypervisors poll
+before they halt; watching.py says when that is better. Between two looks at the page it looks at the doorbell too, a
+short system call that gives up the interpreter lock: other threads would have to wait for the whole watch otherwise. It
+does not yield the processor: on a busy machine it would not get it back for milliseconds. A second writer ends the
+watching, for the next LONE_WAITS answers too; and a machine with one processor does not watch.
 
 Invariants, under `_lock`: as long as anybody waits there is exactly one leader (`_led`), and it is not in `_waiting`;
 `listed` says whether a waiter is in it; who is taken off it by another is woken, because it leads now or is answered.
@@ -23,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from replicator.capture.watching import Watching
 from replicator.journal.page import TARGET_ASLEEP, Doorbell, Page
 
 LOOK_S = 0.02
@@ -31,8 +34,8 @@ ASK_S = 0.1
 """How often a write that waits asks whether it should give up."""
 LONE_WAITS = 8
 """So many writes in a row had the group to themselves before one watches for its answer."""
-WATCH_S = 0.0005
-"""How long a lone write watches, and how soon answers have to come for that."""
+WATCH_S = 0.001
+"""How long a lone write watches at most, and how soon answers have to come for that."""
 
 
 class _Waiter:
@@ -57,6 +60,7 @@ class Waiters:
         self._led = False
         self._lone = 0
         """Quick answers in a row to writes that nobody joined."""
+        self._watching = Watching(4 * WATCH_S)
         self._may_watch = (os.cpu_count() or 1) > 1
 
     def wait(self, seq: int, slot: int, give_up: Callable[[], bool]) -> bool:
@@ -93,7 +97,8 @@ class Waiters:
                     return u64[slot] >= seq
         try:
             began = time.monotonic()
-            if self._lone >= LONE_WAITS and self._may_watch:
+            alone = self._lone >= LONE_WAITS and self._may_watch
+            if alone and self._watching.now:
                 self._watch(seq, slot, began + WATCH_S)
             while u64[slot] < seq:
                 u64[TARGET_ASLEEP] = 1
@@ -105,15 +110,18 @@ class Waiters:
                         self._release_answered()
                 if u64[slot] < seq and give_up():
                     return False
-            self._lone = self._lone + 1 if time.monotonic() < began + WATCH_S else 0
+            took_s = time.monotonic() - began
+            self._lone = self._lone + 1 if took_s < WATCH_S else 0
+            if alone:
+                self._watching.note(took_s)
             return True
         finally:
             self._hand_over()
 
     def _watch(self, seq: int, slot: int, until: float) -> None:
-        """Look at the page until the answer is there, somebody else waits, or time is up."""
-        u64, clock = self._u64, time.monotonic
-        while u64[slot] < seq and not self._waiting and clock() < until:
+        """Look at the page until the answer is there, somebody else waits, the bell is rung, or time is up."""
+        u64, clock, rung = self._u64, time.monotonic, self._bell.wait
+        while u64[slot] < seq and not self._waiting and not rung(0) and clock() < until:
             pass
 
     def _leave(self, me: _Waiter) -> None:

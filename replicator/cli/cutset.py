@@ -40,10 +40,17 @@ def create(here: Node, name: str, groups: tuple[str, ...], order: str, as_json: 
 
     By time, a copy waits until it knows of every group up to when nothing is missing; idle groups say so five times a
     second. By counter, the records of all groups have numbers 1, 2, 3, …, and a copy waits for nothing but the next
-    number. Both give the same instants.
+    number. Both give the same instants. Refused by counter when a node with a copy runs a farstripe that is too old for
+    that.
     """
     made = here.replicator("set.create", name=name, groups=list(groups), order=order)
-    emit(as_json, made, f"set {name} made of {', '.join(groups)}; the peers learn of it within seconds")
+    told = f"set {name} made of {', '.join(groups)}; the peers learn of it within seconds"
+    if away := made.get("not_asked"):
+        told += (
+            f"\n{', '.join(away)} could not be asked: if the farstripe there is too old to read records that have"
+            " numbers, the copy there stands still until it is brought up to date"
+        )
+    emit(as_json, made, told)
 
 
 @cutset.command("list")
@@ -92,7 +99,8 @@ def cycle(here: Node, name: str, every_s: float | None, keep: int, off: bool, as
 
     Every copy stands still at the instant until its image exists, which takes a moment, and records are received
     meanwhile. Images are snapshots, VOLUME.NAME-NUMBER: they can be read and cloned, and 'set takeover --cycle' goes
-    back to one. While little room is left in a pool none is taken there, and only the newest is kept.
+    back to one. While little room is left in a pool none is taken there, and only the newest is kept; when a copy stands
+    still because the pool is full, that one is given up too.
     """
     if bool(every_s) == off:
         raise click.UsageError("give --every SECONDS, or --off")

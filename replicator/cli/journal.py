@@ -89,7 +89,10 @@ def remove(here: Node, group: str, path: str, as_json: bool) -> None:
     """
     which = path if path.isdecimal() else os.path.abspath(path)
     removed = here.target("group.remove_journal", group=group, path=which, wait_s=60)
-    emit(as_json, removed, f"{removed['path']} is leaving the journal of group {group}")
+    said = "{} is leaving the journal of group {}"
+    if removed["state"] == "released":
+        said = "{} is no part of the journal of group {} any more"
+    emit(as_json, removed, said.format(removed["path"], group))
 
 
 @journal.command()
@@ -131,7 +134,8 @@ def log(here: Node, group: str, since: int, limit: int, as_json: bool) -> None:
 
     A journal keeps what a peer, or this node's pool, still needs, so on an idle pair it is short. Every node of a group
     has the same record under a seq, with the time of the first site. The number is that in its consistency set, if the
-    set orders by counter.
+    set orders by counter; the host time is what a host has stated, which later records get at least. Records that were
+    freed while they were listed are named.
     """
     found = here.target("group.log", group=group, since=since, limit=limit)
     if as_json:
@@ -142,6 +146,7 @@ def log(here: Node, group: str, since: int, limit: int, as_json: bool) -> None:
             one["seq"],
             _time(one["time_ns"]),
             one["number"] or "-",
+            _time(one["host_time_ns"]) if one.get("host_time_ns") else "-",
             one["kind"],
             one["volume"] or "-",
             one["offset"],
@@ -149,8 +154,10 @@ def log(here: Node, group: str, since: int, limit: int, as_json: bool) -> None:
         )
         for one in found["records"]
     ]
-    table(False, found, ("seq", "written", "number", "kind", "volume", "offset", "bytes"), rows,
+    table(False, found, ("seq", "written", "number", "host time", "kind", "volume", "offset", "bytes"), rows,
           f"no records after {since}; the newest is {found['last']}")  # fmt: skip
+    for begin, end in found.get("freed", ()):
+        click.echo(f"records {begin} to {end} were freed while they were listed", err=True)
 
 
 def _time(time_ns: int) -> str:

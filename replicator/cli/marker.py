@@ -27,7 +27,7 @@ class _Groups(click.ParamType):  # type: ignore[type-arg]  # a generic class onl
 
 groups_option = click.option(
     "--groups", required=True, type=_Groups(), metavar="GROUP[@NODE],...", shell_complete=names.groups,
-    help="The groups; @NODE names the node that is primary of a group, where that is not this one.",
+    help="The groups. @NODE: the node that is primary of the group, or has a copy and passes on; left out: this one.",
 )  # fmt: skip
 
 
@@ -60,11 +60,12 @@ def marker() -> None:
 @groups_option
 @making_options
 @click.option("--suspend", is_flag=True, help="Copies apply nothing after the marker until 'marker resume'.")
+@click.option("--received", is_flag=True, help="Return when every node that a primary feeds has the marker.")
 @json_option
 @pass_node
 def create(
-    here: Node, name: str, groups: list[str], deadline_s: float, no_image: bool, suspend: bool, before: str,
-    after: str, hold: str, as_json: bool,
+    here: Node, name: str, groups: list[str], deadline_s: float, no_image: bool, suspend: bool, received: bool,
+    before: str, after: str, hold: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make the marker NAME.
 
@@ -75,13 +76,21 @@ def create(
     writes, and must say that it has; and after the marker, that it had all the time. Else there is no marker, as when
     anything was written to the groups meanwhile. All hosts are released in any case.
 
+    The marker is put into the sequence of each group where the group is primary. This node needs no line to the
+    primary: with GROUP@NODE, where NODE has a copy, and with GROUP, where this node has one, each node passes on what
+    it is asked to the one that feeds it. When a line on the way is down, the error names it.
+
+    The command returns when the primaries have the marker. With --received it returns when every node that they feed
+    directly has it too, so that it outlives the loss of the primaries; after 30 seconds it fails with exit code 11, and
+    the marker goes on its way. For the images on all copies see 'farstripe marker wait'.
+
     \b
       farstripe marker create monday --groups shop,books@beta --before 'fsfreeze -f /srv' --after 'fsfreeze -u /srv'
       farstripe marker create tuesday --groups shop,books@beta --hold hosts --deadline 10
     """
     made = here.replicator(
         "marker.create", name=name, groups=groups, deadline_s=deadline_s, image=not no_image, suspend=suspend,
-        before=before, after=after, hold=hold, wait_s=150,
+        before=before, after=after, hold=hold, received=received, wait_s=180,
     )  # fmt: skip
     then = f"'farstripe marker wait {name}' waits for the copies"
     emit(as_json, made, f"marker {name} made in {', '.join(groups)}; {then}")
@@ -128,12 +137,13 @@ def show(here: Node, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--timeout", "timeout_s", type=SecondsType(0.1, 86400), default="60", show_default=True,
               metavar="SECONDS", help="Give up after this time.")  # fmt: skip
+@click.option("--received", is_flag=True, help="Only until every node that a primary feeds has received it.")
 @json_option
 @pass_node
-def wait(here: Node, name: str, timeout_s: float, as_json: bool) -> None:
-    """Wait until every copy has the marker NAME."""
-    found = here.replicator("marker.wait", name=name, timeout_s=timeout_s, wait_s=timeout_s + 30)
-    emit(as_json, found, f"marker {name} is complete")
+def wait(here: Node, name: str, timeout_s: float, received: bool, as_json: bool) -> None:
+    """Wait until every copy has the marker NAME: its image, taken when all that came before was applied."""
+    found = here.replicator("marker.wait", name=name, timeout_s=timeout_s, received=received, wait_s=timeout_s + 30)
+    emit(as_json, found, f"marker {name} is {'received' if received else 'complete'}")
 
 
 @marker.command()

@@ -77,10 +77,11 @@ def create(
         "pair.create", group=group, peer=peer, overwrite=overwrite, wait_s=330,
         **policy.given(options), **transfer.given(options), **extra,
     )  # fmt: skip
+    mode = (made.get("policy") or {}).get("mode")
     emit(
         as_json,
         made,
-        f"group {group} is paired with {peer}; wait for the first copy: farstripe pair wait {group} {peer} --progress",
+        f"group {group} is paired with {peer}{f' ({mode})' if mode else ''}; wait for the first copy: farstripe pair wait {group} {peer} --progress",
     )
 
 

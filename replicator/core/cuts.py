@@ -12,7 +12,9 @@ brought up to the bound again, and none is beyond it.
     source      the groups are primary here: nothing to limit
     whole       the groups are secondary here, the bound rules
     joining     a copy is being made, or was made while others had gone on: no cut yet. All are stopped where the
-                furthest of them is, until everything up to there has arrived everywhere
+                furthest of them is, until everything up to there has arrived everywhere. After a stop it is known
+                where that is once every group has applied again what it had applied; whoever were stopped before
+                would hold parts of what comes after
     apart       the groups have different primaries, or are not all here: no limits, and no promise
     decided     a takeover has fixed the bound for good; whatever restarts now finishes it at that bound
 
@@ -63,6 +65,8 @@ class GroupView(NamedTuple):
     """Nothing with a later write time is applied."""
     domain: int = 0
     """Tag of the node whose clock gave the last record its time."""
+    in_part: bool = False
+    """Its volumes may hold parts of later records, of which a stop has taken that they were applied."""
 
 
 class SetState(NamedTuple):
@@ -109,6 +113,10 @@ def rule(state: SetState, views: Sequence[GroupView], expected: int) -> Ruling:
         return Ruling(Standing.JOINING, broken, 0, copying[0], f"group {copying[0]} is being copied")
     if len({view.domain for view in views}) > 1:
         return Ruling(Standing.JOINING, broken, 0, "", "the writes of a new primary have not come to all groups")
+    in_part = [view.name for view in views if view.in_part]
+    if in_part and not state.whole:
+        why = f"group {in_part[0]} applies again what it had applied before it was stopped"
+        return Ruling(Standing.JOINING, broken, 0, in_part[0], why)
     slowest = min(views, key=lambda view: view.arrived_ns)
     furthest = max(view.applied_ns for view in views)
     if state.whole:

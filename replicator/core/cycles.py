@@ -60,8 +60,9 @@ def may_go(whole: Iterable[int], keep: int, held: Collection[int] = (), *, short
     """Return the numbers of those of the `whole` images that are no longer kept, oldest first.
 
     held: those that stay in any case. short: the pool is, so the newest one has to do; it stays even so, for where a
-    group can apply nothing more it is the only instant that all groups have.
+    group can apply nothing more it is the only instant that all groups have. keep: 0 where its room is what that group
+    needs to go on.
     """
     numbers = sorted(whole)
     kept = min(keep, 1) if short else keep
-    return [n for n in numbers[: len(numbers) - kept] if n not in held]
+    return [n for n in numbers[: max(0, len(numbers) - kept)] if n not in held]

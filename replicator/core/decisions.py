@@ -53,17 +53,16 @@ DOMAIN: dict[str, tuple[str, ...]] = {
     "handover": ("no", "yes"),  # no primary, and one side has durably handed the role to the other, which lacks nothing
     "relation": tuple(r.value for r in Relation),  # of follow's history to lead's
     # records of follow that lead's history lacks: none that hosts wrote; received from lead (through a relay: from the
-    # primary above it), which lost them itself; given up with the line they are of, which the operator took back to a
-    # marker, and not written on follow; or written by hosts on follow or elsewhere, and acknowledged
-    "tail": ("empty", "received", "rewound", "acknowledged"),
+    # primary above it), which lost them itself with its power; set-back: received from lead, which is primary and did
+    # not: it lost no power, or had told follow that it has them on stable storage; given up with the line they are of,
+    # which the operator took back to a marker, and not written on follow; or written by hosts on follow or elsewhere,
+    # and acknowledged
+    "tail": ("empty", "received", "set-back", "rewound", "acknowledged"),
     "consent": ("no", "yes"),  # the operator named the follow side for discarding
-    "follow": (
-        "ok",
-        "resumable",
-        "torn",
-        "resync",
-    ),  # copy complete; copy under way and still known to lead; complete but for records it held and lost with its
-    # journal, some of which may be in its volumes in part, and which lead has; under way, unknown
+    # copy complete; complete, and stands at a marker until it is resumed; copy under way and still known to lead;
+    # complete but for records it held and lost with its journal, some of which may be in its volumes in part, and which
+    # lead has; under way, unknown
+    "follow": ("ok", "stands", "resumable", "torn", "resync"),
     "journal": ("covers", "lost"),  # lead's journal holds every record after follow's position
     # unclean: blocks differ that no record after follow's position tells of (power loss left newer ones on a disk, or
     # lead began a copy that follow never adopted)
@@ -196,7 +195,7 @@ TABLE: tuple[Row, ...] = (
         "both sides opened a history of their own after they lost each other, and hosts wrote to both",
         **_BOTH,
         relation="forked",
-        tail="acknowledged",
+        tail="acknowledged|set-back",
         consent="no",
     ),
     _row(
@@ -206,7 +205,7 @@ TABLE: tuple[Row, ...] = (
         "two histories, and the operator named the one to give up",
         **_BOTH,
         relation="forked",
-        tail="acknowledged",
+        tail="acknowledged|set-back",
         consent="yes",
     ),
     _row(
@@ -281,7 +280,7 @@ TABLE: tuple[Row, ...] = (
         "the link was away, and the journal kept what was written meanwhile",
         **_SOURCE,
         relation="same|behind",
-        follow="ok",
+        follow="ok|stands",
         journal="covers",
         image="exact",
     ),
@@ -304,6 +303,27 @@ TABLE: tuple[Row, ...] = (
         **_SOURCE,
         relation="same|behind",
         follow="ok",
+        image="unclean",
+    ),
+    _row(
+        "stands-journal-lost",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and the journal does not reach back there any more: a copy would change its image",
+        **_SOURCE,
+        relation="same|behind",
+        follow="stands",
+        journal="lost",
+        image="exact",
+    ),
+    _row(
+        "stands-unclean",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and a side lost power: only a copy makes them equal, which would change its image",
+        **_SOURCE,
+        relation="same|behind",
+        follow="stands",
         image="unclean",
     ),
     _row(
@@ -368,6 +388,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="no",
+        follow="ok|resumable|torn|resync",
     ),
     _row(
         "redo-source-lost-power",
@@ -389,7 +410,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         own="no",
         consent="no",
     ),
@@ -402,7 +423,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         own="yes",
         consent="no",
     ),
@@ -415,7 +436,7 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
         consent="no",
     ),
     _row(
@@ -427,7 +448,28 @@ TABLE: tuple[Row, ...] = (
         relation="parted|forked",
         tail="received",
         sync="yes",
-        follow="ok",
+        follow="ok|stands",
+        consent="yes",
+    ),
+    _row(
+        "set-back",
+        Action.REFUSE,
+        "",
+        "the primary lacks records that it had sent and did not lose with its power: it was set back to an older "
+        "state, as from a backup; nobody has said which side goes on",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="set-back",
+        consent="no",
+    ),
+    _row(
+        "set-back-discard",
+        Action.COPY,
+        "follow",
+        "the primary was set back to an older state, and the operator gave up what follow holds beyond it",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="set-back",
         consent="yes",
     ),
     _row(
@@ -438,6 +480,7 @@ TABLE: tuple[Row, ...] = (
         **_SOURCE,
         relation="parted|forked",
         tail="empty",
+        follow="ok|resumable|torn|resync",
     ),
     _row(
         "diff-rewound",
@@ -447,6 +490,28 @@ TABLE: tuple[Row, ...] = (
         **_SOURCE,
         relation="parted|forked",
         tail="rewound",
+        follow="ok|resumable|torn|resync",
+    ),
+    _row(
+        "stands-source-lost-power",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and the primary lost records that follow has: a copy would change its image",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="received",
+        sync="no",
+        follow="stands",
+    ),
+    _row(
+        "stands-parted",
+        Action.WAIT,
+        "",
+        "follow stands at a marker, and the history went on from another place: a copy would change its image",
+        **_SOURCE,
+        relation="parted|forked",
+        tail="empty|rewound",
+        follow="stands",
     ),
     _row(
         "diff-discard",
@@ -503,7 +568,7 @@ TABLE: tuple[Row, ...] = (
 def resolves(label: str, *, primaries: int = 1) -> str:
     """Whose writes have to be given up for a pair that was refused with `label` to go on: "follow", "either" for one of
     the two, "" when that is not what it takes. primaries: how many of the two nodes are primary."""
-    if label in ("former-primary", "relay-lost-tail", "lost-tail-conflict"):
+    if label in ("former-primary", "relay-lost-tail", "lost-tail-conflict", "set-back"):
         return "follow"
     if label == "unrelated":
         return "either" if primaries == 2 else "follow"

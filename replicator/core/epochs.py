@@ -1,8 +1,9 @@
 """Epochs: which history a record belongs to, and where two histories parted.
 
-An epoch begins whenever a node becomes primary and writes (takeover, switchover, or the first write after its target
-stopped uncleanly). Its number is `counter << 24 | tag`: the counter rises by one along a history, the tag is taken from
-the node's id, so two nodes that open an epoch at the same time never open the same one.
+An epoch begins whenever a node becomes primary and writes (takeover, switchover, or the first write after a start in a
+new boot). Its number is `counter << 24 | tag`: the counter rises along a history, the tag is taken from the node's id,
+so two nodes that open an epoch at the same time never open the same one. After a start in a new boot the counter is at
+least the time of day in seconds, so a node that was set back to an older state never opens one that it opened before.
 
 A history is the list of (epoch, base); base is the last seq before that epoch. Two nodes compare lists: up to the
 base of the first entry that differs they hold the same writes, whatever each of them did later. That answers at once

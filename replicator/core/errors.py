@@ -29,6 +29,8 @@ class FarstripeError(Exception):
 
     exit_code: int = EXIT_INTERNAL
     errno: int = _errno.EIO
+    answered: bool = False
+    """A peer has answered with it; else it arose here, also as the failure to reach a peer."""
 
     def __init__(
         self, message: str, way_out: str = "", *, exit_code: int | None = None, errno: int | None = None

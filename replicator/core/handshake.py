@@ -157,7 +157,8 @@ def _facts(lead: Hello, follow: Hello, comparison: Comparison, relay: bool) -> F
     named = _named(lead, follow)
     resumable = bool(follow.copy_id) and follow.copy_id == lead.copy_id and lead.state != "resync"
     torn = "torn" if _torn(lead, follow) else "resync"
-    copy = "ok" if follow.state != "resync" else "resumable" if resumable else torn
+    whole = "stands" if follow.stands and lead.stands is not None else "ok"  # else lead knows nothing of this
+    copy = whole if follow.state != "resync" else "resumable" if resumable else torn
     return Facts(
         compat=_compat(lead, follow, comparison),
         split="yes" if lead.split or follow.split else "no",
@@ -226,7 +227,19 @@ def _tail(lead: Hello, follow: Hello, comparison: Comparison) -> str:
     if _rewound(lead, follow) and follow.tag not in tags:
         return "rewound"
     source = lead.tag if lead.role == "primary" or not lead.hist else tag_of(lead.hist[-1][0])
-    return "received" if tags == {source} else "acknowledged"
+    if tags != {source}:
+        return "acknowledged"
+    return "set-back" if lead.role == "primary" and not _lost_power(lead, follow, comparison) else "received"
+
+
+def _lost_power(lead: Hello, follow: Hello, comparison: Comparison) -> bool:
+    """What lead lacks of what it had sent it can have lost with its power: it was not on stable storage there.
+
+    That it lost power is forgotten once it has begun the copy that follow then needs, also if follow has yet to take
+    that up.
+    """
+    told = follow.source_durable if lead.source_durable is not None else None
+    return (lead.unclean or _copy_not_adopted(lead, follow)) and (told or 0) <= comparison.shared_upto
 
 
 def _rewound(lead: Hello, follow: Hello) -> bool:

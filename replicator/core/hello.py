@@ -61,7 +61,11 @@ class Hello(NamedTuple):
     torn: int | None = (
         None  # in state "resync": only records after pos, up to this one, are missing; 0: no. None: not told
     )
+    source_durable: int | None = (
+        None  # of the records here the peer had so many on stable storage, as it said; None: not told
+    )
     rewound: tuple[Rewound, ...] | None = None  # what takeovers at markers gave up in this history; None: not told
+    stands: int | None = None  # seq of the marker at which a copy stands until it is resumed, 0: none. None: not told
 
     @property
     def tag(self) -> int:
@@ -109,7 +113,9 @@ def from_status(
         listed=int(status.get("applied", pos)),
         changed=int(status.get("listed_seq", 0)),
         torn=int(status.get("torn") or 0),
+        source_durable=int(status.get("source_durable") or 0),
         rewound=rewound_from(status.get("rewound") or ()),
+        stands=int(status.get("limit_seq") or 0) if status["role"] == "secondary" else 0,
     )
 
 
@@ -190,7 +196,9 @@ def from_frame(frame: dict[str, Any]) -> Hello:
             listed=_u64(frame["listed"]),
             changed=_u64(frame["changed"]),
             torn=None if frame.get("torn") is None else _u64(frame["torn"]),
+            source_durable=None if frame.get("source_durable") is None else _u64(frame["source_durable"]),
             rewound=None if frame.get("rewound") is None else rewound_from(frame["rewound"]),
+            stands=None if frame.get("stands") is None else _u64(frame["stands"]),
         )
         check_hist(hello.hist)
         if hello.hist and hello.pos < hello.hist[-1][1]:

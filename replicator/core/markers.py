@@ -82,6 +82,16 @@ def host_time_payload(time_ns: int) -> bytes:
     return packed
 
 
+def host_time_of(payload: bytes | memoryview) -> int | None:
+    """The time that a host has stated, of a MARKER record's payload; None when it is of another kind."""
+    try:
+        found: Any = msgpack.unpackb(payload) if len(payload) else {}
+        stated = found.get("host_time_ns")
+    except (ValueError, AttributeError, msgpack.UnpackException):
+        return None
+    return stated if isinstance(stated, int) else None
+
+
 class Stage(enum.Enum):
     """Where an attempt is."""
 

@@ -20,7 +20,7 @@ class EdgeFacts(NamedTuple):
     complete: bool  # the copy at the fed end is consistent
     in_sync: bool  # every write waits for it
     lag: int | None  # records the fed end lacks, None when not known
-    others: tuple[str, ...] = ()  # of a peer that feeds this node: names of the others it feeds
+    others: tuple[str, ...] = ()  # names of the others that the peer feeds
 
 
 class Loss(NamedTuple):
@@ -34,7 +34,7 @@ class Loss(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The first row whose `when` holds counts. Texts may use {best}, {lag}, {also}, {waiting}, {below}."""
+    """The first row whose `when` holds counts. Texts may use {best}, {lag}, {also}, {waiting}, {below}, {under}."""
 
     label: str
     when: Callable[[_Case], bool]
@@ -120,6 +120,12 @@ TABLE: tuple[Row, ...] = (
         "{best} still holds a copy, {lag}",
     ),
     Row(
+        "copy-lost-relay",
+        lambda c: c.role == "primary" and c.lost is not None and bool(c.lost.others),
+        "bad",
+        "{under}: no records until it is back, their images stay; what is written meanwhile exists once",
+    ),
+    Row(
         "copy-lost-last",
         lambda c: c.role == "primary",
         "bad",
@@ -154,6 +160,7 @@ def _judge(name: str, here: str, case: _Case) -> Loss:
         also=_also(case),
         waiting=f"; no records for {_names(others)} until this node is back" if others else "",
         below=_names([e.peer for e in case.below]),
+        under=_names(list(case.lost.others)) if case.lost is not None else "",
     )
     left = [e.peer for e in case.complete]
     if case.lost is not None and (case.role == "primary" or case.state == "ok"):

@@ -131,8 +131,9 @@ def pack_header(
     payload_crc: int,
 ) -> bytes:
     """Return the 64 header bytes, with their CRC. Hot path: no checks."""
+    version = NUMBERED_VERSION if flags & FLAG_NUMBERED else VERSION
     body = _BODY.pack(
-        MAGIC, kind, flags, version_of(flags), epoch, seq, write_time, volume, payload_len, offset, length, payload_crc
+        MAGIC, kind, flags, version, epoch, seq, write_time, volume, payload_len, offset, length, payload_crc
     )
     return body + _CRC.pack(crc32c(body))
 

@@ -56,7 +56,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
         return {**result, "bound": "no copy"}
     if linked and facts["session"] == "target":
-        result |= _fed(facts)
+        result |= fed(facts)
     elif linked:
         writes = pair.get("lag")
         nothing = writes == 0
@@ -72,11 +72,12 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
         writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
         behind_s = facts.get("behind_s")
         seconds = facts.get("contact_age_s") if behind_s is None else round(behind_s, 3)
+        result["as_of_s"] = facts.get("contact_age_s")
         result |= {"writes": writes, "seconds": seconds, "bound": "at least"}
     return result
 
 
-def _fed(facts: Facts) -> Facts:
+def fed(facts: Facts) -> Facts:
     """What a secondary can say over a link on which records flow, or wait to be taken."""
     word = facts.get("word")
     if not word:

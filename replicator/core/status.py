@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from replicator.core.rpo import FLOWING
+from replicator.core.rpo import FLOWING, fed
 from replicator.core.takeover import lost_text
 
 Facts = dict[str, Any]
@@ -43,6 +43,11 @@ def _label(facts: Facts) -> str:
 
 def _in(*states: str) -> Callable[[Facts, Facts], bool]:
     return lambda s, f: f.get("session") in states
+
+
+def _copy_without_journal(status: Facts) -> bool:
+    """A copy lost its journal and nothing else."""
+    return status.get("role") == "secondary" and bool((status.get("journal") or {}).get("error"))
 
 
 def _wants_sync(status: Facts) -> bool:
@@ -82,12 +87,23 @@ TABLE: tuple[Word, ...] = (
     Word(
         "FAILED",
         "bad",
-        lambda s, f: bool(s.get("failed") or s.get("apply_error")),
+        lambda s, f: bool(s.get("failed")) and not _copy_without_journal(s),
         "a disk of this node failed: {reason}",
         "this side takes no more writes; what the peer holds is not touched",
-        "take over on the peer, or repair the disk and restart this node; what cannot be repaired: after the takeover "
-        "delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
+        "where this is the primary, take over on the peer; or repair the disk and restart this node; what cannot be "
+        "repaired: delete the group here (--force) and the pair there, and pair again, which begins with a full copy",
         ("farstripe pool status", "farstripe takeover {group}  (on {peer})"),
+        operator=True,
+    ),
+    Word(
+        "APPLY-STOPPED",
+        "bad",
+        lambda s, f: bool(s.get("apply_error")),
+        "what was received cannot be applied here: {reason}",
+        "the copy stays at its last consistent instant and receives as long as its journal has room; then the primary "
+        "does what its policy for a full journal says",
+        "make room in the pool, repair the disk, or rename what is in the way; it goes on by itself then",
+        ("farstripe pool status", "farstripe events"),
         operator=True,
     ),
     Word(
@@ -105,9 +121,10 @@ TABLE: tuple[Word, ...] = (
         "bad",
         _in("stopped"),
         "the journal of this node failed: {reason}",
-        "nothing is received any more; no failed sync is ever retried",
-        "replace the journal's medium, restart the node, then resync",
-        ("farstripe pair resync {pair}",),
+        "nothing is shipped or received over this pair; hosts of a primary are served",
+        "try again, for an error that has passed; else put the journal on another medium (on a primary: add a file, take "
+        "the bad one out; on a copy: replace it)",
+        ("farstripe pair resync {pair}", "farstripe group journal show {group}"),
         operator=True,
     ),
     Word(
@@ -146,6 +163,18 @@ TABLE: tuple[Word, ...] = (
         "{follow} holds {lost} records its successor lacks; they are kept until you say they may go",
         "save what you need from it, then give them up",
         ("farstripe pair resync {pair} --discard {follow}",),
+        operator=True,
+    ),
+    Word(
+        "SET-BACK",
+        "bad",
+        _refused("set-back"),
+        "{cause}",
+        "{follow} holds {lost} records that the primary had and has not any more; neither side is changed, and both "
+        "keep what they hold",
+        "decide which is right: to go on with what {follow} holds, take over there; to go on with the older state, "
+        "give up what {follow} holds beyond it",
+        ("farstripe takeover {group} --force  (on {follow})", "farstripe pair resync {pair} --discard {follow}"),
         operator=True,
     ),
     Word(
@@ -246,6 +275,16 @@ TABLE: tuple[Word, ...] = (
         "nothing is shipped on this edge; the copy stays at its last consistent instant",
         "wait; the pair looks again by itself. When it lasts, see how {peer} stands with the node that feeds it",
         ("farstripe explain {group}  (on {peer})",),
+    ),
+    Word(
+        "STANDS",
+        "warn",
+        lambda s, f: f.get("session") == "waiting" and _label(f).startswith("stands-"),
+        "{cause}",
+        "nothing is shipped on this edge; the copy stays at the marker, and the primary counts what changes",
+        "let the copy follow when its image is not needed any more; the difference is copied then",
+        ("farstripe marker resume --groups {group}  (on {follow})", "farstripe marker list"),
+        operator=True,
     ),
     Word(
         "COPY",
@@ -520,6 +559,8 @@ def lag_records(status: Facts, facts: Facts) -> int | None:
         if not told(facts):
             return None
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
+    if facts.get("session") == "target" and facts.get("word"):
+        return int(facts["word"]["writes"])
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
 
 
@@ -535,7 +576,7 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "group": group,
         "pair": f"{group} {peer}" if peer else group,
         "peer": str(peer or "the peer"),
-        "lag": "an unknown number of" if lag is None else str(lag),
+        "lag": _lag_text(lag, facts),
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),
         "waits": _waits(status.get("policy") or {}),
@@ -549,6 +590,13 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         **_refused_beside(facts.get("refused_beside") or {}),
         **_without_journal(status.get("unread_journal") or {}, str(peer or "the peer")),
     }
+
+
+def _lag_text(lag: int | None, facts: Facts) -> str:
+    if lag is None:
+        return "an unknown number of"
+    certain = facts.get("session") != "target" or fed(facts).get("bound") == "exact"
+    return str(lag) if certain else f"at least {lag}"
 
 
 def _takeover(status: Facts, facts: Facts, group: str, peer: str) -> dict[str, str]:

@@ -61,6 +61,13 @@ TABLE: tuple[Row, ...] = (
         "bring the primary back and let the resync finish",
     ),
     Row(
+        "no-journal",
+        lambda s, f: bool((s.get("journal") or {}).get("error")),
+        None,
+        "the journal of this node is broken: {journal}",
+        "give it a new one first, which gives up what it held and the volumes lack: farstripe group journal replace",
+    ),
+    Row(
         "failed",
         lambda s, f: bool(s.get("failed")),
         None,
@@ -119,12 +126,14 @@ def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool)
     for row in TABLE:
         if row.when(status, facts):
             primaries = " and ".join(facts.get("primaries") or ())
-            message = row.message.format(
-                lost=lost_text(status, facts), failed=status.get("failed", ""), primaries=primaries
-            )
+            message = row.message.format(lost=lost_text(status, facts), primaries=primaries, **_reasons(status))
             allowed = row.force is False or (row.force is True and force)
             return Plan(row.label, allowed, message, "" if allowed else row.way_out + _kept_text(status))
     raise AssertionError("the last row matches everything")
+
+
+def _reasons(status: dict[str, Any]) -> dict[str, str]:
+    return {"failed": status.get("failed", ""), "journal": (status.get("journal") or {}).get("error", "")}
 
 
 def _kept_text(status: dict[str, Any]) -> str:

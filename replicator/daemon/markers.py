@@ -13,23 +13,30 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused, TimedOut
-from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick, retire
+from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, PeerError, Refused, TimedOut
+from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick
+from replicator.core.markerway import RECEIPT
 from replicator.daemon.hosthold import HostHolds, linked
 from replicator.daemon.markerstore import DEAD, DELETED, MADE, MAKING, MarkerStore, Record
+from replicator.daemon.markerway import MarkerWay
 from replicator.daemon.node import Node
 
 DEADLINE_S = 2.0
 HOOK_S = 30.0
+PLACED = ("uuid", "node", "at", "via")
+"""What a marker's record keeps of how a group was found; see MarkerWay.find."""
+RELEASE_S = 2.0
+RECEIPT_S = 5.0
 ASK_TREE_S = 10.0
+ASK_WAY_S = 15.0
+"""The way up to the primary and back, and its tree."""
 STORAGE, HOSTS = "storage", "hosts"
 HOLDS = (STORAGE, HOSTS)
 """Who holds the writes while a marker is made."""
-TIDY_S = 30.0
-"""How often what is owed to nodes that could not be reached is tried again."""
 
 
 class Markers:
@@ -37,6 +44,7 @@ class Markers:
 
     def __init__(self, node: Node, store: MarkerStore) -> None:
         self._node, self.store = node, store
+        self.way = MarkerWay(node, lambda op, n, group, left_s: self.where(op, n, [group], left_s=left_s))
         self.failing: dict[str, str] = {}
         """Why the last marker of a schedule was not made; schedules that go well are not in it."""
         for record in store.all():
@@ -60,6 +68,8 @@ class Markers:
     ) -> Record:
         """Make marker `name` over groups (NAME or NAME@NODE). Durable on return: its record here, and nothing else.
 
+        NODE is the primary of the group, or has a copy of it and passes on what it is asked.
+
         before, after: commands run around the hold; when `before` fails nothing is held, `after` runs in any case.
         hold: STORAGE, or HOSTS: every linked host that writes to one of the groups holds, and says so.
         Raises BadInput, NotFound, AlreadyExists, PeerError with nothing held; Refused when the attempt died, and when
@@ -70,7 +80,7 @@ class Markers:
         members = self.resolve(groups)
         hosts = linked(self.store.hosts(), list(members)) if hold == HOSTS else {}
         n = self.store.next_number(int(one["highest"]) for one in members)
-        listed = [{"group": one["name"], "uuid": one["uuid"], "node": one["node"], "seq": 0} for one in members]
+        listed = [{"group": one["name"], "seq": 0, **{key: one[key] for key in PLACED}} for one in members]
         record = self.store.begin(
             name, n, image=image, suspend=suspend, schedule=schedule, groups=listed, why="", hosts=sorted(hosts)
         )
@@ -127,34 +137,17 @@ class Markers:
         return ""
 
     def resolve(self, groups: list[str]) -> list[dict[str, Any]]:
-        """Find each group where it is primary. Raises before anything is held."""
+        """Find each group where it is primary, see MarkerWay.find. Raises before anything is held."""
         found: list[dict[str, Any]] = []
         for word in groups:
-            name, _, where = word.partition("@")
-            if not where or where in (self._node.config.name, self._node.config.node_id):
-                one = self.locate(name)
-            else:
-                peer = self._node.peers.find(where)
-                one = self._node.call(peer, "marker.locate", 5.0, group=name)
+            name, _, at = word.partition("@")
+            one = self.way.find(name, at)
             if one["uuid"] in [other["uuid"] for other in found]:
                 raise BadInput(f"group {word} is named twice", "name it once")
             found.append(one)
         if not found:
             raise BadInput("a marker needs at least one group", "name it")
         return found
-
-    def locate(self, group: str) -> dict[str, Any]:
-        """Describe a group of this node for a marker. Raises NotFound, Refused when it is not primary here."""
-        status = self._node.target("group.status", 5.0, group=group)
-        if status.get("role") != "primary":
-            raise Refused(
-                f"group {status['name']} is not primary on {self._node.config.name}", "name its primary: GROUP@NODE"
-            )
-        (book,) = self._node.target("marker.list", 5.0, groups=[status["uuid"]])
-        highest = max((entry["n"] for entry in book["entries"]), default=0)
-        return {
-            "uuid": status["uuid"], "name": status["name"], "node": self._node.config.node_id, "highest": highest,
-        }  # fmt: skip
 
     def _while_hosts_hold(
         self, record: Record, deadline_s: float, hosts: dict[str, str]
@@ -192,27 +185,25 @@ class Markers:
 
     def _attempt(self, record: Record, deadline_s: float, *, park: bool = True) -> tuple[dict[str, int], str, bool]:
         """Carry out one attempt. Returns ({group uuid: seq}, "" or why it died, whether a node may have a record)."""
-        by_node: dict[str, list[str]] = {}
-        for one in record["groups"]:
-            by_node.setdefault(one["node"], []).append(one["uuid"])
+        asked = places(record)
         answers: queue.SimpleQueue[tuple[Answer, dict[str, int]]] = queue.SimpleQueue()
         began = time.monotonic()
-        attempt = Attempt(record["n"], by_node, began, deadline_s)
+        attempt = Attempt(record["n"], asked, began, deadline_s)
         seqs: dict[str, int] = {}
         marked = False
 
         def send(ask: Ask) -> None:
             args: dict[str, Any] = {"n": record["n"]}
             if ask.op == "hold":
-                args |= {"groups": by_node[ask.node], "lease_s": deadline_s, "park": park}
+                args |= {"lease_s": deadline_s, "park": park}
             elif ask.op == "mark":
                 args |= {
                     "token": ask.token, "name": record["name"], "by": self._node.config.node_id,
                     "of": len(record["groups"]), "image": record["image"], "suspend": record["suspend"],
                 }  # fmt: skip
+            left_s = RELEASE_S if ask.op == "release" else max(0.1, attempt.deadline - time.monotonic())
             try:
-                left_s = max(0.1, attempt.deadline - time.monotonic())
-                result = self._on(ask.node, f"marker.{ask.op}", left_s, args)
+                result = self._on(asked[ask.node], ask.op, left_s, args)
                 answer = Answer(ask.node, ask.op, True, token=str(result.get("token", "")))
                 answers.put((answer, dict(result.get("seqs") or {})))
             except FarstripeError as exc:
@@ -222,7 +213,7 @@ class Markers:
         while True:
             for effect in effects:
                 if isinstance(effect, Finished):
-                    return seqs, self._named(effect.why, by_node), marked
+                    return seqs, self._named(effect.why, record), marked
                 marked |= effect.op == "mark"
                 threading.Thread(target=send, args=(effect,), name="marker", daemon=True).start()
             event: Answer | Tick = Tick()
@@ -233,29 +224,39 @@ class Markers:
                 pass
             effects = attempt.handle(event, time.monotonic())
 
-    def _named(self, text: str, node_ids: Iterable[str]) -> str:
+    def _named(self, text: str, record: Record) -> str:
         """`text` with names in the place of the ids of nodes."""
-        for node_id in node_ids:
-            text = text.replace(node_id, self._name(node_id))
+        for one in record["groups"]:
+            text = text.replace(one["node"], self._name(one))
+            text = text.replace(one.get("via") or one["node"], self._node.pairs.name_of(one.get("via") or one["node"]))
         return text
 
-    def _name(self, node_id: str) -> str:
-        """What a node is called here; its id when nobody knows."""
-        return self._node.pairs.name_of(node_id)
+    def _name(self, group: Mapping[str, Any]) -> str:
+        """What the node is called that was primary of a record's group."""
+        name = self._node.pairs.name_of(group["node"])
+        return name if name != group["node"] else str(group.get("at") or name)
 
-    def _on(self, node_id: str, op: str, timeout_s: float, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a marker operation on a node's target, by its replicator when that is another node."""
-        if node_id == self._node.config.node_id:
-            result = self._node.target(op, timeout_s, **args)
+    def _on(self, place: Place, op: str, timeout_s: float, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a marker operation where groups are primary: by this node's target, or by another node's replicator."""
+        node = self._node
+        if place.via:
+            result = self.way.ask(place.via, op, place.groups[0], timeout_s, args)
         else:
-            result = self._node.call(self._node.peers.find(node_id), op, timeout_s, **args)
+            more = {**args, "groups": list(place.groups)} if op == "hold" else args
+            if place.node == node.config.node_id:
+                result = node.target(f"marker.{op}", timeout_s, **more)
+            else:
+                result = node.call(node.peers.find(place.node), f"marker.{op}", timeout_s, **more)
         return result if isinstance(result, dict) else {"result": result}
 
     # -- following ------------------------------------------------------------------------------------------------
 
-    def where(self, op: str, n: int, groups: list[str], asked_by: str = "") -> list[dict[str, Any]]:
+    def where(
+        self, op: str, n: int, groups: list[str], asked_by: str = "", left_s: float = ASK_TREE_S
+    ) -> list[dict[str, Any]]:
         """Do `op` ("look", "forget", "resume") for marker `n` here and on every node that gets `groups` from here.
 
+        left_s: how long each of them may take, at most ASK_TREE_S.
         Returns one entry a node and group: {node, group, uuid, role, state, why}; state "unreachable" for a whole node.
         """
         here = self._own(op, n, groups)
@@ -264,7 +265,8 @@ class Markers:
             try:
                 if peer is None:
                     raise NotFound(f"node {peer_id} is no peer any more")
-                here += self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=n, groups=uuids)
+                timeout_s = max(0.1, min(ASK_TREE_S, left_s))
+                here += self._node.call(peer, "marker.where", timeout_s, do=op, n=n, groups=uuids)
             except FarstripeError as exc:
                 name = peer.name if peer else peer_id
                 here.append(
@@ -282,6 +284,7 @@ class Markers:
             node.target("marker.forget", 60.0, n=n)
         elif op == "resume":
             node.target("marker.resume", 10.0, groups=mine, n=n)
+            node.pairs.look_again(mine)
         found = []
         for book in node.target("marker.list", 5.0, groups=mine):
             entry: dict[str, Any] = next((one for one in book["entries"] if one["n"] == n), {})
@@ -302,23 +305,26 @@ class Markers:
 
     def copies(self, op: str, record: Record) -> list[dict[str, Any]]:
         """`where` over all nodes at which a marker was made."""
-        by_node: dict[str, list[str]] = {}
-        for one in record["groups"]:
-            by_node.setdefault(one["node"], []).append(one["uuid"])
         found: list[dict[str, Any]] = []
-        for node_id, uuids in by_node.items():
-            if node_id == self._node.config.node_id:
-                found += self.where(op, record["n"], uuids)
+        for place in places(record).values():
+            if not place.via and place.node == self._node.config.node_id:
+                found += self.where(op, record["n"], list(place.groups))
                 continue
             try:
-                peer = self._node.peers.find(node_id)
-                found += self._node.call(
-                    peer, "marker.where", ASK_TREE_S, do=op, n=record["n"], groups=uuids, whole=True
-                )  # fmt: skip
+                found += self._ask_tree(place, op, record["n"])
             except FarstripeError as exc:
-                name = self._name(node_id)
+                name = next(self._name(one) for one in record["groups"] if one["node"] == place.node)
                 found.append({"node": name, "group": "", "role": "primary", "state": "unreachable", "why": exc.message})
         return found
+
+    def _ask_tree(self, place: Place, op: str, n: int) -> list[dict[str, Any]]:
+        if place.via:
+            found = self.way.ask(place.via, op, place.groups[0], ASK_WAY_S, {"n": n})
+        else:
+            peer = self._node.peers.find(place.node)
+            groups = list(place.groups)
+            found = self._node.call(peer, "marker.where", ASK_TREE_S, do=op, n=n, groups=groups, whole=True)
+        return list(found)
 
     def show(self, name: str) -> Record:
         """A marker's record with `copies` and `complete`."""
@@ -341,6 +347,36 @@ class Markers:
                 slow = sorted({f"{one['node']} ({one['state']})" for one in shown["copies"] if not _has(one)})
                 raise TimedOut(f"marker {name} is not complete after {timeout_s:g} s: {', '.join(slow)}")
             time.sleep(0.1)
+
+    def wait_received(self, name: str, timeout_s: float) -> Record:
+        """Return the marker once every node that a primary of its groups feeds has received it.
+
+        It then outlives the loss of the primaries, but not power loss of all these nodes. Raises TimedOut, Refused.
+        """
+        until = time.monotonic() + timeout_s
+        record = self.store.find(name)
+        while True:
+            if record["state"] != MADE:
+                raise Refused(f"marker {name} is {record['state']}", "make another one")
+            missing = [text for one in record["groups"] for text in self._not_received(record["n"], one)]
+            if not missing:
+                return record
+            if time.monotonic() >= until:
+                raise TimedOut(
+                    f"marker {name} has not been received everywhere after {timeout_s:g} s: {', '.join(missing)}",
+                    f"it goes on its way; farstripe marker show {name}",
+                )
+            time.sleep(0.05)
+
+    def _not_received(self, n: int, group: Mapping[str, Any]) -> list[str]:
+        """Which nodes lack a marker that the primary of `group` feeds, or why that cannot be said."""
+        try:
+            peers = self.way.ask(group.get("via") or group["node"], RECEIPT, group["uuid"], RECEIPT_S, {"n": n})
+        except (PeerError, TimedOut) as exc:
+            return [exc.message]
+        if not peers:
+            raise Refused(f"group {group['group']} has no copies that could receive a marker", "farstripe pair create")
+        return [f"{name} (group {group['group']})" for name, has in peers.items() if not has]
 
     def delete(self, name: str) -> Record:
         """Delete a marker and its images everywhere. Nodes that cannot be reached now are told later."""
@@ -370,17 +406,32 @@ class Markers:
             if record["state"] in (DEAD, DELETED):
                 self._settle(record)
 
-    def retire(self, schedule: str, keep: int) -> None:
-        """Delete the images of a schedule's markers that newer complete ones have replaced."""
-        mine = [one for one in self.store.all() if one["schedule"] == schedule and one["state"] == MADE]
-        if len(mine) <= keep:
-            return
-        complete = {one["n"]: one["name"] for one in mine if self.show(one["name"])["complete"]}
-        gone = retire(complete, keep)
-        newest = max(gone, default=0)
-        for one in mine:
-            if one["n"] <= newest:
-                self.delete(one["name"])
+    def of_schedule(self, schedule: str) -> list[Record]:
+        """The markers of a schedule that were made and are not to be deleted, oldest first."""
+        return [one for one in self.store.all() if one["schedule"] == schedule and one["state"] == MADE]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where groups of a marker are primary, and how that is reached."""
+
+    node: str
+    """Its id."""
+    via: str
+    """Id of the node that passes asks on to it, also this one's; "" for nobody."""
+    groups: tuple[str, ...]
+    """Uuids; with `via` one: ways of several groups may part."""
+
+
+def places(record: Record) -> dict[str, Place]:
+    """Where the groups of a record are primary, by a text that names the place with ids of nodes."""
+    found: dict[str, Place] = {}
+    for one in record["groups"]:
+        node, via = one["node"], str(one.get("via") or "")
+        text = f"{node} for group {one['group']} by way of {via}" if via else node
+        known = found.get(text, Place(node, via, ()))
+        found[text] = Place(node, via, (*known.groups, one["uuid"]))
+    return found
 
 
 def _has(copy: Mapping[str, Any]) -> bool:
@@ -408,57 +459,3 @@ def run_hook(command: str, marker: str, timeout_s: float = HOOK_S) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-300:]
         raise Refused(f"the hook {command!r} ended with {done.returncode}{said and ': '}{said}", "see why it fails")
-
-
-class Scheduler:
-    """Makes markers at intervals, and tidies up. Resumed by a restart: the schedules are stored."""
-
-    def __init__(self, markers: Markers, note: Callable[[str, str], None]) -> None:
-        self._markers, self._note = markers, note
-        self._stop = threading.Event()
-        self._due: dict[str, float] = {}
-        self._thread = threading.Thread(target=self._run, name="markers", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after what is under way."""
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        tidy_at = time.monotonic() + TIDY_S
-        while not self._stop.wait(0.2):
-            now = time.monotonic()
-            for name, what in self._markers.store.schedules().items():
-                if now >= self._due.get(name, 0.0):
-                    self._due[name] = max(now, self._due.get(name, now) + what["interval_s"])
-                    self._make(name, what)
-            if now >= tidy_at:
-                tidy_at = now + TIDY_S
-                try:
-                    self._markers.tidy()
-                except FarstripeError as exc:
-                    self._note("marker.untidy", f"markers cannot be tidied up: {exc.message}")
-
-    def _make(self, name: str, what: Record) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f".{time.time_ns() // 10**6 % 1000:03}"
-        try:
-            self._markers.create(
-                f"{name}-{stamp}", what["groups"], deadline_s=what["deadline_s"], image=what["image"],
-                before=what["before"], after=what["after"], schedule=name, hold=what.get("hold", STORAGE),
-            )  # fmt: skip
-            self._markers.failing.pop(name, None)
-        except FarstripeError as exc:
-            self._failed(name, exc)
-        try:
-            self._markers.retire(name, what["keep"])
-        except FarstripeError as exc:
-            self._failed(name, exc)
-
-    def _failed(self, name: str, exc: FarstripeError) -> None:
-        if self._markers.failing.get(name) != exc.message:  # one that fails each second would fill the log
-            self._markers.failing[name] = exc.message
-            self._note("marker.failed", f"schedule {name}: {exc.message}")

@@ -1,7 +1,9 @@
 """What a coordinator keeps of its markers: STATE/markers.
 
 counter.json        {"counter": n}  the last number used; raised durably before a number is sent anywhere
-made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, seq}]}
+made/<name>.json    {name, n, created, state, image, suspend, schedule, groups: [{group, uuid, node, at, via, seq}]}
+                    node, at: id and name of the primary; via: id of the node that passes on what it is asked, "" for
+                    nobody. Older versions have stored no `at` and `via`
 schedules.json      {name: {groups, interval_s, keep, image, deadline_s, before, after, hold}}
 hosts.json          {name: {command, groups, uuids}}  hosts that hold their own writes; no groups: all (hosthold.py)
 

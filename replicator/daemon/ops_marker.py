@@ -1,9 +1,10 @@
 """Control operations on markers.
 
-    marker.create {name, groups, deadline_s?, image?, suspend?, before?, after?, hold?}   -> marker
+    marker.create {name, groups, deadline_s?, image?, suspend?, before?, after?, hold?, received?} -> marker
+                                       received: once every node that a primary of the groups feeds has it
     marker.list {}   -> {markers, schedules, failing: {schedule: why}, hosts, here: marker.list of this node's target}
     marker.show {name}                 -> marker with copies, complete
-    marker.wait {name, timeout_s?}     -> the same, once it is complete
+    marker.wait {name, timeout_s?}     -> the same, once it is complete; with received: true the marker, as of create
     marker.delete {name}               -> {name, left: nodes that are told later}
     marker.resume {name?, groups?}     -> {copies}  by the marker's name where it was made, or by groups of this node
     marker.schedule {name, groups, interval_s, keep?, image?, deadline_s?, before?, after?, hold?} -> {}
@@ -14,8 +15,9 @@
     marker.offers {groups}             -> {offers: [{n, name}]}  newest first: what every group's copy here can give
     marker.takeover {groups, name?, force?} -> {marker, groups}  become primary at the newest, or the named one
 
-`groups` of create and schedule are NAME or NAME@NODE; of offers and takeover also, and the nodes named are asked what
-they can give, but each node is taken over by a command of its own. A marker is as in markerstore.py.
+`groups` of create and schedule are NAME or NAME@NODE: NODE is the primary, or has a copy and passes on what it is asked
+(markerway.py); without it the way begins at this node. `groups` of offers and takeover also, and the nodes named are
+asked what they can give, but each node is taken over by a command of its own. A marker is as in markerstore.py.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ import re
 from typing import Any
 
 from replicator.control import Handler, number
-from replicator.core.errors import BadInput, NotFound, Refused
+from replicator.core.errors import BadInput, FarstripeError, NotFound, Refused, from_map, to_map
 from replicator.core.markers import offered
 from replicator.daemon import ops_role
 from replicator.daemon.markers import DEADLINE_S, HOLDS, STORAGE, Markers
+from replicator.daemon.markerway import UP
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 MAX_DEADLINE_S = 30.0
 DEFAULT_KEEP = 2
+RECEIVED_S = 30.0
+"""So long is a marker that was made waited for at the nodes that are to receive it."""
 Args = dict[str, Any]
 
 
@@ -41,7 +46,18 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
     """The operations, by name."""
 
     def create(args: Args) -> dict[str, Any]:
-        return markers.create(_name(args), _words(args), suspend=bool(args.get("suspend")), **_options(args))
+        name = _name(args)
+        made = markers.create(name, _words(args), suspend=bool(args.get("suspend")), **_options(args))
+        if not args.get("received"):
+            return made
+        try:
+            return markers.wait_received(name, RECEIVED_S)
+        except FarstripeError as exc:
+            raise from_map(to_map(exc) | {"message": f"marker {name} was made, but: {exc.message}"}) from exc
+
+    def wait(args: Args) -> dict[str, Any]:
+        name, timeout_s = str(args["name"]), number(args, "timeout_s", 60.0)
+        return markers.wait_received(name, timeout_s) if args.get("received") else markers.wait(name, timeout_s)
 
     def listing(args: Args) -> dict[str, Any]:
         return {
@@ -55,7 +71,9 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
     def resume(args: Args) -> dict[str, Any]:
         if args.get("name"):
             return {"copies": markers.resume(str(args["name"]))}
-        return {"copies": node.target("marker.resume", 10.0, groups=_words(args))["groups"]}
+        resumed = node.target("marker.resume", 10.0, groups=_words(args))["groups"]
+        node.pairs.look_again(resumed)
+        return {"copies": resumed}
 
     def schedule(args: Args) -> dict[str, Any]:
         interval_s, keep = number(args, "interval_s", 0.0), int(number(args, "keep", DEFAULT_KEEP))
@@ -95,7 +113,7 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
         "marker.create": create,
         "marker.list": listing,
         "marker.show": lambda args: markers.show(str(args["name"])),
-        "marker.wait": lambda args: markers.wait(str(args["name"]), number(args, "timeout_s", 60.0)),
+        "marker.wait": wait,
         "marker.delete": lambda args: markers.delete(str(args["name"])),
         "marker.resume": resume,
         "marker.schedule": schedule,
@@ -106,7 +124,10 @@ def handlers(node: Node, markers: Markers) -> dict[str, Handler]:
 
 
 def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
-    """What peers may ask. Nodes that know each other mark each other's groups; a hold ends by itself."""
+    """What peers may ask. Nodes that know each other mark each other's groups; a hold ends by itself.
+
+    What goes on to other nodes is UP alone: markerway.py.
+    """
 
     def on_target(op: str) -> Any:
         return lambda peer, args: node.target(op, 60.0, **args)
@@ -119,7 +140,8 @@ def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
         return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], asked_by)
 
     return {
-        "marker.locate": lambda peer, args: markers.locate(str(args["group"])),
+        "marker.locate": lambda peer, args: markers.way.locate(str(args["group"])),
+        UP: markers.way.serve,
         "marker.hold": on_target("marker.hold"),
         "marker.mark": on_target("marker.mark"),
         "marker.release": on_target("marker.release"),

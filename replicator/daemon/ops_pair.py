@@ -1,7 +1,7 @@
 """Control operations on pairs.
 
-    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, overwrite?,
-                 journal_bytes?, connections?, transfer?, window?, compress?, limit?, schedule?}
+    pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, retain?,
+                 warn_percent?, overwrite?, journal_bytes?, connections?, transfer?, window?, compress?, limit?, schedule?}
                                                  -> pair; this node has the data (as primary, or as a complete copy of
                                                  which the peer gets another one), the peer gets the copy
     pair.list {}                                 -> [pair]
@@ -38,13 +38,15 @@ from replicator.core.errors import (
 )
 from replicator.core.status import TABLE
 from replicator.core.transfer import Transfer
-from replicator.daemon import pairview
+from replicator.daemon import numbered, pairview
 from replicator.daemon.node import Node
 from replicator.daemon.ops_transfer import settings_from
 from replicator.daemon.pairstore import PairConfig
 from replicator.daemon.peers import Peer
 
-POLICY_KEYS = ("mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s")
+POLICY_KEYS = (
+    "mode", "ack", "on_loss", "loss_timeout_s", "on_full", "full_timeout_s", "retain", "warn_percent",
+)  # fmt: skip
 DEFAULT_WAIT_S = 3600.0
 POLL_S = 0.1
 """What no event of a pair tells, such as the end of a lag, is looked for this often."""
@@ -153,7 +155,7 @@ def _check_discard(node: Node, pair: PairConfig, discard: str) -> None:
     ways = " or ".join(f"farstripe pair resync {which} --discard {name}" for name in names)
     said = f"{node.pairs.name_of(discard)} is not the one" if discard else "say whose writes are given up"
     holds = f"{node.pairs.name_of(follow)} holds {decision.get('lost_records')} records that the other side lacks"
-    if discard == lead:
+    if discard == lead or decision["label"] == "set-back":
         lead_name, follow_name = node.pairs.name_of(lead), node.pairs.name_of(follow)
         ways += f"; to give up those of {lead_name} instead: farstripe takeover {pair.name} --force  (on {follow_name})"
     raise Refused(f"{decision['cause']}: {holds}; {said}", ways)
@@ -176,12 +178,13 @@ def create(node: Node, args: dict[str, Any]) -> View:
     status = node.target("group.status", group=str(args["group"]))
     peer = node.peers.find(str(args["peer"]))
     _check_new(node, status, peer, args)
+    numbered.check_peer(node, peer, status["uuid"])
     policy = {key: args[key] for key in POLICY_KEYS if args.get(key) is not None}
     mode = str(policy.pop("mode", None) or status["policy"]["mode"])
     if all(known.group != status["uuid"] for known in node.pairs.store.all()):
         policy["mode"] = mode  # what holds for the group until its pairs differ
     pair = PairConfig(status["uuid"], status["name"], peer.node_id, **settings_from(args, Transfer()).to_map())
-    before = dict(status.get("policy") or {})
+    before = {k: v for k, v in status["policy"].items() if k in policy}  # no more: a mode would be that of every pair
     wanted = node.target("group.policy", group=pair.group, **policy)
     try:
         _adopt_at_peer(node, peer, status, {**wanted, "mode": mode}, args)

@@ -10,7 +10,8 @@ import logging
 import random
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,13 @@ class Pairs:
         with self._changed:
             self.changes += 1
             self._changed.notify_all()
+
+    def look_again(self, groups: Collection[str]) -> None:
+        """Copies of these groups (by name or uuid) follow again: pairs that wait for it compare now."""
+        for pair in self.store.all():
+            if pair.group in groups or pair.name in groups:
+                with suppress(Refused):  # it is being started again, and compares then
+                    self.loop(pair).look_again()
 
     def await_change(self, seen: int, timeout_s: float) -> None:
         """Return when `changes` is no longer `seen`, after `timeout_s` seconds at the latest."""

@@ -121,7 +121,12 @@ def after_takeover(node: Node, pair: PairConfig, facts: dict[str, Any]) -> list[
     found = [{"peer": node.pairs.name_of(peer), "means": "it goes on with this node"} for peer in below]
     name = node.pairs.name_of(pair.peer)
     waits = f"it waits for {name}, keeps its image, and gets nothing until {name} is back"
-    return found + [{"peer": node.pairs.name_of(peer), "means": waits} for peer in facts.get("peer_feeds") or ()]
+    found += [{"peer": node.pairs.name_of(peer), "means": waits} for peer in facts.get("peer_feeds") or ()]
+    above = str(facts.get("peer_upstream") or "")
+    if facts.get("peer_role") == "secondary" and above not in ("", node.config.node_id):
+        alive = f"it fed {name} when that was last heard of: see first whether it is alive, for then both sides are written to"
+        found.append({"peer": node.pairs.name_of(above), "means": alive})
+    return found
 
 
 def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> dict[str, Any]:

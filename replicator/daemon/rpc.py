@@ -7,7 +7,7 @@ import ssl
 from typing import Any
 
 from replicator.control import BadFrame, read_frame, write_frame
-from replicator.core.errors import AuthError, PeerError, ProtocolError, TimedOut, from_map
+from replicator.core.errors import AuthError, FarstripeError, NotFound, PeerError, ProtocolError, TimedOut, from_map
 from replicator.daemon.peers import Peer
 from replicator.daemon.tls import Contexts
 from replicator.daemon.tlsstream import TlsStream
@@ -65,4 +65,11 @@ def ask(sock: TlsStream, frame: dict[str, Any], name: str) -> Any:
     if reply.get("ok"):
         return reply.get("result")
     error = reply.get("error")
-    raise from_map(error if isinstance(error, dict) else {})
+    told = from_map(error if isinstance(error, dict) else {})
+    told.answered = True
+    raise told
+
+
+def is_unknown(exc: FarstripeError, op: str) -> bool:
+    """Whether a peer has answered that it does not know `op`, since it is of an older version (ops_remote.run)."""
+    return isinstance(exc, NotFound) and exc.answered and exc.message.endswith(f"knows no operation {op!r}")

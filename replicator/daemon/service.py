@@ -16,6 +16,7 @@ from replicator.daemon import (
     eventtext,
     joining,
     nodeconfig,
+    numbered,
     ops_marker,
     ops_pair,
     ops_peer,
@@ -29,7 +30,8 @@ from replicator.daemon import (
 from replicator.daemon.durablefile import write_bytes
 from replicator.daemon.identity import load_or_create
 from replicator.daemon.listener import Listener
-from replicator.daemon.markers import Markers, Scheduler
+from replicator.daemon.markers import Markers
+from replicator.daemon.markerschedule import Scheduler
 from replicator.daemon.markerstore import MarkerStore
 from replicator.daemon.metrics import Metrics
 from replicator.daemon.node import Node
@@ -80,6 +82,7 @@ class Replicator:
             "clock.read": lambda peer, args: {"wall_ns": time.time_ns()},
             **ops_marker.remote_handlers(self.node, self.markers),
             **ops_volume.remote_handlers(self.node),
+            **numbered.remote_handlers(self.node),
             **self._sets.remote_handlers(),
         }
         self._listener = Listener(

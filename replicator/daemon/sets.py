@@ -4,7 +4,7 @@ A definition carries a revision that only rises; nodes hand on what they have to
 the ends of a tree of copies, and a peer that was away gets it later. A takeover that was decided and not finished is
 finished here: the decision is the target's, durable, and each group is taken at the bound it names.
 
-    set.create {name, groups, order?, every_s?, keep?} -> set  order: time, counter
+    set.create {name, groups, order?, every_s?, keep?} -> set  order: time, counter; not_asked: see numbered.py
     set.list {}                        -> [set], as set.list of the target
     set.cycle {name, every_s, keep?}   -> set  every_s 0: no images any more
     set.images {name}                  -> {here: [image]}  as CycleHost.listing
@@ -14,6 +14,7 @@ finished here: the decision is the target's, durable, and each group is taken at
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 from replicator.control import Handler, number
 from replicator.core.cycles import Cycle, checked
 from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, Refused
-from replicator.daemon import ops_role
+from replicator.daemon import numbered, ops_role
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
 
@@ -90,7 +91,11 @@ class Sets:
     # -- definitions --------------------------------------------------------------------------------------------------
 
     def create(self, args: Args) -> dict[str, Any]:
-        """Make a set of groups that are all primary here. Durable: here; peers get it within seconds."""
+        """Make a set of groups that are all primary here. Durable: here; peers get it within seconds.
+
+        `not_asked` names nodes of which nobody knows whether they can read the records of a set by counter. Raises
+        Refused, with nothing changed, when one cannot.
+        """
         name, groups = str(args["name"]), args["groups"]
         if not _NAME.fullmatch(name):
             raise BadInput(f"{name!r} cannot be a set's name", "use up to 64 letters, digits, '.', '_' and '-'")
@@ -113,11 +118,12 @@ class Sets:
             uuids.append(status["uuid"])
         if len(set(uuids)) != len(uuids):
             raise BadInput("a group is named twice", "name it once")
+        not_asked = numbered.check_below(self._node, uuids) if order == "counter" else []
         rev = int(known.get(name, {}).get("rev", 0)) + 1
         self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids, order=order, **cycle._asdict())
         self._node.events.add("set.created", f"set {name} of {', '.join(map(str, groups))}", set=name)
         self._wake.set()
-        return next(one for one in self._all() if one["name"] == name)
+        return next(one for one in self._all() if one["name"] == name) | {"not_asked": not_asked}
 
     def cycle(self, args: Args) -> dict[str, Any]:
         """Let the copies of a set take images in cycles, or no more. Durable: here; other nodes get it within seconds.
@@ -192,11 +198,21 @@ class Sets:
         return policy.get("mode") == "sync" and policy.get("on_loss") == "stall"
 
     def _finish(self, one: dict[str, Any], cycle: int) -> None:
+        """Take over the groups that are not primary here yet, as it was decided.
+
+        One that cannot be taken just now keeps no other waiting; its error is raised at the end.
+        """
         where = {"cycle": {"set": one["name"], "n": cycle}} if cycle else {"at_limit": True}
+        failed: FarstripeError | None = None
         for group in one["groups"]:
-            status = self._node.target("group.status", 5.0, group=group["uuid"])
-            if status["role"] == "secondary":
-                ops_role.takeover(self._node, {"group": group["uuid"], "force": True, **where})
+            try:
+                status = self._node.target("group.status", 5.0, group=group["uuid"])
+                if status["role"] == "secondary":
+                    ops_role.takeover(self._node, {"group": group["uuid"], "force": True, **where})
+            except FarstripeError as exc:
+                failed = failed or exc
+        if failed is not None:
+            raise failed
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -206,13 +222,16 @@ class Sets:
             self._wake.clear()
             if self._stopping:
                 return
-            try:
+            with contextlib.suppress(FarstripeError):  # the target is away: later
                 for one in self._all():
-                    if one["standing"] == "decided":
-                        self._finish(one, one["decided_cycle"])
-                    self._share(one)
-            except FarstripeError:
-                continue  # the target is away, or a group cannot be taken just now: later
+                    self._look_after(one)
+
+    def _look_after(self, one: dict[str, Any]) -> None:
+        """Finish what was decided for a set, as far as it can be just now, and let the peers know the set."""
+        with contextlib.suppress(FarstripeError):  # a group cannot be taken just now: later
+            if one["standing"] == "decided":
+                self._finish(one, one["decided_cycle"])
+        self._share(one)
 
     def _share(self, one: dict[str, Any]) -> None:
         groups = [group["uuid"] for group in one["groups"]]

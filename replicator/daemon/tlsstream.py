@@ -43,15 +43,15 @@ class TlsStream:
                 break
             except ssl.SSLWantReadError:
                 self._encrypted()
-                self._push()
+                self.flush()
                 self._fill(deadline)
             except ssl.SSLError:
                 with contextlib.suppress(OSError):  # the alert tells the other side why
                     self._encrypted()
-                    self._push()
+                    self.flush()
                 raise
         self._encrypted()
-        self._push()
+        self.flush()
 
     @property
     def peer_certificate(self) -> bytes:
@@ -95,7 +95,7 @@ class TlsStream:
         lost.
         """
         if self._unsent:
-            self._push()
+            self.flush()
         write, taken, stop = self._write, 0, min(len(data), PIECE_BYTES)
         while taken < stop:  # one TLS record a turn
             taken += write(data[taken:stop])
@@ -110,23 +110,20 @@ class TlsStream:
 
     def flush(self) -> None:
         """Send what was taken. Raises BlockingIOError when the socket is full, OSError when the connection is lost."""
-        self._push()
+        while self._unsent:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
 
     def sendall(self, data: bytes) -> None:
         """Send all of `data`; for blocking streams. Raises OSError, TimeoutError."""
         view = memoryview(data)
         while view:
             view = view[self.send(view) :]
-        self._push()
+        self.flush()
 
     def _encrypted(self) -> None:
         """Fetch what OpenSSL wants to send of itself: the handshake, alerts, changes of keys."""
         fresh = self._outgoing.read()
         self._unsent = memoryview(b"".join((self._unsent, fresh))) if self._unsent else memoryview(fresh)
-
-    def _push(self) -> None:
-        while self._unsent:
-            self._unsent = self._unsent[self._sock.send(self._unsent) :]
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -143,21 +140,21 @@ class TlsStream:
         if self._ended:
             return 0
         incoming, read, got, room = self._incoming, self._read, 0, len(buf)
-        deadline = self._deadline()
+        deadline = self._deadline() if self._timeout_s else None
         while got < room:  # one TLS record a turn
-            try:
-                if incoming.pending or self._undelivered():
-                    fresh = int(read(room - got, buf[got:]))  # a number, as it reads into a buffer
-                    if not fresh:
-                        self._ended = True
-                        break
-                    got += fresh
-                elif got:
+            if not incoming.pending:
+                if got:  # and room is left, so the last record was delivered whole
                     break
-                else:
+                if not self._undelivered():
                     self._fill(deadline)
                     if self._ended:
                         break
+            try:
+                fresh = int(read(room - got, buf[got:]))  # a number, as it reads into a buffer
+                if not fresh:
+                    self._ended = True
+                    break
+                got += fresh
             except ssl.SSLWantReadError:  # a part of a record only
                 if got or self._ended:
                     break
@@ -172,7 +169,7 @@ class TlsStream:
         if self._outgoing.pending:  # an answer to the peer's change of keys
             self._encrypted()
             with contextlib.suppress(BlockingIOError):
-                self._push()
+                self.flush()
             if len(self._unsent) > _MAX_ANSWERS_BYTES:
                 raise OSError("the peer does not read")
         if deadline is not None:
@@ -200,7 +197,7 @@ class TlsStream:
         """
         with contextlib.suppress(OSError, ValueError):
             self._sock.settimeout(timeout_s)
-            self._push()
+            self.flush()
             for data in rest:
                 self.sendall(data)
             self._sock.shutdown(socket.SHUT_WR)

@@ -105,9 +105,9 @@ class PlainFile:
 
     def pwritev(self, bufs: Sequence[Buffer], offset: int) -> None:
         """See RandomFile."""
-        n = self._short.pwritev(bufs, offset)
-        if n != sum(map(len, bufs)):
-            self._finish(bufs, n, offset)
+        missing = self._short.pwritev(bufs, offset)
+        if missing:
+            self._finish(bufs, sum(map(len, bufs)) - missing, offset)
 
     def _finish(self, bufs: Sequence[Buffer], done: int, offset: int) -> None:
         """Write what a short write left over."""

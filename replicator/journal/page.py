@@ -15,7 +15,7 @@ do, so a valid page (same boot) also says which unsynced bytes are whole.
     TAIL_OFF/_SEQ       target                        first record kept; space before it may be overwritten
     SYNC_ON             target                        bit k: writes wait for the peer of edge k
     TARGET_ASLEEP       target                        its doorbell must be rung
-    STATE_GEN           target                        rises when the group's state was written
+    STATE_GEN           target                        generation of the group's state that was written last
     LAYOUT_GEN          target                        rises when the journal is made of other files (ring.py)
     BEACON_GEN/_SEQ/_TIME    target           every record with a write time up to TIME has a seq up to SEQ (beacons.py)
     ARRIVED_GEN/_SEQ/_TIME   replicator       the same, of what a secondary has received; 0 when it does not know
@@ -83,6 +83,8 @@ EDGE_TREE_DURABLE: Final = 6
 EDGE_WANTS: Final = 7
 SLOTS: Final = EDGE_BASE + EDGES * EDGE_SLOTS
 
+_RINGS: Final = 256
+"""So many rings are taken back at once; there are hardly ever more, and what is left wakes once more."""
 PAGE_MAGIC: Final = 0x3147_4150_5253_46
 LINK_DOWN: Final = 0
 LINK_UP: Final = 1
@@ -172,7 +174,7 @@ class Doorbell:
     def clear(self) -> None:
         """Take back the rings so far; look at the page AFTER this, not before."""
         try:
-            os.read(self._fd, 65536)
+            os.read(self._fd, _RINGS)
         except BlockingIOError:
             pass
 

@@ -41,7 +41,10 @@ class ShortWrites:
         self._rest_until = 0.0
 
     def pwritev(self, bufs: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
-        """Write the buffers back to back at `offset`; returns the bytes written, which may be fewer. Raises OSError."""
+        """Write the buffers back to back at `offset`; returns how many bytes are missing, 0 unless the write fell short.
+
+        Raises OSError.
+        """
         size = sum(map(len, bufs))
         begin = time.monotonic()
         if size <= SHORT_BYTES and begin >= self._rest_until:
@@ -50,8 +53,8 @@ class ShortWrites:
             if took_s > SLOW_S:
                 self._rest_until = begin + (1 + REST) * took_s
             if done == size:
-                return done
-        return os.pwritev(self._fd, bufs, offset)
+                return 0
+        return size - os.pwritev(self._fd, bufs, offset)
 
 
 def write_byte(fd: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 from replicator.capture import copies, edges, follower, recovery, roles
 from replicator.capture.bitmaps import TODO
 from replicator.capture.engine import GroupEngine
-from replicator.capture.service import GroupService
+from replicator.capture.peerwaits import PeerWaits
 from replicator.capture.state import OK, RESYNC, Edge
 from tests.crash import test_edges_crash as crash
 from tests.testing.treeharness import CHAIN, FAN, Tree, running_tree
@@ -95,10 +95,10 @@ def _degraded_in_memory() -> list[Patch]:
 
 
 def _first_peer_is_enough() -> list[Patch]:
-    def first(self: GroupService, seq: int, durable: bool) -> None:
-        self._wait_peer(self.engine.waits[0], seq, durable, 0.0)
+    def first(self: PeerWaits, seq: int, durable: bool) -> None:
+        self.wait_for(self._engine.waits[0], seq, durable, 0.0)
 
-    return [(GroupService, "_wait_peers", first)]
+    return [(PeerWaits, "wait", first)]
 
 
 def _any_synced_ends_it() -> list[Patch]:

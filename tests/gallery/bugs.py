@@ -16,6 +16,7 @@ from unittest.mock import patch
 from replicator.capture import copier, copies, edges, engine, follower, recovery, roles, volumeset
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
+from replicator.capture.unanswered import Unanswered
 from replicator.core import events, handshake, lastword, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.session import base
@@ -353,7 +354,26 @@ def _() -> list[Patch]:
     duration_s=12.0,
 )
 def _() -> list[Patch]:
-    return [(Target, "_sync_tracking", lambda self: None)]
+    return [(Target, "_sync_tracking", lambda self: set())]
+
+
+@bug(
+    "failed-group-lets-marks-go",
+    "write-intent marks go for a group that has failed, and could make neither records nor bits durable",
+    mode="sync",
+    on_loss="stall",
+    faults=("power", "eio"),
+    write_gap_s=0.05,
+    flushes=0.1,
+    fault_gap_s=0.5,
+    duration_s=12.0,
+)
+def _() -> list[Patch]:
+    def let_go(self: Target) -> set[str]:
+        self.engine.sync_tracking()
+        return set()  # the bug
+
+    return [(Target, "_sync_tracking", let_go)]
 
 
 @bug(
@@ -732,3 +752,48 @@ def _() -> list[Patch]:
         right(self, beat, held_seq, held_off, now)
 
     return [(lastword.LastWord, "heard", heard)]
+
+
+ANSWERED_ALONE = ("cut", "down", "silence", "slow", "resync")
+
+
+@bug(
+    "reads-do-not-wait",
+    "a host is told what it reads of a write which waits for its peer",
+    mode="sync",
+    reads=True,
+    faults=("slow", "cut"),
+)
+def _() -> list[Patch]:
+    return [(Unanswered, "over", lambda self, volume, offset, length: [])]
+
+
+@bug(
+    "reads-of-failed-writes-do-not-wait",
+    "a write that a stalling group could not get across is in the pool, and nobody minds who reads it",
+    mode="sync",
+    on_loss="stall",
+    loss_timeout_s=0.3,
+    reads=True,
+    faults=ANSWERED_ALONE,
+)
+def _() -> list[Patch]:
+    right = Target._answer
+
+    def forgetful(self: Target, request: Any, outcome: str) -> None:
+        if request.kind != "read":
+            self.engine.unanswered.entries.pop(request.seq, None)
+        right(self, request, outcome)
+
+    return [(Target, "_answer", forgetful)]
+
+
+@bug(
+    "reads-wait-for-nothing-from-before",
+    "what a peer may still lack after a restart, or when it becomes synchronous, is not waited for",
+    mode="sync",
+    reads=True,
+    faults=("kill-target", "cut", "slow"),
+)
+def _() -> list[Patch]:
+    return [(Unanswered, "take_stock", lambda self, engine, waits: None)]

@@ -11,6 +11,7 @@ from typing import Any
 import nbd
 import pytest
 
+from nbdplugin import maintenance
 from replicator.core.errors import FarstripeError
 from tests.testing.nodes import wait_until
 from tests.testing.stamped import StampedLoad, check_nothing_lost, read_generations
@@ -307,6 +308,30 @@ def test_a_full_journal_without_a_peer_becomes_a_bitmap_and_says_so(target: Targ
     assert status["mode"] == "bitmap"
     assert "group.journal-overflow" in [e["kind"] for e in target.call("events.list")]
     assert handle.pread(MIB, 59 * MIB) == b"z" * MIB
+
+
+def test_what_a_power_loss_may_have_changed_is_known_when_the_state_can_be_read_again(target: TargetProcess) -> None:
+    uuid = group(target)["uuid"]
+    target.connect("v").pwrite(b"z" * 4096, 5 * MIB)
+    target.kill()
+    directory = target.state / "groups" / uuid
+    whole, bits = (directory / "state").read_bytes(), directory / "bitmap.0"
+    bits.write_bytes(bytes(bits.stat().st_size))  # power loss takes what was not synced
+    (target.run / f"{uuid}.page").unlink()
+    (directory / "state").write_bytes(bytes(4096))
+    target.start()
+    time.sleep(2.5 * maintenance.TICK_S)  # the pool clears the marks of what has been quiet
+    target.terminate()
+    assert "but for v" in target.log()
+    target.start()
+    target.terminate()
+    (directory / "state").write_bytes(whole)
+    target.start()
+    assert target.call("group.status", group="g")["unclean"]
+    target.terminate()
+    assert bits.read_bytes()[5 * MIB >> 16]
+    target.start()
+    assert target.call("pool.status")["stopped"] == "clean"
 
 
 def test_a_group_whose_state_is_destroyed_blocks_its_volumes_and_no_others(target: TargetProcess) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbd
 import pytest
 
 from replicator.core.errors import FarstripeError, Refused
@@ -51,6 +52,19 @@ def test_a_file_joins_a_journal_and_leaves_it_again(target: TargetProcess) -> No
     wait_until(lambda: not extra.exists(), "the file is released")
     assert files(target) == [("journal", 32 * MIB - 8192, "in use")]
     refused(target, REFUSED, "too small", "group.remove_journal", group="g", path="0")
+
+
+def test_a_file_in_which_nothing_lies_is_given_up_at_once(target: TargetProcess) -> None:
+    group(target)
+    extra = target.base / "extra"
+    target.call("group.add_journal", group="g", path=str(extra), size=20 * MIB)
+    target.call("group.disarm", group="g", peer=PEER)
+    target.call("group.remove_journal", group="g", path=str(extra))
+    wait_until(lambda: not extra.exists(), "the file is released", 5)
+    target.call("group.add_journal", group="g", path=str(extra), size=40 * MIB)
+    assert target.call("group.remove_journal", group="g", path=str(extra))["state"] == "released"
+    assert not extra.exists() and [one[2] for one in files(target)] == ["in use"]
+    assert [e["kind"] for e in target.call("events.list")].count("group.journal-released") == 2
 
 
 def test_a_full_journal_goes_on_when_a_file_is_added(target: TargetProcess) -> None:
@@ -135,22 +149,27 @@ def test_files_join_and_leave_on_both_sides_under_load_and_kills(pair: Pair) -> 
     pair.assert_images_equal()
 
 
-def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair: Pair) -> None:
-    node = pair.primary
-    [one] = journal(node)["files"]
-    load = pair.load("data", seed=7)
-    load.wait_acked(100)
+def lose_journal(node: Node) -> None:
+    """Have a sync of the journal fail; hosts have to write meanwhile."""
     needs("strace")
+    [one] = journal(node)["files"]
     strace = subprocess.Popen(
         ["strace", "-f", "-p", str(node.pid("target")), "-o", "/dev/null", "-P", one["path"],
          "-e", "trace=fdatasync,pwritev,pwrite64", "-e", "inject=fdatasync:error=EIO"],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(lambda: node.group()["mode"] == "bitmap", pair.situation)
+        wait_until(lambda: node.group()["mode"] == "bitmap", lambda: str(node.group()))
     finally:
         strace.terminate()
         strace.wait(30)
+
+
+def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair: Pair) -> None:
+    node = pair.primary
+    load = pair.load("data", seed=7)
+    load.wait_acked(100)
+    lose_journal(node)
     load.wait_acked(300)
     assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
     assert "NO-JOURNAL" in node.farstripe("status")
@@ -166,6 +185,28 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
     load.stop()
     pair.assert_images_equal()
     check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_primary_without_a_journal_that_comes_back_after_a_takeover_takes_no_write(pair: Pair) -> None:
+    former, other = pair.primary, pair.secondary
+    load = pair.load("data", seed=12)
+    load.wait_acked(100)
+    lose_journal(former)
+    load.stop()
+    former.kill()
+    other.farstripe("takeover", GROUP, "--force", "--yes")
+    other.writer("data").pwrite(b"B" * 4096, 0)
+    former.start()
+    with pytest.raises((OSError, nbd.Error)):
+        former.writer("data").pwrite(b"A" * 4096, 0)
+    wait_until(lambda: former.group().get("role") == "secondary", pair.situation)
+    assert "hold-released" not in former.farstripe("events").rpartition("node.started")[2]
+    former.farstripe("group", "journal", "replace", GROUP, "--size", "16M", "--yes")
+    wait_until(lambda: former.json("pair", "list")[0]["word"] == "SUPERSEDED", pair.situation)
+    former.farstripe("pair", "resync", GROUP, "--discard", "A", "--yes")
+    pair.primary, pair.secondary = other, former
+    pair.wait_streaming()
+    pair.assert_images_equal()
 
 
 def test_a_damaged_journal_of_the_secondary_is_repaired_by_retransmission(pair: Pair) -> None:

@@ -129,8 +129,8 @@ def test_a_node_that_has_no_pair_is_refused_and_frees_nothing(star: Star) -> Non
     star.a.ask("replicator", "pair.create", 60, group=GROUP, peer="B", mode="async")
     star.wait(star.b, "ok")
     star.b.kill()
+    has = star.a.group()["pos"]  # nothing was written yet: B has all of the copy
     write_all(star.a, 1)
-    kept = star.a.group()["journal"]
     group = star.a.group()["uuid"]
     script = (
         "import sys, json, pathlib\n"
@@ -155,7 +155,7 @@ def test_a_node_that_has_no_pair_is_refused_and_frees_nothing(star: Star) -> Non
     )
     assert done.stdout.split() == ["NotFound", "NotFound"], done.stdout + done.stderr
     now = star.a.group()["journal"]
-    assert now["first_seq"] == kept["first_seq"], "the journal gave records up"
+    assert now["first_seq"] <= has + 1 <= now["head_seq"], "the journal gave up records that B lacks"
     star.b.start()
     star.wait(star.b, "equal")
-    wait_until(lambda: star.a.group()["journal"]["first_seq"] > kept["first_seq"], star.situation, 30)
+    wait_until(lambda: star.a.group()["journal"]["first_seq"] > has + 1, star.situation, 30)

@@ -48,6 +48,7 @@ from replicator.journal.beacons import look, publish
 from replicator.journal.files import PlainFile
 from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, ARRIVED_TIME, BEACON_GEN, HEAD_SEQ, TAIL_SEQ
 from tests.testing.cutpools import Died, FakeExports, FakePools
+from tests.testing.fakedisk import PowerCut
 from tests.testing.pairharness import Pair, Side
 
 GROUPS = (0, 1, 2)
@@ -367,7 +368,8 @@ class CutWorld:
         self.counter = self.next_counter()
         n = make_number(self.counter, 1)
         self.marker = Marker(n, f"m{self.counter}", "c", 3, True, self.rng.random() < 0.15)
-        self.attempt = Attempt(n, ("P1", "P2"), self.now, DEADLINE_S)
+        by_node, by_group = ("P1", "P2"), [f"{PRIMARY_OF[group]}:{group}" for group in GROUPS]
+        self.attempt = Attempt(n, by_group if self.counter % 2 else by_node, self.now, DEADLINE_S)
         self.holding.clear()
         if self.rng.random() < 0.3:
             self.by_hosts.add(n)
@@ -412,12 +414,16 @@ class CutWorld:
             self._send(self.attempt.handle(content[1], self.now))
 
     def _obey(self, ask: Ask, marker: Marker) -> Answer:
-        host, token = self.nodes[ask.node], ""
+        name, _, group = ask.node.partition(":")  # with a group: several ways lead to the node (core/markerway.py)
+        host, token = self.nodes[name], ""
         marking = host.markers.marking
+        services = [host.service(host.side(int(group)).uuid)] if group else host.services()
+        if services == [None]:
+            return Answer(ask.node, ask.op, False, "the group does not run")
         try:
             if ask.op == "hold":
                 park = marker.n not in self.by_hosts
-                token = marking.hold(marker.n, host.markers.booked(host.services()), DEADLINE_S, park=park)
+                token = marking.hold(marker.n, host.markers.booked(services), DEADLINE_S, park=park)
             elif ask.op == "mark":
                 marking.mark(marker, ask.token)
             else:
@@ -534,30 +540,54 @@ class CutWorld:
     def take_over_set(self) -> None:
         """P1 is gone: S1 becomes primary of the set, with a power cut somewhere in between."""
         host = self.nodes["S1"]
-        for group in self.rng.sample((0, 1), 2):
-            self.ship(group, self.rng.randint(1, 12), told=0.2)
-        host.sets.tick()
+        for _ in range(self.rng.randint(1, 3)):
+            for group in self.rng.sample((0, 1), 2):
+                self.ship(group, self.rng.randint(1, 12), told=0.2)
+            host.sets.tick()
+            self.apply(self.rng.choice((0, 1)), 2000)
         if self.rng.random() < 0.6:
             self.crash("S1", power=self.rng.random() < 0.8)
         try:
             host.sets.decide("set", keep=False)
         except Refused:
             return  # it says that there is no cut here
-        for group in self.rng.sample((0, 1), 2):
+        while left := self.to_take_over():
+            host.sets.decide("set", keep=False)
             if self.rng.random() < 0.5:
-                self.crash("S1", power=self.rng.random() < 0.7)
-                for other in (0, 1):  # the primary is alive after all
-                    if self.pairs[other].b.engine.state.role == SECONDARY and self.rng.random() < 0.5:
-                        self.ship(other, 20)
-                        self.beacon(other)
-                        self.hear(other)
-                host.sets.tick()
-                host.sets.decide("set", keep=False)
-            roles.promote(self.pairs[group].b.engine, at_limit=True)
-        for group in (0, 1):
-            if self.pairs[group].b.engine.state.role != PRIMARY:
-                roles.promote(self.pairs[group].b.engine, at_limit=True)
+                self.restart_in_takeover()
+            side = self.rng.choice(left)
+            if not self.unless_killed(side, lambda side=side: roles.promote(side.engine, at_limit=True)):
+                self.restart_in_takeover()
         judge({group: self.pairs[group].b.image()[0] for group in (0, 1)}, "takeover of the set")
+
+    def to_take_over(self) -> list[Side]:
+        """Groups of the set that are not primary on S1 yet."""
+        return [self.pairs[group].b for group in (0, 1) if self.pairs[group].b.engine.state.role == SECONDARY]
+
+    def unless_killed(self, side: Side, act: Callable[[], object]) -> bool:
+        """Do something to a group of S1; returns False when its process ended in the middle of that."""
+        if self.rng.random() < 0.5:
+            side.disk.cut_at(side.disk.operations + self.rng.randrange(16))
+        try:
+            act()
+        except PowerCut:
+            return False
+        finally:
+            side.disk.cut_at(None)
+        return True
+
+    def restart_in_takeover(self) -> None:
+        """S1 dies in the middle of a takeover and comes back, and the primary is alive after all."""
+        host = self.nodes["S1"]
+        self.crash("S1", power=self.rng.random() < 0.7)
+        for other in (0, 1):
+            if self.pairs[other].b.engine.state.role == SECONDARY and self.rng.random() < 0.5:
+                self.ship(other, 20)
+                self.beacon(other)
+                self.hear(other)
+                self.apply(other, 2000)
+        host.sets.tick()
+        self.cycle()
 
     def take_over_cycle(self) -> None:
         """P1 is gone, and perhaps S1 for a while: it becomes primary of the set as it was in the newest image."""
@@ -566,24 +596,20 @@ class CutWorld:
         host = self.nodes["S1"]
         if not host.cycles.listing("set"):
             return
-        for group in self.rng.sample((0, 1), 2):
-            for crash in (False, True):
-                if crash and self.rng.random() < 0.5:
-                    self.crash("S1", power=self.rng.random() < 0.7)
-                    for other in (0, 1):  # the primary is alive after all
-                        if self.pairs[other].b.engine.state.role == SECONDARY:
-                            self.ship(other, 20)
-                            self.beacon(other)
-                            self.hear(other)
-                            self.apply(other, 2000)
-                    host.sets.tick()
-                    self.cycle()
-                n = self.decided_cycle()
-                side = self.pairs[group].b
-                if side.engine.state.role == SECONDARY:
-                    host.cycles.stand_at(host.service(side.uuid), "set", n)
-            roles.promote(side.engine)
+        while left := self.to_take_over():
+            n = self.decided_cycle()
+            if self.rng.random() < 0.5:
+                self.restart_in_takeover()
+            side = self.rng.choice(left)
+            if not self.unless_killed(side, lambda side=side, n=n: self._go_back(side, n)):
+                self.restart_in_takeover()
         judge({group: self.pairs[group].b.image()[0] for group in (0, 1)}, f"takeover at image {n}")
+
+    def _go_back(self, side: Side, n: int) -> None:
+        """As group.promote does it for an image of a cycle."""
+        host = self.nodes["S1"]
+        host.cycles.stand_at(host.service(side.uuid), "set", n)
+        roles.promote(side.engine)
 
     def decided_cycle(self) -> int:
         """The takeover that goes back to an image, begun or found."""

@@ -111,6 +111,9 @@ class Scripted:
     def next_deadline(self) -> float | None:
         return None
 
+    def noted(self, link: int, positions: tuple[int, int, int], now: float) -> bool:
+        return False
+
     def caught_up(self, now: float) -> None:
         self.times_caught_up += 1
 

@@ -82,12 +82,13 @@ class Node:
         self.state, self.run_dir = self.dir / "state", self.dir / "run"
         self._env = {**os.environ, "FARSTRIPE_STATE": str(self.state), "FARSTRIPE_RUN": str(self.run_dir)}
         self._env |= {"PYTHONPATH": str(CHECKOUT), "FARSTRIPE_DEBUG": "1"}
+        self._under: list[str] = []
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def farstripe(self, *args: object, timeout_s: float = 120.0, expect: int = 0) -> str:
         """Run `farstripe ARGS…` on this node and return what it printed. CommandFailed unless it ends as expected."""
-        command = [sys.executable, "-m", "replicator.cli.main", *map(str, args)]
+        command = [*self._under, sys.executable, "-m", "replicator.cli.main", *map(str, args)]
         argv = self.net.argv(command) if self.net else command
         done = subprocess.run(
             argv,
@@ -131,6 +132,10 @@ class Node:
 
     def stop(self) -> None:
         self.farstripe("node", "stop")
+
+    def limit(self, **limits: int) -> None:
+        """Start processes from now on with these limits in bytes, by their names in prlimit(1): data, stack, …"""
+        self._under = ["prlimit", *(f"--{name}={value}" for name, value in limits.items())]
 
     def own_clock(self) -> Node:
         """Give the processes started from now on a wall clock that `step_clock` moves; the machine's stays as it is."""

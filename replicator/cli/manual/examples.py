@@ -67,6 +67,15 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "from scripts/farstripe-freeze.",
         ),
         Example(
+            "The same from a node that knows neither primary: delta has a copy of shop from beta, and gamma is its peer.",
+            (
+                "delta# farstripe marker create tuesday --groups shop,books@gamma --received",
+                "delta# farstripe marker wait tuesday",
+            ),
+            "delta asks beta, and beta asks alpha, which is primary of shop. If gamma only has a copy of books, it asks on "
+            "likewise. The first command ends when the primaries and the nodes that they feed have the marker.",
+        ),
+        Example(
             "An image every minute, and the loss of both primaries.",
             (
                 "alpha# farstripe marker schedule often --every 60 --keep 5 --groups shop,books@gamma",

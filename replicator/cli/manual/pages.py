@@ -69,6 +69,8 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "anything is written to the groups between the last confirmation and the marker, and when one host does not confirm "
         "at the end; all hosts are released in any case. For a client of a database the command may be a session that locks "
         "its tables.",
+        "A schedule makes at most eight markers more than it keeps while copies are behind or away; then it waits until "
+        "older ones are complete and deleted, and `marker list` says so.",
         "Snapshots of a marker are named VOLUME.MARKER and are volumes like others: they can be read, and cloned.",
     ),
     "pair": (

@@ -35,6 +35,8 @@ HURRIED_POLL_S = 0.05
 """The same while the follower keeps up, so that the end of a copy is noticed soon."""
 IDLE_POLL_S = 2.0
 """The same once nothing is expected to change soon."""
+SETTLED_S = 8.0
+"""So long after a link has become quiet all that was written is on stable storage: the keeper's checkpoint is made."""
 QUIET_POLL_S = 120.0
 """The same while nothing has changed for some seconds: what changes ends the quiet."""
 QUIET_PING_S = 2.0
@@ -133,6 +135,8 @@ class SessionBase:
         self._pinned_in = 0
         """Incarnation of the journal that our HELLO, or the copy we offer, speaks of: another pair may have it started
         over."""
+        self._source_noted = 0
+        self._note_source_at = 0.0
         self._hold_seq = 0
         self._sync_seq = 0
         self._command: tuple[int, float] | None = None
@@ -213,7 +217,10 @@ class SessionBase:
 
     def _settle_down(self, event: Tick, now: float) -> None:
         """Note whether the link is quiet, and whether it rests."""
+        was_quiet = self._quiet
         self._quiet = event.quiet and self.state in (State.SOURCE, State.SYNC_SOURCE, State.TARGET)
+        if self._quiet and not was_quiet:
+            self._next_poll = now + SETTLED_S  # once more, for what the peer is told of the end
         backed, self._backed = self._backed, self._quiet and now - event.pulse < DEAD_S
         rested, self._rests = self._rests, self._backed and event.rests
         if rested and not self._rests:
@@ -235,6 +242,7 @@ class SessionBase:
             "state": self.state.value,
             "seq": int(self.status.get("pos", 0)),
             "role": self.status.get("role", ""),
+            "durable": int(self.status.get("durable", 0)),
             "tree_durable": tree_durable(self.status),
             "feeds": [edge["peer"] for edge in _below(self.status) if edge["peer"] != self.peer],
             "stands": int(self.status.get("limit_seq") or 0) if self.status.get("role") == "secondary" else 0,

@@ -29,6 +29,12 @@ from replicator.core.transitions import State
 class Greeting(SessionBase):
     """From "link up" to records flowing, a copy being planned, or nothing."""
 
+    @property
+    def _no_journal(self) -> str:
+        """Why nothing can flow over this link, whatever the handshake says; "" when it can."""
+        why = (self.status.get("journal") or {}).get("error")
+        return f"this node's group has no journal: {why}" if why else ""
+
     def _keep_hello(self, event: FrameIn, now: float) -> Step:
         self.theirs = self._checked_hello(event)
         return self.state, []
@@ -37,8 +43,8 @@ class Greeting(SessionBase):
         self.status = event.result
         if event.result.get("failed"):
             return self._go_down(now, f"this node's group has failed: {event.result['failed']}", close=True, soon=False)
-        if why := (event.result.get("journal") or {}).get("error"):
-            return self._go_down(now, f"this node's group has no journal: {why}", close=True, soon=False)
+        if self._no_journal and event.result.get("role") != "primary":
+            return self._go_down(now, self._no_journal, close=True, soon=False)
         self._pinned_in = int(event.result.get("incarnation", 0))
         if now >= self._discard_until:
             self.discard = ""
@@ -54,15 +60,21 @@ class Greeting(SessionBase):
         effects: list[Effect] = [Send(hello.to_frame(self.mine))]
         if self.theirs is None:
             return State.HELLO, effects
-        return self._decide(effects)
+        return self._decide(effects, now)
 
     def _judge(self, event: FrameIn, now: float) -> Step:
         self.theirs = self._checked_hello(event)
-        return self._decide([])
+        return self._decide([], now)
 
-    def _decide(self, effects: list[Effect]) -> Step:
+    def _decide(self, effects: list[Effect], now: float) -> Step:
+        """Judge both HELLOs. A primary without a journal goes on only to learn that another one has taken its place."""
         assert self.mine is not None and self.theirs is not None
-        self.decision = handshake.decide(self.mine, self.theirs)
+        decision = handshake.decide(self.mine, self.theirs)
+        replaced = decision.action is Action.STEP_DOWN and self.theirs.role == "primary"
+        if self._no_journal and not replaced:
+            state, more = self._go_down(now, self._no_journal, close=True, soon=False)
+            return state, effects + more
+        self.decision = decision
         effects.append(Send({"t": "verdict", **self.decision.verdict()}))
         return State.VERDICT, effects
 

@@ -19,8 +19,10 @@ from replicator.core.session.base import (
 )
 from replicator.core.transitions import State
 
-SOON = ("source-incomplete", "source-behind", "source-outdated")
-"""Outcomes of a handshake that end by what another node does."""
+NOTE_SOURCE_S = 10.0
+"""What the source has on stable storage is kept this often: each time costs a sync of the group's state."""
+SOON = ("source-", "stands-")
+"""How labels begin whose cause ends without a word between the two nodes."""
 
 
 class Links(SessionBase):
@@ -36,6 +38,7 @@ class Links(SessionBase):
         self.link = event.link
         self.last_contact = self._since_link = now
         self._next_ping = now + PING_S
+        self._source_noted, self._note_source_at = 0, now
         self._quiet = self._rests = self._backed = self._asks = False
         self.mine = self.theirs = None
         self.acked = (0, 0, 0)
@@ -78,7 +81,7 @@ class Links(SessionBase):
 
     def _watch_idle(self, event: Tick, now: float) -> Step:
         label = self.decision.label if self.decision else ""
-        if now - self._since >= (RETRY_SOON_S if label in SOON else RETRY_REFUSED_S):
+        if now - self._since >= (RETRY_SOON_S if label.startswith(SOON) else RETRY_REFUSED_S):
             return self._go_down(now, "comparing again", close=True, soon=True)
         return self._watch_link_only(event, now)
 
@@ -92,15 +95,25 @@ class Links(SessionBase):
 
     def _ping(self, event: FrameIn, now: float) -> Step:
         self.peer_report = _report_in(event.frame)
-        return self.state, [] if event.frame.get("quiet") else [Send({"t": "pong", **self._report()})]
+        answer: list[Effect] = [] if event.frame.get("quiet") else [Send({"t": "pong", **self._report()})]
+        return self.state, answer + self._note_source(now)
 
     def _pong(self, event: FrameIn, now: float) -> Step:
         self.peer_report = _report_in(event.frame)
-        return self.state, []
+        return self.state, self._note_source(now)
+
+    def _note_source(self, now: float) -> list[Effect]:
+        """Now and then let the target keep up to where its source has the records on stable storage."""
+        durable = int(self.peer_report.get("durable", 0))
+        if self.state is not State.TARGET or durable == self._source_noted or now < self._note_source_at:
+            return []
+        self._source_noted, self._note_source_at = durable, now + NOTE_SOURCE_S
+        return [self._tell("group.note_source", seq=durable)]
 
 
 _REPORTED = {
-    "seq": int, "tree_durable": int, "role": str, "state": str, "feeds": list, "stands": int, "full_s": int,
+    "seq": int, "durable": int, "tree_durable": int, "role": str, "state": str, "feeds": list, "stands": int,
+    "full_s": int,
     "names": dict, "refused": dict,
 }  # fmt: skip
 _OF_THE_LINK = ("t", "quiet", "instance")

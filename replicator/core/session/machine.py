@@ -58,6 +58,15 @@ class Session(Switching, Flowing, Operating):
             effects.append(Log("pair-state", {"was": before.value, "is": after.value, "by": what.value}))
         return effects
 
+    def noted(self, link: int, positions: tuple[int, int, int], now: float) -> bool:
+        """Take in an acknowledgement, as Acked has it, that does nothing but move the positions: that is each one of a
+        pair in sync. False, with nothing done, when `handle` is to have it."""
+        state = self.state
+        if link != self.link or not (state is State.SYNC_SOURCE or (state is State.SOURCE and not self._sync_seq)):
+            return False
+        self.acked, self.last_contact = positions, now
+        return True
+
     def hurry(self, now: float) -> None:
         """The peer is there and waits to be called: try at once instead of after the back-off. No effect elsewhere."""
         if self.state is State.DOWN and self._retry_at is not None:

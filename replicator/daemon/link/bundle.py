@@ -72,9 +72,12 @@ class Bundle:
         for lane in self.lanes:
             lane.conn.be_patient()
 
-    def lane(self, fd: int) -> Lane:
-        """The lane with this descriptor."""
-        return next(lane for lane in self.lanes if lane.fd == fd)
+    def lane(self, fd: int) -> Lane | None:
+        """The lane with this descriptor, None when it is none of ours."""
+        for lane in self.lanes:
+            if lane.fd == fd:
+                return lane
+        return None
 
     def to_open(self, now: float, wanted: int) -> int:
         """Return how many connections to try to add now, so that there are `wanted`; those asked for lately count."""

@@ -43,6 +43,7 @@ class Connection:
         self._out_bytes = 0
         self.bytes_in = self.bytes_out = 0
         self.wants_write = False
+        """The socket was full: `flush` is to be called when it has room."""
 
     def fileno(self) -> int:
         """The descriptor to poll."""
@@ -60,7 +61,7 @@ class Connection:
     @property
     def unsent(self) -> bool:
         """Whether bytes given to `send` still wait."""
-        return self._stream.unsent or bool(self._out)
+        return self.wants_write  # `send` and `flush` leave off only when all is gone or the socket is full
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data`, borrowed until sent, and send what the socket takes now. Raises Lost."""

@@ -47,6 +47,8 @@ RATE_S = 1.0
 QUIET_BEAT_S = 2.0
 QUIET_S = 5.0
 """When nothing of the group has changed for so long, everything is looked at less often."""
+STIR_LOOK_S = 0.1
+"""Whether something has changed is looked at this often while something does; each time once nothing does."""
 QUIET_LOOK_S = 3.0
 """Longer than the heartbeats' pause, which end most sleeps."""
 REST_S = 30.0
@@ -87,10 +89,10 @@ class Flow:
         self.peer_beat: tuple[int, int] | None = None
         self._remote = RemoteClock()
         self._word = LastWord()
-        self._seen: tuple[int, ...] = ()
+        self._seen: list[int] = []
         self._quiet_from = 0.0
-        self._looked_at = 0.0  # when it was asked last, with the answer
-        self._is_quiet = False
+        self._next_stir_look = 0.0
+        self._asleep_slot = 0
         self.records = 0
         self.gain = Gain()
         """Of everything shipped since this process began."""
@@ -128,6 +130,7 @@ class Flow:
         except (OSError, IntegrityError) as exc:
             raise Stopped("peer", f"the group's files cannot be opened: {exc}") from exc
         self._bundle = bundle
+        self._asleep_slot = edge_slot(files.slot, EDGE_ASLEEP)
         self._take_up(settings)
         self._say(EDGE_LINK, LINK_STREAMING)
         self._drops = files.u64[DROPS + files.slot]
@@ -209,15 +212,16 @@ class Flow:
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
         if now >= self._next_beat + BEAT_S and not bundle.first.unsent:
             self._send_beat(shipper, bundle, now)  # with a backlog there is always something unsent afterwards
-        waited_for = self.waited_for
+        waited_for = u64[SYNC_ON] >> files.slot & 1
         before = shipper.seq
         for _ in range(FRAMES_A_ROUND * len(bundle.lanes)):
+            backlog = u64[HEAD_OFF] - shipper.off
             self._gathers = (
-                now < self._gather_until
-                and u64[HEAD_OFF] - shipper.off < GATHER_BYTES
-                and (not waited_for or shipper.flying.many)
+                now < self._gather_until and backlog < GATHER_BYTES and (not waited_for or shipper.flying.many)
             )
-            shipped = 0 if self._gathers else shipper.pump(now)
+            if backlog <= 0 or self._gathers:
+                break
+            shipped = shipper.pump(now)
             if not shipped:
                 break
             self.records += shipped
@@ -401,17 +405,17 @@ class Flow:
             return True
         if bundle.busy or self._gathers or shipper.starved or shipper.bucket.wait_s(now):
             return True  # a socket wakes us, or the clock, or a grant
-        self._say(EDGE_ASLEEP, 1)
+        files.u64[self._asleep_slot] = 1
         files.fence()
         if shipper.behind:
-            self._say(EDGE_ASLEEP, 0)
+            files.u64[self._asleep_slot] = 0
             return False
         return True
 
     def awake(self) -> None:
         """Take that back."""
-        if self.shipper is not None:
-            self._say(EDGE_ASLEEP, 0)
+        if self.shipper is not None and self.files is not None:
+            self.files.u64[self._asleep_slot] = 0
 
     def _beat_is_due(self, now: float) -> bool:
         due = self._next_beat
@@ -419,16 +423,16 @@ class Flow:
 
     def quiet(self, now: float) -> bool:
         """Whether nothing of the group has changed on this node for QUIET_S."""
-        if self.files is None:
+        if self.files is None or now < self._next_stir_look:
             return False
-        if now == self._looked_at:
-            return self._is_quiet
         u64 = self.files.u64
-        seen = tuple(u64[slot] for slot in _TELLING)
+        seen = [u64[slot] for slot in _TELLING]
         if seen != self._seen:
             self._seen, self._quiet_from = seen, now + QUIET_S
-        self._looked_at, self._is_quiet = now, now >= self._quiet_from
-        return self._is_quiet
+        if now >= self._quiet_from:
+            return True
+        self._next_stir_look = min(now + STIR_LOOK_S, self._quiet_from)
+        return False
 
     def next_work(self, now: float) -> float:
         """Seconds until `work` has something to do without being woken."""

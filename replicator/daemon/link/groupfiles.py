@@ -14,6 +14,7 @@ from replicator.core.errors import IntegrityError
 from replicator.journal.files import PlainFile
 from replicator.journal.page import (
     EDGE_ASLEEP,
+    EDGE_SLOTS,
     EDGES,
     INCARNATION,
     TARGET_ASLEEP,
@@ -24,8 +25,6 @@ from replicator.journal.page import (
 )
 from replicator.journal.ring import Journal
 from replicator.journal.volumes import JournalDirectory
-
-_ASLEEP = tuple(edge_slot(slot, EDGE_ASLEEP) for slot in range(EDGES))
 
 
 class GroupFiles:
@@ -43,6 +42,8 @@ class GroupFiles:
         if not self.page.valid(boot_number()):
             raise IntegrityError(f"{page_path} is of another boot", "start the target")
         self.u64 = self.page.u64
+        self._asleep = self.u64[edge_slot(0, EDGE_ASLEEP) : edge_slot(EDGES, EDGE_ASLEEP) : EDGE_SLOTS]
+        """Of every edge, whether its replicator sleeps."""
         self.slot = slot
         self._bell_path: Callable[[int], Path] = lambda edge: run_dir / f"{uuid}.r.{edge}"
         self.incarnation = self.u64[INCARNATION]
@@ -73,9 +74,10 @@ class GroupFiles:
 
     def wake_edges(self) -> None:
         """Ring every edge of the group that sleeps: we have appended what it may ship."""
-        u64 = self.u64
-        for slot, asleep in enumerate(_ASLEEP):
-            if u64[asleep]:
+        if not any(self._asleep):
+            return
+        for slot, asleep in enumerate(self._asleep):
+            if asleep:
                 bell = self._edge_bells.get(slot)
                 if bell is None:
                     bell = self._edge_bells[slot] = Doorbell(self._bell_path(slot))

@@ -107,9 +107,14 @@ class PairLoop:
         """The connections of the present link."""
         self._link = 0
         self._last_rx = self._last_tick = 0.0
+        self._deadline: float | None = None
+        self._fed = True
+        """The session has been told something since it was asked for its deadline."""
         self._peer_instance = ""
         """The peer's process at the other end of the link, once it has said so."""
         self._shared_policy: dict[str, Any] | None = None
+        self._policy_looked_up: dict[str, Any] | None = None
+        """The target's status in which the policy was looked up last."""
         self._thread = threading.Thread(target=self._run, name=f"pair-{around.name}", daemon=True)
 
     # -- from other threads ---------------------------------------------------------------------------------------
@@ -206,12 +211,15 @@ class PairLoop:
         now = time.monotonic()
         for item in self._box.take():
             self._take(item, now)
+            self._fed = True
         more = self._move(now)
         now = time.monotonic()  # a sync may have taken its time; what came meanwhile was read first
-        deadline = self._next_tick()
+        if self._fed:
+            self._deadline, self._fed = self._next_tick(), False
+        deadline = self._deadline
         if deadline is not None and (now >= deadline or self._ticks_early(deadline, now)):
             self._tick(now)
-            deadline = self._next_tick()
+            deadline = self._deadline = self._next_tick()
         self._sleep(now, more, deadline)
 
     def _ticks_early(self, deadline: float, now: float) -> bool:
@@ -252,9 +260,11 @@ class PairLoop:
             more = self._read(bundle, now)
             if self._bundle is bundle:
                 self._share_policy(bundle)
-                self._keep_connections(bundle, now)
+                if flow.settings.connections > len(bundle.lanes):
+                    self._keep_connections(bundle, now)
                 if flow.work(now):
                     self._session.caught_up(now)
+                    self._fed = True
             return more
         except Lost as exc:
             self._lost(link, str(exc), now)
@@ -322,7 +332,8 @@ class PairLoop:
         if conn.bytes_in != before:
             self._last_rx = now
         if newest_ack is not None:
-            self._feed(Acked(link, *newest_ack), now)
+            if not self._session.noted(link, newest_ack, now):
+                self._feed(Acked(link, *newest_ack), now)
             if flow.waited_for:
                 self._around.acked()
         return more and self._bundle is bundle
@@ -370,16 +381,19 @@ class PairLoop:
 
     def _keep_connections(self, bundle: Bundle, now: float) -> None:
         """The side that makes the connections adds those that are wanted beside the first."""
-        wanted = self._flow.settings.connections
-        if wanted > len(bundle.lanes) and self._session.dials and self._flow.flows:
-            missing = bundle.to_open(now, wanted)
+        if self._session.dials and self._flow.flows:
+            missing = bundle.to_open(now, self._flow.settings.connections)
             if missing:
                 self._around.open_more(bundle.name, missing)
 
     def _share_policy(self, bundle: Bundle) -> None:
         """Tell the peer how it is to acknowledge, and what holds when it becomes primary."""
-        policy = self._session.status.get("policy")
-        if self._flow.shipper is not None and policy and policy != self._shared_policy:
+        status = self._session.status
+        if status is self._policy_looked_up or self._flow.shipper is None:
+            return
+        self._policy_looked_up = status
+        policy = status.get("policy")
+        if policy and policy != self._shared_policy:
             self._shared_policy = dict(policy)
             bundle.send(wire.control({"t": "policy", "policy": self._shared_policy}))
 
@@ -395,15 +409,14 @@ class PairLoop:
                 timeout_s = 0.0
         files = flow.files
         bell = files.own_bell if files is not None else None  # the target rings when it has records, and at its start
-        found = self._watch(bundle, bell).poll(timeout_s * 1000 if timeout_s else 0)
-        for fd, what in found:
-            if fd == self._box.fileno():
-                self._box.clear_wake()
+        for fd, what in self._watch(bundle, bell).poll(timeout_s * 1000 if timeout_s else 0):
+            lane = bundle.lane(fd) if bundle is not None else None
+            if lane is not None:
+                lane.readable, lane.hung_up = True, bool(what & _ENDED)
             elif bell is not None and fd == bell.fileno():
                 bell.clear()
-            elif bundle is not None:
-                lane = bundle.lane(fd)
-                lane.readable, lane.hung_up = True, bool(what & _ENDED)
+            else:
+                self._box.clear_wake()
         flow.awake()
 
     def _watch(self, bundle: Bundle | None, bell: Doorbell | None) -> select.poll:
@@ -470,6 +483,7 @@ class PairLoop:
 
     def _feed(self, event: Event, now: float) -> None:
         """Give the session an event and carry out what it wants."""
+        self._fed = True
         try:
             effects = self._session.handle(event, now)
         except ProtocolError as exc:
@@ -547,7 +561,7 @@ class PairLoop:
             around.event(effect.name, effect.detail)
         elif isinstance(effect, StartShipping):
             if bundle is not None:
-                self._shared_policy = None
+                self._shared_policy = self._policy_looked_up = None
                 flow.ship(bundle, effect.from_seq, around.transfer(), effect.incarnation)
                 self._state_transfer()
         elif isinstance(effect, StartReceiving):

@@ -5,6 +5,7 @@ time.
     storage.py   volumes, pool, mapped files and group files over FakeDisk
     lists.py     volumes by name, and who adds, removes and resizes them
     network.py   connections that delay, stall, break; frames that come again
+    reads.py     hosts that read, and what they may be told
     target.py    one target process: the engine and its service, and host requests that wait
     replicator.py  one replicator process: session and flow of each edge
     node.py      what survives the processes of one node, and how they die

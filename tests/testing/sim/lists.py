@@ -1,14 +1,14 @@
 """The volumes of a simulated node by name, for groups whose list of volumes changes while everything else goes wrong.
 
 NamedPool is atomic and durable in itself where it makes and resizes volumes, as raidlib is; each such step is a place
-where the process can die. Contents obey the rules of storage.SimPool. ListHost is the VolumeHost of the engine,
+where the process can die. Contents obey the rules of storage.MarkedPool. ListHost is the VolumeHost of the engine,
 ListNemesis the operator who adds, removes and resizes volumes of whoever is primary.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture import volumeset
@@ -16,9 +16,8 @@ from replicator.capture.bitmaps import blocks_of
 from replicator.capture.state import UNTRACKED, StateFile
 from replicator.core.errors import FarstripeError, Refused
 from replicator.core.records import Kind
-from replicator.journal.files import Buffer
-from tests.testing.fakedisk import FakeDisk, FakeFile
-from tests.testing.sim.storage import REGION_BYTES, SimMap
+from tests.testing.fakedisk import FakeDisk
+from tests.testing.sim.storage import REGION_BYTES, MarkedPool, SimMap, SimVolume
 from tests.testing.sim.target import Target
 from tests.testing.sim.truth import Change
 
@@ -32,20 +31,20 @@ MOST_VOLUMES = 4
 GAP_S = 0.7
 
 
-class NamedPool:
-    """The volumes of a node and their intent log. Outlives the target process."""
+class NamedPool(MarkedPool[str]):
+    """The volumes of a node by name."""
 
     def __init__(self, disk: FakeDisk, sizes: Mapping[str, int], *, fixed: bool) -> None:
         """fixed: no volume is ever resized."""
-        self.disk = disk
-        self.sizes: dict[str, int] = {}
-        self.marks: set[tuple[str, int]] = set()  # durable
-        self._hot: set[tuple[str, int]] = set()
-        self._fixed = fixed
-        self.syncs = 0
+        super().__init__(disk)
         for name, size in sizes.items():
-            self.disk.create(_file(name), size if fixed else max(size, CAPACITY))
+            self.disk.create(self.file_of(name), size if fixed else max(size, CAPACITY))
             self.sizes[name] = size
+
+    @staticmethod
+    def file_of(key: str) -> str:
+        """See MarkedPool."""
+        return f"volume{key[1:]}"
 
     def step(self, what: str) -> None:
         """The next change of the pool's shape; the process may end here."""
@@ -55,8 +54,8 @@ class NamedPool:
     def create(self, name: str, size: int) -> None:
         """Make a volume of zeroes. Durable."""
         self.step(f"create {name}")
-        if name not in self.sizes and _file(name) not in self.disk.names():
-            self.disk.create(_file(name), CAPACITY)
+        if name not in self.sizes and self.file_of(name) not in self.disk.names():
+            self.disk.create(self.file_of(name), CAPACITY)
         self._cut(name, 0)
         self.sizes[name] = size
 
@@ -68,43 +67,24 @@ class NamedPool:
         self.sizes[name] = size
 
     def _cut(self, name: str, size: int) -> None:
-        store = self.disk._find(_file(name))
+        store = self.disk._find(self.file_of(name))
         store.data[size:] = bytes(len(store.data) - size)
         for write in store.unsynced:
             kept = max(0, size - write.off)
             write.new = write.new[:kept].ljust(len(write.new), b"\0")
             write.old = write.old[:kept].ljust(len(write.old), b"\0")
 
-    def open(self, name: str) -> NamedVolume:
+    def open(self, name: str) -> SimVolume[str]:
         """Open a volume for a new target process."""
-        return NamedVolume(self, name, self.disk.open(_file(name)))
-
-    def raw(self, name: str) -> bytearray:
-        """The bytes of a volume as any reader would see them now; not to be changed."""
-        data = self.disk._find(_file(name)).data
-        return data if len(data) == self.sizes[name] else data[: self.sizes[name]]
-
-    def touch(self, name: str, offset: int, length: int) -> None:
-        """Mark the regions of a write, durably, before it."""
-        assert offset + length <= self.sizes[name], f"{name}: access beyond the end"
-        for region in range(offset // REGION_BYTES, (offset + length - 1) // REGION_BYTES + 1):
-            self.marks.add((name, region))
-            self._hot.add((name, region))
+        return self.handle(name)
 
     def sync(self) -> None:
         """Durable: every write before the call."""
-        for name in self.sizes:
-            self.disk.open(_file(name)).fdatasync()
-        self.syncs += 1
+        self.sync_with(self.disk.open(self.file_of(name)) for name in self.sizes)
 
-    def clear_intents(self, sync_groups: Callable[[], None]) -> None:
-        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable."""
-        cool = self.marks - self._hot
-        self._hot.clear()
-        if cool:
-            sync_groups()
-            self.sync()
-            self.marks -= cool
+    def clear_intents(self, sync_groups: Callable[[], Collection[str]]) -> None:
+        """See clear_idle."""
+        self.clear_idle((self.disk.open(self.file_of(name)) for name in self.sizes), sync_groups)
 
     def unclean(self, listed: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
         """The marked ranges of a group's volumes, as recovery.open_engine takes them."""
@@ -115,49 +95,6 @@ class NamedPool:
                     length = min(REGION_BYTES, v["size"] - region * REGION_BYTES)
                     found.append((v["index"], region * REGION_BYTES, length))
         return sorted(found)
-
-
-def _file(name: str) -> str:
-    return f"volume{name[1:]}"
-
-
-class NamedVolume:
-    """A volume as the engine sees it."""
-
-    def __init__(self, pool: NamedPool, name: str, file: FakeFile) -> None:
-        self.file, self._pool, self._name = file, pool, name
-
-    @property
-    def size(self) -> int:
-        """Bytes, as the pool has it now."""
-        return self._pool.sizes[self._name]
-
-    def pread_into(self, buf: memoryview, offset: int) -> None:
-        """See engine.Volume."""
-        self.file.preadinto(buf, offset)
-
-    pread_once = pread_into
-
-    def pwrite(self, buf: Buffer, offset: int) -> None:
-        """See engine.Volume."""
-        self._pool.touch(self._name, offset, len(buf))
-        self.file.pwrite(buf, offset)
-
-    def zero(self, offset: int, length: int, punch: bool) -> None:
-        """See engine.Volume."""
-        self._pool.touch(self._name, offset, length)
-        self.file.punch(offset, length)
-
-    def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
-        """See engine.Volume; a region that is all zero counts as never written."""
-        raw = self._pool.raw(self._name)
-        found: list[tuple[int, bool]] = []
-        end = offset + length
-        while offset < end:
-            stop = min(end, (offset // REGION_BYTES + 1) * REGION_BYTES)
-            found.append((stop - offset, raw.count(0, offset, stop) != stop - offset))
-            offset = stop
-        return found
 
 
 class ListHost:

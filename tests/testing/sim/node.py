@@ -35,6 +35,7 @@ from tests.testing.fakedisk import FakeDisk, PowerCut
 from tests.testing.sim.clock import Clock
 from tests.testing.sim.lists import ListHost, NamedPool, listed, map_blocks
 from tests.testing.sim.network import Network
+from tests.testing.sim.reads import HostWrites
 from tests.testing.sim.replicator import Replicator
 from tests.testing.sim.storage import SimMap
 from tests.testing.sim.target import Request, Target
@@ -75,6 +76,7 @@ class Node:
         self.image = Image(self.truth)
         self.flushed_at: tuple[int, int] | None = None
         self.written_at: tuple[int, int] | None = None
+        self.host_writes = HostWrites()
         self.at_risk: list[Change] = []
         """In bitmap mode: what no pool sync covers yet."""
         self._risk_syncs = 0

@@ -5,6 +5,7 @@ prefix     every consistent secondary is its history folded up to what it applie
 tracked    blocks that differ between the nodes are in the bitmaps' union, or in records received and not applied
 durable    after any stop a primary has every flushed write, and after a kill every write it took
 promises   what a host was told is on both sides is there when the other side takes over
+reads      what a read tells a host, every synchronous peer has; see reads.py
 one        no two primaries write one history, and no node is fed by two
 honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
            only when the state on disk says so; and what a node says that another lacks, as of some moment, exactly, is
@@ -34,6 +35,7 @@ from tests.testing.sim.truth import Change, Hist, Truth, Violation, apply, chang
 
 if TYPE_CHECKING:
     from tests.testing.sim.node import Node
+    from tests.testing.sim.target import Request, Target
 
 
 def check_prefix(node: Node) -> None:
@@ -337,3 +339,20 @@ def check_promises(node: Node) -> None:
             raise Violation(
                 f"promises: {node.name} took over at {pos} without record {promise.seq} of epoch {promise.epoch:#x}"
             )
+
+
+def check_read(target: Target, request: Request) -> None:
+    """Called when a read is answered."""
+    engine = target.engine
+    if engine.state.role != PRIMARY or request.epoch != engine.epoch or not request.met:
+        return
+    durable = engine.state.policy.ack == "durable"
+    for edge in (e for e in engine.state.edges if e.sync_on):
+        at = target.node.host_writes.said(engine, edge, durable=durable)
+        if at < request.met:
+            raise Violation(
+                f"reads: a host of {target.node.name} was told of write {request.met}, the synchronous peer of edge "
+                f"{edge.slot} was never known to be beyond {at}"
+            )
+        if request.seq:  # it waited; what it met else was promised, or answered alone, before
+            target.promise_met(edge, request.epoch, request.met, durable)

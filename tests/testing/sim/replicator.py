@@ -237,7 +237,7 @@ class Edge:
             self._control(wire.parse_control(body))
             return
         acked = self.flow.take_frame(lane, kind, flags, first_seq, body, self.clock.now)
-        if acked:
+        if acked and not self.session.noted(self.link, acked, self.clock.now):
             self.feed(Acked(self.link, *acked))
 
     def _control(self, frame: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Storage of a simulated node, all of it on one FakeDisk, so that one power cut hits everything at the same instant.
 
-SimPool follows raidlib's contract: a region is durably marked in the intent log before its first write, and cleared
+A pool follows raidlib's contract: a region is durably marked in the intent log before its first write, and cleared
 only when it stayed cool and a sync followed. Bitmaps live in mapped files: what was stored since the last sync is,
 byte by byte, kept or lost in a power cut.
 """
@@ -8,7 +8,8 @@ byte by byte, kept or lost in a power cut.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Generic, TypeVar
 
 from replicator.core.errors import IntegrityError
 from replicator.journal.files import Buffer
@@ -41,81 +42,110 @@ class SimMap:
         self._stable = bytes(self.buf)
 
 
-class SimPool:
-    """The volumes of a node and their intent log. Outlives the target process; `attach` gives it live handles."""
+K = TypeVar("K", int, str)
+"""What a pool calls its volumes by: their index, or their name."""
 
-    def __init__(self, disk: FakeDisk, sizes: Sequence[int]) -> None:
+
+class MarkedPool(Generic[K]):
+    """Volumes in files of a disk, and their intent log. Outlives the target process, which gets live handles."""
+
+    def __init__(self, disk: FakeDisk) -> None:
         self.disk = disk
-        self.sizes = list(sizes)
-        self.marks: set[tuple[int, int]] = set()  # durable
-        self._hot: set[tuple[int, int]] = set()
+        self.sizes: dict[K, int] = {}
+        self.marks: set[tuple[K, int]] = set()  # durable
+        self._hot: set[tuple[K, int]] = set()
         self.syncs = 0
-        for index, size in enumerate(sizes):
-            disk.create(f"volume{index}", size)
 
-    def open(self) -> list[SimVolume]:
-        """Open the volumes for a new target process."""
-        return [SimVolume(self, i, self.disk.open(f"volume{i}")) for i in range(len(self.sizes))]
+    @staticmethod
+    def file_of(key: K) -> str:
+        """The name of a volume's file."""
+        return f"volume{key}"
 
-    def raw(self, index: int) -> bytearray:
+    def handle(self, key: K) -> SimVolume[K]:
+        """Open a volume for a new target process."""
+        return SimVolume(self, key, self.disk.open(self.file_of(key)))
+
+    def raw(self, key: K) -> bytearray:
         """The bytes of a volume as any reader would see them now; not to be changed."""
-        return self.disk._find(f"volume{index}").data
+        data = self.disk._find(self.file_of(key)).data
+        return data if len(data) == self.sizes[key] else data[: self.sizes[key]]
 
-    def touch(self, index: int, offset: int, length: int) -> None:
+    def touch(self, key: K, offset: int, length: int) -> None:
         """Mark the regions of a write, durably, before it."""
+        assert offset + length <= self.sizes[key], f"{key}: access beyond the end"
         for region in range(offset // REGION_BYTES, (offset + length - 1) // REGION_BYTES + 1):
-            self.marks.add((index, region))
-            self._hot.add((index, region))
+            self.marks.add((key, region))
+            self._hot.add((key, region))
 
-    def sync_with(self, files: Sequence[FakeFile]) -> None:
-        """Durable: every write before the call."""
+    def sync_with(self, files: Iterable[FakeFile]) -> None:
+        """Durable: every write before the call. files: of the volumes."""
         for file in files:
             file.fdatasync()
         self.syncs += 1
 
-    def clear_intents(self, files: Sequence[FakeFile], sync_groups: Callable[[], None]) -> None:
-        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable."""
+    def clear_idle(self, files: Iterable[FakeFile], settle: Callable[[], Collection[K]]) -> None:
+        """Clear marks of regions that stayed cool since the last call, when their writes, records, bits are stable; see
+        Pool.clear_intents."""
         cool = self.marks - self._hot
         self._hot.clear()
         if cool:
-            sync_groups()
+            kept = settle()
             self.sync_with(files)
-            self.marks -= cool
+            self.marks -= {mark for mark in cool if mark[0] not in kept}
+
+
+class SimPool(MarkedPool[int]):
+    """The volumes of a group whose list never changes, by index."""
+
+    def __init__(self, disk: FakeDisk, sizes: Sequence[int]) -> None:
+        super().__init__(disk)
+        self.sizes = dict(enumerate(sizes))
+        for index, size in self.sizes.items():
+            disk.create(self.file_of(index), size)
+
+    def open(self) -> list[SimVolume[int]]:
+        """Open the volumes for a new target process."""
+        return [self.handle(index) for index in self.sizes]
+
+    def clear_intents(self, files: Sequence[FakeFile], sync_group: Callable[[], bool]) -> None:
+        """See clear_idle. sync_group: of the group's engine, GroupEngine.sync_tracking."""
+        self.clear_idle(files, lambda: () if sync_group() else list(self.sizes))
 
     def unclean(self) -> list[tuple[int, int, int]]:
         """The marked ranges, as recovery.open_engine takes them."""
         return [(index, region * REGION_BYTES, REGION_BYTES) for index, region in sorted(self.marks)]
 
 
-class SimVolume:
+class SimVolume(Generic[K]):
     """A volume as the engine sees it."""
 
-    def __init__(self, pool: SimPool, index: int, file: FakeFile) -> None:
-        self.size = pool.sizes[index]
-        self.file = file
-        self._pool, self._index = pool, index
+    def __init__(self, pool: MarkedPool[K], key: K, file: FakeFile) -> None:
+        self.file, self._pool, self._key = file, pool, key
+
+    @property
+    def size(self) -> int:
+        """Bytes, as the pool has it now."""
+        return self._pool.sizes[self._key]
 
     def pread_into(self, buf: memoryview, offset: int) -> None:
         """See engine.Volume."""
         self.file.preadinto(buf, offset)
 
-    def pread_once(self, buf: memoryview, offset: int) -> None:
-        """See engine.Volume."""
-        self.file.preadinto(buf, offset)
+    pread_once = pread_into
 
     def pwrite(self, buf: Buffer, offset: int) -> None:
         """See engine.Volume."""
-        self._pool.touch(self._index, offset, len(buf))
+        self._pool.touch(self._key, offset, len(buf))
         self.file.pwrite(buf, offset)
 
     def zero(self, offset: int, length: int, punch: bool) -> None:
         """See engine.Volume."""
-        self._pool.touch(self._index, offset, length)
+        self._pool.touch(self._key, offset, length)
         self.file.punch(offset, length)
 
     def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """See engine.Volume; a region that is all zero counts as never written."""
-        raw = self._pool.raw(self._index)
+        raw = self._pool.raw(self._key)
         found: list[tuple[int, bool]] = []
         end = offset + length
         while offset < end:

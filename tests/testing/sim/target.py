@@ -50,7 +50,7 @@ class _Bell:
 
 @dataclass
 class Request:
-    """A host's request until it is answered. kind: write, zero, trim, flush."""
+    """A host's request until it is answered. kind: write, zero, trim, flush, read."""
 
     kind: str
     volume: int = 0
@@ -66,6 +66,8 @@ class Request:
     flushed: tuple[int, int] = (0, 0)
     edges: list[Edge] = field(default_factory=list)
     """Whose peers it waits for."""
+    met: int = 0
+    """Of a read: the newest write that it has seen."""
     outcome: str = ""  # "", "ok", "ok-alone", or an error's name
 
 
@@ -87,6 +89,7 @@ class Target:
         """The journal was, in this life."""
         self._idle_until = 0.0
         self._watch_journal()
+        engine.unanswered.take_stock(engine, engine.waits)
         self._again(STEP_S, self._step)
         self._again(KEEPER_S, self._keep)
 
@@ -110,6 +113,7 @@ class Target:
             h = unpack_header(header)
             data = bytes(payload)[: h.data_len] if payload is not None and h.data_len else None
             self.node.epoch_begins(epoch, self.engine)
+            self.node.host_writes.note(h)
             truth.add(h.epoch, h.seq, h.kind, change_of_record(h, data))
 
         self.engine.journal.append = watched  # type: ignore[method-assign]
@@ -156,8 +160,10 @@ class Target:
             publish_beacon(engine)
         waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
         if engine.failed and not (broken and waited and rng.random() < 0.5):
+            self._clear_intents()
             return
         try:
+            engine.unanswered.purge(engine)
             if engine.failed:
                 self._replace_journal()
             elif engine.journal_lost:
@@ -174,8 +180,7 @@ class Target:
                 if svc._journal_used() > service.CHECKPOINT_FRACTION or rng.random() < 0.15:
                     svc.checkpoint()
                 copier.rotate_bitmaps(engine)
-            if rng.random() < 0.6:
-                self.node.pool.clear_intents(self._sync_tracking)
+            self._clear_intents()
         except (OSError, FarstripeError) as exc:
             self.node.note(f"keeper failed: {exc}")
 
@@ -196,8 +201,13 @@ class Target:
         self.node.world.gave_up_received(self.node)
         self.node.note("journal replaced")
 
-    def _sync_tracking(self) -> None:
-        self.engine.sync_tracking()
+    def _clear_intents(self) -> None:
+        """The pool's maintenance, which knows the groups by this alone."""
+        if self.rng.random() < 0.6:
+            self.node.pool.clear_intents(self._sync_tracking)
+
+    def _sync_tracking(self) -> set[str]:
+        return set() if self.engine.sync_tracking() else {v["name"] for v in self.engine.state.volumes}
 
     def stand(self, seconds: float) -> None:
         """Apply and copy nothing for a while: somebody had it stand, or its disk is slow."""
@@ -297,8 +307,10 @@ class Target:
         return False
 
     def _look(self, request: Request) -> None:
-        """Whether a request that waits for the peer can be answered; see GroupService._wait_peer."""
+        """Whether a request that waits for the peer can be answered; see PeerWaits.wait_for."""
         engine = self.engine
+        if request.kind == "read":
+            request.edges = list(engine.waits) or request.edges
         what = EDGE_DURABLE_SEQ if request.wants_durable else EDGE_RECEIVED_SEQ
         late = [e for e in request.edges if engine.page[edge_slot(e.slot, what)] < request.seq]
         if not late:
@@ -320,13 +332,25 @@ class Target:
 
     def _replicated(self, request: Request) -> None:
         self.waiting.remove(request)
+        if request.kind == "read":
+            self.answer_read(request)
+            return
         epoch, seq = (request.epoch, request.seq) if request.kind != "flush" else request.flushed
         if seq:
             # Nothing is promised of an edge that the operator made asynchronous while the write waited.
             for edge in (e for e in request.edges if e.mode == "sync"):
-                holder = self.node.world.by_id[edge.peer]
-                self._promise(holder, epoch, seq, request.wants_durable, (frozenset((self.node.name, holder.name)),))
+                self.promise_met(edge, epoch, seq, request.wants_durable)
         self._answer(request, "ok")
+
+    def answer_read(self, request: Request) -> None:
+        """A host is told what is there."""
+        oracles.check_read(self, request)
+        self._answer(request, "ok")
+
+    def promise_met(self, edge: Edge, epoch: int, seq: int, durable: bool) -> None:
+        """A host is told that the peer of a synchronous edge has a write, or of one in a way that comes to the same."""
+        holder = self.node.world.by_id[edge.peer]
+        self._promise(holder, epoch, seq, durable, (frozenset((self.node.name, holder.name)),))
 
     def _promise(self, holder: Node, epoch: int, seq: int, durable: bool, via: tuple[frozenset[str], ...]) -> None:
         """A host is told that `holder` has a write, and so have the nodes below it that are in sync."""
@@ -343,10 +367,12 @@ class Target:
     def _ended_alone(self, request: Request) -> None:
         self.waiting.remove(request)
         try:
-            self.service._check_still_primary(request.seq)
+            self.service.peers.check_still_primary(request.seq)
         except FarstripeError as exc:
             self._answer(request, type(exc).__name__)
             return
+        if request.kind == "read":
+            oracles.check_read(self, request)
         self._answer(request, "ok-alone")
 
     def _answer(self, request: Request, outcome: str) -> None:
@@ -354,6 +380,8 @@ class Target:
         state = self.engine.state
         if outcome == "ok-alone" and request.seq > 0 and state.role == PRIMARY:
             self.node.check_degraded_is_durable(request)
+        if request.kind != "read" and outcome in ("ok", "ok-alone"):
+            self.engine.unanswered.entries.pop(request.seq, None)
         self.node.note(f"{request.kind} {request.volume}:{request.offset}+{request.length} seq {request.seq} {outcome}")
         self.node.answered(request)
 
@@ -381,8 +409,10 @@ class Target:
             "group.resume_copy": svc.resume_copy,
             "group.attach": lambda: svc.attach(peer, **args),
             "group.link": lambda: svc.set_link(peer, args["up"]),
+            "group.doubt_journal": lambda: svc.doubt_journal(peer),
             "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
             "group.follow": lambda: svc.follow(peer),
+            "group.note_source": lambda: svc.note_source(peer, args["seq"]),
             "group.hold": lambda: svc.hold(args["deadline_s"]),
             "group.release": svc.release,
             "group.promote": lambda: self._promote(args),

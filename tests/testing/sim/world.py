@@ -30,6 +30,7 @@ from tests.testing.sim.nemesis import FAULT_KINDS, Nemesis
 from tests.testing.sim.network import Network
 from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.operator import Operator
+from tests.testing.sim.reads import Readers
 from tests.testing.sim.replicator import Edge
 from tests.testing.sim.target import Request, Target
 from tests.testing.sim.truth import Hist, Truth, Violation
@@ -85,6 +86,8 @@ class Options:
     """Volumes join, leave and change their sizes."""
     stands: bool = False
     """Copies stand still for seconds, with journals that get full, and nothing is taken in."""
+    reads: bool = False
+    """Hosts read, too."""
 
     @classmethod
     def draw_tree(cls, rng: random.Random) -> Options:
@@ -176,9 +179,11 @@ class World:
         """How records are moved in this world; by the seed, so that it changes nothing else that is drawn."""
         self.rng = random.Random(seed)
         drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
-        self.options = options or replace(drawn, lists=seed % 3 == 0, stands=seed % 5 == 0)  # as `transfer` is
+        # By the seed, as `transfer` is.
+        self.options = options or replace(drawn, lists=seed % 3 == 0, reads=seed % 5 < 2, stands=seed % 5 == 0)
         o = self.options
         self.clock = Clock(verbose=verbose)
+        self.readers = Readers(self, random.Random(f"reads {seed}"))
         self.network = Network(self.clock, random.Random(self.rng.getrandbits(64)))
         self.network.delay_s, self.network.replay, self.network.late = o.delay_s, o.replay, o.late
         self.network.connections = self.transfer.connections
@@ -242,6 +247,8 @@ class World:
             Nemesis(self, self.nemesis_rng).begin()
             if self.options.lists:
                 ListNemesis(self, random.Random(f"lists {self.seed}")).begin()
+            if self.options.reads:
+                self.readers.begin()
             self.clock.run_until(self.options.duration_s)
             self._live()
         finally:
@@ -307,7 +314,7 @@ class World:
 
     def answered(self, node: Node, request: Request) -> None:
         """A host has its answer."""
-        if request.outcome in ("ok", "ok-alone") and request.kind != "flush" and request.seq > 0:
+        if request.outcome in ("ok", "ok-alone") and request.kind not in ("flush", "read") and request.seq > 0:
             node.answered_alone.append((request.epoch, request.seq))
 
     def _stand(self, rng: random.Random) -> None:
@@ -330,6 +337,8 @@ class World:
             if node.target is None:
                 self._seen.pop(node.name, None)
                 continue
+            if self.options.reads:
+                node.host_writes.heard(node.target.engine)
             page, state = node.target.engine.page, node.target.engine.state
             now = (
                 page[HEAD_SEQ],
@@ -556,6 +565,8 @@ class World:
             return False
         top = self.primaries[0]
         assert top.target is not None
+        if top.target.engine.unanswered.entries and not top.target.waiting:
+            return False  # else one that stays is a failure, too: reads would look there for ever
         pos = top.target.engine.pos
         if any(n is not top and engine.page[APPLIED_SEQ] != pos for n, engine in zip(self.nodes, engines, strict=True)):
             return False

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbdplugin.cyclehost import STUCK_S, cycle_name
+from nbdplugin.cyclehost import PAUSE_S, ROOM_S, STUCK_S, cycle_name
 from replicator.capture import roles
 from replicator.core.cycles import Cycle
 from replicator.core.errors import NotFound, Refused
@@ -249,3 +249,39 @@ def test_names_of_snapshots_are_short_and_differ() -> None:
     assert cycle_name("db", "shop", 12) == "db.shop-12"
     long = {cycle_name("v" * 40 + end, "s" * 40, n) for end in "ab" for n in (1, 2)}
     assert len(long) == 4 and max(map(len, long)) <= 63
+
+
+def test_a_copy_that_can_apply_nothing_for_want_of_room_gets_that_of_the_images(bench: Bench) -> None:
+    for _ in range(3):
+        bench.cycle()
+    copy = bench.world.pairs[1].b.engine
+    bench.write(0, 1)
+    bench.arrive()
+    bench.tick(CYCLE.every_s)
+    assert bench.host.sets.frozen("set")
+    copy.wants_room = True
+    bench.tick()
+    assert bench.images() == [3] and not bench.host.sets.frozen("set")
+    bench.tick(ROOM_S / 2)
+    assert bench.images() == [3], "the older ones may do"
+    bench.tick(ROOM_S)
+    assert bench.images() == [] and bench.host.pools.images == {}
+    assert any("given up" in note for note in bench.notes)
+    assert "given up" in bench.host.cycles.trouble("set")
+    copy.wants_room = False
+    bench.cycle()
+    assert bench.images() == [], "not at once"
+    bench.tick(PAUSE_S)
+    bench.apply(0, 1)
+    bench.tick()
+    assert bench.images() == [4] and not bench.host.cycles.trouble("set")
+
+
+def test_an_image_that_a_takeover_goes_back_to_stays_whoever_wants_room(bench: Bench) -> None:
+    bench.cycle()
+    bench.cycle()
+    bench.host.cycles.decide("set", 2)
+    bench.world.pairs[0].b.engine.wants_room = True
+    for _ in range(4):
+        bench.tick(ROOM_S)
+    assert bench.images() == [2]

@@ -35,6 +35,10 @@ def test_a_line_makes_a_marker_and_the_outcome_can_be_read() -> None:
     for line in (b"m shop hosts\n", b"m shop 2 hosts\n"):
         door.write(memoryview(line.ljust(SIZE, b"\0")), 0)
         assert asked.pop()[1]["hold"] == "hosts"
+    for line in (b"m shop received\n", b"m shop 2 received\n", b"m shop 2 hosts received\n"):
+        door.write(memoryview(line.ljust(SIZE, b"\0")), 0)
+        args = asked.pop()[1]
+        assert args["received"] and args["groups"] == ["shop"] and ("hold" in args) == (b"hosts" in line)
 
 
 def test_a_marker_that_is_not_made_is_an_error_of_the_write() -> None:
@@ -50,7 +54,7 @@ def test_a_marker_that_is_not_made_is_an_error_of_the_write() -> None:
 @pytest.mark.parametrize(
     ("raw", "offset"),
     [(b"", 0), (bytes(512), 0), (b"name\n", 0), (b"m shop\n", 512), (b"m shop soon\n", 0), (b"m shop nan\n", 0),
-     (b"m shop 0\n", 0), (b"m shop 1 fsfreeze\n", 0), (b"\xff\xfe" * 9, 0)],
+     (b"m shop 0\n", 0), (b"m shop 1 fsfreeze\n", 0), (b"m shop 2 received hosts\n", 0), (b"\xff\xfe" * 9, 0)],
 )  # fmt: skip
 def test_what_is_no_instruction_is_the_clients_mistake(raw: bytes, offset: int) -> None:
     with pytest.raises(BadInput) as caught:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nbdplugin import routes
-from nbdplugin.routes import Slots, VolumeRoute, group_slots, pool_slots
+from nbdplugin.routes import ReadGuard, Slots, VolumeRoute, group_slots, pool_slots
 from raidlib.errors import OutOfSpace
 from replicator.core.errors import FarstripeError, Refused, TimedOut
 
@@ -290,3 +290,103 @@ def test_a_trim_that_there_is_no_room_for_is_answered_and_zeroes_are_not(fua: bo
     assert volume.calls == ["sync"] * fua + ["flush"] * fua
     with pytest.raises(OutOfSpace):
         grouped.zero(0, 4096, True, fua)
+
+
+# -- guarded reads
+
+
+def _read(h: Connection, buf: bytearray, off: int) -> object:
+    """Stands in for the plugin's pread callback."""
+    return h.route.read(buf, off)
+
+
+class Reads:
+    """Stands in for a group's GuardedReads."""
+
+    def __init__(self) -> None:
+        self.unanswered: dict[int, str] = {}
+        self.settled: list[tuple[int, int, int]] = []
+
+    def settle(self, volume: int, off: int, length: int) -> bool:
+        self.settled.append((volume, off, length))
+        return True
+
+
+def test_a_guarded_read_asks_only_while_something_is_unanswered_and_after_it_has_read() -> None:
+    volume, reads = MemoryVolume(), Reads()
+    route = _route(volume)
+    bare = route.read
+    route.guard_reads(ReadGuard(reads, 3))
+    assert route.read(bytearray(4), 8) is False
+    assert route.extents(0, 64) == [(64, True)]
+    assert not reads.settled
+    reads.unanswered[1] = "a write"
+    assert route.read(bytearray(4), 8) is True
+    assert route.extents(0, 64) == [(64, True)]
+    assert reads.settled == [(3, 8, 4), (3, 0, 64)]
+    route.read_by(volume.pread_into)
+    route.watch(_noting([], "read"), None)
+    route.unwatch()
+    route.read(bytearray(4), 8)
+    assert len(reads.settled) == 3, "another place, and being watched, change nothing"
+    route.guard_reads(None)
+    assert route.read == bare
+
+
+def test_reads_that_began_unguarded_have_ended_when_the_guard_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "reading_codes", {_read.__code__})
+    volume, reads = MemoryVolume(), Reads()
+    reads.unanswered[1] = "a write"
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(buf: Any, off: int) -> None:
+        entered.set()
+        go_on.wait(5)
+
+    route = _route(volume)
+    route.read_by(slow)
+    old = threading.Thread(target=_read, args=(Connection(route), bytearray(4), 0))
+    old.start()
+    assert entered.wait(5)
+    with pytest.raises(TimedOut):
+        route.guard_reads(ReadGuard(reads, 0), timeout_s=0.05)
+    assert route.read == slow
+    guarding = threading.Thread(target=route.guard_reads, args=(ReadGuard(reads, 0),))
+    guarding.start()
+    time.sleep(0.02)
+    new = threading.Thread(target=_read, args=(Connection(route), bytearray(2), 0))
+    new.start()
+    time.sleep(0.02)
+    assert guarding.is_alive() and new.is_alive() and not reads.settled
+    go_on.set()
+    for thread in (old, guarding, new):
+        thread.join(5)
+        assert not thread.is_alive()
+    assert reads.settled == [(0, 0, 2)], "the old one ended unguarded, the new one did not begin before"
+
+
+def test_a_read_that_waits_for_a_peer_keeps_nothing_from_being_switched_or_guarded_and_parking_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes, "reading_codes", {_read.__code__})
+    volume, reads = MemoryVolume(), Reads()
+    reads.unanswered[1] = "a write"
+    inside, answered = threading.Event(), threading.Event()
+
+    def settle(*_: int) -> bool:
+        inside.set()
+        return answered.wait(5)
+
+    reads.settle = settle  # type: ignore[method-assign]
+    route = _route(volume)
+    route.guard_reads(ReadGuard(reads, 0))
+    waiting = threading.Thread(target=_read, args=(Connection(route), bytearray(4), 0))
+    waiting.start()
+    assert inside.wait(5)
+    route.switch(_other_slots([]), object(), 0, timeout_s=1)
+    route.guard_reads(None)
+    route.park()
+    assert route.busy
+    answered.set()
+    waiting.join(5)
+    assert not route.busy

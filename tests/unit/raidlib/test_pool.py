@@ -167,6 +167,28 @@ def test_marks_stay_when_the_caller_cannot_settle() -> None:
     assert reopen(disk).unclean_ranges == {"v": [(0, AREA)]}
 
 
+def test_marks_of_volumes_that_the_caller_could_not_settle_stay_also_over_an_orderly_stop() -> None:
+    disk, pool = new_pool(5, 3)
+    pool.create_volume("v", 40 * AREA).pwrite(b"x", 0)
+    pool.create_volume("w", 40 * AREA).pwrite(b"y", 0)
+    pool.create_volume("sparse", 64 << 20).zero(0, 4096, True)
+    pool.volume("w").pwrite(b"y", 39 * AREA)
+    for _ in range(3):
+        pool.clear_intents(lambda: {"w", "sparse"})
+    assert disk.kill() is None
+    pool = reopen(disk)
+    kept = pool.unclean_ranges
+    assert kept["w"][0][0] == 0 and sum(kept["w"][-1]) == 40 * AREA
+    for _ in range(2):
+        pool.clear_intents(lambda: {"w"})
+        pool.close(kept={"w"})
+        pool = reopen(disk)
+        assert pool.unclean_ranges["w"] == kept["w"]
+        assert pool.stopped != "clean"
+    pool.close()
+    assert reopen(disk).stopped == "clean"
+
+
 def test_how_the_pool_stopped_is_told_by_the_boot() -> None:
     disk, _ = new_pool(0, 1)
     disk.kill()

@@ -7,7 +7,7 @@ import pytest
 from replicator.capture import copier, follower, roles
 from replicator.capture.engine import GroupEngine
 from replicator.capture.state import OK, RESYNC
-from replicator.core.errors import IntegrityError
+from replicator.core.errors import IntegrityError, MediumError
 from replicator.core.records import HEADER_BYTES, Kind, pack_header, unpack_header
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -78,7 +78,7 @@ def test_rot_in_the_journal_is_found_before_it_reaches_the_pool(pair: Pair) -> N
     pair.ship(pair.a, pair.b)
     at = pair.b.page[HEAD_OFF] - 1
     pair.b.disk._find("journal").data[8192 + at % pair.b.engine.journal.capacity] ^= 1
-    with pytest.raises(IntegrityError, match="damaged"):
+    with pytest.raises(MediumError, match="damaged"):
         follower.apply_all(pair.b.engine)
     assert pair.b.image()[0][0] == 0
 

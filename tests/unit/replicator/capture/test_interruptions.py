@@ -86,7 +86,7 @@ def test_marks_of_a_group_that_could_not_be_opened_after_power_loss_are_in_its_b
     destroy(a)
     with pytest.raises(JournalUnreadable):
         a.start()
-    a.pool.marks.clear()  # the pool's maintenance knows no group that still needs them
+    a.pool.marks.clear()  # whatever becomes of them
     a.disk._find("journal").data[:] = there
     a.start()
     pair.sync_up()
@@ -169,3 +169,21 @@ def test_going_back_before_epochs_that_were_held_back_gives_up_what_was_held_and
     state = b.engine.state
     assert not gave_up([(e[0], e[1]) for e in state.hist], rewound_from(state.rewound), old, beyond)
     assert counter_of(b.engine.epoch) > counter_of(a.engine.epoch)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_marks_of_a_group_that_failed_stay_until_it_is_opened_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = running_pair()
+    a = pair.a
+    a.disk.rng.seed(seed)
+    pair.sync_up()
+    with_full_bitmaps(pair, monkeypatch)
+    a.engine.flush()
+    follower.checkpoint(a.engine)
+    a.write(128 << 10, 9)  # neither flushed nor shipped
+    a.engine.fail("something else")
+    for _ in range(2):
+        a.pool.clear_intents([v.file for v in a.engine.volumes], a.engine.sync_tracking)  # type: ignore[attr-defined]
+    a.power_cut("drop")
+    a.start()
+    pair.sync_up()

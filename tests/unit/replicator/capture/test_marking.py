@@ -27,6 +27,7 @@ class Bench:
     """A pair, markers on both sides, and a clock for leases."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.now = 0.0
         self.folder = folder
         self.pair: Pair = running_pair(sizes=(64 << 10,))
@@ -134,12 +135,67 @@ def test_two_markers_do_not_hold_the_same_group_at_once(bench: Bench) -> None:
     assert bench.marking.hold(2, bench.booked(), 1.0)
 
 
-def test_a_mark_for_an_earlier_hold_of_the_same_number_is_refused(bench: Bench) -> None:
+@pytest.mark.parametrize("ended", ["released", "timer"])
+def test_a_late_hold_of_an_attempt_that_was_given_up_holds_nothing(bench: Bench, ended: str) -> None:
     token = bench.marking.hold(1, bench.booked(), 1.0)
-    bench.marking.release(1)
-    assert bench.marking.hold(1, bench.booked(), 1.0) != token
+    bench.marking.release(1) if ended == "released" else bench.due[0]()
+    with pytest.raises(Refused, match="1 is not new"):
+        bench.marking.hold(1, bench.booked(), 1.0)
     with pytest.raises(Refused):
         bench.marking.mark(Marker(1, "m1", "c", 1), token)
+    bench.marking.release(2)  # overtakes its hold
+    with pytest.raises(Refused, match="2 was given up"):
+        bench.marking.hold(2, bench.booked(), 1.0)
+    bench.a.write(0, 1)
+    assert bench.mark(3)
+
+
+def test_an_ask_of_an_older_attempt_is_refused_while_a_newer_one_holds_and_after_it_was_given_up(bench: Bench) -> None:
+    bench.marking.hold(5, bench.booked(), 1.0)
+    for _ in range(2):
+        with pytest.raises(Refused):
+            bench.marking.hold(4, bench.booked(), 1.0)
+        bench.marking.release(5)
+    (book,) = bench.hosts["a"].listing([bench.service(bench.a)])
+    assert book["highest"] == 0, "another node's marking does not count"
+    assert bench.marking.highest(bench.a.uuid, bench.booked()[0][1]) == 5, "a coordinator could not know what is new"
+
+
+def test_a_mark_that_is_asked_again_is_answered_the_same_and_made_once(bench: Bench) -> None:
+    token = bench.marking.hold(1, bench.booked(), 1.0)
+    seqs = bench.marking.mark(Marker(1, "m1", "c", 1), token)
+    bench.a.write(0, 1)
+    head = bench.a.page[HEAD_SEQ]
+    assert bench.marking.mark(Marker(1, "m1", "c", 1), token) == seqs
+    assert bench.a.page[HEAD_SEQ] == head
+    with pytest.raises(Refused):
+        bench.marking.mark(Marker(2, "m2", "c", 1), token)
+
+
+def test_one_number_by_two_ways_holds_and_marks_each_group_once(tmp_path: Path) -> None:
+    """Two relays pass on the same instruction, each for the group that it gets from here (H1-26)."""
+    log, data = Bench(tmp_path / "log"), Bench(tmp_path / "data")
+    data.a.engine.state.uuid = data.a.uuid = "d" * 32
+    data.hosts["a"]._books = dict.fromkeys([data.a.uuid], *data.hosts["a"]._books.values())
+    log.marking.hold(7, log.booked(), 1.0)
+    other = log.marking.hold(7, data.booked(), 1.0)
+    for bench in (log, data):
+        with pytest.raises(Parked):
+            bench.a.write(0, 1)
+    with pytest.raises(Refused, match="held for another marker"):
+        log.marking.hold(7, [*log.booked(), *data.booked()], 1.0)
+    with pytest.raises(Refused, match="held for another marker"):
+        log.marking.hold(7, log.booked(), 1.0, park=False)
+    assert log.marking.hold(7, data.booked(), 1.0) == other
+    seqs = log.marking.mark(Marker(7, "m7", "c", 2), other)
+    assert list(seqs) == [data.a.uuid]
+    data.a.write(0, 1)
+    with pytest.raises(Parked):
+        log.a.write(0, 1)
+    log.marking.release(7)
+    log.a.write(0, 1)
+    with pytest.raises(NotFound):
+        log.booked()[0][1].find(7)
 
 
 def test_a_late_timer_does_not_end_a_later_hold(bench: Bench) -> None:
@@ -244,6 +300,28 @@ def test_position_and_history_of_a_copy_that_stands_are_those_of_what_it_has_rec
     follower.settle(bench.b.engine)
     status = bench.b.engine.status()
     assert (status["pos"], status["hist"]) == (bench.a.page[HEAD_SEQ], bench.a.engine.status()["hist"])
+
+
+def test_a_copy_that_stands_is_not_copied_to_before_it_is_resumed(bench: Bench) -> None:
+    bench.mark(1, suspend=True)
+    bench.ship()
+    follower.apply_all(bench.b.engine)
+    image = bench.b.image()
+    roles.overflow(bench.a.engine)
+    bench.a.write(0, 2)
+    assert bench.pair.meet().label == "stands-journal-lost"
+    assert (bench.b.image(), bench.b.engine.state.copy) == (image, OK)
+    bench.hosts["b"].resume([bench.service(bench.b)], 1)
+    assert bench.pair.sync_up().label == "diff-journal-lost"
+
+
+def test_a_copy_that_has_yet_to_come_to_its_marker_stands_when_it_says_hello(bench: Bench) -> None:
+    bench.mark(1, suspend=True)
+    bench.ship()  # and B has not looked at it
+    roles.overflow(bench.a.engine)
+    bench.a.write(0, 2)
+    assert bench.pair.meet().label == "stands-journal-lost"
+    assert bench.entry(1).state == TAKEN
 
 
 def test_a_takeover_of_a_copy_that_stands_applies_all_it_has(bench: Bench) -> None:

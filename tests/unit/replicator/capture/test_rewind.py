@@ -14,6 +14,7 @@ from replicator.core.handshake import Action
 from replicator.core.hello import Hello
 from tests.testing.pairharness import Side
 from tests.testing.treeharness import Tree, running_tree
+from tests.unit.replicator.capture.test_unreadable import renew
 
 LONG = ("abcd", {"b": "a", "c": "b", "d": "c"})
 
@@ -235,3 +236,21 @@ def test_any_number_of_steps_between_marker_and_takeover():
         tree.settle()
         below = [line.b for line in tree.paired()]
         assert all(side.engine.state.copy == OK and side.image() == tree.top.image() for side in below), seed
+
+
+def test_what_a_former_life_had_applied_in_part_is_nothing_once_the_image_is_back() -> None:
+    tree = running_tree("ab", {"b": "a"})
+    instant = mark(tree)
+    write_some(tree, random.Random(3), 20)
+    tree.settle()
+    without(tree, "a")
+    b = tree.sides["b"]
+    b.kill()
+    b.start()
+    go_back(b, *instant)
+    with b.engine.lock:
+        b.engine.lose_journal("its disk is gone")
+    renew(b)
+    assert b.engine.state.copy == OK
+    roles.promote(b.engine)
+    assert b.image() == instant[2]

@@ -14,6 +14,7 @@ from replicator.capture import edges, follower
 from replicator.capture.service import GroupService
 from replicator.capture.state import BITMAP, JOURNAL, StateFile
 from replicator.core.errors import MediumError
+from replicator.core.status import edge_status
 from replicator.journal.page import (
     EDGE_ASLEEP,
     EDGE_DURABLE_OFF,
@@ -188,12 +189,27 @@ def test_where_the_policy_gives_nobody_up_one_absent_peer_stops_writers_and_is_n
         for turn in range(3):
             fan.service.write(0, 0, bytes([turn]) * (64 << 10))
     assert (time.monotonic() - began >= 0.2) is waits
+    assert fan.names().count("writes-fail") == 1
     blocking = {one["peer"]: one["blocks_writers"] for one in fan.service.status()["edges"]}
     assert blocking == {b.node_id: False, c.node_id: True} and fan.service.status()["blocks_writers"]
     fan.service.set_link(c.node_id, True)
     fan.hear(c, EDGE_DURABLE_OFF)
     fan.service.write(0, 0, b"\5" * (64 << 10))
     assert not fan.service.status()["blocks_writers"]
+
+
+def test_how_far_each_peer_is_behind_is_known_in_bytes_and_seconds_too(fan: Served) -> None:
+    b, c = fan.tree.sides["b"], fan.tree.sides["c"]
+    for peer in (b, c):
+        fan.service.set_link(peer.node_id, True)
+        fan.hear(peer, EDGE_RECEIVED_SEQ)
+    fan.service.status()
+    fan.service.write(0, 0, b"\1" * 4096)
+    fan.hear(b, EDGE_RECEIVED_SEQ)
+    told = {one["peer"]: one["behind"] for one in fan.service.status()["edges"]}
+    assert told[b.node_id]["writes"] == told[b.node_id]["bytes"] == 0
+    assert told[c.node_id]["writes"] == 1 and told[c.node_id]["bytes"] > 4096 and told[c.node_id]["seconds"] >= 0.0
+    assert edge_status(fan.service.status(), c.node_id)["behind"]["writes"] == 1
 
 
 def test_a_peer_that_is_there_but_too_slow_slows_writers_for_a_while_only(fan: Served) -> None:

@@ -1,4 +1,5 @@
-"""A takeover of a set gives up no write of a synchronous group unless the operator says so."""
+"""A takeover of a set gives up no write of a synchronous group unless the operator says so; where the copies of a set
+come to one instant after a stop."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ import pytest
 
 from replicator.capture import follower, sets
 from replicator.capture.sets import SetHost
+from replicator.capture.state import OK, RESYNC
 from replicator.core.errors import Refused
 from replicator.journal.beacons import publish
-from replicator.journal.page import ARRIVED_GEN
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN
 from tests.testing.pairharness import Pair, running_pair
 
 
@@ -24,12 +26,13 @@ class Bench:
         for number, (name, pair) in enumerate(self.pairs.items()):
             state = pair.b.engine.state
             state.uuid, state.name, state.edges[0].mode = f"{number + 1:032x}", name, modes[name]
-        services: dict[str, Any] = {
+            pair.b.engine.save()
+        self.services: dict[str, Any] = {
             pair.b.engine.state.uuid: SimpleNamespace(engine=pair.b.engine, wake_follower=lambda: None)
             for pair in self.pairs.values()
         }
-        self.host = SetHost(folder / "sets", services.get)
-        self.host.put("shop", 1, list(services))
+        self.host = SetHost(folder / "sets", self.services.get)
+        self.host.put("shop", 1, list(self.services))
         for pair in self.pairs.values():
             self.write(pair)
         latest_ns = max(pair.a.engine.clock.last for pair in self.pairs.values())
@@ -71,3 +74,35 @@ def test_the_first_test_bites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sets, "answered_beyond", lambda engine, bound_ns: 0)
     with pytest.raises(BaseException, match="DID NOT RAISE"):
         test_what_was_answered_is_not_given_up_unasked(tmp_path)
+
+
+def test_a_copy_that_lost_power_while_the_set_was_no_cut_is_stopped_nowhere_before_what_its_pool_may_hold(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, {"log": "async", "data": "async"})
+    log, data = bench.pairs["log"], bench.pairs["data"]
+    uuid = log.b.engine.state.uuid
+    data.b.engine.commit(copy=RESYNC)  # another group is copied to: nobody waits for it
+    bench.host.tick()
+    assert bench.host.listing()[0]["standing"] == "joining"
+    follower.checkpoint(log.b.engine)
+    for fill in range(8):
+        log.a.write(fill * 4096, fill + 1)
+    middle_ns = log.a.engine.clock.last
+    for fill in range(8):
+        log.a.write((8 + fill) * 4096, fill + 101)
+    log.ship(log.a, log.b)
+    follower.apply_all(log.b.engine)
+    log.b.engine.sync_pool()
+    log.b.kill()
+    log.b.page_bytes, log.b.boot = bytearray(len(log.b.page_bytes)), log.b.boot + 1  # and its machine
+    bench.services[uuid].engine = log.b.start()
+    follower.apply_some(log.b.engine, 1)  # it begins to apply them again
+    data.b.engine.commit(copy=OK)
+    publish(log.b.page.u64, ARRIVED_GEN, log.b.engine.pos, log.a.engine.clock.last)
+    publish(data.b.page.u64, ARRIVED_GEN, data.b.engine.pos, middle_ns)
+    bench.host.tick()
+    follower.apply_all(log.b.engine)
+    state = log.b.engine.state
+    same = log.b.image() == log.image_at(state.hist, log.b.page[APPLIED_SEQ])
+    assert same, f"{bench.host.listing()[0]['standing']}: it stands at {log.b.page[APPLIED_SEQ]}"

@@ -137,7 +137,8 @@ def test_a_synchronous_copy_is_not_asked_to_lead_over_one_that_degraded():
     destroy(pair.a)
     give_up(pair.a)
     renew(pair.a)
-    assert pair.meet().lead == pair.a.node_id
+    decision = pair.meet()
+    assert (decision.action, decision.lead) == (Action.COPY, pair.a.node_id)
 
 
 def test_one_that_journals_for_nobody_is_opened_and_says_so():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -211,6 +212,43 @@ def test_a_second_writer_ends_the_watching(peer: Peer, watched: list[int]) -> No
     assert done == {100: True, 101: True}
     answered_at_once(peer, 102)
     assert watched == [100]
+
+
+def test_nobody_watches_when_answers_come_as_soon_to_one_who_sleeps(peer: Peer, watched: list[int]) -> None:
+    peer.waiters._watching.now = False
+    for seq in range(1, waiters.LONE_WAITS + 3):
+        answered_at_once(peer, seq)
+    assert watched == []
+    assert peer.waiters._watching._count == 2  # but how long they took is noted
+
+
+def test_other_threads_run_while_a_write_watches(peer: Peer, watched: list[int]) -> None:
+    for seq in range(1, waiters.LONE_WAITS + 1):
+        answered_at_once(peer, seq)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # so that nobody gets the interpreter lock from one that does not give it up
+    try:
+        begin = time.monotonic()
+        answered_at_once(peer, 100)
+        assert time.monotonic() - begin < 0.5
+    finally:
+        sys.setswitchinterval(before)
+    assert watched == [100]
+
+
+def test_a_ring_ends_the_watch(peer: Peer, watched: list[int]) -> None:
+    for seq in range(1, waiters.LONE_WAITS + 1):
+        answered_at_once(peer, seq)
+    gone = threading.Event()
+    done: dict[int, bool] = {}
+    begin = time.monotonic()
+    thread = start(peer, 100, done, gone.is_set)
+    while not watched:
+        time.sleep(0.001)
+    gone.set()
+    peer.waiters.wake_all()
+    thread.join(2)
+    assert done == {100: False} and time.monotonic() - begin < 0.8
 
 
 def test_nobody_watches_for_a_peer_that_is_far_away(

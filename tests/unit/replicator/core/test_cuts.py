@@ -34,6 +34,13 @@ def test_it_is_whole_once_everything_up_to_the_furthest_has_arrived() -> None:
     assert (found.standing, found.state) == (Standing.WHOLE, SetState(80, True))
 
 
+def test_none_is_stopped_while_one_holds_parts_of_what_comes_after() -> None:
+    views = [view("log", in_part=True), view("data")]
+    found = rule(SetState(0, False), views, 2)
+    assert (found.standing, found.limit_ns, found.held_by) == (Standing.JOINING, 0, "log")
+    assert rule(SetState(60, True), views, 2).standing is Standing.WHOLE, "the bound was never behind those parts"
+
+
 @pytest.mark.parametrize(
     ("views", "standing", "why"),
     [

@@ -12,6 +12,7 @@ def test_the_newest_images_stay_and_one_that_a_takeover_goes_back_to() -> None:
     assert may_go([5, 3, 4, 9], 2) == [3, 4]
     assert may_go([5, 3, 4, 9], 2, (3,)) == [4]
     assert may_go([5], 2) == [] and may_go([], 2) == []
+    assert may_go([4, 5], 3) == [] and may_go([2, 3, 4, 5], 7) == []
 
 
 def test_the_newest_stays_also_when_the_pool_is_nearly_full() -> None:

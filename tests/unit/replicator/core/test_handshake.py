@@ -54,7 +54,12 @@ def test_rows_name_only_known_facts_and_values():
 
 def test_acknowledged_writes_are_overwritten_only_with_the_operators_consent():
     for facts, row in LABELS.items():
-        loses = facts.tail == "acknowledged" and facts.relation in ("parted", "forked", "unrelated", "outdated")
+        loses = facts.tail in ("acknowledged", "set-back") and facts.relation in (
+            "parted",
+            "forked",
+            "unrelated",
+            "outdated",
+        )
         if loses and facts.consent == "no":
             assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME), facts
 
@@ -67,11 +72,18 @@ def test_what_was_given_up_with_its_line_is_shipped_over_by_a_primary_or_its_rel
 
 def test_promised_writes_are_given_up_only_with_the_operators_consent():
     for facts, row in LABELS.items():
-        if facts.tail == "received" and facts.sync == "yes" and facts.follow == "ok" and facts.consent == "no":
+        whole = facts.follow in ("ok", "stands")
+        if facts.tail == "received" and facts.sync == "yes" and whole and facts.consent == "no":
             assert row.action not in (Action.COPY, Action.STREAM, Action.RESUME) or facts.relation not in (
                 "parted",
                 "forked",
             )
+
+
+def test_a_copy_that_stands_at_a_marker_is_not_copied_to_unless_it_holds_nothing_or_is_given_up():
+    for facts, row in LABELS.items():
+        if facts.follow == "stands" and row.action in (Action.COPY, Action.RESUME):
+            assert facts.consent == "yes" or facts.relation == "fresh", facts
 
 
 def test_nothing_is_shipped_between_two_primaries_or_none():
@@ -141,13 +153,33 @@ STORIES = [
     ("redo-resync-journal-lost", side(torn=0, journal=(10, 10)), follower(state="resync", torn=10)),
     ("redo-resync-unclean", side(torn=0, unclean=True), follower(state="resync", torn=10)),
     ("source-incomplete", RELAY._replace(state="resync", torn=12), BELOW._replace(state="resync", torn=9)),
-    ("diff-source-lost-power", side(pos=7), follower(pos=9)),
-    ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7))), follower(pos=9)),
-    ("redo-source-lost-power", side(pos=7, sync=True), follower(pos=9, state="resync", copy_id="c1", floor=2)),
-    ("primary-lost-tail", side(pos=7, sync=True), follower(pos=9)),
-    ("primary-lost-tail", side(hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, sync=True), follower(pos=9)),
-    ("lost-tail-conflict", side(hist=((E1A, 0), (E2A, 7)), pos=9, sync=True), follower(pos=9)),
-    ("lost-tail-discard", side(pos=7, sync=True, discard=B), follower(pos=9)),
+    ("diff-source-lost-power", side(pos=7, unclean=True), follower(pos=9)),
+    ("diff-source-lost-power", side(hist=((E1A, 0), (E2A, 7)), unclean=True), follower(pos=9)),
+    ("set-back", side(pos=7), follower(pos=9)),
+    ("set-back", side(pos=7, sync=True), follower(pos=9)),
+    ("set-back", side(hist=((E1A, 0), (E3A, 7)), pos=12), follower(hist=((E1A, 0), (E2A, 7)), pos=9)),
+    ("set-back", side(pos=7, unclean=True, source_durable=0), follower(pos=9, source_durable=8)),
+    ("diff-source-lost-power", side(pos=7, unclean=True, source_durable=0), follower(pos=9, source_durable=7)),
+    ("diff-source-lost-power", side(pos=7, unclean=True), follower(pos=9, source_durable=8)),
+    ("diff-source-lost-power", side(pos=7, copy_id="c1", synced=NOT_YET), follower(pos=9)),
+    ("set-back", side(pos=7, copy_id="c1", synced=6), follower(pos=9)),
+    ("set-back-discard", side(pos=7, discard=B), follower(pos=9)),
+    ("set-back-discard", side(pos=7, sync=True, discard=B), follower(pos=9)),
+    ("stale-primary", side(pos=7), side(B, **TOOK_OVER)),
+    ("split-brain", side(hist=((E1A, 0), (E3A, 7)), pos=9), side(B, **TOOK_OVER)),
+    (
+        "redo-source-lost-power",
+        side(pos=7, sync=True, unclean=True),
+        follower(pos=9, state="resync", copy_id="c1", floor=2),
+    ),
+    ("primary-lost-tail", side(pos=7, sync=True, unclean=True), follower(pos=9)),
+    (
+        "primary-lost-tail",
+        side(hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, sync=True, unclean=True),
+        follower(pos=9),
+    ),
+    ("lost-tail-conflict", side(hist=((E1A, 0), (E2A, 7)), pos=9, sync=True, unclean=True), follower(pos=9)),
+    ("lost-tail-discard", side(pos=7, sync=True, discard=B, unclean=True), follower(pos=9)),
     (
         "finish-handover",
         side(role="secondary", hist=((E1A, 0), (E2A, 7)), pos=8, last_write=7, handover=B),
@@ -197,6 +229,18 @@ STORIES = [
     ("former-primary", side(B, hist=((E1A, 0), (E3A, 7)), discard=B), OTHER_TREE._replace(upstream=B)),
     ("unrelated", RELAY, BELOW._replace(hist=((E2B, 0),))),
     ("version", RELAY, BELOW._replace(version=1)),
+    ("stream", side(stands=0), follower(stands=5)),
+    ("stands-journal-lost", side(stands=0, journal=None), follower(stands=5)),
+    ("diff-journal-lost", side(stands=0, journal=None), follower(stands=0)),
+    ("diff-journal-lost", side(stands=0, journal=None), follower(stands=None)),
+    ("diff-journal-lost", side(stands=None, journal=None), follower(stands=5)),
+    ("stands-journal-lost", RELAY._replace(stands=0, journal=(10, 10)), BELOW._replace(stands=5)),
+    ("stands-unclean", side(stands=0, unclean=True), follower(stands=5)),
+    ("stands-source-lost-power", side(stands=0, pos=7), follower(pos=9, stands=5)),
+    ("primary-lost-tail", side(stands=0, pos=7, sync=True), follower(pos=9, stands=5)),
+    ("stands-parted", TAKEN_BACK._replace(stands=0), LEFT._replace(stands=5)),
+    ("diff-discard", TAKEN_BACK._replace(stands=0, discard=C), LEFT._replace(pos=11, last_write=11, stands=5)),
+    ("redo-resync", side(stands=0), follower(state="resync", copy_id="c1", floor=2, stands=5)),
     ("outdated-discard", side(pos=8, discard=B), follower(**TOOK_OVER)),
     ("outdated-discard", RELAY._replace(discard=BELOW.node), BELOW._replace(hist=((E1A, 0), (E2B, 7)))),
 ]
@@ -313,7 +357,7 @@ def _random_side(rng: random.Random, node: str) -> Hello:
         starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
         discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
-        torn=rng.choice((None, 0, 4, 9)), rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
+        torn=rng.choice((None, 0, 4, 9)), stands=rng.choice((None, 0, 5)), rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ STORIES = [
     ("copy-here-lost", of("A", "secondary", edge("B", feeds=True)), "one copy less", ["B"]),
     ("copy-lost-in-sync", of("B", "primary", edge("B"), edge("C", in_sync=True)), "C still holds everything", ["A", "C"]),
     ("copy-lost-behind", of("B", "primary", edge("B"), edge("C", lag=4)), "C still holds a copy, 4", ["A", "C"]),
+    ("copy-lost-relay", of("B", "primary", edge("B", others=("C", "D"))), "C and D: no records until it is back", ["A"]),
     ("copy-lost-last", of("B", "primary", edge("B"), edge("C", complete=False)), "exists once", ["A"]),
     ("copy-below-lost", of("C", "secondary", edge("B", feeds=True), edge("C")), "one copy less", ["A", "B"]),
 ]  # fmt: skip

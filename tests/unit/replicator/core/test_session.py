@@ -36,6 +36,7 @@ from replicator.core.events import (
 )
 from replicator.core.session import COMMANDS, DEAD_S, HANDSHAKE_S, NotExpected, Session
 from replicator.core.session.base import QUIET_PING_S, REST_DEAD_S, REST_PING_S, tree_durable
+from replicator.core.session.links import NOTE_SOURCE_S
 from replicator.core.transitions import TRANSITIONS, Input, State
 
 A, B = "aa" * 16, "bb" * 16
@@ -50,6 +51,7 @@ class FakeTarget:
         self.tag = tag
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refuse: set[str] = set()
+        self.given_up = False
         self.status: dict[str, Any] = {
             "uuid": GROUP, "role": role, "state": "ok", "mode": "journal", "pos": pos, "durable": pos, "floor": pos,
             "hist": [[E1A, 0]], "journal": {"first_seq": 1, "head_seq": pos}, "bitmaps": {1: 0}, "copying": False,
@@ -78,10 +80,16 @@ class FakeTarget:
     def _link(self, up: bool) -> dict[str, Any]:
         return {}
 
+    def _doubt_journal(self) -> dict[str, Any]:
+        return {"given_up": self.given_up}
+
     def _resume_copy(self) -> dict[str, Any]:
         return {}
 
     def _follow(self) -> dict[str, Any]:
+        return {}
+
+    def _note_source(self, seq: int) -> dict[str, Any]:
         return {}
 
     def _release(self) -> dict[str, Any]:
@@ -310,6 +318,30 @@ def test_a_synchronous_group_waits_for_its_peer_once_that_has_caught_up():
     assert "out-of-sync" in logs(couple.a)
 
 
+def test_an_ack_that_is_only_noted_does_what_the_event_does_and_any_other_is_left_to_it():
+    for state in State:
+        for sync_seq in (0, 10):
+            for link in (6, 7):
+                sessions = [Session(A, B, dials=True, rng=random.Random(1)) for _ in range(2)]
+                for session in sessions:
+                    session.state, session.link, session._sync_seq = state, 7, sync_seq
+                noted, told = sessions
+                if not noted.noted(link, (10, 9, 8), 5.0):
+                    assert noted.acked == (0, 0, 0) and noted.last_contact == 0.0
+                    continue
+                assert link == 7 and not told.handle(Acked(link, 10, 9, 8), 5.0)
+                assert told.state is noted.state is state
+                assert told.acked == noted.acked == (10, 9, 8)
+                assert told.last_contact == noted.last_contact == 5.0
+                assert {**vars(told), "_rng": 0, "_backoff": 0} == {**vars(noted), "_rng": 0, "_backoff": 0}
+
+
+def test_in_sync_an_ack_is_noted():
+    session = Session(A, B, dials=True, rng=random.Random(1))
+    session.state, session.link = State.SYNC_SOURCE, 7
+    assert session.noted(7, (10, 9, 8), 5.0)
+
+
 def test_split_stays_split_over_reconnects_until_a_resync():
     couple = Couple()
     couple.connect()
@@ -386,6 +418,23 @@ def test_takeover_by_force_supersedes_the_primary_which_steps_down():
     couple.give(couple.a, Command(4, "resync", {"discard": A}))
     couple.tick(2.0)
     assert couple.states() == (State.COPY_TARGET, State.COPY_SOURCE)
+
+
+def test_a_primary_without_a_journal_learns_that_it_was_replaced_and_nothing_else():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.status.update(mode="bitmap", journal={"first_seq": 1, "head_seq": 10, "error": "it is gone"})
+    couple.cut()
+    couple.tick(2.0)
+    assert couple.states() == (State.DOWN, State.DOWN)
+    assert couple.b.session.facts(0.0)["peer_role"] == "primary"
+    assert not any(op == "group.link" and args["up"] for op, args in couple.a.target.asked[-5:])
+    couple.give(couple.b, Command(3, "takeover", {"status": couple.b.target.status, "force": True}))
+    couple.tick(4.0)
+    assert couple.b.target.status["role"] == "primary"
+    assert (couple.a.target.status["role"], couple.a.target.status["state"]) == ("secondary", "diverged")
+    couple.tick(4.0)
+    assert couple.states()[0] is State.DOWN, "a secondary without a journal has nothing to say"
 
 
 def test_takeover_of_an_inconsistent_copy_is_refused_even_by_force():
@@ -574,6 +623,30 @@ def test_a_failed_journal_stops_the_pair_until_the_operator_acts():
     assert couple.b.session.state is State.DOWN
 
 
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_journal_that_cannot_be_read_is_looked_at_by_our_target_which_may_give_it_up(given_up):
+    couple = Couple()
+    couple.connect()
+    couple.a.target.given_up = given_up
+    if given_up:
+        couple.a.target.status.update(mode="bitmap", journal={"first_seq": 10, "head_seq": 10})
+    couple.give(couple.a, DataStopped(couple.link, "medium", "the journal is damaged at record 9"))
+    couple.tick(1.0)
+    assert ("group.doubt_journal", {}) in couple.a.target.asked
+    if given_up:
+        assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
+    else:
+        assert couple.a.session.state is State.STOPPED
+
+
+def test_a_target_that_does_not_know_the_question_leaves_it_to_the_operator():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.refuse = {"doubt_journal"}
+    couple.give(couple.a, DataStopped(couple.link, "medium", "the journal is damaged at record 9"))
+    assert couple.a.session.state is State.STOPPED
+
+
 def test_a_target_that_refuses_is_tried_again_later():
     couple = Couple(a=lost_journal())
     couple.b.target.refuse = {"attach"}
@@ -740,3 +813,52 @@ def test_a_peer_of_another_version_is_refused_and_said_so_also_once_it_hangs_up(
     assert session.state is State.REFUSED
     session.handle(LinkDown(1, "closed by the peer"), couple.now)
     assert "the peer speaks version 1 of the protocol, this node version 2" in session.link_reason
+
+
+def notes(side: Side) -> list[int]:
+    return [args["seq"] for op, args in side.target.asked if op == "group.note_source"]
+
+
+def test_a_copy_keeps_now_and_then_what_its_source_has_on_stable_storage():
+    couple = Couple()
+    couple.connect()
+    couple.tick(3)
+    assert notes(couple.b) == [10] and notes(couple.a) == []
+    for durable in (11, 12, 13):
+        couple.a.target.status.update(pos=13, durable=durable)
+        couple.tick(4)
+    assert notes(couple.b)[1:2] in ([12], [13]) and len(notes(couple.b)) == 2, "each time costs it a sync"
+    couple.tick(NOTE_SOURCE_S)
+    assert notes(couple.b)[-1] == 13
+    couple.tick(3 * NOTE_SOURCE_S)
+    assert len(notes(couple.b)) == 3, "nothing new is no news"
+    couple.cut()
+    couple.connect()
+    couple.tick(3)
+    assert notes(couple.b)[-1] == 13 and len(notes(couple.b)) == 4, "the target may have forgotten"
+
+
+def test_a_peer_that_does_not_tell_what_it_has_on_stable_storage_is_understood():
+    couple = Couple()
+    couple.connect()
+    couple.b.session.handle(FrameIn(couple.link, {"t": "ping", "state": "source", "seq": 10}), couple.now)
+    assert notes(couple.b) == []
+
+
+def test_a_link_that_becomes_quiet_tells_once_more_what_is_on_stable_storage():
+    couple = Couple()
+    couple.connect()
+    couple.a.target.status.update(pos=30, durable=10)
+    couple.tick(3)
+
+    def quietly(seconds: float) -> None:
+        end = couple.now + seconds
+        while couple.now < end:
+            couple.now += 0.25
+            for side in (couple.a, couple.b):
+                couple.give(side, Tick(last_rx=couple.now, quiet=True, pulse=couple.now))
+
+    quietly(3)
+    couple.a.target.status.update(durable=30)  # the checkpoint
+    quietly(25)
+    assert notes(couple.b)[-1] == 30

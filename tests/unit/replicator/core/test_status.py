@@ -33,6 +33,7 @@ def refused(label: str) -> dict[str, Any]:
         ("REPLICATOR-DOWN", STATUS, None),
         ("UNPAIRED", {**STATUS, "mode": "none"}, None),
         ("FAILED", {**STATUS, "failed": "disk x"}, FACTS),
+        ("APPLY-STOPPED", {**STATUS, "role": "secondary", "apply_error": "no free area"}, FACTS),
         ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": True}}, FACTS),
         ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": False}}, None),
         ("FAILED", {"name": "g", "failed": "no state", "unread_journal": None}, FACTS),
@@ -41,6 +42,7 @@ def refused(label: str) -> dict[str, Any]:
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("former-primary")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("relay-lost-tail")}),
+        ("SET-BACK", STATUS, {**FACTS, **refused("set-back")}),
         ("REFUSED", STATUS, {**FACTS, **refused("size-mismatch")}),
         ("ORPHANED", STATUS, {**FACTS, "session": "down", "linked": False, "turned_away": "no-pair"}),
         ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
@@ -60,6 +62,7 @@ def refused(label: str) -> dict[str, Any]:
         ),
         ("NO-PRIMARY", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "no-primary", "cause": "x"}}),
         ("WAITING", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "source-behind", "cause": "x"}}),
+        ("STANDS", STATUS, {**FACTS, "session": "waiting", "decision": {"label": "stands-unclean", "cause": "x"}}),
         ("COPY", STATUS, {**FACTS, "session": "copy-source"}),
         ("COPY", STATUS, {**FACTS, "session": "extending"}),
         (

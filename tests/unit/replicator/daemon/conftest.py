@@ -32,6 +32,7 @@ class StubTarget:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.groups: dict[str, dict[str, Any]] = {}
         self.volumes: list[dict[str, Any]] = []
+        self.sets: list[dict[str, Any]] = []
         self.fail: dict[str, Exception] = {}
         self.delay_s = 0.0
         self.answer: dict[str, Callable[[dict[str, Any]], Any]] = {}
@@ -39,6 +40,8 @@ class StubTarget:
                "extend_copy", "resume_copy")  # fmt: skip
         handlers = {f"group.{op}": self._handler(f"group.{op}") for op in ops}
         handlers["volume.list"] = self._handler("volume.list")
+        handlers["set.list"] = lambda args: self.sets
+        handlers["set.put"] = self._put_set
         self.server = ControlServer(path, handlers)
         self.server.start()
 
@@ -77,6 +80,11 @@ class StubTarget:
             return group
 
         return handle
+
+    def _put_set(self, args: dict[str, Any]) -> dict[str, Any]:
+        groups = [{"uuid": uuid} for uuid in args["groups"]]
+        self.sets = [{"decided_ns": 0, "standing": "source", **args, "groups": groups}]
+        return {"stored": True}
 
     def _find(self, which: str) -> dict[str, Any]:
         for group in self.groups.values():

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from replicator.core import credits
-from replicator.core.events import LinkDown, StartReceiving, StartShipping
-from replicator.core.transfer import AUTO, PULL, Transfer
+from replicator.core.events import DataStopped, LinkDown, StartReceiving, StartShipping
+from replicator.core.transfer import AUTO, PULL, PUSH, Transfer
 from replicator.daemon.link import wire
 from replicator.daemon.link.connection import Connection
-from replicator.journal.page import HEAD_SEQ, SYNC_ON
+from replicator.journal.page import HEAD_SEQ, SYNC_ON, TAIL_OFF, TAIL_SEQ
 from tests.testing.faultproxy import FaultProxy
 from tests.testing.linkpair import LinkPair, connect_tls, tls_pair
-from tests.testing.pairharness import PEER_RECEIVED_SEQ
+from tests.testing.pairharness import PEER_DURABLE_SEQ, PEER_RECEIVED_SEQ
 from tests.unit.replicator.daemon.test_link import apply_all, same_journals, until
 
 
@@ -243,3 +243,62 @@ def test_a_lone_write_that_is_waited_for_is_not_delayed(make: Callable[..., Lane
         assert pair.a.wait_acked(pair.a.append(bytes(4096)))
         times.append(time.monotonic() - begin)
     assert sorted(times)[50] < 0.02
+
+
+@pytest.mark.parametrize("transfer", [PUSH, PULL])
+@pytest.mark.parametrize("asked", ["beyond the end", "freed"])
+def test_records_that_the_journal_does_not_hold_are_refused_and_nothing_is_freed(
+    make: Callable[..., Lanes], transfer: str, asked: str
+) -> None:
+    pair = make(Transfer(transfer=transfer))
+    for _ in range(5):
+        last = pair.a.append(b"x" * 1000)
+    if asked == "freed":
+        off = pair.a.journal.find(4)
+        pair.a.journal.set_tail(off, 4, off, 4)
+    kept = pair.a.page[TAIL_SEQ], pair.a.page[TAIL_OFF], pair.a.page[HEAD_SEQ]
+    wanted = last + 3 if asked == "beyond the end" else 2
+    pair.source.on_link, pair.sink.on_link = [StartShipping(wanted)], []
+    LinkPair.connect(pair)
+    stopped = pair.source.saw(DataStopped)
+    assert stopped.cause == "journal", "and both sides compare what they hold"
+    assert f"record {wanted} is not in the journal, which holds {kept[0]} to {last}" in stopped.message
+    assert (pair.a.page[TAIL_SEQ], pair.a.page[TAIL_OFF], pair.a.page[HEAD_SEQ]) == kept
+    assert pair.b.page[HEAD_SEQ] == 0 and pair.a.page[PEER_DURABLE_SEQ] == 0
+
+
+@pytest.mark.parametrize("transfer", [PUSH, PULL])
+def test_a_peer_that_claims_what_was_never_written_is_cut_off_and_frees_nothing(
+    make: Callable[..., Lanes], tmp_path: Path, transfer: str
+) -> None:
+    pair = make(Transfer(transfer=transfer))
+    last = pair.a.append(b"x")
+    here, there = tls_pair(tmp_path)
+    pair.loop_a.connected(Connection(there, "bundle"))
+    here.sendall(wire.ack(last + 1, last + 1, last + 1))
+    assert f"the journal ends at {last}" in pair.source.saw(LinkDown).reason
+    assert pair.a.page[PEER_RECEIVED_SEQ] == pair.a.page[PEER_DURABLE_SEQ] == 0
+
+
+def test_a_receiver_that_lags_asks_more_often(make: Callable[..., Lanes], monkeypatch: pytest.MonkeyPatch) -> None:
+    grants: list[float] = []
+    grant = wire.grant
+    monkeypatch.setattr(wire, "grant", lambda total: (grants.append(time.monotonic()), grant(total))[1])
+    pair = make(Transfer(transfer=PULL, window=16 << 20, limit=1 << 20)).connect()
+
+    def asked(seconds: float, pause_s: float) -> int:
+        """How many grants went out while a small record was written every `pause_s`."""
+        grants.clear()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pair.a.append(b"small")
+            time.sleep(pause_s)
+        return len(grants)
+
+    assert pair.a.wait_acked(pair.a.append(b"first"))
+    in_time = asked(3.0, 0.02)
+    for _ in range(100):
+        pair.a.append(os.urandom(256 << 10))  # 25 MiB: more than the window, at 1 MiB/s
+    time.sleep(1.5)  # until a beat has told so
+    behind = asked(3.0, 0.02)
+    assert in_time <= 5 and behind >= 3 * max(in_time, 1), f"{in_time} grants in 3 s without a lag, {behind} with one"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from replicator.core.errors import AlreadyExists, NotFound, Refused, TimedOut
 from replicator.daemon.markers import Markers, is_complete, run_hook
+from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Images, Scheduler, at_once
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
 from replicator.daemon.skew import measure
 
@@ -117,6 +120,108 @@ def test_a_coordinator_that_restarts_in_an_attempt_forgets_its_images(tmp_path: 
     assert markers.store.find("m")["state"] == DEAD
     markers.tidy()
     assert ("marker.forget", {"n": 9}) in node.asked and markers.store.all() == []
+
+
+class Asked:
+    """Markers of a schedule whose copies are made up: what was asked for, and deleted."""
+
+    def __init__(self, folder: Path, complete: list[int], away: list[int]) -> None:
+        self.markers = coordinator(folder, OneNode())
+        self.complete, self.away = complete, away
+        self.shown: list[int] = []
+        self.images = Images(self.markers)
+        self.markers.show = self.show  # type: ignore[method-assign]
+        self.markers.delete = lambda name: self.markers.store.drop(name) or {}  # type: ignore[method-assign,func-returns-value]
+
+    def made(self, n: int) -> None:
+        self.markers.store.begin(f"m{n}", n, schedule="s", groups=[], why="")
+        self.markers.store.change(f"m{n}", n, state=MADE)
+
+    def show(self, name: str) -> dict[str, Any]:
+        n = int(name[1:])
+        self.shown.append(n)
+        state = "unreachable" if n in self.away else "taken" if n in self.complete else "awaited"
+        return {"complete": state == "taken", "copies": [{"state": state}]}
+
+    def left(self) -> list[int]:
+        return [one["n"] for one in self.markers.store.all()]
+
+
+def test_a_schedule_asks_for_what_it_needs_to_know_and_keeps_the_newest_complete_images(tmp_path: Path) -> None:
+    asked = Asked(tmp_path, complete=[1, 2, 3, 5], away=[])
+    for n in range(1, 7):
+        asked.made(n)
+    asked.images.retire("s", 2)
+    assert asked.left() == [3, 4, 5, 6] and sorted(asked.shown) == [1, 2, 3, 4, 5, 6]
+    asked.shown.clear()
+    asked.images.retire("s", 2)
+    assert sorted(asked.shown) == [4, 6], "what was complete is not asked for at each turn"
+    asked.complete += [6]
+    asked.images.retire("s", 2)
+    assert asked.left() == [4, 5, 6]
+
+
+def test_a_schedule_deletes_nothing_and_does_not_ask_for_all_while_a_node_is_away(tmp_path: Path) -> None:
+    asked = Asked(tmp_path, complete=[1, 2, 3], away=[4, 5])
+    for n in range(1, 6):
+        asked.made(n)
+    asked.images.retire("s", 1)
+    assert asked.left() == [1, 2, 3, 4, 5] and 1 not in asked.shown
+
+
+def test_calls_that_are_made_at_once_wait_for_each_other_and_fail_together() -> None:
+    both = threading.Barrier(2)
+
+    def meet(record: dict[str, Any]) -> int:
+        both.wait(20)
+        if record["n"] == 2:
+            raise Refused("two")
+        return int(record["n"])
+
+    with pytest.raises(Refused, match="two"):
+        at_once(meet, [{"n": 1}, {"n": 2}])
+    assert at_once(meet, [{"n": 1}, {"n": 3}]) == [1, 3]
+
+
+def test_markers_of_a_schedule_are_made_while_the_end_of_older_ones_takes_long() -> None:
+    silent, made = threading.Event(), threading.Semaphore(0)
+    what = {"groups": ["g"], "interval_s": 0.1, "keep": 1, "deadline_s": 1.0, "image": True, "before": "", "after": ""}
+    markers: Any = SimpleNamespace(
+        store=SimpleNamespace(schedules=lambda: {"s": what}), failing={}, tidy=lambda: None,
+        create=lambda *args, **more: made.release(), of_schedule=lambda name: [{"n": n, "name": "m"} for n in (1, 2)],
+        show=lambda name: silent.wait(60) and {"copies": [], "complete": False},
+    )  # fmt: skip
+    scheduler = Scheduler(markers, lambda *said: None)
+    scheduler.start()
+    try:
+        time.sleep(RETIRE_S)
+        for _ in range(3):
+            assert made.acquire(timeout=20), "no marker while a node is silent"
+    finally:
+        silent.set()
+        scheduler.stop()
+
+
+def test_a_schedule_waits_while_too_many_of_its_images_are_neither_complete_nor_deleted_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "gmtime", lambda: time.struct_time((2026, 1, 2, 3, 4, 5, 0, 0, 0)))
+    what = {"groups": ["g"], "keep": 3, "deadline_s": 1.0, "image": True, "before": "", "after": ""}
+    there, asked, said = [3 + MOST_AHEAD], [], []
+
+    def create(name: str, *args: Any, **more: Any) -> None:
+        asked.append(name)
+        raise Refused(f"marker {name} was not made: B is away")
+
+    markers: Any = SimpleNamespace(failing={}, create=create, of_schedule=lambda name: [{}] * there[0])
+    scheduler = Scheduler(markers, lambda kind, text: said.append(text))
+    for _ in range(3):
+        scheduler._make("s", what)
+    assert asked == [] and "not deleted yet: it waits" in markers.failing["s"] and len(said) == 1
+    there[0] -= 1
+    for _ in range(3):
+        scheduler._make("s", what)
+    assert len(asked) == 3 and said[1:] == ["schedule s: marker s-… was not made: B is away"]
 
 
 def test_a_failing_hook_before_the_hold_leaves_nothing(tmp_path: Path) -> None:

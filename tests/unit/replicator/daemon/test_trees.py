@@ -51,7 +51,13 @@ def test_a_group_has_several_pairs_and_each_is_named(fan: Three) -> None:
 
 def test_the_pairs_of_a_group_connect_each_for_itself(fan: Three) -> None:
     a, _b, _c = fan
-    assert until(lambda: all(one["connected"] for one in a.call("pair.list")))
+    connected: set[str] = set()  # links come and go: the stand-ins know nothing of copies
+
+    def seen() -> bool:
+        connected.update(one["peer_name"] for one in a.call("pair.list") if one["connected"])
+        return connected == {"beta", "gamma"}
+
+    assert until(seen)
     a.call("pair.split", group="app", peer="beta")
     assert [(one["peer_name"], one["split"]) for one in sorted(a.call("pair.list"), key=lambda v: v["peer_name"])] == [
         ("beta", True), ("gamma", False),
@@ -75,14 +81,28 @@ def test_a_second_pair_changes_nothing_for_the_group(fan: Three) -> None:
     assert "group.policy" not in a.target.ops() and "group.arm" not in a.target.ops()
 
 
+def test_a_pair_that_is_refused_leaves_the_modes_of_the_others_alone(three: Three) -> None:
+    a, _, c = three
+    a.target.add_group(UUID, "app")
+    a.call("pair.create", group="app", peer="beta", mode="sync")
+    c.target.fail["group.adopt"] = BadInput("volume v0 has 1 byte here")
+    a.target.asked.clear()
+    with pytest.raises(BadInput):
+        a.call("pair.create", group="app", peer="gamma", mode="async", on_loss="stall")
+    told = [args for op, args in a.target.asked if op == "group.policy"]
+    assert told and all("mode" not in args for args in told), "told without a peer, it is that of every pair"
+
+
 def test_the_mode_is_that_of_the_pair(three: Three) -> None:
     a, b, c = three
     a.target.add_group(UUID, "app")
     a.call("pair.create", group="app", peer="beta", mode="sync")
-    a.call("pair.create", group="app", peer="gamma", mode="async", on_loss="stall")
+    a.call("pair.create", group="app", peer="gamma", mode="async", on_loss="stall", retain="applied", warn_percent=50)
     arms = {args["peer"]: args["mode"] for op, args in a.target.asked if op == "group.arm"}
     assert arms == {b.node_id: "sync", c.node_id: "async"}
-    assert a.target.groups[UUID]["policy"] == {"mode": "sync", "on_loss": "stall"}
+    assert a.target.groups[UUID]["policy"] == {
+        "mode": "sync", "on_loss": "stall", "retain": "applied", "warn_percent": 50,
+    }  # fmt: skip
     [(_, adopted)] = [(op, args) for op, args in c.target.asked if op == "group.arm"]
     assert adopted == {"group": UUID, "peer": a.node_id, "mode": "async", "upstream": True}
 
@@ -106,6 +126,17 @@ def test_a_peer_that_holds_the_group_already_would_make_a_cycle(fan: Three) -> N
     with pytest.raises(AlreadyExists, match="paired with alpha: this pair would make a cycle"):
         b.call("pair.create", group="app", peer="gamma")
     assert [one["peer_name"] for one in b.call("pair.list")] == ["alpha"]
+
+
+def test_a_takeover_names_the_node_that_fed_the_lost_one(fan: Three) -> None:
+    a, b, c = fan
+    complete(c, a)
+    assert until(lambda: a.call("pair.show", group="app", peer="gamma")["connected"])
+    a.target.groups[UUID].update(role="secondary", upstream=b.node_id)
+    [fed] = [one for one in c.call("takeover.plan", group="app")["others"] if one["peer"] == "beta"]
+    assert "see first whether it is alive" in fed["means"]
+    a.target.groups[UUID].update(role="primary", upstream="")
+    assert "see first" not in str(c.call("takeover.plan", group="app")["others"])
 
 
 def test_a_switchover_on_the_primary_names_the_peer(fan: Three) -> None:

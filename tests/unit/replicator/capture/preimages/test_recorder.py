@@ -12,8 +12,8 @@ from replicator.capture.preimages import instants
 from replicator.core.errors import NotFound, Refused
 from replicator.core.markers import Marker
 from replicator.core.records import Kind
-from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from replicator.journal.beacons import NOTHING, Beacon
+from replicator.journal.page import APPLIED_SEQ, HEAD_SEQ
 from tests.testing.pairharness import Pair
 from tests.testing.retaining import NOTE, Histories, RetainingSide, check_views, retaining_pair, shrink_frames
 
