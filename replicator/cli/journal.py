@@ -55,6 +55,8 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, (first, then) in found["when_full"].items():
         rows.append((f"when full, peer {name}", first if first == then else f"{first}, after the timeout {then}"))
+    if found["damaged"]:
+        rows.append(("damaged records", f"{found['damaged']} were found, and done without: see to its medium"))
     if found["error"]:
         rows.append(("broken", found["error"]))
     return rows

@@ -15,6 +15,8 @@ import nbd
 import pytest
 
 from replicator.core.errors import FarstripeError, Refused
+from replicator.core.records import HEADER_BYTES, unpack_header
+from replicator.journal.superblock import DATA_START
 from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
 from tests.testing.needs import needs
@@ -276,3 +278,67 @@ def test_kills_in_the_middle_of_changes(pair: Pair) -> None:
     load.stop()
     pair.assert_images_equal()
     check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def flip(node: Node, seq: int) -> None:
+    """Flip a byte of what record `seq` holds, on the medium of the node's journal, which has one file."""
+    path = Path(journal(node)["files"][0]["path"])
+    status = node.group()
+    tail, head = status["journal"]["tail_off"], status["journal"]["head_off"]
+    size = path.stat().st_size - DATA_START
+    with path.open("r+b") as file:
+        off = tail
+        while off < head:
+            file.seek(DATA_START + off % size)
+            header = unpack_header(file.read(HEADER_BYTES))
+            if header.seq == seq:
+                at = DATA_START + (off + HEADER_BYTES + header.payload_len // 2) % size
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1]))
+                return
+            off += header.total_bytes
+    raise AssertionError(f"record {seq} is not in the journal of {node.name}")
+
+
+def events_of(node: Node, kind: str) -> list[dict[str, Any]]:
+    return [one for one in node.json("events", "--last", "1000") if one["kind"] == kind]
+
+
+def test_a_damaged_record_of_a_primary_costs_a_copy_by_difference_and_nothing_else(pair: Pair) -> None:
+    node = pair.primary
+    load = pair.load("data", seed=12)
+    load.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "20K")
+    before = node.group()["pos"]
+    wait_until(lambda: node.group()["pos"] > before + 400, pair.situation)
+    status = node.group()
+    flip(node, max(status["peer"]["received"], before) + 300)
+    load.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    wait_until(lambda: events_of(node, "group.journal-damaged"), pair.situation)
+    pair.wait_streaming()
+    load.wait_acked(50)
+    assert journal(node)["damaged"] == 1 and not journal(node)["error"]
+    assert "damaged" in node.farstripe("group", "journal", "show", GROUP)
+    load.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_damaged_record_of_a_copy_is_sent_again(pair: Pair) -> None:
+    node = pair.secondary
+    load = pair.load("data", seed=13)
+    load.wait_acked(50)
+    pair.primary.farstripe("marker", "create", "stand", "--groups", GROUP, "--suspend")
+    wait_until(lambda: node.group()["limit_seq"] and node.group()["pos"] > node.group()["limit_seq"] + 50,
+               pair.situation)  # fmt: skip
+    load.stop()
+    flip(node, node.group()["limit_seq"] + 20)
+    pair.primary.farstripe("marker", "resume", "stand")
+    wait_until(lambda: events_of(node, "group.received-again"), pair.situation)
+    pair.wait_streaming()
+    pair.assert_images_equal()
+    assert not node.group()["failed"] and not node.group()["damaged_at"]
+    check_nothing_lost(load.ledger, node.generations("data", pair.volumes["data"] // 4096))

@@ -155,7 +155,7 @@ class Target:
         broken = engine.failed_by_journal and engine.state.role == SECONDARY
         if not (broken or engine.state.journal_error):
             self._broken_since = self.clock.now
-        waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
+        waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss.receives(engine)
         if engine.failed and not (broken and waited and rng.random() < 0.5):
             self._clear_intents()
             return
@@ -402,8 +402,8 @@ class Target:
             "group.resume_copy": svc.resume_copy,
             "group.attach": lambda: svc.attach(peer, **args),
             "group.link": lambda: svc.set_link(peer, args["up"]),
-            "group.doubt_journal": lambda: svc.doubt_journal(peer),
             "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
+            "group.journal_damaged": lambda: svc.journal_damaged(args["off"], args["seq"]),
             "group.follow": lambda: svc.follow(peer),
             "group.note_source": lambda: svc.note_source(peer, args["seq"]),
             "group.hold": lambda: svc.hold(args["deadline_s"]),
