@@ -171,14 +171,18 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
     node = pair.primary
     load = pair.load("data", seed=7)
     load.wait_acked(100)
+    [one] = journal(node)["files"]
     lose_journal(node)
     load.wait_acked(300)
     assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
+    assert one["path"] in journal(node)["error"]
+    assert [one["state"] for one in journal(node)["files"]] == ["failed: Input/output error"]
     assert "NO-JOURNAL" in node.farstripe("status")
     node.kill()
     node.start()
     load.wait_acked(500)
     assert node.group()["mode"] == "bitmap"
+    assert [one["state"] for one in journal(node)["files"]] == ["not used"]
     node.farstripe("group", "journal", "replace", GROUP, "--size", "16M", "--yes")
     pair.wait_streaming()
     load.wait_acked(700)
