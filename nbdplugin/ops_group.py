@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments, listchange
 from replicator.capture.marking import state_host_time
-from replicator.capture.recordlog import records_from
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
 
@@ -127,9 +126,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             *hosts, arguments.text(args, "group"), arguments.text(args, "volume"), arguments.size(args)
         ),
         "group.journal": on(lambda g, a: g.journal()),
-        "group.log": on(
-            lambda g, a: records_from(g.engine, arguments.integer(a, "since", 0), arguments.integer(a, "limit", 100))
-        ),
+        "group.log": on(lambda g, a: g.records(arguments.integer(a, "since", 0), arguments.integer(a, "limit", 100))),
         "group.status": on(lambda g, a: told(g.status(arguments.flag(a, "settle"), _peer(a, needed=False)))),
         "group.policy": on(
             lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))

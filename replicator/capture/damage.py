@@ -9,9 +9,10 @@ the damaged place is done without.
                                   durably behind the damage; then peers that lack the record are dropped, durably,
                                   and come back by difference; then the tail passes it. Hosts notice nothing
     where nobody has applied it   a copy that cannot go on. What was received from there on is of no use without it.
-                                  When the node that feeds it is there to send it again, the group stops for a
-                                  moment, so that nobody appends; then its journal ends before the damage, durably,
-                                  and the handshake says what is wanted: it comes again, or a copy by difference does
+                                  When a node is there that may send it again, its journal ends before the damage,
+                                  durably, and the handshake says what is wanted: it comes again, or a copy by
+                                  difference does. That is when a link is made, before the handshake; where records
+                                  come in, the group stops for a moment first, so that nobody appends
 
 A peer in sync that must have everything (on_loss=stall) is waited for all the same until the copy to it begins. A
 journal that cannot be read, or in which record after record is found damaged, is no place for what hosts flush: a
@@ -146,8 +147,12 @@ class DamagedJournal:
             if now - self._stopped_at >= STOPS_S or not receives(engine):
                 self._since = self._stopped_at = None
                 self._end_before()
+                with engine.opened:
+                    engine.go_on()
+                engine.sync_journal()
+                self._wake()
         elif engine.failed or not receives(engine):
-            self._since = None  # there is nobody to send it again: nothing is given up
+            self._since = None  # nothing is given up while there is nobody to send it again
         elif self._since is None:
             self._since = now
         elif now - self._since >= CONFIRM_S:
@@ -200,8 +205,18 @@ class DamagedJournal:
         self._engine.commit(damaged=state.damaged + 1)
         self._events("journal-damaged", group=state.name, seq=found.seq, reason=found.why, peers=peers)
 
+    def end_before(self) -> bool:
+        """Give up what a copy cannot apply, if nothing is being received now. Durable on return: that it has. Returns
+        whether the follower can go on."""
+        engine = self._engine
+        if engine.damaged is None or engine.failed or receives(engine):
+            return False
+        self._end_before()
+        engine.sync_journal()
+        return True
+
     def _end_before(self) -> None:
-        """Let the journal of a copy end before the damaged record. Durable on return: that."""
+        """Let the journal of a copy end before the damaged record. Durable when the journal has been synced: that."""
         engine = self._engine
         with engine.apply_lock:
             found = find(engine, *_unapplied(engine))
@@ -210,14 +225,10 @@ class DamagedJournal:
                 if engine.limit_time_ns:
                     engine.on_lift()  # a set's bound may rest on what is given up
                 dropped = self._end_at(found)
-            with engine.opened:
-                engine.damaged = None
-                engine.go_on()
+            engine.damaged = None
         engine.ring_replicators()
         if found is not None:
-            engine.sync_journal()
             self._events("received-again", group=engine.state.name, seq=found.seq, reason=found.why, dropped=dropped)
-        self._wake()
 
     def _end_at(self, found: Damage) -> int:
         engine, page = self._engine, self._engine.page

@@ -37,12 +37,13 @@ from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.guardedreads import GuardedReads
 from replicator.capture.peerwaits import PeerWaits
+from replicator.capture.recordlog import DamagedRecord, records_from
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
 from replicator.capture.writerates import WriteRates
 from replicator.core.batching import Crowd, apply_gather_s
-from replicator.core.errors import MediumError, Refused, TimedOut
+from replicator.core.errors import IntegrityError, MediumError, Refused, TimedOut
 from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
@@ -467,7 +468,12 @@ class GroupService:
         first applies everything it has received, so that
         history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
-            follower.settle(self.engine)
+            try:
+                follower.settle(self.engine)
+            except IntegrityError:
+                if not self._damaged.end_before():
+                    raise
+                follower.settle(self.engine)
         edge = edges.edge_of(self.engine, peer) if peer else None
         status = self.engine.status(edge)
         status["behind"] = self._behind(status["peer"]["received"])
@@ -490,6 +496,14 @@ class GroupService:
             found = self._backlog.behind(received, u64[HEAD_SEQ], u64[HEAD_OFF], now)
             self._backlog.note(u64[HEAD_SEQ], u64[HEAD_OFF], now)  # the keeper may be resting
         return None if found is None else found._asdict()
+
+    def records(self, since: int, limit: int) -> dict[str, Any]:
+        """See recordlog.records_from. Damage that is found on the way is seen to, as any."""
+        try:
+            return records_from(self.engine, since, limit)
+        except DamagedRecord as exc:
+            self.journal_damaged(exc.off, exc.seq)
+            raise
 
     def journal_damaged(self, off: int, seq: int) -> dict[str, Any]:
         """The replicator cannot ship what lies in the journal from `off`, where record `seq` begins, on. Returns

@@ -213,6 +213,15 @@ def test_a_relay_that_has_applied_it_feeds_by_difference(tmp_path: Path) -> None
     assert events[0][0] == "journal-damaged" and relay.edge(tree.sides["c"]).dropped and not relay.engine.failed
 
 
+def test_damage_that_somebody_comes_upon_who_lists_the_records_is_seen_to(pair: Pair, tmp_path: Path) -> None:
+    service, events = serve(pair.a, tmp_path)
+    seqs = behind(pair)
+    rot(pair.a, seqs[2], 8)
+    with pytest.raises(IntegrityError, match=f"record {seqs[2]}"):
+        service.records(0, 100)
+    assert events[0][0] == "journal-damaged" and pair.a.engine.state.edges[0].dropped
+
+
 # -- a primary that starts ------------------------------------------------------------------------------------------
 
 
@@ -314,6 +323,15 @@ def test_nothing_is_given_up_while_nobody_could_send_it_again(pair: Pair, tmp_pa
     streaming(pair.b, False)
     mend(service)
     assert pair.b.engine.pos == seqs[-1] and not events and not pair.b.engine.failed
+
+
+def test_a_link_that_is_made_does_not_fail_for_what_cannot_be_applied(pair: Pair, tmp_path: Path) -> None:
+    service, events = serve(pair.b, tmp_path)
+    seqs = stands(pair)
+    streaming(pair.b, False)
+    assert service.status(settle=True, peer=pair.a.node_id)["pos"] == seqs[2]
+    assert events[0][0] == "received-again"
+    assert pair.sync_up().action is Action.STREAM
 
 
 def test_nobody_appends_while_the_journal_is_cut(pair: Pair, tmp_path: Path) -> None:
