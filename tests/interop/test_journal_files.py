@@ -16,6 +16,7 @@ import pytest
 
 from replicator.core.errors import FarstripeError, Refused
 from replicator.core.records import HEADER_BYTES, unpack_header
+from replicator.journal.page import HEAD_OFF, Page
 from replicator.journal.superblock import DATA_START
 from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
@@ -306,6 +307,19 @@ def flip(node: Node, seq: int) -> None:
     raise AssertionError(f"record {seq} is not in the journal of {node.name}")
 
 
+def flip_last(node: Node) -> None:
+    """Flip a byte of the newest records that the page of a node that does not run says it has published."""
+    uuid = next((node.state / "groups").iterdir()).name
+    page = Page.map(node.run_dir / f"{uuid}.page")
+    path = node.state / "groups" / uuid / "journal"
+    at = DATA_START + (page[HEAD_OFF] - 20_000) % (path.stat().st_size - DATA_START)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
 def events_of(node: Node, kind: str) -> list[dict[str, Any]]:
     return [one for one in node.json("events", "--last", "1000") if one["kind"] == kind]
 
@@ -329,6 +343,28 @@ def test_a_damaged_record_of_a_primary_costs_a_copy_by_difference_and_nothing_el
     load.stop()
     pair.assert_images_equal()
     check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_killed_primary_with_a_damaged_record_serves_at_once(pair: Pair) -> None:
+    node = pair.primary
+    load = pair.load("data", seed=14)
+    load.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "20K")
+    before = node.group()["pos"]
+    wait_until(lambda: node.group()["pos"] > before + 300, pair.situation)
+    node.kill()
+    load.stop()
+    flip_last(node)
+    node.start()
+    again = pair.load("data", seed=15, ledger=load.ledger)
+    again.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    pair.wait_streaming()
+    again.wait_acked(50)
+    assert events_of(node, "group.journal-damaged") and not journal(node)["error"]
+    again.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(again.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
 
 
 def test_a_damaged_record_of_a_copy_is_sent_again(pair: Pair) -> None:

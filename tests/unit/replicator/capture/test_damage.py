@@ -29,6 +29,7 @@ from replicator.journal.page import (
     edge_slot,
 )
 from replicator.journal.ring import DATA_START
+from tests.testing.fakedisk import PowerCut
 from tests.testing.pairharness import Pair, Side, running_pair
 from tests.testing.treeharness import CHAIN, FAN, running_tree
 from tests.unit.replicator.capture.test_journalloss import renew
@@ -222,6 +223,35 @@ def test_damage_that_somebody_comes_upon_who_lists_the_records_is_seen_to(pair: 
     assert events[0][0] == "journal-damaged" and pair.a.engine.state.edges[0].dropped
 
 
+@pytest.mark.parametrize("end", ["kill", "power"])
+def test_a_primary_may_die_at_any_step_of_it(tmp_path: Path, end: str) -> None:
+    cut, done = 1, False
+    while not done:
+        pair = running_pair(seed=cut)
+        service, _ = serve(pair.a, tmp_path)
+        seqs = behind(pair)
+        pair.a.engine.flush()
+        off = rot(pair.a, seqs[2])
+        pair.a.disk.cut_at(pair.a.disk.operations + cut)
+        try:
+            service.journal_damaged(off, seqs[2])
+            done = True
+        except PowerCut:
+            pass
+        pair.a.disk.cut_at(None)
+        synced = pair.a.engine.journal.super.redo_seq > seqs[-1]  # before, power loss and damage are two faults at once
+        if end == "kill":
+            pair.a.kill()
+        else:
+            pair.a.power_cut()
+        pair.a.start()
+        flushed = [pair.a.image()[0][n * 4096] for n in range(6)]
+        assert flushed == [1, 2, 3, 4, 5, 6] or (end == "power" and not synced), f"after cut {cut}: {flushed}"
+        pair.sync_up()
+        cut += 1
+    assert cut > 5
+
+
 # -- a primary that starts ------------------------------------------------------------------------------------------
 
 
@@ -376,6 +406,35 @@ def test_power_loss_after_the_cut(pair: Pair, tmp_path: Path, fate: Any) -> None
     pair.b.start()
     assert pair.b.engine.pos == seqs[2]
     pair.sync_up()
+
+
+@pytest.mark.parametrize("end", ["kill", "power"])
+def test_a_copy_may_die_at_any_step_of_it(tmp_path: Path, end: str) -> None:
+    cut, done = 1, False
+    while not done:
+        pair = running_pair(seed=cut)
+        service, _ = serve(pair.b, tmp_path)
+        seqs = stands(pair)
+        streaming(pair.b)
+        pair.b.disk.cut_at(pair.b.disk.operations + cut)
+        try:
+            mend(service)
+            done = True
+        except PowerCut:
+            pass
+        pair.b.disk.cut_at(None)
+        if end == "kill":
+            pair.b.kill()
+        else:
+            pair.b.power_cut()
+        engine = pair.b.start()
+        if engine.state.journal_error:
+            renew(pair.b)  # a start that comes upon damage asks for that
+        assert engine.pos <= seqs[2] or engine.pos == seqs[-1]
+        pair.sync_up()
+        assert pair.b.image() == pair.a.image()
+        cut += 1
+    assert cut > 3
 
 
 def test_a_copy_whose_source_is_lost_takes_over_after_it_gave_up_the_rest(pair: Pair, tmp_path: Path) -> None:
