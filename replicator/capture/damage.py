@@ -31,7 +31,7 @@ from replicator.capture import edges, limits
 from replicator.capture.journalloss import STOPS_S, may_go_over, of_one_epoch, receives, tear
 from replicator.capture.state import JOURNAL, SECONDARY, Edge
 from replicator.core.errors import IntegrityError
-from replicator.core.records import HEADER_BYTES, BadRecord, check_payload
+from replicator.core.records import HEADER_BYTES, BadRecord, Kind, check_payload
 from replicator.journal.beacons import publish
 from replicator.journal.chain import walk
 from replicator.journal.page import (
@@ -82,6 +82,8 @@ def find(engine: GroupEngine, off: int, seq: int, look_bytes: int | None = None)
             header = journal.header_at(at)
             if header.seq != last + 1 or header.epoch < epoch or at + header.total_bytes > head:
                 raise BadRecord(f"record {header.seq} is where {last + 1} belongs")
+            if header.epoch != epoch and at != off and header.kind != Kind.EPOCH:
+                raise BadRecord(f"record {header.seq} is of an epoch that was not announced")
             check_payload(header, journal.read(at + HEADER_BYTES, header.payload_len))
             at, last, epoch = at + header.total_bytes, header.seq, header.epoch
         except BadRecord as exc:
