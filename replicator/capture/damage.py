@@ -246,7 +246,7 @@ class DamagedJournal:
                     engine.note_epoch(epoch)
             tear(engine, applied, pos, exact=exact)
             self._counted = found.off
-            engine.commit(damaged=engine.state.damaged + 1)
+            engine.commit(damaged=engine.state.damaged + 1, source_durable=[])  # it counts with what is given up
             limits.end_journal(engine, found.off, pos, found.epoch or engine.epoch)
             publish(page.u64, ARRIVED_GEN, 0, 0)
             page[INCARNATION] += 1

@@ -21,7 +21,7 @@ from replicator.core.records import (
     Kind,
     unpack_number,
 )
-from replicator.journal.page import HEAD_OFF, HEAD_SEQ, TAIL_OFF
+from replicator.journal.page import HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ
 from replicator.journal.ring import Journal
 
 MOST = 10_000
