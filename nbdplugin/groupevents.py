@@ -7,8 +7,8 @@ from typing import Any
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
     "journal-lost": "{reason}; from now on only block numbers are kept, until the journal is replaced",
-    "journal-damaged": "a record in the journal is damaged ({reason}): the volumes hold it, and peers that lack it follow "
-    "by difference",
+    "journal-damaged": "{reason}. The volumes here hold it, and hosts are not concerned{follow}",
+    "received-again": "{reason}. It cannot be applied: {dropped} received records are wanted again from the node above",
     "journal-filling": "{percent} % of the journal is used{when}",
     "writes-refused": "writes of hosts fail: {reason}",
     "journal-relieved": "no more than {percent} % of the journal is used now",
@@ -38,5 +38,8 @@ def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
         left = f"{left_s:.0f} s" if left_s is not None and left_s < 120 else f"{(left_s or 0) / 60:.0f} min"
         when = "" if left_s is None else f"; it is full in {left} at this rate"
         detail = {**detail, "when": when}
+    if what == "journal-damaged":
+        peers = ", ".join(detail.get("peers", ()))
+        detail = {**detail, "follow": f"; these nodes follow by difference: {peers}" if peers else ""}
     sentence = _SENTENCES.get(what, what.replace("-", " ")).format_map(_Known(detail))
     return f"group.{what}", f"group {detail.get('group', '?')}: {sentence}"

@@ -8,6 +8,8 @@
     roles.py     arm, attach, promote, demote, overflow: changes of role and mode, each durable before it acts
     waiters.py   synchronous writes that wait for the peer
     fulljournal.py  a journal without room, or whose medium has failed
+    journalloss.py  a journal's medium that failed, and a new journal
+    damage.py       records in a journal that were damaged
     recordlog.py    records of a journal as a list
     backlog.py   how far the peer is behind
     facts.py     what a group says about itself: status

@@ -28,6 +28,7 @@ _PLACES = {
     "holds": "whether they hold all that was answered is said", "without": "give the group a new one, as is said",
     "force": " [--force]", "refused": "the node that would feed this one is refused by another, as is said",
     "refused_on": "  (on that node)", "plan": "farstripe takeover GROUP --plan",
+    "damaged": "which is named", "whole": "before it",
     "instead": "; a copy can also take over, and what it would lack is said",
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from replicator.core.errors import BadInput
+from replicator.core.takeover import usable_pos
 
 Facts = dict[str, Any]
 
@@ -59,7 +60,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     elif not pair.get("feeds_us", status.get("role") != "primary"):
         result |= _unlinked_primary(status, facts)
     elif facts.get("peer_pos"):
-        writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
+        writes = max(0, int(facts["peer_pos"]) - usable_pos(status))
         behind_s = facts.get("behind_s")
         seconds = facts.get("contact_age_s") if behind_s is None else round(behind_s, 3)
         result["as_of_s"] = facts.get("contact_age_s")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from replicator.core.rpo import FLOWING, waits_for_room
-from replicator.core.takeover import lost_text
+from replicator.core.takeover import lost_text, usable_pos
 
 Facts = dict[str, Any]
 
@@ -83,6 +83,16 @@ TABLE: tuple[Word, ...] = (
         "make the journal readable (mount its disk) and restart this node; if it is gone for good: {without}",
         ("farstripe group journal replace {group}{force}", "farstripe takeover {group}  (on {peer})"),
         operator=True,
+    ),
+    Word(
+        "DAMAGED",
+        "bad",
+        lambda s, f: bool(s.get("damaged_at")) and s.get("role") == "secondary",
+        "record {damaged} in the journal of this node is damaged and cannot be applied ({reason})",
+        "the copy stands at record {whole}, its last consistent instant; what was received after that is of no use here",
+        "wait: as soon as {peer} is connected it sends again what is wanted, or the difference. If {peer} is lost: give the "
+        "group a new journal, which gives up what cannot be applied, and take over",
+        ("farstripe pair wait {pair}", "farstripe group journal replace {group}  (if {peer} is lost)"),
     ),
     Word(
         "FAILED",
@@ -442,7 +452,7 @@ def lag_records(status: Facts, facts: Facts) -> int | None:
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
     if waits_for_room(status):
         return None
-    return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
+    return max(0, int(facts.get("peer_pos") or 0) - usable_pos(status))
 
 
 def _texts(status: Facts, facts: Facts) -> dict[str, str]:
@@ -460,6 +470,8 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "lag": "an unknown number of" if lag is None else str(lag),
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),
+        "damaged": str(status.get("damaged_at")),
+        "whole": str(int(status.get("damaged_at") or 1) - 1),
         "waits": _waits(status.get("policy") or {}),
         "full": _full(status.get("policy") or {}, facts),
         "where": "slower than the writers" if _flows(facts) else f"away ({reason})",
