@@ -108,7 +108,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "APPLY-STOPPED",
         "bad",
-        lambda s, f: bool(s.get("apply_error")),
+        lambda s, f: bool(s.get("apply_error")) and not _copy_without_journal(s),
         "what was received cannot be applied here: {reason}",
         "the copy stays at its last consistent instant and receives as long as its journal has room; then the primary "
         "does what its policy for a full journal says",

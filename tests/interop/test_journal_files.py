@@ -196,6 +196,7 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
 
 def test_a_primary_without_a_journal_that_comes_back_after_a_takeover_takes_no_write(pair: Pair) -> None:
     former, other = pair.primary, pair.secondary
+    former.ask("target", "group.policy", group=GROUP, startup_wait_s=60)  # a busy machine takes long to ask
     load = pair.load("data", seed=12)
     load.wait_acked(100)
     lose_journal(former)
