@@ -102,7 +102,9 @@ class Sets:
         if not isinstance(groups, list) or len(groups) < 2:
             raise BadInput("a set needs two groups or more", "one group is consistent by itself")
         cycle, order = _cycle(args), str(args.get("order") or SETTINGS["order"])
-        known = {one["name"]: one for one in self._all()}
+        listed = self._all()
+        known = {one["name"]: one for one in listed}
+        taken = {group.get("uuid"): one["name"] for one in listed for group in one["groups"]}
         if known.get(name, {}).get("groups"):
             raise AlreadyExists(f"there is a set {name} already", f"farstripe set delete {name}")
         uuids = []
@@ -115,6 +117,11 @@ class Sets:
             status = self._node.target("group.status", 5.0, group=str(word))
             if status["role"] != "primary":
                 raise Refused(f"group {word} is secondary here", "make the set on the node where it is primary")
+            if status["uuid"] in taken:
+                raise AlreadyExists(
+                    f"group {word} is in set {taken[status['uuid']]}",
+                    f"a set is made anew to change it: farstripe set delete {taken[status['uuid']]}, then create it",
+                )
             uuids.append(status["uuid"])
         if len(set(uuids)) != len(uuids):
             raise BadInput("a group is named twice", "name it once")
