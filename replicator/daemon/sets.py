@@ -117,14 +117,15 @@ class Sets:
             status = self._node.target("group.status", 5.0, group=str(word))
             if status["role"] != "primary":
                 raise Refused(f"group {word} is secondary here", "make the set on the node where it is primary")
-            if status["uuid"] in taken:
-                raise AlreadyExists(
-                    f"group {word} is in set {taken[status['uuid']]}",
-                    f"a set is made anew to change it: farstripe set delete {taken[status['uuid']]}, then create it",
-                )
             uuids.append(status["uuid"])
         if len(set(uuids)) != len(uuids):
             raise BadInput("a group is named twice", "name it once")
+        for word, uuid in zip(groups, uuids, strict=True):
+            if uuid in taken:
+                raise AlreadyExists(
+                    f"group {word} is in set {taken[uuid]}",
+                    f"a set is made anew to change it: farstripe set delete {taken[uuid]}, then create it",
+                )
         not_asked = numbered.check_below(self._node, uuids) if order == "counter" else []
         rev = int(known.get(name, {}).get("rev", 0)) + 1
         self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids, order=order, **cycle._asdict())
