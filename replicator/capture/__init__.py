@@ -12,6 +12,8 @@
     damage.py       records in a journal that were damaged
     recordlog.py    records of a journal as a list
     backlog.py   how far the peer is behind
+    damage.py    records that cannot be had from the journal any more
+    refusals.py  hosts get errors: told once
     facts.py     what a group says about itself: status
     service.py   threads around an engine, for the real target
 

@@ -20,13 +20,13 @@ from collections.abc import Callable
 
 from replicator.capture import edges, roles
 from replicator.capture.engine import GroupEngine
+from replicator.capture.refusals import Refusals
 from replicator.capture.state import JOURNAL, SECONDARY, Edge
 from replicator.core.errors import MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full
 from replicator.journal.page import APPLIED_OFF, EDGE_WANTS, HEAD_OFF, TAIL_OFF, edge_slot
 
 WAIT_S = 0.05
-TELL_AGAIN_S = 60.0
 
 
 class FullJournal:
@@ -40,6 +40,7 @@ class FullJournal:
         drain: Callable[[set[int]], None],
         wake_writers: Callable[[], None],
         ring_edges: Callable[[], None],
+        refusals: Refusals,
     ) -> None:
         """checkpoint(tail_off): as GroupService.checkpoint. drain(pending): returns when these changes are in the pool.
         wake_writers: those that wait for peers ask anew whether to go on. ring_edges: the replicator has work."""
@@ -51,8 +52,8 @@ class FullJournal:
         self._wake_writers, self._ring_edges = wake_writers, ring_edges
         self.changing = threading.Lock()
         """Held while writers are parked to change the mode, or to replace the journal."""
+        self._refusals = refusals
         self._full_since: float | None = None
-        self._tell_again = 0.0
 
     def make_room(self, began: float) -> None:
         """Do what lets a write that found no room at `began` (monotonic) be tried again; waits for a moment at most.
@@ -67,7 +68,7 @@ class FullJournal:
         engine.full_for = {e.slot: before for e, verdict in verdicts if verdict is not Verdict.OVERFLOW}
         if any(verdict is Verdict.FAIL for _, verdict in verdicts):
             error = self._no_room(next(e for e, verdict in verdicts if verdict is Verdict.FAIL))
-            self._tell_refused(error.message)
+            self._refusals.tell(error.message)
             raise error
         give_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
         if not give_up:
@@ -108,13 +109,6 @@ class FullJournal:
             f"on_full={state.policy.on_full}",
             "reconnect that peer, or choose on_full=bitmap",
         )
-
-    def _tell_refused(self, reason: str) -> None:
-        """Hosts get errors: that is told now, and again while it goes on, but not for every write."""
-        now = time.monotonic()
-        if now >= self._tell_again:
-            self._tell_again = now + TELL_AGAIN_S
-            self._events("writes-refused", group=self._engine.state.name, reason=reason)
 
     def _drop(self, given_up: list[Edge]) -> None:
         """Keep the journal no longer for some peers, while others stay."""

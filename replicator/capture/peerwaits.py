@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from replicator.capture import edges
 from replicator.capture.engine import GroupEngine
+from replicator.capture.refusals import Refusals
 from replicator.capture.state import PRIMARY, Edge
 from replicator.capture.waiters import Waiters
 from replicator.core.errors import MediumError, Refused
@@ -22,11 +23,17 @@ class PeerWaits:
     """Of one group. Thread-safe."""
 
     def __init__(
-        self, engine: GroupEngine, bell: Doorbell, events: Callable[..., None], refuse_when_closing: Callable[[], None]
+        self,
+        engine: GroupEngine,
+        bell: Doorbell,
+        events: Callable[..., None],
+        refuse_when_closing: Callable[[], None],
+        refusals: Refusals,
     ) -> None:
         """bell: rung when a peer has answered. refuse_when_closing: raises when the target stops."""
         self._engine = engine
         self._events = events
+        self._refusals = refusals
         self._refuse_when_closing = refuse_when_closing
         self._waiters = Waiters(engine.page, bell)
         self.wake_all = self._waiters.wake_all
@@ -60,10 +67,10 @@ class PeerWaits:
                 self.wake_all()
                 return True
             if verdict is Verdict.FAIL or engine.failed:
-                raise MediumError(
-                    f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s",
-                    "restore the link, or choose on_loss=degrade to go on alone",
-                )
+                why = f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s"
+                if not engine.failed:
+                    self._refusals.tell(why)
+                raise MediumError(why, "restore the link, or choose on_loss=degrade to go on alone")
             return False
 
         what = EDGE_DURABLE_SEQ if durable else EDGE_RECEIVED_SEQ

@@ -38,6 +38,7 @@ from replicator.capture.fulljournal import FullJournal
 from replicator.capture.guardedreads import GuardedReads
 from replicator.capture.peerwaits import PeerWaits
 from replicator.capture.recordlog import DamagedRecord, records_from
+from replicator.capture.refusals import Refusals
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
@@ -106,7 +107,8 @@ class GroupService:
         engine.announce = self._ring_edge
         self._events = events
         self._u64 = engine.page.u64
-        self.peers = PeerWaits(engine, own_bell, events, self._refuse_when_closing)
+        refusals = Refusals(lambda: engine.state.name, events)
+        self.peers = PeerWaits(engine, own_bell, events, self._refuse_when_closing, refusals)
         self.reads = GuardedReads(engine, self.peers.wait)
         self._answered = engine.unanswered.entries.pop
         self._stop = threading.Event()
@@ -137,6 +139,7 @@ class GroupService:
             self._drain,
             self.peers.wake_all,
             self._ring_all,
+            refusals,
         )
         self._damaged = DamagedJournal(engine, events, lambda: self.checkpoint(whole=True), self._look_anew)
 
