@@ -7,8 +7,8 @@ from typing import Any
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
     "journal-lost": "{reason}; from now on only block numbers are kept, until the journal is replaced",
-    "journal-damaged": "a record in the journal is damaged ({reason}): the volumes hold it, and peers that lack it follow "
-    "by difference",
+    "journal-damaged": "{reason}. The volumes here hold it, and hosts are not concerned{follow}",
+    "received-again": "{reason}. It cannot be applied: {dropped} received records are wanted again from the node above",
     "journal-filling": "{percent} % of the journal is used{when}",
     "journal-relieved": "no more than {percent} % of the journal is used now",
     "journal-released": "{path} is no part of the journal any more",
@@ -47,5 +47,8 @@ def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
         detail = {**detail, "when": when}
     if want := _WANTS.get(str(detail.get("want"))):
         detail = {**detail, "want": want.format_map(_Known(detail))}
+    if what == "journal-damaged":
+        peers = ", ".join(detail.get("peers", ()))
+        detail = {**detail, "follow": f"; these nodes follow by difference: {peers}" if peers else ""}
     sentence = _SENTENCES.get(what, what.replace("-", " ")).format_map(_Known(detail))
     return f"group.{what}", f"group {detail.get('group', '?')}: {sentence}"

@@ -97,6 +97,8 @@ class GroupHost:
         self._services[state.uuid] = service
         if why := state.journal_error:
             self._events.add("group.journal-broken", f"group {state.name} has no journal: {why}", group=state.name)
+        if why := service.engine.damaged_at_start:
+            self._events.add("group.journal-damaged", f"group {state.name}: {why}", group=state.name)
         self.cuts.hold_at_start(service.engine)
         service.start(wait_for_peer=True)
 
@@ -419,10 +421,9 @@ class GroupHost:
         with self._pools.changing:
             service = self.get(which)
             removed = journalhost.remove(service.engine, path)
-        if removed["state"] == "released":
-            name = service.engine.state.name
-            kind, text = describe_event("journal-released", {"group": name, "path": removed["path"]})
-            self._events.add(kind, text, group=name)
+        if removed["at_once"]:
+            kind, text = describe_event("journal-released", {"group": service.engine.state.name, **removed})
+            self._events.add(kind, text, group=service.engine.state.name, path=removed["path"])
         service.look_after()
         return removed
 

@@ -105,7 +105,8 @@ def add(groups: Path, engine: GroupEngine, path: str, size: int) -> dict[str, An
 def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
     """Take a file or device out of a group's journal, by its path or number; it is free once the tail has passed it.
 
-    Durable: that nothing new is put there from the next lap on. Returns its facts; state "released" when it is free.
+    Durable: that nothing new is put there from the next lap on. Returns its facts; state "released" when it is free;
+    at_once: it was so from the beginning.
     """
     files = files_facts(engine.journal)
     found = [one for one in files if which in (str(one["index"]), one["path"])]
@@ -114,15 +115,15 @@ def remove(engine: GroupEngine, which: str) -> dict[str, Any]:
     if not found:
         name = engine.state.name
         raise NotFound(f"{which} is no part of the journal of group {name}", f"farstripe group journal show {name}")
-    index = found[0]["index"]
+    index, at_once = found[0]["index"], False
     if found[0]["state"] == "in use":
         try:
-            ringchange.remove_file(engine, index, MIN_JOURNAL_BYTES - DATA_START)
+            at_once = ringchange.remove_file(engine, index, MIN_JOURNAL_BYTES - DATA_START)
         except OSError as exc:
             why = f"the journal's superblocks cannot be written: {exc.strerror}"
             raise MediumError(why, "check the disks") from exc
     left = [one for one in files_facts(engine.journal) if one["index"] == index]
-    return left[0] if left else found[0] | {"state": "released"}
+    return {**(left[0] if left else found[0] | {"state": "released"}), "at_once": at_once}
 
 
 def replace(groups: Path, engine: GroupEngine, path: str | None, size: int) -> int:

@@ -8,9 +8,9 @@ durable, GroupService says. The replicator may name its peer also where that mak
     group.arm {peer, mode?, upstream?}                   -> {epoch, pos, edge}; upstream: the peer feeds this secondary
     group.disarm {peer}
     group.link {peer, up}                                records flow to the peer, or no longer
+    group.journal_damaged {off, seq}                     -> {damaged}; what is to be shipped cannot be read there
     group.follow {peer}                                  records of the peer come in: it feeds this node
     group.sync_on {peer, on}                             -> {seq, sync_on}
-    group.doubt_journal {peer}                           -> {given_up}
     group.bitmap {c}                                     -> {start, volumes}
     group.begin_copy {peer, c, peer_bitmaps, copy_id}    -> {p, epoch, hist, masks, full, todo_blocks}
     group.pin_copy {peer, c, peer_bitmaps, copy_id}      -> {p, epoch, hist, masks, full}; then:
@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from nbdplugin import arguments, listchange
 from replicator.capture.marking import state_host_time
-from replicator.capture.recordlog import records_from
 from replicator.capture.service import GroupService
 from replicator.core.errors import BadInput
 
@@ -127,9 +126,7 @@ def handlers(target: Target) -> dict[str, Handler]:
             *hosts, arguments.text(args, "group"), arguments.text(args, "volume"), arguments.size(args)
         ),
         "group.journal": on(lambda g, a: g.journal()),
-        "group.log": on(
-            lambda g, a: records_from(g.engine, arguments.integer(a, "since", 0), arguments.integer(a, "limit", 100))
-        ),
+        "group.log": on(lambda g, a: g.records(arguments.integer(a, "since", 0), arguments.integer(a, "limit", 100))),
         "group.status": on(lambda g, a: told(g.status(arguments.flag(a, "settle"), _peer(a, needed=False)))),
         "group.policy": on(
             lambda g, a: g.set_policy({k: v for k, v in a.items() if k != "peer"}, _peer(a, needed=False))
@@ -152,8 +149,10 @@ def handlers(target: Target) -> dict[str, Handler]:
         "group.resume_copy": on(lambda g, a: g.resume_copy()),
         "group.attach": on(attach),
         "group.link": on(lambda g, a: g.set_link(_peer(a), arguments.flag(a, "up"))),
+        "group.journal_damaged": on(
+            lambda g, a: g.journal_damaged(arguments.integer(a, "off"), arguments.integer(a, "seq"))
+        ),
         "group.follow": on(lambda g, a: g.follow(_peer(a))),
-        "group.doubt_journal": on(lambda g, a: g.doubt_journal(_peer(a))),
         "group.note_source": on(lambda g, a: g.note_source(_peer(a), arguments.integer(a, "seq"))),
         "group.sync_on": on(lambda g, a: g.set_sync(_peer(a), arguments.flag(a, "on", True))),
         "group.hold": on(lambda g, a: g.hold(_seconds(a, "deadline_s"))),

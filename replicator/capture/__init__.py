@@ -8,8 +8,12 @@
     roles.py     arm, attach, promote, demote, overflow: changes of role and mode, each durable before it acts
     waiters.py   synchronous writes that wait for the peer
     fulljournal.py  a journal without room, or whose medium has failed
+    journalloss.py  a journal's medium that failed, and a new journal
+    damage.py       records in a journal that were damaged
     recordlog.py    records of a journal as a list
     backlog.py   how far the peer is behind
+    damage.py    records that cannot be had from the journal any more
+    hardship.py  host writes that wait or fail for want of room or of a peer: told once an episode
     facts.py     what a group says about itself: status
     service.py   threads around an engine, for the real target
 

@@ -20,6 +20,7 @@ from replicator.capture.engine import GroupEngine
 from replicator.capture.retention import freed_off
 from replicator.capture.state import DIVERGED, JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.core.errors import BadInput, NotFound, Refused
+from replicator.core.losspolicy import may_go_alone
 from replicator.journal.page import (
     DROPS,
     EDGE_ASLEEP,
@@ -137,11 +138,20 @@ def remove(engine: GroupEngine, edge: Edge) -> None:
     engine.opened.notify_all()
 
 
-def drop(engine: GroupEngine, edges: Iterable[Edge]) -> None:
-    """Keep the journal no longer for the peers of `edges`. Durable on return; only then may the tail pass them."""
+def drop(engine: GroupEngine, edges: Iterable[Edge], *, stay_waited_for: bool = False) -> None:
+    """Keep the journal no longer for the peers of `edges`. Durable on return; only then may the tail pass them.
+
+    stay_waited_for: writes go on waiting for those without which nothing may exist (on_loss=stall), until a copy to
+    them begins; else the caller has seen to it that there are none.
+    """
     with engine.opened:
         dropped = [e for e in edges if e in engine.state.edges]
-        engine.commit({e.slot: e.without_peer() for e in dropped})
+        on_loss = engine.state.policy.on_loss
+        changes = {e.slot: e.without_peer() for e in dropped}
+        for edge in dropped:
+            if stay_waited_for and not may_go_alone(edge.sync_on, on_loss):
+                changes[edge.slot] |= {"sync_on": True, "degraded": edge.degraded}
+        engine.commit(changes)
         note_dropped(engine, dropped)
         engine.opened.notify_all()
 

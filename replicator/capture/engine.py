@@ -69,6 +69,7 @@ from replicator.journal.page import (
 from replicator.journal.ring import Journal
 
 if TYPE_CHECKING:
+    from replicator.capture.damage import Damage
     from replicator.capture.preimages.recorder import PreImages
     from replicator.capture.volumeset import VolumeHost
 
@@ -164,6 +165,12 @@ class GroupEngine:
         self.apply_error = ""
         self.wants_room = False
         """The pool is full, and so nothing is applied: see apply_error."""
+        self.damaged: Damage | None = None
+        """Of a secondary: the record in its journal before which it has to stop; see damage.py."""
+        self.damaged_at_start = ""
+        """What was found damaged in the journal, and done without, when the group was opened."""
+        self.suspect: int | None = None
+        """An offset in the journal at which a checkpoint found no record."""
         self.list_in_doubt = 0
         """A change of the list was said and could not be synced (volumeset.py): the next index of a volume; else 0."""
         self.full_for: dict[int, int] = {}
@@ -310,6 +317,18 @@ class GroupEngine:
                     self.state_file.save(replace(self.state, sealed=True))
             except OSError:
                 pass  # then the state itself says nothing new, and the next life is no worse off than after a kill
+        self.refresh()
+
+    def stop_receiving(self, reason: str) -> None:
+        """Stop a secondary for a moment: its replicators notice, and nothing is received until `go_on`."""
+        with self.opened:
+            self.failed_by_journal = True
+            self._seal(reason, write_down=False)
+
+    def go_on(self) -> None:
+        """End `stop_receiving`, if nothing else has failed meanwhile. The caller holds the group lock."""
+        if self.failed_by_journal:
+            self.failed, self.failed_by_journal = "", False
         self.refresh()
 
     def save(self) -> None:

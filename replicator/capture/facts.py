@@ -64,8 +64,9 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
             "tail_off": u64[TAIL_OFF],
             "applied_off": u64[APPLIED_OFF],
             "error": state.journal_error or engine.journal_lost or _lost_here(engine),
+            "damaged": state.damaged,
             "peer_durable_off": _peer(engine, edge, EDGE_DURABLE_OFF),
-            "files": files_facts(engine.journal),
+            "files": files_facts(engine.journal, broken=bool(state.journal_error or engine.journal_lost)),
         },
         "bitmaps": {
             start: sum(m.count(1 << slot) for m in engine.bitmaps.maps) for slot, start in sorted(state.bitmaps.items())
@@ -94,6 +95,7 @@ def facts_of(engine: GroupEngine, edge: Edge | None = None) -> dict[str, Any]:
         "host_time_ns": engine.clock.host_ns,
         "failed": engine.failed,
         "apply_error": engine.apply_error,
+        "damaged_at": 0 if engine.damaged is None else engine.damaged.seq,
         "link_up": bool(engine.linked) if edge is None else edge.slot in engine.linked,
         "incarnation": u64[INCARNATION],
         "volumes": [dict(v) for v in state.volumes],

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from replicator.capture import volumeset
+from replicator.capture.damage import find
 from replicator.capture.edges import kept_from
 from replicator.capture.engine import HIST_ENTRIES, GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
 from replicator.capture.state import JOURNAL, NEVER, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.epochs import counter_of, tag_of
-from replicator.core.errors import FarstripeError, IntegrityError
+from replicator.core.errors import IntegrityError
 from replicator.core.numbering import Arrival
 from replicator.core.records import (
     DATA_KINDS,
@@ -55,9 +56,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
     limit_bytes: 0 for what is best.
 
     On a primary it does nothing, except at start-up: there hosts change the pool, and redo would undo their writes.
-    Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and when
-    the journal's bytes have rotted, for which a copy fails as for a medium that cannot be written (IntegrityError at
-    start-up).
+    Raises MediumError or OSError when the pool cannot take them (nothing after the failed record is applied), and
+    IntegrityError when the journal's bytes have rotted; those before that are applied.
     """
     with engine.apply_lock:
         if engine.state.role != SECONDARY and not engine.recovering:
@@ -78,8 +78,8 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
         best = BATCH_BYTES if engine.preimages is None else RECORDED_BATCH_BYTES
         want = min(limit_bytes or best, head - at)
         view = _buffer(engine, want)
-        engine.journal.read_into(view, at)
         try:
+            engine.journal.read_into(view, at)
             records = iter_run(view)
             if not records:
                 want = engine.journal.header_at(at).total_bytes
@@ -88,8 +88,12 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
                 view = _buffer(engine, want)
                 engine.journal.read_into(view, at)
                 records = iter_run(view)
-        except BadRecord as e:
-            raise _damaged(engine, at, e) from e
+        except (BadRecord, OSError) as e:
+            engine.damaged = find(engine, at, u64[APPLIED_SEQ] + 1)
+            raise IntegrityError(
+                f"record {u64[APPLIED_SEQ] + 1} in the journal of group {engine.state.name} is damaged: {e}",
+                f"farstripe explain {engine.state.name} says what is done about it",
+            ) from e
         if limited(engine):
             records = permitted(engine, at, records)
         if records and engine.preimages is not None and not engine.recovering:
@@ -98,15 +102,6 @@ def apply_some(engine: GroupEngine, limit_bytes: int = 0) -> int:
         if engine.state.torn_to:
             _mend(engine)
         return done
-
-
-def _damaged(engine: GroupEngine, at: int, error: BadRecord) -> FarstripeError:
-    """What to raise when the journal's bytes have rotted at `at`. A copy takes nothing more until it has a new journal:
-    the peer would go on to call safe what can never be applied here."""
-    if engine.state.role == SECONDARY and not engine.recovering:
-        with engine.lock:
-            return engine.lose_journal(f"its journal is damaged at offset {at}: {error}")
-    return IntegrityError(f"journal of group {engine.state.name} is damaged at offset {at}: {error}", "resync the pair")
 
 
 def _mend(engine: GroupEngine) -> None:
@@ -134,6 +129,7 @@ def _apply_records(engine: GroupEngine, at: int, records: list[tuple[Header, int
         for header, body in records:
             kind, flags, epoch, its_seq, write_time_ns, volume, payload_len, offset, length, _ = header
             if its_seq != seq + 1:
+                engine.damaged = find(engine, off, seq + 1)
                 raise IntegrityError(f"journal holds record {its_seq} where {seq + 1} belongs", "resync the pair")
             end = body_end = body + payload_len
             if flags & FLAG_NUMBERED:
@@ -449,10 +445,9 @@ def finish_checkpoint(engine: GroupEngine, begun: Begun) -> bool:
         else:
             try:
                 tail_seq = engine.journal.header_at(tail_off).seq
-            except BadRecord as e:
-                raise IntegrityError(
-                    f"the journal of group {engine.state.name} has no record at {tail_off}: {e}", "resync the pair"
-                ) from e
+            except (BadRecord, OSError):
+                engine.suspect = tail_off  # see damage.py; the tail stays where it is until then
+                tail_off, tail_seq = sup.tail_off, sup.tail_seq
         try:
             engine.journal.set_tail(tail_off, tail_seq, redo_off, redo_seq + 1)
         except OSError as e:

@@ -10,7 +10,6 @@ copier when the node above, or a copy, waits for room.
       where the policy gives nobody up    writers fail, whoever else is connected
     no peer is left                       differences are counted from then on (overflow)
     the medium has failed                 the same (go_over)
-    a record in it is damaged             peers that lack it are given up, if the policy lets it (damaged)
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from replicator.capture.hardship import ROOM, Hardship
 from replicator.capture.state import JOURNAL, SECONDARY, Edge
 from replicator.core.errors import MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full
-from replicator.journal.page import APPLIED_OFF, EDGE_DURABLE_OFF, EDGE_WANTS, HEAD_OFF, TAIL_OFF, edge_slot
+from replicator.journal.page import APPLIED_OFF, EDGE_WANTS, HEAD_OFF, TAIL_OFF, edge_slot
 
 WAIT_S = 0.05
 
@@ -180,36 +179,6 @@ class FullJournal:
         finally:
             roles.unpark(engine, "journal")
         self._wake_writers()
-
-    def damaged(self, off: int, reason: str) -> bool:
-        """A record at offset `off` or soon after cannot be had from the journal any more: the peers that lack it follow
-        by difference. Returns False, and nothing was done, where the policy wants no difference counted.
-
-        The pool has the record, or will have it with the writers drained. So a primary begins its journal anew where it
-        is: what else of it is wrong, checksums find. Where other peers hold the record the journal is kept for those.
-        Durable on return, as for one that is full.
-        """
-        engine = self._engine
-        with self.changing:
-            state, u64 = engine.state, self._u64
-            lacking = [e for e in state.downstream if not e.dropped and u64[edge_slot(e.slot, EDGE_DURABLE_OFF)] <= off]
-            alone = all(may_go_alone(e.sync_on, state.policy.on_loss) for e in lacking)
-            if engine.failed or state.mode != JOURNAL or not lacking or not alone:
-                return False
-            if state.role == SECONDARY and off >= u64[APPLIED_OFF]:
-                return False  # the follower comes to it, and it is this node's own loss
-            keep = state.role == SECONDARY or any(not e.dropped and e not in lacking for e in state.downstream)
-            if keep:
-                edges.drop(engine, lacking)
-                self._wake_writers()
-            else:
-                self._count_differences()
-        peers = ", ".join(e.peer for e in lacking)
-        self._events("journal-damaged", group=engine.state.name, reason=reason, peer=peers)
-        if keep:
-            self._checkpoint(u64[TAIL_OFF])
-        self._ring_edges()
-        return True
 
     def eased(self) -> None:
         """There was room again for the copier, or for the node above."""

@@ -78,7 +78,7 @@ def replace_journal(engine: GroupEngine, file: RandomFile, index: int, ring_byte
         raise Refused(
             f"group {engine.state.name} has failed, not for its journal: {engine.failed}", "restart this node"
         )
-    if engine.state.role == SECONDARY and _receives(engine):
+    if engine.state.role == SECONDARY and receives(engine):
         if not (engine.failed or engine.state.journal_error):
             raise _in_use(engine)
         time.sleep(STOPS_S)  # a link that was killed says so for ever; one that lives has seen the new incarnation
@@ -99,13 +99,11 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
         engine.sync_pool()
         if state.role == SECONDARY and engine.preimages is not None:
             engine.preimages.leave(pos)
-        if state.role == SECONDARY and state.copy == OK and pos < engine.applied_in_part:
-            # before the new journal, in which nothing says so any more
-            torn_to = engine.applied_in_part if exact else 0
-            engine.commit(copy=RESYNC, floor=pos, copy_id="", copy_from_seq=NEVER, torn_to=torn_to)
+        if state.role == SECONDARY:
+            tear(engine, pos, pos, exact=exact)  # before the new journal, in which nothing says so any more
         engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
         engine.failed = engine.journal_lost = engine.apply_error = ""
-        engine.wants_room = False
+        engine.wants_room, engine.damaged = False, None
         engine.failed_by_journal = False
         engine.resized()
         if state.role == SECONDARY:
@@ -118,7 +116,7 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
             mended = {"copy": OK, "floor": pos, "torn_to": 0}
         # What a peer below holds of the lost records it need not get again: the new journal is kept for it from here.
         edges = {e.slot: e.without_peer() | {"dropped": e.dropped} for e in kept}
-        engine.commit(edges, journal_error="", sealed=False, **mended)
+        engine.commit(edges, journal_error="", sealed=False, damaged=0, **mended)
         for edge in kept:
             clear_edge(page, edge.slot)
             page[edge_slot(edge.slot, EDGE_DURABLE_OFF)] = page[HEAD_OFF]
@@ -127,6 +125,17 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
         engine.ring_replicators()
         engine.opened.notify_all()
         return dropped
+
+
+def tear(engine: GroupEngine, applied: int, pos: int, *, exact: bool) -> None:
+    """A copy that has applied records up to `applied` keeps those up to `pos`; where its pool may hold a part of later
+    ones it is inconsistent until they have come again. Durable: that. The caller holds the group lock.
+
+    exact: all that was received is of one epoch, and changes no volumes.
+    """
+    if engine.state.copy == OK and pos < engine.applied_in_part:
+        torn_to = engine.applied_in_part if exact else 0
+        engine.commit(copy=RESYNC, floor=applied, copy_id="", copy_from_seq=NEVER, torn_to=torn_to)
 
 
 def of_one_epoch(state: GroupState, page: Page, applied: int) -> bool:
@@ -140,7 +149,7 @@ def _in_use(engine: GroupEngine) -> Refused:
     return Refused(why, "add the new file and remove the old one: farstripe group journal add")
 
 
-def _receives(engine: GroupEngine) -> bool:
+def receives(engine: GroupEngine) -> bool:
     """Whether the replicator says that it receives."""
     state = engine.state
     fed = [e for e in state.edges if e.peer == state.upstream]

@@ -168,21 +168,30 @@ def cut(engine: GroupEngine) -> int:
                     engine.note_epoch(epoch)  # ours will be newer: what is left of theirs in the ring cannot follow it
             engine.state.source_durable = []  # it counts with what is given up
             engine.save()
-            _forget_of_peers(engine, seq, off)
-            engine.journal.end_at(off, seq, engine.epoch)
-            if u64[DURABLE_OFF] > off:
-                u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
+            end_journal(engine, off, seq, engine.epoch)
             u64[INCARNATION] += 1
         else:
             u64[HEAD_SEQ] = seq
-        engine.last_host_seq = min(engine.last_host_seq, seq)
-        engine.applied_in_part = min(
-            engine.applied_in_part, seq
-        )  # none of it: a limit is never behind what was applied
-        engine.waiting = None
-        engine.pending_epochs = []
+            engine.last_host_seq = min(engine.last_host_seq, seq)
+            engine.waiting, engine.pending_epochs = None, []
+        engine.applied_in_part = min(engine.applied_in_part, seq)  # a limit is never behind what was applied
     engine.sync_journal()
     return dropped
+
+
+def end_journal(engine: GroupEngine, off: int, seq: int, epoch: int) -> None:
+    """Let the journal of a copy end at `off`, behind record `seq` of `epoch`; other records will take that place.
+
+    The caller holds all locks and sees to it that nobody appends. Durable: nothing until the journal is synced.
+    """
+    u64 = engine.page.u64
+    _forget_of_peers(engine, seq, off)
+    engine.journal.end_at(off, seq, epoch)
+    if u64[DURABLE_OFF] > off:
+        u64[DURABLE_SEQ], u64[DURABLE_OFF] = seq, off
+    engine.last_host_seq = min(engine.last_host_seq, seq)
+    engine.waiting = None
+    engine.pending_epochs = []
 
 
 def _forget_of_peers(engine: GroupEngine, seq: int, off: int) -> None:

@@ -23,9 +23,13 @@ class PeerWaits:
     """Of one group. Thread-safe."""
 
     def __init__(
-        self, engine: GroupEngine, bell: Doorbell, events: Callable[..., None],
-        refuse_when_closing: Callable[[], None], hardship: Hardship,
-    ) -> None:  # fmt: skip
+        self,
+        engine: GroupEngine,
+        bell: Doorbell,
+        events: Callable[..., None],
+        refuse_when_closing: Callable[[], None],
+        hardship: Hardship,
+    ) -> None:
         """bell: rung when a peer has answered. refuse_when_closing: raises when the target stops. hardship: is told of
         what waits for long, or fails."""
         self._engine = engine

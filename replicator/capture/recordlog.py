@@ -21,10 +21,18 @@ from replicator.core.records import (
     Kind,
     unpack_number,
 )
-from replicator.journal.page import HEAD_OFF, HEAD_SEQ, TAIL_OFF
+from replicator.journal.page import HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ
 from replicator.journal.ring import Journal
 
 MOST = 10_000
+
+
+class DamagedRecord(IntegrityError):
+    """What lies at offset `off` of a journal is not record `seq`, which belongs there."""
+
+    def __init__(self, group: str, off: int, seq: int) -> None:
+        super().__init__(f"the journal is damaged at record {seq}", f"farstripe explain {group} says what that means")
+        self.off, self.seq = off, seq
 
 
 def records_from(engine: GroupEngine, since: int, limit: int) -> dict[str, Any]:
@@ -34,13 +42,16 @@ def records_from(engine: GroupEngine, since: int, limit: int) -> dict[str, Any]:
     journal then and went before they could be listed; no other is missing. The records, in order, each {seq, epoch,
     time_ns, kind, volume (name, None for the group's own records), offset, length, fua, number (in its consistency set,
     None without one), host_time_ns (what a host has stated, else None)}, in bytes.
-    Raises IntegrityError when the journal is damaged on the way, OSError when it cannot be read.
+    Raises DamagedRecord when the journal is damaged on the way, OSError when it cannot be read.
     """
     u64, journal = engine.page.u64, engine.journal
     names = {int(volume["index"]): str(volume["name"]) for volume in engine.state.volumes}
     found: list[dict[str, Any]] = []
     freed: list[list[int]] = []
-    off, seq = journal.tail()
+    try:
+        off, seq = journal.tail()
+    except IntegrityError as exc:
+        raise DamagedRecord(engine.state.name, u64[TAIL_OFF], u64[TAIL_SEQ]) from exc
     first = seq
     while off < u64[HEAD_OFF] and len(found) < min(limit, MOST):
         try:
@@ -55,7 +66,7 @@ def records_from(engine: GroupEngine, since: int, limit: int) -> dict[str, Any]:
                 freed.append([missed, seq - 1])
             continue
         if header is None or header.seq != seq:
-            raise IntegrityError(f"the journal is damaged at record {seq}", "resync the pair")
+            raise DamagedRecord(engine.state.name, off, seq)
         if seq > since:
             found.append(_told(header, rest, names))
         off, seq = off + header.total_bytes, seq + 1

@@ -13,6 +13,11 @@ After redo the pool of a primary equals the fold of its journal, except for what
 A group that had failed on a sync writes journal and bitmaps again before it relies on them: the kernel takes pages for
 clean whose write-back failed, so a later sync would succeed without having written them.
 
+Of a journal that can be read, and in which records are damaged, those before the redo point are passed over. Those
+behind it a primary does without after a kill: the pool holds all that was answered, so differences are counted until
+the peers were copied to, and the journal is used again. After a power loss the chain ends at damage as at any torn
+record.
+
 A primary whose journal cannot be read is not opened: it may be a disk that is not mounted, and what was flushed before
 a power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for good.
 Then differences are counted, durably, before anything else happens (_open_without_journal). What the pool holds is
@@ -75,7 +80,7 @@ from replicator.journal.page import (
     Page,
     edge_slot,
 )
-from replicator.journal.ring import Journal
+from replicator.journal.ring import Journal, Torn
 from replicator.journal.superblock import DATA_START
 from replicator.journal.volumes import JournalFiles
 
@@ -166,6 +171,11 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
             if state.attaching is not None and not give_up_journal:
                 raise _unreadable(parts, state, why, trusted=trusted) from exc
             return _open_damaged(parts, state, state_file, why, trusted=trusted)
+        if state.mode == JOURNAL and isinstance(exc, Torn) and trusted and not state.sealed:
+            state.damaged += 1
+            engine = _open_without_journal(parts, state, state_file, "", trusted_head[2], marked)
+            engine.damaged_at_start = f"{why}; the volumes hold them, the peers follow by difference"
+            return engine
         if state.mode == JOURNAL:
             if not give_up_journal:
                 raise _unreadable(parts, state, why, trusted=trusted) from exc
@@ -175,6 +185,10 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
     engine = _assemble(parts, state, state_file, journal)
     if not state.journal_error:
         drop_orphans(engine)
+    if journal.passed_over is not None:
+        state.damaged += 1
+        first, end = journal.passed_over
+        engine.damaged_at_start = f"records {first} to {end - 1} of its journal are damaged, which only peers may need"
     if state.attaching is not None:
         journal.reset(state.attaching["p"], state.attaching["epoch"])
         finish_attach(engine)
@@ -243,6 +257,7 @@ def _open_without_journal(
 ) -> GroupEngine:
     """Open a primary that gives up its journal: it counts differences, and every peer has to be copied to.
 
+    why: the journal is broken; "" when only some of its records are: then it is used again, emptied.
     pos: the last seq given out, None when that is lost. Durable: the pool as it is, and all of that.
     """
     intact = (pos is not None or state.clean) and not state.sealed

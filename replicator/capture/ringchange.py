@@ -44,17 +44,20 @@ def add_file(engine: GroupEngine, file: RandomFile, ring_bytes: int) -> int:
         return index
 
 
-def remove_file(engine: GroupEngine, index: int, least_bytes: int) -> None:
-    """Leave a file out from the next lap on; where nothing lies in it, it is given up at once. Durable: that.
+def remove_file(engine: GroupEngine, index: int, least_bytes: int) -> bool:
+    """Leave a file out from the next lap on; returns whether it is free at once, and given up. Durable: that.
 
     Raises as relayout.remove does.
     """
     journal = engine.journal
     with still(engine) as alone:
         relayout.remove(journal, engine.page, index, least_bytes, alone=alone)
-        free = index not in files_of(journal.super.ring())
-    if free:
+        unused = index not in files_of(journal.super.ring())  # nothing was written since it came
+        if engine.state.damaged:
+            engine.commit(damaged=0)  # somebody sees to the medium
+    if unused:
         journal.source.discard(index)
+    return unused
 
 
 def release_files(engine: GroupEngine) -> list[str]:

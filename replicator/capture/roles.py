@@ -262,7 +262,7 @@ def finish_attach(engine: GroupEngine) -> None:
     state.source_durable = []
     state.unclean = False
     state.attaching = None
-    engine.applied_in_part = 0
+    engine.applied_in_part, engine.damaged = 0, None
     publish(engine.page.u64, ARRIVED_GEN, 0, 0)
     publish(engine.page.u64, BEACON_GEN, 0, 0)  # what was told to others was of the history before
     engine.save()

@@ -24,7 +24,6 @@ from replicator.capture import (
     copies,
     edges,
     follower,
-    journalloss,
     limits,
     recovery,
     retention,
@@ -33,18 +32,19 @@ from replicator.capture import (
     volumeset,
 )
 from replicator.capture.backlog import Backlog
-from replicator.capture.damage import first_damage
+from replicator.capture.damage import DamagedJournal
 from replicator.capture.engine import GroupEngine, NoRoom, Parked
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.guardedreads import GuardedReads
 from replicator.capture.hardship import ROOM, Hardship
 from replicator.capture.peerwaits import PeerWaits
+from replicator.capture.recordlog import DamagedRecord, records_from
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
 from replicator.capture.writerates import WriteRates
 from replicator.core.batching import Crowd, apply_gather_s
-from replicator.core.errors import MediumError, Refused, TimedOut
+from replicator.core.errors import IntegrityError, MediumError, Refused, TimedOut
 from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
@@ -143,6 +143,12 @@ class GroupService:
             self._ring_all,
             self._hardship,
         )
+        self._damaged = DamagedJournal(engine, events, lambda: self.checkpoint(whole=True), self._look_anew)
+
+    def _look_anew(self) -> None:
+        self._role_changed.set()
+        self.peers.wake_all()
+        self._ring_all()
 
     def _still_hard(self, what: str, peer: str) -> bool:
         """Whether a host write would wait or fail again for want of room, or of the peer's answer."""
@@ -297,6 +303,8 @@ class GroupService:
                 if str(e) != engine.apply_error:
                     engine.apply_error = str(e)
                     self._events("apply-stopped", group=engine.state.name, reason=str(e))
+                if self._damaged.pending:
+                    self._kick_keeper.set()
                 self._stop.wait(RETRY_APPLY_S)
                 continue
             if busy:
@@ -357,6 +365,7 @@ class GroupService:
                 engine.unanswered.purge(engine)
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
+                self._damaged.look(now)
                 self._hardship.look(now)
                 if engine.journal_lost:
                     self._full.go_over()
@@ -383,8 +392,8 @@ class GroupService:
         head, before = self._u64[HEAD_SEQ], self._keeper_saw
         self._keeper_saw = head
         engine = self.engine
-        busy = head != before or self._hold_until or engine.parked_for or engine.journal_lost or self._u64[SYNC_ON]
-        busy = busy or self._hardship.told
+        waits = self._hold_until or engine.parked_for or engine.journal_lost or self._damaged.pending
+        busy = head != before or waits or self._u64[SYNC_ON] or self._hardship.told
         self._still_rounds = 0 if busy else self._still_rounds + 1
         return KEEPER_S if self._still_rounds < QUIET_ROUNDS else QUIET_KEEPER_S
 
@@ -411,23 +420,6 @@ class GroupService:
                 oldest = max(0, now_ns - self.engine.journal.header_at(u64[TAIL_OFF]).write_time) / 1e9
         return {**self.status()["journal"], "oldest_age_s": oldest, "history": self.rates.history()}
 
-    def doubt_journal(self, peer: str) -> dict[str, Any]:
-        """The replicator could not read from the journal what node `peer` lacks: look, and if it is so give up order.
-
-        Returns {given_up}: whether the peer follows by difference from now on, durably. Raises NotFound.
-        """
-        engine, edge = self.engine, edges.edge_of(self.engine, peer)
-        try:
-            found = first_damage(engine, edge)
-        except OSError as exc:
-            with engine.lock:
-                if engine.failed or not journalloss.may_go_over(engine):
-                    return {"given_up": False}
-                engine.lose_journal(f"its journal cannot be read: {exc.strerror or exc}")
-            self._full.go_over()
-            return {"given_up": True}
-        return {"given_up": found is not None and self._full.damaged(*found)}
-
     def _journal_used(self) -> float:
         u64 = self._u64
         return (u64[HEAD_OFF] - u64[TAIL_OFF]) / self.engine.journal.capacity
@@ -438,18 +430,19 @@ class GroupService:
         self._role_changed.set()
         self._kick_keeper.set()
 
-    def checkpoint(self, tail_off: int | None = None) -> bool:
+    def checkpoint(self, tail_off: int | None = None, *, whole: bool = False) -> bool:
         """Sync the pool and free journal space; waits for host writes under way.
 
         Durable: see follower.finish_checkpoint.
 
         tail_off: do nothing when the tail has left this offset meanwhile; somebody else's checkpoint did that.
+        whole: as for follower.begin_checkpoint.
         """
         with self._checkpointing:
             if tail_off is not None and self._u64[TAIL_OFF] != tail_off:
                 return True
             seen = self._positions()
-            begun = follower.begin_checkpoint(self.engine)
+            begun = follower.begin_checkpoint(self.engine, whole=whole)
             self._last_checkpoint = time.monotonic()
             if begun is None:
                 return False
@@ -491,7 +484,12 @@ class GroupService:
         first applies everything it has received, so that
         history and position belong together; the replicator asks so before it shakes hands, when nothing comes in."""
         if settle and self.engine.state.role == SECONDARY:
-            follower.settle(self.engine)
+            try:
+                follower.settle(self.engine)
+            except IntegrityError:
+                if not self._damaged.end_before():
+                    raise
+                follower.settle(self.engine)
         edge = edges.edge_of(self.engine, peer) if peer else None
         status = self.engine.status(edge)
         status["behind"] = self._behind(status["peer"]["received"])
@@ -515,6 +513,21 @@ class GroupService:
             found = self._backlog.behind(received, u64[HEAD_SEQ], u64[HEAD_OFF], now)
             self._backlog.note(u64[HEAD_SEQ], u64[HEAD_OFF], now)  # the keeper may be resting
         return None if found is None else found._asdict()
+
+    def records(self, since: int, limit: int) -> dict[str, Any]:
+        """See recordlog.records_from. Damage that is found on the way is seen to, as any."""
+        try:
+            return records_from(self.engine, since, limit)
+        except DamagedRecord as exc:
+            self.journal_damaged(exc.off, exc.seq)
+            raise
+
+    def journal_damaged(self, off: int, seq: int) -> dict[str, Any]:
+        """The replicator cannot ship what lies in the journal from `off`, where record `seq` begins, on. Returns
+        {damaged}: whether it is so. See DamagedJournal.reported."""
+        found = self._damaged.reported(off, seq)
+        self._kick_keeper.set()
+        return {"damaged": found}
 
     def set_link(self, peer: str, up: bool) -> None:
         """The replicator says whether records flow to the peer."""

@@ -155,6 +155,7 @@ class GroupState:
     # this history up to there on stable storage; empty while nothing is known. It may lag
     last_time_ns: int = 0  # no record before the last save has a later write time
     journal_error: str = ""  # the journal's medium failed: it is not opened again, see journalloss.py
+    damaged: int = 0  # so many of the journal's records were found damaged, see damage.py
     sealed: bool = False  # it failed in its last life: what was written then may be in no file
     clean: bool = True  # stopped in order
     boot: int = 0  # boot in which it last ran

@@ -2,7 +2,7 @@
 
 A write is in the pool before the peers have it. A host that reads it then and writes something of that to another group
 could have the second survive this node without the first. So a read that meets a write which waits for its peers waits
-with it, and fails when it does (GroupService.settle_read).
+with it, and fails when it does (guardedreads.py).
 
     add         in the group lock, when the write gets its record, thus before the pool is changed
     over        by a reader, AFTER it has read: whatever it saw was added before
@@ -104,31 +104,34 @@ class Unanswered:
         self.entries[self._others] = entry
 
     def take_stock(self, engine: GroupEngine, waits: Iterable[Edge]) -> None:
-        """Add every record of a primary's journal that a peer of the edges `waits` is not known to have received."""
+        """Add every record of a primary's journal that would wait now for a peer of the edges `waits`."""
         waits = tuple(waits)
-        received = _least(engine, waits, EDGE_RECEIVED_SEQ) if waits else engine.pos
-        if received >= engine.pos:
+        if not waits or _least(engine, waits, EDGE_DURABLE_SEQ) >= engine.pos:
             return
         try:
-            for entry in _records_beyond(engine, received, waits):
+            for entry in _records_beyond(engine, waits):
                 self._put(entry)
         except (_TooMany, BadRecord, IntegrityError, OSError):  # whoever has to read the journal will say so
             self._put((engine.pos, ANY_VOLUME, 0, _END, False))
 
 
-def _records_beyond(engine: GroupEngine, received: int, waits: Iterable[Edge]) -> list[Range]:
-    """What the records of the journal after `received` changed. Raises _TooMany, and as the journal does."""
+def _records_beyond(engine: GroupEngine, waits: Iterable[Edge]) -> list[Range]:
+    """What those records changed. Raises _TooMany, and as the journal does."""
     found: list[Range] = []
+    stable, received = (_least(engine, waits, what) for what in (EDGE_DURABLE_SEQ, EDGE_RECEIVED_SEQ))
+    if engine.state.policy.ack == "durable":
+        received = stable
     off, _ = engine.journal.tail()
-    durable = _least(engine, waits, EDGE_DURABLE_OFF)  # the record there is one that the peers may not have
-    if off < durable <= engine.page[HEAD_OFF]:
-        off = durable
+    stable_off = _least(engine, waits, EDGE_DURABLE_OFF)
+    if off < stable_off <= engine.page[HEAD_OFF]:
+        off = stable_off
     for _ in range(MOST_RECORDS):
         if off >= engine.page[HEAD_OFF]:
             return found
         h = engine.journal.header_at(off)
-        if h.seq > received and h.kind in DATA_KINDS:
-            found.append((h.seq, h.volume, h.offset, h.offset + h.length, h.flags & FLAG_FUA != 0))
+        durable = h.flags & FLAG_FUA != 0
+        if h.seq > (stable if durable else received) and h.kind in DATA_KINDS:
+            found.append((h.seq, h.volume, h.offset, h.offset + h.length, durable))
         off += h.total_bytes
     raise _TooMany
 

@@ -45,7 +45,8 @@ def budget(
         raise BadInput("--off goes with no limit", "give limits, or --off")
     change: dict[str, float | int | None] | None = {} if off else wanted if given else None
     found = here.replicator("pair.budget", group=group, peer=peer, budget=change)
-    emit(as_json, found, f"group {found['group']}, copy on {found['peer']}: would be lost: {lost_text(found['rpo'])}; "
+    where = f"copy here, fed by {found['peer']}" if found.get("copy_here") else f"copy on {found['peer']}"
+    emit(as_json, found, f"group {found['group']}, {where}: would be lost: {lost_text(found['rpo'])}; "
          f"budget: {budget_text(found['budget'])}")  # fmt: skip
 
 

@@ -29,6 +29,7 @@ _PLACES = {
     "refused_on": "  (on that node)", "plan": "farstripe takeover GROUP --plan",
     "primaries": "another node, which is named,",
     "at": "the secondary", "standing": "", "slow": "what becomes of them the policy says",
+    "damaged": "which is named", "whole": "before it",
     "instead": "; a copy can also take over, and what it would lack is said",
 }  # fmt: skip
 

@@ -27,7 +27,12 @@ def journal() -> None:
 @json_option
 @pass_node
 def show(here: Node, group: str, as_json: bool) -> None:
-    """Show what the journal of GROUP is made of, how full it is, and when it will be."""
+    """Show what the journal of GROUP is made of, how full it is, and when it will be.
+
+    A file whose medium has failed is named; the journal as a whole is out of use then, and `replace` gives another. A
+    record that was found damaged is counted: the group goes on without it. Put the journal on another medium then, by
+    `add` and `remove`; the third damaged record has a primary give the journal up.
+    """
     found = here.target("group.journal", group=group)
     if as_json:
         emit(True, found)
@@ -55,6 +60,8 @@ def facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, (first, then) in found["when_full"].items():
         rows.append((f"when full, peer {name}", first if first == then else f"{first}, after the timeout {then}"))
+    if found["damaged"]:
+        rows.append(("damaged records", f"{found['damaged']} were found; its medium is not to be trusted"))
     if found["error"]:
         rows.append(("broken", found["error"]))
     return rows

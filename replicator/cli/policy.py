@@ -13,7 +13,7 @@ from replicator.core.errors import Refused
 _OPTIONS = (
     click.option("--mode", type=click.Choice(["async", "sync"]),
                  help="sync: a write is answered once the peer has it too. async: at once, in exact order behind. "
-                 "At first: async; left out for a further pair: the group's, which its first pair set."),
+                 "At first: async. A further pair that leaves it out has the group's, which its first pair set."),
     click.option("--ack", type=click.Choice(["receive", "durable"]),
                  help="What sync waits for: the peer holds the write in memory, or on stable storage. "
                  "At first: receive."),

@@ -116,11 +116,18 @@ class Tick:
 @dataclass(frozen=True, slots=True)
 class DataStopped:
     """Shipping or receiving cannot go on: the wanted record left the journal ("journal"), bytes from the peer are not a
-    valid run ("peer"), or our own journal failed ("medium": not retried, the pair stops until the operator acts)."""
+    valid run ("peer"), a record to be shipped cannot be read, or is not what was written ("damaged": the target sees to
+    it), or our own journal failed ("medium": not retried, the pair stops until the operator acts).
+
+    off, seq: when damaged, a place in the journal in bytes and the record that lies there; the damage is there or
+    behind.
+    """
 
     link: int
     cause: str
     message: str
+    off: int = 0
+    seq: int = 0
 
 
 Event = LinkUp | LinkDown | FrameIn | Acked | Reply | Command | Tick | DataStopped

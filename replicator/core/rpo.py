@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from replicator.core.errors import BadInput
+from replicator.core.takeover import usable_pos
 
 Facts = dict[str, Any]
 
@@ -56,7 +57,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
         return {**result, "bound": "no copy"}
     if linked and facts["session"] == "target":
-        result |= fed(facts)
+        result |= fed(status, facts)
     elif linked:
         writes = pair.get("lag")
         nothing = writes == 0
@@ -69,7 +70,7 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     elif not pair.get("feeds_us", status.get("role") != "primary"):
         result |= _unlinked_primary(status, facts)
     elif facts.get("peer_pos"):
-        writes = max(0, int(facts["peer_pos"]) - int(status.get("pos") or 0))
+        writes = max(0, int(facts["peer_pos"]) - usable_pos(status))
         behind_s = facts.get("behind_s")
         seconds = facts.get("contact_age_s") if behind_s is None else round(behind_s, 3)
         result["as_of_s"] = facts.get("contact_age_s")
@@ -77,17 +78,19 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     return result
 
 
-def fed(facts: Facts) -> Facts:
-    """What a secondary can say over a link on which records flow, or wait to be taken."""
+def fed(status: Facts, facts: Facts) -> Facts:
+    """What a secondary can say over a link on which records flow, or wait to be taken: as `rpo`, {as_of_s} alone when
+    that is nothing. Records that it has and cannot apply are missing as well."""
     word = facts.get("word")
     if not word:
         return {"as_of_s": facts.get("contact_age_s")}
     age_s = word["age_s"] if word["newer"] or facts.get("peer_role") == "primary" else None
     patience_s = REST_WORD_S if facts.get("backed") else WORD_S
-    exact = age_s is not None and age_s <= patience_s and word["whole"] and not word["more"]
+    useless = int(status.get("pos") or 0) - usable_pos(status)
+    exact = age_s is not None and age_s <= patience_s and word["whole"] and not word["more"] and not useless
     behind_s = facts.get("behind_s")
     return {
-        "writes": word["writes"],
+        "writes": word["writes"] + useless,
         "bytes": word["bytes"],
         "seconds": 0.0 if exact and not word["writes"] else None if behind_s is None else round(behind_s, 3),
         "bound": "exact" if exact else "at least",

@@ -104,9 +104,18 @@ def iter_run(view: memoryview) -> list[tuple[Header, int]]:
     """Decode every whole record in `view`; returns (header, offset of its payload in `view`) in order.
 
     For bytes that came from our own journal: header and payload CRC are checked again, so that rot between receipt and
-    apply is found. Raises BadRecord.
+    apply is found. Ends before the first bad record; raises BadRecord when there is none before it.
     """
     out: list[tuple[Header, int]] = []
+    try:
+        _decode(view, out)
+    except BadRecord:
+        if not out:
+            raise
+    return out
+
+
+def _decode(view: memoryview, out: list[tuple[Header, int]]) -> None:
     unpack = HEADER.unpack_from
     at = 0
     total = len(view)
@@ -123,4 +132,3 @@ def iter_run(view: memoryview) -> list[tuple[Header, int]]:
             raise BadRecord(f"payload CRC mismatch in record {seq}")
         out.append((Header(kind, flags, epoch, seq, time, volume, size, offset, length, payload_crc), body))
         at = end
-    return out

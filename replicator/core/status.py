@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from replicator.core.rpo import FLOWING, fed
-from replicator.core.takeover import lost_text
+from replicator.core.takeover import lost_text, usable_pos
 
 Facts = dict[str, Any]
 
@@ -85,6 +85,16 @@ TABLE: tuple[Word, ...] = (
         operator=True,
     ),
     Word(
+        "DAMAGED",
+        "bad",
+        lambda s, f: bool(s.get("damaged_at")) and s.get("role") == "secondary",
+        "record {damaged} in the journal of this node is damaged and cannot be applied ({reason})",
+        "the copy stands at record {whole}, its last consistent instant; what was received after that is of no use here",
+        "wait: as soon as {peer} is connected it sends again what is wanted, or the difference. If {peer} is lost: give the "
+        "group a new journal, which gives up what cannot be applied, and take over",
+        ("farstripe pair wait {pair}", "farstripe group journal replace {group}  (if {peer} is lost)"),
+    ),
+    Word(
         "FAILED",
         "bad",
         lambda s, f: bool(s.get("failed")) and not _copy_without_journal(s),
@@ -98,7 +108,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "APPLY-STOPPED",
         "bad",
-        lambda s, f: bool(s.get("apply_error")),
+        lambda s, f: bool(s.get("apply_error")) and not _copy_without_journal(s),
         "what was received cannot be applied here: {reason}",
         "the copy stays at its last consistent instant and receives as long as its journal has room; then the primary "
         "does what its policy for a full journal says",
@@ -560,8 +570,8 @@ def lag_records(status: Facts, facts: Facts) -> int | None:
             return None
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("received", 0)))
     if facts.get("session") == "target" and facts.get("word"):
-        return int(facts["word"]["writes"])
-    return max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos", 0)))
+        return int(fed(status, facts)["writes"])
+    return max(0, int(facts.get("peer_pos") or 0) - usable_pos(status))
 
 
 def _texts(status: Facts, facts: Facts) -> dict[str, str]:
@@ -576,9 +586,11 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "group": group,
         "pair": f"{group} {peer}" if peer else group,
         "peer": str(peer or "the peer"),
-        "lag": _lag_text(lag, facts),
+        "lag": _lag_text(lag, status, facts),
         "todo": str(status.get("todo_bytes", "an unknown number of")),
         "reason": str(reason),
+        "damaged": str(status.get("damaged_at")),
+        "whole": str(int(status.get("damaged_at") or 1) - 1),
         "waits": _waits(status.get("policy") or {}),
         "full": _full(status.get("policy") or {}),
         "slow": _slow(status.get("policy") or {}, alone=not status.get("sync_on")),
@@ -592,10 +604,10 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
     }
 
 
-def _lag_text(lag: int | None, facts: Facts) -> str:
+def _lag_text(lag: int | None, status: Facts, facts: Facts) -> str:
     if lag is None:
         return "an unknown number of"
-    certain = facts.get("session") != "target" or fed(facts).get("bound") == "exact"
+    certain = facts.get("session") != "target" or fed(status, facts).get("bound") == "exact"
     return str(lag) if certain else f"at least {lag}"
 
 

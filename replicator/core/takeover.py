@@ -68,6 +68,14 @@ TABLE: tuple[Row, ...] = (
         "give it a new one first, which gives up what it held and the volumes lack: farstripe group journal replace",
     ),
     Row(
+        "damaged",
+        lambda s, f: bool(s.get("damaged_at")),
+        None,
+        "records were received here from {damaged} on that cannot be applied: that one is damaged in this node's journal",
+        "connect the node that feeds this one, which sends them again; if it is lost, give them up with 'farstripe group "
+        "journal replace {group}', and take over then",
+    ),
+    Row(
         "failed",
         lambda s, f: bool(s.get("failed")),
         None,
@@ -128,12 +136,17 @@ def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool)
             primaries = " and ".join(facts.get("primaries") or ())
             message = row.message.format(lost=lost_text(status, facts), primaries=primaries, **_reasons(status))
             allowed = row.force is False or (row.force is True and force)
-            return Plan(row.label, allowed, message, "" if allowed else row.way_out + _kept_text(status))
+            way_out = row.way_out.replace("{group}", str(status.get("name") or "GROUP"))
+            return Plan(row.label, allowed, message, "" if allowed else way_out + _kept_text(status))
     raise AssertionError("the last row matches everything")
 
 
 def _reasons(status: dict[str, Any]) -> dict[str, str]:
-    return {"failed": status.get("failed", ""), "journal": (status.get("journal") or {}).get("error", "")}
+    return {
+        "failed": status.get("failed", ""),
+        "journal": (status.get("journal") or {}).get("error", ""),
+        "damaged": status.get("damaged_at", 0),
+    }
 
 
 def _kept_text(status: dict[str, Any]) -> str:
@@ -148,9 +161,15 @@ def _kept_text(status: dict[str, Any]) -> str:
     )
 
 
+def usable_pos(status: dict[str, Any]) -> int:
+    """The last record that this node's image holds, or will: of a copy, none from the one on that it cannot apply."""
+    pos, damaged = int(status.get("pos") or 0), int(status.get("damaged_at") or 0)
+    return min(pos, damaged - 1) if damaged else pos
+
+
 def lost_text(status: dict[str, Any], facts: dict[str, Any]) -> str:
     """Say what this node knows to be missing here."""
-    missing = max(0, int(facts.get("peer_pos") or 0) - int(status.get("pos") or 0))
+    missing = max(0, int(facts.get("peer_pos") or 0) - usable_pos(status))
     age = facts.get("contact_age_s")
     if age is None:
         return "what the primary wrote since the last contact is lost; this replicator has had none since it started"

@@ -41,7 +41,7 @@ class State(enum.Enum):
     HANDED = "handed"  # switchover, old primary: HANDOVER is sent, waiting for the new primary
     WAITING = "waiting"  # link up, nothing to ship: split by the operator, or no primary
     REFUSED = "refused"  # link up, and the handshake says that only the operator can decide
-    STOPPED = "stopped"  # our journal failed; until our target has given up order for it, or the operator asks
+    STOPPED = "stopped"  # our journal takes nothing; nothing is tried until the operator asks for a resync
 
 
 class Input(enum.Enum):
@@ -162,8 +162,6 @@ TRANSITIONS: dict[tuple[State, Input], Row] = {
     **_rows(FLOWING, I.FAILED, "poll_failed"),
     **_rows(FLOWING, I.DATA_STOPPED, "data_stopped", S.DOWN, S.STOPPED),
     **_rows((S.HOLDING, S.DRAINING), I.DATA_STOPPED, "switchover_link_lost", S.DOWN),
-    **_rows((S.STOPPED,), I.REPLY, "doubted", S.DOWN, stays=True),
-    **_rows((S.STOPPED,), I.FAILED, "nothing"),
     # Switchover.
     **_rows((S.SOURCE, S.SYNC_SOURCE), I.CMD_SWITCHOVER, "switchover", S.HOLDING, stays=True),
     **_rows(tuple(s for s in S if s not in (S.SOURCE, S.SYNC_SOURCE)), I.CMD_SWITCHOVER, "switchover_refused"),

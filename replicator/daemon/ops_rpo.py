@@ -28,6 +28,7 @@ def handlers(node: Node, metrics: Metrics) -> dict[str, Handler]:
         view = pairview.view(node, pair)
         limits = budget_from(pair.budget)
         shown = {unit: getattr(limits, unit) for unit in Budget._fields}
-        return {"group": pair.name, "peer": view["peer_name"], "budget": shown, "rpo": view["rpo"]}
+        here = bool(view["feeds_us"])
+        return {"group": pair.name, "peer": view["peer_name"], "copy_here": here, "budget": shown, "rpo": view["rpo"]}
 
     return {"pair.budget": budget, "metrics.text": lambda args: {"text": metrics.text()}}

@@ -102,7 +102,9 @@ class Sets:
         if not isinstance(groups, list) or len(groups) < 2:
             raise BadInput("a set needs two groups or more", "one group is consistent by itself")
         cycle, order = _cycle(args), str(args.get("order") or SETTINGS["order"])
-        known = {one["name"]: one for one in self._all()}
+        listed = self._all()
+        known = {one["name"]: one for one in listed}
+        taken = {group.get("uuid"): one["name"] for one in listed for group in one["groups"]}
         if known.get(name, {}).get("groups"):
             raise AlreadyExists(f"there is a set {name} already", f"farstripe set delete {name}")
         uuids = []
@@ -118,6 +120,12 @@ class Sets:
             uuids.append(status["uuid"])
         if len(set(uuids)) != len(uuids):
             raise BadInput("a group is named twice", "name it once")
+        for word, uuid in zip(groups, uuids, strict=True):
+            if uuid in taken:
+                raise AlreadyExists(
+                    f"group {word} is in set {taken[uuid]}",
+                    f"a set is made anew to change it: farstripe set delete {taken[uuid]}, then create it",
+                )
         not_asked = numbered.check_below(self._node, uuids) if order == "counter" else []
         rev = int(known.get(name, {}).get("rev", 0)) + 1
         self._node.target("set.put", 10.0, name=name, rev=rev, groups=uuids, order=order, **cycle._asdict())

@@ -77,18 +77,24 @@ def release(journal: Journal, page: Page) -> set[int]:
     return files_of(before) - files_of(after)
 
 
-def files_facts(journal: Journal) -> list[dict[str, Any]]:
-    """What the journal is made of: {index, path, size, state}; size in bytes of ring, state "in use" or "draining"."""
+def files_facts(journal: Journal, *, broken: bool = False) -> list[dict[str, Any]]:
+    """What the journal is made of: {index, path, size, state}; size in bytes of ring, 0 where that cannot be read.
+
+    state: "in use", "draining", "failed: " and why; of the others in a broken journal "not used".
+    """
+    source = journal.source
+    if journal.unknown:
+        return [{"index": i, "path": source.path(i), "size": 0, "state": "not used"} for i in source.indices()]
     layouts = journal.super.ring()
     newest = files_of(layouts[-1:])
-    source = journal.source
+
+    def state(index: int) -> str:
+        if index in journal.failed:
+            return f"failed: {journal.failed[index]}"
+        return "not used" if broken else "in use" if index in newest else "draining"
+
     return [
-        {
-            "index": index,
-            "path": source.path(index),
-            "size": _bytes_of(layouts, index),
-            "state": "in use" if index in newest else "draining",
-        }
+        {"index": index, "path": source.path(index), "size": _bytes_of(layouts, index), "state": state(index)}
         for index in sorted(files_of(layouts))
     ]
 

@@ -54,6 +54,10 @@ GENERATION_STEP = 1 << 32
 """A journal that takes the place of a broken one is newer than anything that may still be read of that."""
 
 
+class Torn(IntegrityError):
+    """Records that were written are damaged, or missing; what the superblock says can be read."""
+
+
 class Undecided(OSError):
     """The superblock that decides what the journal is made of may or may not be written: the journal must be sealed."""
 
@@ -69,6 +73,10 @@ class Journal:
         self._syncing = threading.Lock()
         self._synced_off = -1
         self._broken: OSError | None = None
+        self.failed: dict[int, str] = {}
+        """Files whose medium has refused something in this life, by index: why."""
+        self.passed_over: tuple[int, int] | None = None
+        """Records [first, end) that `recover` found damaged, and did without."""
 
     def _adopt(self, files: Mapping[int, RandomFile], sup: Super) -> None:
         """Take over what the ring is made of now. Nobody appends through this object meanwhile."""
@@ -110,6 +118,11 @@ class Journal:
         """A journal whose files cannot be used: every access is an OSError, until `renew`."""
         return cls(source, {0: NoFile()}, page, Super(0, group, MIN_CAPACITY, 0, 1, 0, 1, 0))
 
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody has read what the journal is made of; see `absent`."""
+        return any(isinstance(file, NoFile) for file in self._ring[0].values())
+
     def follow(self) -> None:
         """Learn of a change of the layouts that the target has made, if there is one. Raises OSError."""
         if self._u64[LAYOUT_GEN] > self._layout_gen:
@@ -136,16 +149,24 @@ class Journal:
 
         trusted_head: (offset, epoch) from a page of this boot, or None to walk the chain from the tail.
         keep_head: publish the rest only; another process appends, and may do so at this moment.
-        A trusted head behind a torn or missing record is an IntegrityError: the medium lost bytes it had taken.
+        A trusted head behind a torn or missing record is Torn: the medium lost bytes it had taken. What
+        it lost before the redo point nobody needs but peers: then the journal begins there, durably, and `passed_over`
+        says which records are gone.
         """
         sup = self.super
         stop = max(sup.tail_off + self.capacity, self._ring[1][-1].start) if trusted_head is None else trusted_head[0]
         off, seq, epoch = walk(self.read, sup.tail_off, sup.tail_seq, sup.min_epoch, stop)
+        if off < sup.redo_off and not keep_head:
+            self.passed_over = seq + 1, sup.redo_seq
+            off, seq, epoch = walk(self.read, sup.redo_off, sup.redo_seq, epoch, stop)
+            sup = sup._replace(tail_off=sup.redo_off, tail_seq=sup.redo_seq)
         if trusted_head is not None and off < trusted_head[0]:
-            raise IntegrityError(
+            raise Torn(
                 f"the journal ends at record {seq}, before records that were written to it",
                 "the journal's medium is failing: replace it, then resync the pair",
             )
+        if sup is not self.super:
+            self._write_super(sup)
         self._publish_kept()
         if not keep_head:
             self._publish_head(off, seq, epoch)
@@ -223,7 +244,10 @@ class Journal:
         off = u64[HEAD_OFF]
         end = off + HEADER_BYTES if payload is None else off + HEADER_BYTES + len(payload)
         if end <= self._run_hi and off >= self._run_lo and u64[LAYOUT_GEN] <= self._layout_gen:
-            self._pwritev((header,) if payload is None else (header, payload), off + self._run_shift)
+            try:
+                self._pwritev((header,) if payload is None else (header, payload), off + self._run_shift)
+            except OSError as exc:
+                raise self._blame(piece_at(self._ring[1], off).file, exc) from exc
         else:
             self._write(header if payload is None else b"".join((header, payload)), off)
         u64[EPOCH] = epoch
@@ -248,12 +272,19 @@ class Journal:
             self._run_shift = DATA_START + piece.at - piece.lo
             self._run_lo, self._run_hi = piece.lo, piece.hi
         n = self._run_hi - off
-        if len(data) <= n:
-            self._pwritev((data,), off + self._run_shift)
-            return
-        view = memoryview(data)
-        self._pwritev((view[:n],), off + self._run_shift)
-        self._write(view[n:], off + n)
+        view = data if len(data) <= n else memoryview(data)[:n]
+        try:
+            self._pwritev((view,), off + self._run_shift)
+        except OSError as exc:
+            raise self._blame(piece_at(self._ring[1], off).file, exc) from exc
+        if len(data) > n:
+            self._write(memoryview(data)[n:], off + n)
+
+    def _blame(self, index: int, exc: OSError) -> OSError:
+        """Note which file has failed; returns the error with its name."""
+        why = exc.strerror or str(exc)
+        self.failed.setdefault(index, why)
+        return OSError(exc.errno, why, self.source.path(index))
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -348,7 +379,10 @@ class Journal:
             since = min(max(self._synced_off, u64[TAIL_OFF]), head)  # what lies before the tail is not kept
             try:
                 for file in {file for file, _at, _length in pieces(layouts, since, head - since + HEADER_BYTES)}:
-                    files[file].fdatasync()
+                    try:
+                        files[file].fdatasync()
+                    except OSError as exc:
+                        raise self._blame(file, exc) from exc
             except OSError as exc:
                 self._broken = exc
                 raise
@@ -441,7 +475,7 @@ class Journal:
         )
         write_slot(file, sup, index)
         self._change({index: file}, sup)
-        self._synced_off, self._broken = -1, None
+        self._synced_off, self._broken, self.failed = -1, None, {}
         self._publish_kept()
         self._publish_head(off, seq, epoch)
 

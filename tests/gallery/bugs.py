@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from replicator.capture import copier, copies, edges, engine, follower, recovery, roles, volumeset
+from replicator.capture import copier, copies, damage, edges, engine, follower, recovery, roles, volumeset
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.capture.unanswered import Unanswered
-from replicator.core import events, handshake, lastword, session
+from replicator.core import events, handshake, lastword, records, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.session import base
 from replicator.core.transitions import State
@@ -797,3 +797,59 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     return [(Unanswered, "take_stock", lambda self, engine, waits: None)]
+
+
+ROT = ("rot", "rot", "cut", "kill-replicator")
+
+
+@bug(
+    "rot-is-applied",
+    "what has rotted in a copy's journal is applied as it is",
+    faults=ROT,
+    fault_gap_s=0.2,
+    lazy=30.0,
+    late=0.0,
+)
+def _() -> list[Patch]:
+    def trusting(view: memoryview) -> list[tuple[records.Header, int]]:
+        found, at = [], 0
+        while len(view) - at >= records.HEADER_BYTES:
+            header = records.unpack_header(view, at)
+            if at + header.total_bytes > len(view):
+                break
+            found.append((header, at + records.HEADER_BYTES))
+            at += header.total_bytes
+        return found
+
+    return [(follower, "iter_run", trusting)]
+
+
+@bug(
+    "damage-is-skipped",
+    "a copy that cannot apply a damaged record goes on with the next one",
+    faults=ROT,
+    fault_gap_s=0.2,
+    lazy=30.0,
+    late=0.0,
+)
+def _() -> list[Patch]:
+    def skip(self: Any, found: Any) -> int:
+        engine = self._engine
+        header = engine.journal.header_at(found.off)
+        engine.page[APPLIED_SEQ], engine.page[APPLIED_OFF] = found.seq, found.off + header.total_bytes
+        return 1
+
+    return [(damage.DamagedJournal, "_end_at", skip)]
+
+
+@bug(
+    "damage-keeps-its-peers",
+    "a peer that lacks a damaged record of the primary is not given up, and asks for it again and again",
+    faults=("rot", "rot", "rot", "silence"),
+    fault_gap_s=0.2,
+    write_gap_s=0.01,
+    delay_s=0.03,
+    late=0.0,
+)
+def _() -> list[Patch]:
+    return [(damage.DamagedJournal, "_lacking", lambda self, found: [])]

@@ -15,6 +15,9 @@ import nbd
 import pytest
 
 from replicator.core.errors import FarstripeError, Refused
+from replicator.core.records import HEADER_BYTES, unpack_header
+from replicator.journal.page import HEAD_OFF, Page
+from replicator.journal.superblock import DATA_START
 from tests.interop.test_groups import EXISTS, NOT_FOUND, PEER, REFUSED, group, refused
 from tests.testing.fio import FioLoad
 from tests.testing.needs import needs
@@ -169,14 +172,18 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
     node = pair.primary
     load = pair.load("data", seed=7)
     load.wait_acked(100)
+    [one] = journal(node)["files"]
     lose_journal(node)
     load.wait_acked(300)
     assert "cannot be synced" in journal(node)["error"] and not node.group()["failed"]
+    assert one["path"] in journal(node)["error"]
+    assert [one["state"] for one in journal(node)["files"]] == ["failed: Input/output error"]
     assert "NO-JOURNAL" in node.farstripe("status")
     node.kill()
     node.start()
     load.wait_acked(500)
     assert node.group()["mode"] == "bitmap"
+    assert [one["state"] for one in journal(node)["files"]] == ["not used"]
     node.farstripe("group", "journal", "replace", GROUP, "--size", "16M", "--yes")
     pair.wait_streaming()
     load.wait_acked(700)
@@ -189,6 +196,7 @@ def test_a_journal_whose_disk_fails_does_not_stop_hosts_and_can_be_replaced(pair
 
 def test_a_primary_without_a_journal_that_comes_back_after_a_takeover_takes_no_write(pair: Pair) -> None:
     former, other = pair.primary, pair.secondary
+    former.ask("target", "group.policy", group=GROUP, startup_wait_s=60)  # a busy machine takes long to ask
     load = pair.load("data", seed=12)
     load.wait_acked(100)
     lose_journal(former)
@@ -276,3 +284,102 @@ def test_kills_in_the_middle_of_changes(pair: Pair) -> None:
     load.stop()
     pair.assert_images_equal()
     check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def flip(node: Node, seq: int) -> None:
+    """Flip a byte of what record `seq` holds, on the medium of the node's journal, which has one file."""
+    path = Path(journal(node)["files"][0]["path"])
+    status = node.group()
+    tail, head = status["journal"]["tail_off"], status["journal"]["head_off"]
+    size = path.stat().st_size - DATA_START
+    with path.open("r+b") as file:
+        off = tail
+        while off < head:
+            file.seek(DATA_START + off % size)
+            header = unpack_header(file.read(HEADER_BYTES))
+            if header.seq == seq:
+                at = DATA_START + (off + HEADER_BYTES + header.payload_len // 2) % size
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1]))
+                return
+            off += header.total_bytes
+    raise AssertionError(f"record {seq} is not in the journal of {node.name}")
+
+
+def flip_last(node: Node) -> None:
+    """Flip a byte of the newest records that the page of a node that does not run says it has published."""
+    uuid = next((node.state / "groups").iterdir()).name
+    page = Page.map(node.run_dir / f"{uuid}.page")
+    path = node.state / "groups" / uuid / "journal"
+    at = DATA_START + (page[HEAD_OFF] - 20_000) % (path.stat().st_size - DATA_START)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def events_of(node: Node, kind: str) -> list[dict[str, Any]]:
+    return [one for one in node.json("events", "--last", "1000") if one["kind"] == kind]
+
+
+def test_a_damaged_record_of_a_primary_costs_a_copy_by_difference_and_nothing_else(pair: Pair) -> None:
+    node = pair.primary
+    load = pair.load("data", seed=12)
+    load.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "20K")
+    before = node.group()["pos"]
+    wait_until(lambda: node.group()["pos"] > before + 400, pair.situation)
+    status = node.group()
+    flip(node, max(status["peer"]["received"], before) + 300)
+    load.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    wait_until(lambda: events_of(node, "group.journal-damaged"), pair.situation)
+    pair.wait_streaming()
+    load.wait_acked(50)
+    assert journal(node)["damaged"] == 1 and not journal(node)["error"]
+    assert "damaged" in node.farstripe("group", "journal", "show", GROUP)
+    load.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(load.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_killed_primary_with_a_damaged_record_serves_at_once(pair: Pair) -> None:
+    node = pair.primary
+    load = pair.load("data", seed=14)
+    load.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "20K")
+    before = node.group()["pos"]
+    wait_until(lambda: node.group()["pos"] > before + 300, pair.situation)
+    node.kill()
+    load.stop()
+    flip_last(node)
+    node.start()
+    again = pair.load("data", seed=15, ledger=load.ledger)
+    again.wait_acked(50)
+    node.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    pair.wait_streaming()
+    again.wait_acked(50)
+    assert events_of(node, "group.journal-damaged") and not journal(node)["error"]
+    again.stop()
+    pair.assert_images_equal()
+    check_nothing_lost(again.ledger, pair.secondary.generations("data", pair.volumes["data"] // 4096))
+
+
+def test_a_damaged_record_of_a_copy_is_sent_again(pair: Pair) -> None:
+    node = pair.secondary
+    load = pair.load("data", seed=13)
+    load.wait_acked(50)
+    pair.primary.farstripe("marker", "create", "stand", "--groups", GROUP, "--suspend")
+    wait_until(lambda: node.group()["limit_seq"] and node.group()["pos"] > node.group()["limit_seq"] + 50,
+               pair.situation)  # fmt: skip
+    load.stop()
+    flip(node, node.group()["limit_seq"] + 20)
+    pair.primary.farstripe("marker", "resume", "stand")
+    wait_until(lambda: events_of(node, "group.received-again"), pair.situation)
+    pair.wait_streaming()
+    pair.assert_images_equal()
+    assert not node.group()["failed"] and not node.group()["damaged_at"]
+    check_nothing_lost(load.ledger, node.generations("data", pair.volumes["data"] // 4096))

@@ -84,7 +84,7 @@ def test_a_secondary_that_hears_nothing_counts_by_the_primarys_clock(pair: Pair)
     a, b = pair.primary, pair.secondary
     pair.wait_in_sync()
     wait_until(lambda: b.json("status")["groups"][0]["edges"][0]["rpo"]["seconds"] == 0.0, "nothing is missing", 10)
-    b.farstripe("pair", "budget", GROUP, "--seconds", 1.5)
+    assert "copy here, fed by" in b.farstripe("pair", "budget", GROUP, "--seconds", 1.5)
     a.kill()
     wait_until(lambda: "rpo.exceeded" in kinds(b), lambda: str(b.json("status")), 15)
     lost = b.json("status")["groups"][0]["edges"][0]["rpo"]

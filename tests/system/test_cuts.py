@@ -327,7 +327,7 @@ def test_bad_input_and_nodes_that_are_away_change_nothing(two: tuple[Node, Node]
     assert "already" in a.farstripe("marker", "create", "m", "--groups", "log", expect=6)
     assert "hook" in a.farstripe("marker", "create", "h", "--groups", "log", "--before", "exit 3", expect=4)
     assert "cannot be compared" in a.farstripe("set", "create", "s", "log", "data@B", expect=4)
-    assert "is in set" in a.farstripe("set", "create", "s", "log", "data", expect=6)
+    assert "group log is in set" in a.farstripe("set", "create", "s", "log", "data", expect=6)
     assert "secondary here" in b.farstripe("set", "create", "s", "log", "data", expect=4)
     b.kill()
     assert "B" in a.farstripe("marker", "create", "far", "--groups", "log,data@B", expect=8)

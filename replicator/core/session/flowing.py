@@ -176,20 +176,14 @@ class Flowing(Greeting):
         return self.state, []
 
     def _data_stopped(self, event: DataStopped, now: float) -> Step:
-        ships = self.ships
+        if event.cause == "damaged":
+            told = self._tell("group.journal_damaged", off=event.off, seq=event.seq)
+            state, effects = self._go_down(now, event.message, close=True, soon=False)
+            return state, [told, *effects]
         state, effects = self._go_down(now, event.message, close=True, soon=event.cause == "journal")
         if event.cause == "medium":
-            effects.append(Log("stopped", {"reason": event.message}))
-            if ships:
-                effects.append(self._ask("group.doubt_journal"))
-            return State.STOPPED, effects
+            return State.STOPPED, [*effects, Log("stopped", {"reason": event.message})]
         return state, effects
-
-    def _doubted(self, event: Reply, now: float) -> Step:
-        """What could not be read from our journal: our target has looked, and may have given up order for it."""
-        if not event.result.get("given_up"):
-            return self.state, []
-        return self._go_down(now, self.link_reason, close=False, soon=True)
 
 
 def _bits(value: object) -> bytes:

@@ -27,7 +27,6 @@ from replicator.core.events import (
     ClaimJournal,
     CloseLink,
     Command,
-    DataStopped,
     Dial,
     Effect,
     Event,
@@ -525,7 +524,7 @@ class PairLoop:
 
     def _stopped(self, link: int, stopped: Stopped, now: float) -> None:
         self._flow.end()
-        self._feed(DataStopped(link, stopped.cause, str(stopped)), now)
+        self._feed(stopped.event(link), now)
 
     # -- effects --------------------------------------------------------------------------------------------------
 
@@ -540,7 +539,7 @@ class PairLoop:
             self._drop_link(gently=False)
         except Stopped as exc:
             self._flow.end()
-            self._box.put(DataStopped(link, exc.cause, str(exc)))
+            self._box.put(exc.event(link))
         else:
             return True
         return False

@@ -200,7 +200,7 @@ class Receiver:
         try:
             self._journal.append_run(memoryview(data)[run.begin : run.end], run.last_seq, run.last_epoch)
         except OSError as exc:
-            raise Stopped("medium", f"the journal cannot be written: {exc.strerror or exc}") from exc
+            raise Stopped("medium", f"the journal cannot be written: {exc}") from exc
         self.expect, self._epoch = run.last_seq + 1, run.last_epoch
         publish(self._u64, ARRIVED_GEN, run.last_seq, run.last_time_ns)
         if self._beacon[0]:
@@ -261,7 +261,7 @@ class Receiver:
         try:
             self._files.sync_journal()
         except OSError as exc:
-            raise Stopped("medium", f"the journal cannot be synced: {exc.strerror or exc}") from exc
+            raise Stopped("medium", f"the journal cannot be synced: {exc}") from exc
         if not self._files.current:
             raise Stopped("journal", "the group failed or was started over: this sync proves nothing")
         self._synced = received

@@ -21,6 +21,7 @@ from collections import deque
 from replicator.core.batching import Flying, RoundTrip, frame_bytes
 from replicator.core.credits import Credit
 from replicator.core.errors import IntegrityError
+from replicator.core.events import DataStopped
 from replicator.core.ratelimit import TokenBucket
 from replicator.core.records import HEADER_BYTES, MAX_PAYLOAD_BYTES, BadRecord, unpack_header
 from replicator.core.runs import Run, parse_run
@@ -41,6 +42,7 @@ from replicator.journal.page import (
     HEAD_OFF,
     HEAD_SEQ,
     TAIL_OFF,
+    TAIL_SEQ,
     edge_slot,
 )
 
@@ -54,9 +56,28 @@ PROVE_BYTES = 16 << 20
 class Stopped(Exception):
     """Shipping or receiving cannot go on; `cause` as in events.DataStopped."""
 
+    off = seq = 0
+
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
         self.cause = cause
+
+    def event(self, link: int) -> DataStopped:
+        """What the session is told."""
+        return DataStopped(link, self.cause, str(self), self.off, self.seq)
+
+
+class Damaged(Stopped):
+    """A record of our journal cannot be shipped: the medium does not give it back as it was written."""
+
+    def __init__(self, off: int, seq: int, why: object) -> None:
+        """off, seq: a place in the journal, and the record there; the damage is there or behind."""
+        if isinstance(why, OSError):
+            message = f"the journal cannot be read at record {seq}: {why.strerror or why}"
+        else:
+            message = f"the journal is damaged at record {seq}: {why}"
+        super().__init__("damaged", message)
+        self.off, self.seq = off, seq
 
 
 class Shipper:
@@ -132,7 +153,7 @@ class Shipper:
                 return 0
             run = self._read(lane, total)
             if run.records == 0:
-                raise Stopped("medium", f"the journal is damaged at record {self.seq}")
+                raise Damaged(self.off, self.seq, "its length is wrong")
         self._send(lane, run, now)
         return run.records
 
@@ -181,11 +202,9 @@ class Shipper:
         try:
             files.journal.read_into(view, self.off)
             run = parse_run(view, self.seq, self.epoch, prove=self._to_prove > 0)
-        except OSError as exc:
-            raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
-        except BadRecord as exc:
+        except (OSError, BadRecord) as exc:
             self._check_still_there()
-            raise Stopped("medium", f"the journal is damaged at record {self.seq}: {exc}") from exc
+            raise Damaged(self.off, self.seq, exc) from exc
         self._check_still_there()
         if run.begin:
             raise Stopped("journal", f"record {self.seq} is not where it was in the journal")
@@ -196,9 +215,9 @@ class Shipper:
         try:
             total = unpack_header(lane.buf, _ROOM).total_bytes
         except BadRecord as exc:
-            raise Stopped("medium", f"the journal is damaged at record {self.seq}: {exc}") from exc
+            raise Damaged(self.off, self.seq, exc) from exc
         if self.off + total > self._u64[HEAD_OFF] or total > MAX_PAYLOAD_BYTES + HEADER_BYTES:
-            raise Stopped("medium", f"the journal is damaged at record {self.seq}: it reaches beyond the journal's end")
+            raise Damaged(self.off, self.seq, "it reaches beyond the journal's end")
         return total
 
     def shrink(self) -> None:
@@ -257,18 +276,19 @@ def locate(files: GroupFiles, seq: int) -> int:
     """Return the offset of record `seq` in the journal (the head's for the seq that comes next).
 
     Starts at the peer's durable offset where that lies before it, else at the tail. Raises Stopped("journal") when the
-    record is not there, Stopped("medium") when the journal is damaged.
+    record is not there, Damaged when one before it is.
     """
     u64 = files.u64
     head_off, head_seq = u64[HEAD_OFF], u64[HEAD_SEQ]
     if seq == head_seq + 1 and files.current:
         return head_off
+    tail_off, tail_seq = u64[TAIL_OFF], u64[TAIL_SEQ]
     try:
         off, at = files.journal.tail()
-    except IntegrityError as exc:
-        raise Stopped("medium", str(exc)) from exc
-    except OSError as exc:
-        raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
+    except (IntegrityError, OSError) as exc:
+        if not files.current or u64[TAIL_OFF] != tail_off:
+            raise Stopped("journal", "the journal was started over, or trimmed meanwhile") from exc
+        raise Damaged(tail_off, tail_seq, exc) from exc
     if not at <= seq <= head_seq:
         raise Stopped("journal", f"record {seq} is not in the journal, which holds {at} to {head_seq}")
     try:
@@ -277,10 +297,8 @@ def locate(files: GroupFiles, seq: int) -> int:
             found = files.journal.header_at(hint).seq
             if at <= found <= seq:
                 off, at = hint, found
-    except BadRecord:
-        pass  # the hint is of another journal: start at the tail
-    except OSError as exc:
-        raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
+    except (BadRecord, OSError):
+        pass  # the hint is of another journal, or damaged: start at the tail
     return _walk(files, off, at, seq, head_off)
 
 
@@ -289,20 +307,17 @@ def _walk(files: GroupFiles, off: int, at: int, seq: int, head_off: int) -> int:
     view = memoryview(buf)
     base, have = off, 0
     while at < seq:
-        if off < base or off + HEADER_BYTES > base + have:
-            base, have = off, min(_SCAN_BYTES, head_off - off)
-            try:
-                files.journal.read_into(view[:have], base)
-            except OSError as exc:
-                raise Stopped("medium", f"the journal cannot be read: {exc.strerror or exc}") from exc
         try:
+            if off < base or off + HEADER_BYTES > base + have:
+                base, have = off, min(_SCAN_BYTES, head_off - off)
+                files.journal.read_into(view[:have], base)
             header = unpack_header(buf, off - base)
             if header.seq != at or have < HEADER_BYTES:
                 raise BadRecord(f"record {header.seq} where {at} belongs")
-        except BadRecord as exc:
+        except (BadRecord, OSError) as exc:
             if not files.current or files.u64[TAIL_OFF] > off:
                 raise Stopped("journal", "the journal was started over, or trimmed meanwhile") from exc
-            raise Stopped("medium", f"the journal is damaged at record {at}: {exc}") from exc
+            raise Damaged(off, at, exc) from exc
         off += header.total_bytes
         at += 1
     return off

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from replicator.capture.state import SECONDARY
+from replicator.journal.page import HEAD_OFF, TAIL_OFF
 from replicator.journal.superblock import DATA_START
 from tests.testing.sim.node import Node, is_primary
 from tests.testing.sim.replicator import Edge
@@ -150,6 +151,19 @@ class Nemesis:
         file.fdatasync()
         w.truth.promises = [p for p in w.truth.promises if p.holder != node.name]
         w.clock.after(0.1 + rng.expovariate(2.0), w.start, node)
+
+    def _do_rot(self, node: Node, rng: random.Random) -> None:
+        """Asked for by name only, and without power loss: a bit flips in the journal's file, within a record that is
+        kept. What a copy had promised by its journal may be void."""
+        journal, page = "journal", node.page
+        if node.target is None or node.target.engine.state.journal_error or journal not in node.disk.names():
+            return
+        tail, head = page[TAIL_OFF], page[HEAD_OFF]
+        if tail < head:
+            at = rng.randrange(max(tail, head - 40_000) if rng.random() < 0.7 else tail, head)
+            capacity = node.target.engine.journal.capacity
+            node.disk.corrupt(journal, DATA_START + at % capacity)
+            self._world.clock.note(f"rot at {at} of {tail} to {head} of {node.name}")
 
     def _do_switchover(self, node: Node, rng: random.Random) -> None:
         w = self._world

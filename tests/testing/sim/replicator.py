@@ -17,7 +17,6 @@ from replicator.core.events import (
     ClaimJournal,
     CloseLink,
     Command,
-    DataStopped,
     Dial,
     Effect,
     Event,
@@ -272,7 +271,7 @@ class Edge:
 
     def _stopped(self, link: int, stopped: Stopped) -> None:
         self.flow.end()
-        self.feed(DataStopped(link, stopped.cause, str(stopped)))
+        self.feed(stopped.event(link))
 
     def _drop(self) -> None:
         conn, self.conn, self.bundle = self.conn, None, None
@@ -338,7 +337,7 @@ class Edge:
             self.clock.after(0.0, self._later, LinkDown(link, str(exc)))
         except Stopped as exc:
             self.flow.end()
-            self.clock.after(0.0, self._later, DataStopped(link, exc.cause, str(exc)))
+            self.clock.after(0.0, self._later, exc.event(link))
         else:
             return True
         return False

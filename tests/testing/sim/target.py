@@ -95,6 +95,8 @@ class Target:
 
     def _event(self, name: str, **detail: Any) -> None:
         self.node.note(f"target {name} {detail}")
+        if name == "received-again":
+            self.node.world.gave_up_received(self.node)
 
     def _again(self, delay_s: float, action: Callable[[], None]) -> None:
         self.clock.after(delay_s * (0.6 + 0.8 * self.rng.random()), self._guarded, action)
@@ -153,12 +155,16 @@ class Target:
         svc = self.service
         if svc._hold_until and self.clock.now >= svc._hold_until:
             svc.release("its deadline passed")
-        broken = engine.failed_by_journal and engine.state.role == SECONDARY
+        try:
+            svc._damaged.look(self.clock.now)
+        except (OSError, FarstripeError) as exc:
+            self.node.note(f"keeper failed: {exc}")
+        broken = engine.failed_by_journal and engine.state.role == SECONDARY and not svc._damaged.pending
         if not (broken or engine.state.journal_error):
             self._broken_since = self.clock.now
         if not engine.failed:
             publish_beacon(engine)
-        waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss._receives(engine)
+        waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss.receives(engine)
         if engine.failed and not (broken and waited and rng.random() < 0.5):
             self._clear_intents()
             return
@@ -409,8 +415,8 @@ class Target:
             "group.resume_copy": svc.resume_copy,
             "group.attach": lambda: svc.attach(peer, **args),
             "group.link": lambda: svc.set_link(peer, args["up"]),
-            "group.doubt_journal": lambda: svc.doubt_journal(peer),
             "group.sync_on": lambda: svc.set_sync(peer, args.get("on", True)),
+            "group.journal_damaged": lambda: svc.journal_damaged(args["off"], args["seq"]),
             "group.follow": lambda: svc.follow(peer),
             "group.note_source": lambda: svc.note_source(peer, args["seq"]),
             "group.hold": lambda: svc.hold(args["deadline_s"]),

@@ -146,6 +146,20 @@ def test_what_the_journal_holds_beyond_the_peer_is_waited_for_after_a_crash(powe
         assert waits_for(engine, 0, K) == [], "the peer is known to have it"
 
 
+def test_stock_is_taken_of_what_the_peer_has_received_and_should_hold_on_stable_storage() -> None:
+    pair, engine = synchronous()
+    plain = engine.write(0, 0, b"x" * K)
+    fua = engine.write(0, K, b"x" * K, True)
+    pair.a.page[PEER_RECEIVED_SEQ] = fua
+    engine.unanswered.entries.clear()
+    engine.unanswered.take_stock(engine, engine.waits)
+    assert waits_for(engine, 0, 2 * K) == [(fua, True)]
+    edges.set_policy(engine, {"ack": "durable"}, "")
+    engine.unanswered.entries.clear()
+    engine.unanswered.take_stock(engine, engine.waits)
+    assert waits_for(engine, 0, 2 * K) == [(plain, False), (fua, True)]
+
+
 def test_of_a_long_journal_no_stock_is_taken_and_then_everything_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, engine = synchronous()
     for n in range(4):

@@ -51,7 +51,6 @@ class FakeTarget:
         self.tag = tag
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.refuse: set[str] = set()
-        self.given_up = False
         self.status: dict[str, Any] = {
             "uuid": GROUP, "role": role, "state": "ok", "mode": "journal", "pos": pos, "durable": pos, "floor": pos,
             "hist": [[E1A, 0]], "journal": {"first_seq": 1, "head_seq": pos}, "bitmaps": {1: 0}, "copying": False,
@@ -80,8 +79,8 @@ class FakeTarget:
     def _link(self, up: bool) -> dict[str, Any]:
         return {}
 
-    def _doubt_journal(self) -> dict[str, Any]:
-        return {"given_up": self.given_up}
+    def _journal_damaged(self, off: int, seq: int) -> dict[str, Any]:
+        return {"damaged": True}
 
     def _resume_copy(self) -> dict[str, Any]:
         return {}
@@ -623,28 +622,14 @@ def test_a_failed_journal_stops_the_pair_until_the_operator_acts():
     assert couple.b.session.state is State.DOWN
 
 
-@pytest.mark.parametrize("given_up", [True, False])
-def test_a_journal_that_cannot_be_read_is_looked_at_by_our_target_which_may_give_it_up(given_up):
+def test_our_target_is_told_of_a_record_that_cannot_be_shipped_and_the_pair_goes_on_by_what_it_does():
     couple = Couple()
     couple.connect()
-    couple.a.target.given_up = given_up
-    if given_up:
-        couple.a.target.status.update(mode="bitmap", journal={"first_seq": 10, "head_seq": 10})
-    couple.give(couple.a, DataStopped(couple.link, "medium", "the journal is damaged at record 9"))
+    couple.a.target.status.update(mode="bitmap", journal={"first_seq": 10, "head_seq": 10})
+    couple.give(couple.a, DataStopped(couple.link, "damaged", "the journal is damaged at record 9", 4160, 9))
+    assert ("group.journal_damaged", {"off": 4160, "seq": 9}) in couple.a.target.asked
     couple.tick(1.0)
-    assert ("group.doubt_journal", {}) in couple.a.target.asked
-    if given_up:
-        assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
-    else:
-        assert couple.a.session.state is State.STOPPED
-
-
-def test_a_target_that_does_not_know_the_question_leaves_it_to_the_operator():
-    couple = Couple()
-    couple.connect()
-    couple.a.target.refuse = {"doubt_journal"}
-    couple.give(couple.a, DataStopped(couple.link, "medium", "the journal is damaged at record 9"))
-    assert couple.a.session.state is State.STOPPED
+    assert couple.states() == (State.COPY_SOURCE, State.COPY_TARGET)
 
 
 def test_a_target_that_refuses_is_tried_again_later():

@@ -38,6 +38,7 @@ def refused(label: str) -> dict[str, Any]:
         ("UNREADABLE", {"name": "g", "failed": "x", "unread_journal": {"role": "primary", "intact": False}}, None),
         ("FAILED", {"name": "g", "failed": "no state", "unread_journal": None}, FACTS),
         ("NO-JOURNAL", {**STATUS, "mode": "bitmap", "journal": {"error": "disk x"}}, FACTS),
+        ("DAMAGED", {**STATUS, "role": "secondary", "damaged_at": 5, "apply_error": "CRC"}, FACTS),
         ("STOPPED", STATUS, {**FACTS, "session": "stopped"}),
         ("SPLIT-BRAIN", STATUS, {**FACTS, **refused("split-brain")}),
         ("SUPERSEDED", STATUS, {**FACTS, **refused("former-primary")}),

@@ -201,7 +201,8 @@ def test_damage_in_the_primarys_journal_is_its_own_mediums_error(folder: Path) -
         file.seek(8192 + 5 * 1064 + 500)
         file.write(b"?")
     with pair.connect():
-        assert pair.source.saw(DataStopped).cause == "medium"
+        stopped = pair.source.saw(DataStopped)
+        assert (stopped.cause, stopped.off, stopped.seq) == ("damaged", 0, 1), "where it was read from"
         assert pair.b.page[HEAD_SEQ] == 0
 
 
@@ -221,7 +222,7 @@ def test_damage_behind_what_is_proved_ends_the_connection_and_the_next_one_names
         assert pair.b.page[HEAD_SEQ] == 2, "what came before the damage was kept, and no byte of it"
         pair.source.on_link, pair.sink.on_link = [StartShipping(3)], [StartReceiving(3, 0)]
         pair.connect()
-        assert pair.source.saw(DataStopped).cause == "medium"
+        assert pair.source.saw(DataStopped).cause == "damaged"
         assert pair.b.page[HEAD_SEQ] == 2
 
 

@@ -14,8 +14,10 @@ from replicator.core.errors import IntegrityError
 from replicator.core.records import HEADER_BYTES, Kind, pack_header, unpack_header
 from replicator.journal import volumes as volumes_module
 from replicator.journal.page import DURABLE_SEQ, EPOCH, HEAD_OFF, HEAD_SEQ, TAIL_OFF, TAIL_SEQ, Page
+from replicator.journal.relayout import files_facts
 from replicator.journal.ring import DATA_START, Journal
 from tests.testing.fakedisk import FakeDisk
+from tests.testing.journalrig import Rig
 
 GROUP = bytes(range(16))
 E1, E2, E3 = 1 << 24 | 5, 2 << 24 | 5, 2 << 24 | 9
@@ -289,3 +291,30 @@ def test_what_takes_the_place_of_records_that_were_cut_off_is_synced_too() -> No
     ring.disk.crash(lambda _index, _write: "drop")
     ring.reopen(trusted=False)
     assert ring.records()[1:] == [(2, b"instead")]
+
+
+def test_a_file_that_fails_is_named() -> None:
+    rig = Rig(4096)
+    index = rig.join(2048)
+    rig.add(b"x" * 100)
+    rig.disk.fail_next_sync(rig.files.name(index))
+    with pytest.raises(OSError, match=f"file {index}"):
+        rig.journal.sync()
+    states = {one["index"]: one["state"] for one in files_facts(rig.journal)}
+    assert states == {0: "in use", index: "failed: Input/output error"}
+    assert {one["state"] for one in files_facts(rig.journal, broken=True)} == {"not used", states[index]}
+
+
+def test_damage_before_the_redo_point_is_passed_over_and_nothing_behind_it_is_lost() -> None:
+    rig = Rig(4096)
+    for n in range(4):
+        rig.add(bytes([n]) * 100)
+    redo = rig.journal.find(3)
+    rig.sync()
+    rig.journal.set_tail(0, 1, redo, 3)
+    rig.disk._find("journal").data[DATA_START + 164 + 80] ^= 1  # of record 2
+    rig.reopen(trusted=False)
+    assert rig.journal.passed_over == (2, 3)
+    assert (rig.page[TAIL_OFF], rig.page[TAIL_SEQ], rig.page[HEAD_SEQ]) == (redo, 3, 4)
+    rig.crash()  # the new tail was durable
+    assert rig.journal.passed_over is None and rig.page[HEAD_SEQ] == 4
