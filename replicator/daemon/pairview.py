@@ -87,6 +87,10 @@ def losses(node: Node, edges: list[dict[str, Any]]) -> list[dict[str, Any]]:
             in_sync=_in_sync(one),
             lag=_known_lag(one, status),
             others=tuple(node.pairs.name_of(peer) for peer in (one["facts"].get("peer_feeds") or ())),
+            further=_further(node, one, status),
+            current=not one["feeds_us"] or one["rpo"]["bound"] == "exact",
+            unknown=not one["feeds_us"] and not _complete(one, status) and _unheard(one),
+            kept=0 if one["feeds_us"] or _complete(one, status) else int(one["facts"].get("peer_kept") or 0),
         )
         for one in edges
     ]
@@ -98,13 +102,39 @@ def _complete(one: dict[str, Any], status: dict[str, Any]) -> bool:
     """The copy at the fed end of the edge is consistent, as far as this node knows."""
     if one["feeds_us"]:
         return bool(status["state"] == "ok")
-    return bool(one["status"] and not one["status"].get("copying") and one["facts"].get("was_complete"))
+    if not one["status"] or one["status"].get("copying"):
+        return False
+    facts = one["facts"]
+    agrees = (facts.get("decision") or {}).get("action") != "refuse" and facts.get("peer_role") == "secondary"
+    return bool(facts.get("was_complete") or (facts.get("peer_copy") == "ok" and agrees))
+
+
+def _unheard(one: dict[str, Any]) -> bool:
+    """It is not known whether the copy is consistent: nothing was heard, or a copy is planned and may not have begun."""
+    facts = one["facts"]
+    if one["status"] and one["status"].get("copying"):
+        return facts.get("peer_state") != "copy-target" and facts.get("peer_copy") not in ("fresh", "resync")
+    return not facts.get("peer_copy")
+
+
+def _further(node: Node, one: dict[str, Any], status: dict[str, Any]) -> tuple[tuple[str, int | None], ...]:
+    """Copies below a peer that this node feeds, as it last told, with the records that each lacks."""
+    if one["feeds_us"]:
+        return ()
+    copies, pos = one["facts"].get("peer_copies") or {}, int(status["pos"])
+    return tuple((node.pairs.name_of(peer), max(0, pos - seq) if seq else None) for peer, seq in copies.items())
 
 
 def _in_sync(one: dict[str, Any]) -> bool:
-    if one["feeds_us"]:
-        return bool(one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR")
-    return bool(one["word"] == "SYNC")
+    """Every write waits for the fed end. Of the primary that is known as of its last word only: one that has not been
+    heard for as long as it waits for an answer may have gone on alone."""
+    if not one["feeds_us"]:
+        return bool(one["word"] == "SYNC")
+    policy, age_s = one["policy"] or {}, one["rpo"]["as_of_s"]
+    patience_s = float(policy.get("loss_timeout_s") or 0.0)
+    alone = policy.get("on_loss") != "stall" and bool(patience_s) and (age_s is None or age_s >= patience_s)
+    heard = one["facts"].get("peer_state") == "sync-source" and one["rpo"]["bound"] == "exact"
+    return bool(heard and one["word"] == "PAIR" and not alone)
 
 
 def _known_lag(one: dict[str, Any], status: dict[str, Any]) -> int | None:

@@ -156,3 +156,28 @@ def test_of_two_copies_each_has_its_numbers_and_the_best_is_what_would_be_lost()
         assert 'farstripe_group_rpo_writes{bound="exact",group="app"} 0.0' in text
         shown = a.json("pair", "show", GROUP, "C")["rpo"]
         assert shown["bound"] == "exact" and shown["bytes"] > 0 and shown["seconds"] > 0
+
+
+def losses(node: Node) -> dict[str, dict[str, Any]]:
+    return {loss["node"]: loss for loss in node.json("status", GROUP)["groups"][0]["losses"]}
+
+
+def test_the_primary_knows_of_copies_further_down_and_a_copy_of_the_primary_elsewhere() -> None:
+    needs("nbdkit", "ip", root=True)
+    with NetNS() as net, running_nodes(net, "ABCD") as (a, b, c, d):
+        tree = Tree.grow(a, {"data": 8 * MIB}, [(a, b), (a, c), (c, d)])
+        c.farstripe("peer", "join", b.farstripe("peer", "token").split()[-1])
+        a.farstripe("switchover", GROUP, "B")
+        tree.primary = b
+        wait_until(lambda: set(losses(b)) == {"A", "B", "C", "D"}, lambda: str(losses(b)), 40)
+        lost = losses(b)["A"]
+        assert set(lost["left"]) == {"B", "C", "D"} and "copies further down stay" in lost["means"], lost
+        assert losses(b)["D"]["left"] == ["B", "A", "C"]
+        a.kill()
+        plan = c.json("takeover", GROUP, "--plan")
+        assert (plan["label"], plan["allowed"]) == ("primary-elsewhere", False)
+        assert plan["message"].startswith("B is primary of the group now and answers")
+        assert "the primary may be well" in c.farstripe("explain", GROUP)
+        b.kill()
+        plan = c.json("takeover", GROUP, "--plan")
+        assert (plan["label"], plan["allowed"]) == ("primary-unknown", True)

@@ -44,6 +44,7 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import QUIET_SLACK_S, NotExpected, Session
+from replicator.core.session.operating import numbers, texts
 from replicator.core.transfer import Transfer, from_map
 from replicator.core.transitions import State
 from replicator.daemon.link import wire
@@ -184,6 +185,23 @@ class PairLoop:
         if self._session.state is not State.REFUSED or decision is None:
             return None
         return decision.label, decision.cause
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """Of the peer that we feed, and the nodes below it: those that hold a complete copy, as last heard, with the last
+        record each is known to have."""
+        session, report = self._session, self._session.peer_report
+        if session.status.get("upstream") == session.peer:
+            return {}
+        found = numbers(report.get("copies"))
+        if session.was_complete:
+            found[session.peer] = max(session.acked[0], int(report.get("seq") or 0))
+        return found
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the peer calls other nodes."""
+        return texts(self._session.peer_report.get("names"))
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
