@@ -158,6 +158,28 @@ def test_of_two_copies_each_has_its_numbers_and_the_best_is_what_would_be_lost()
         assert shown["bound"] == "exact" and shown["bytes"] > 0 and shown["seconds"] > 0
 
 
+def test_while_differences_are_counted_or_copied_the_older_image_of_the_copy_is_no_nothing(pair: Pair) -> None:
+    a, b = pair.primary, pair.secondary
+    a.farstripe("pair", "wait", GROUP)  # until A has heard that the copy is complete
+    b.kill()
+    handle = a.writer("data")
+    for n in range(24):
+        handle.pwrite(bytes([n + 1]) * MIB, n * MIB)
+    wait_until(lambda: a.group()["mode"] == "bitmap", "it counts differences", 30)
+    assert (losses(a)["A"]["label"], losses(a)["A"]["left"]) == ("primary-behind", ["B"])
+    a.kill("replicator")
+    a.start()
+    assert losses(a)["A"]["label"] == "primary-unknown", "nothing was heard since"
+    a.farstripe("pair", "set", GROUP, "--limit", "1M")
+    b.start()
+    wait_until(lambda: losses(a)["A"]["label"] == "primary-kept", lambda: str(losses(a)), 30)
+    assert "B keeps the one after record" in losses(a)["A"]["means"]
+    assert "and keeps an image after record" in a.farstripe("status", GROUP)
+    a.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    pair.wait_in_sync()
+    wait_until(lambda: losses(a)["A"]["label"] == "primary-behind", lambda: str(losses(a)), 20)
+
+
 def losses(node: Node) -> dict[str, dict[str, Any]]:
     return {loss["node"]: loss for loss in node.json("status", GROUP)["groups"][0]["losses"]}
 
