@@ -36,8 +36,8 @@ from nbdplugin.markerhost import MarkerHost
 from replicator.capture import follower, roles
 from replicator.capture.clock import RESERVE_FILE_BYTES, WriteClock
 from replicator.capture.cutter import publish_beacon
-from replicator.capture.engine import NoRoom, Parked
 from replicator.capture.marking import Marking
+from replicator.capture.parking import NoRoom, Parked
 from replicator.capture.sets import COUNTER, ORDERS, SetHost
 from replicator.capture.state import PRIMARY, SECONDARY
 from replicator.core.cycles import Cycle
