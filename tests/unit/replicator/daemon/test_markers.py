@@ -243,6 +243,24 @@ def test_a_hook_knows_the_marker_and_its_failure_or_slowness_is_an_error(tmp_pat
         run_hook("sleep 5", "m", timeout_s=0.1)
 
 
+def test_a_hook_that_is_too_slow_does_nothing_afterwards(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="was killed"):
+        run_hook(f"(sleep 0.4; touch {tmp_path}/frozen) & sleep 5; true", "m", timeout_s=0.1)
+    time.sleep(0.8)
+    assert not (tmp_path / "frozen").exists()
+
+
+def test_a_schedule_is_not_replaced_by_another_one_of_its_name(tmp_path: Path) -> None:
+    store = coordinator(tmp_path, OneNode()).store
+    store.schedule("s", {"groups": ["g", "h@B"], "interval_s": 1.0})
+    store.schedule("s", {"groups": ["g", "h@B"], "interval_s": 1.0})
+    with pytest.raises(AlreadyExists, match="already, of g,h@B"):
+        store.schedule("s", {"groups": ["g"], "interval_s": 1.0})
+    assert store.schedules()["s"]["groups"] == ["g", "h@B"]
+    store.schedule("s", None)
+    store.schedule("s", {"groups": ["g"], "interval_s": 1.0})
+
+
 @pytest.mark.parametrize(("offset_s", "too_far"), [(0.0, False), (0.9, False), (1.5, True), (-3.0, True)])
 def test_a_clock_that_is_away_is_told_from_a_slow_answer(offset_s: float, too_far: bool) -> None:
     now = [10**18]
