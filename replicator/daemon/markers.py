@@ -80,7 +80,11 @@ class Markers:
         """
         if any(one["name"] == name and one["state"] != DEAD for one in self.store.all()):
             raise AlreadyExists(f"there is a marker {name} already", "choose another name")
-        members = self.resolve(groups)
+        try:
+            members = self.resolve(groups)
+        except (PeerError, TimedOut) as exc:
+            what = f"marker {name} was not made, and nothing was held: {exc.message}"
+            raise PeerError(what, exc.way_out or "see that the node can be reached: farstripe peer list") from exc
         hosts = linked(self.store.hosts(), list(members)) if hold == HOSTS else {}
         n = self.store.next_number(int(one["highest"]) for one in members)
         listed = [{"group": one["name"], "seq": 0, **{key: one[key] for key in PLACED}} for one in members]
@@ -451,8 +455,8 @@ def is_complete(record: Record, copies: list[dict[str, Any]]) -> bool:
 def run_hook(command: str, marker: str, timeout_s: float = HOOK_S) -> None:
     """Run a command of the operator's by the shell, with FARSTRIPE_MARKER set. Raises Refused when it fails.
 
-    One that takes too long is killed with all it has started: what it may do later, such as freezing a filesystem, would
-    come behind the command that is to undo it.
+    One that takes too long is killed with all it has started: what it may do later, such as freezing a filesystem,
+    would come behind the command that is to undo it.
     """
     if not command:
         return

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.errors import AlreadyExists, NotFound, Refused, TimedOut
+from replicator.core.errors import AlreadyExists, NotFound, PeerError, Refused, TimedOut
 from replicator.daemon.markers import Markers, is_complete, run_hook
 from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Images, Scheduler, at_once
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
@@ -95,6 +95,15 @@ def test_a_marker_is_made_although_the_hook_after_it_fails_and_the_error_says_so
     assert MarkerStore(tmp_path, 5).find("m")["state"] == MADE
     with pytest.raises(AlreadyExists):
         markers.create("m", ["g"])
+
+
+def test_a_node_that_cannot_be_asked_is_one_kind_of_error_and_nothing_was_held(tmp_path: Path) -> None:
+    node = OneNode()
+    node.fails = "group.status"
+    markers = coordinator(tmp_path, node)
+    with pytest.raises(PeerError, match="marker m was not made, and nothing was held: on A: a+ is silent") as caught:
+        markers.create("m", ["g"])
+    assert "peer list" in caught.value.way_out and markers.store.all() == []
 
 
 def test_a_marker_is_durable_before_the_hook_after_it_runs(tmp_path: Path) -> None:
