@@ -14,7 +14,6 @@
     journalloss.py  a journal's medium that failed, and a new journal
     recordlog.py    records of a journal as a list
     backlog.py   how far the peer is behind
-    damage.py    records that cannot be had from the journal any more
     refusals.py  hosts get errors: told once
     facts.py     what a group says about itself: status
     service.py   threads around an engine, for the real target
