@@ -14,7 +14,8 @@
     journalloss.py  a journal's medium that failed, and a new journal
     recordlog.py    records of a journal as a list
     backlog.py   how far the peer is behind
-    refusals.py  hosts get errors: told once
+    damage.py    records that cannot be had from the journal any more
+    hardship.py  host writes that wait or fail for want of room or of a peer: told once an episode
     facts.py     what a group says about itself: status
     service.py   threads around an engine, for the real target
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from replicator.capture import edges, roles
 from replicator.capture.engine import GroupEngine
-from replicator.capture.refusals import Refusals
+from replicator.capture.hardship import ROOM, Hardship
 from replicator.capture.state import JOURNAL, SECONDARY, Edge
 from replicator.core.errors import MediumError
 from replicator.core.losspolicy import Verdict, may_go_alone, on_full
@@ -40,19 +40,20 @@ class FullJournal:
         drain: Callable[[set[int]], None],
         wake_writers: Callable[[], None],
         ring_edges: Callable[[], None],
-        refusals: Refusals,
+        hardship: Hardship,
     ) -> None:
         """checkpoint(tail_off): as GroupService.checkpoint. drain(pending): returns when these changes are in the pool.
-        wake_writers: those that wait for peers ask anew whether to go on. ring_edges: the replicator has work."""
+        wake_writers: those that wait for peers ask anew whether to go on. ring_edges: the replicator has work.
+        hardship: is told of writes that wait or fail."""
         self._engine = engine
         self._u64 = engine.page.u64
         self._events = events
         self._checkpoint = checkpoint
         self._drain = drain
         self._wake_writers, self._ring_edges = wake_writers, ring_edges
+        self._hardship = hardship
         self.changing = threading.Lock()
         """Held while writers are parked to change the mode, or to replace the journal."""
-        self._refusals = refusals
         self._full_since: float | None = None
 
     def make_room(self, began: float) -> None:
@@ -66,12 +67,14 @@ class FullJournal:
             return
         verdicts = [(e, self._verdict(e, began)) for e in edges.holders(engine)]
         engine.full_for = {e.slot: before for e, verdict in verdicts if verdict is not Verdict.OVERFLOW}
-        if any(verdict is Verdict.FAIL for _, verdict in verdicts):
-            error = self._no_room(next(e for e, verdict in verdicts if verdict is Verdict.FAIL))
-            self._refusals.tell(error.message)
-            raise error
+        now = time.monotonic()
+        if failing := next((e for e, verdict in verdicts if verdict is Verdict.FAIL), None):
+            self._hardship.fails(ROOM, failing.peer, now)
+            raise self._no_room(failing)
         give_up = [e for e, verdict in verdicts if verdict is Verdict.OVERFLOW]
         if not give_up:
+            if verdicts:
+                self._hardship.waits(ROOM, verdicts[0][0].peer, now)
             self._ring_edges()
             with engine.opened:
                 engine.opened.wait(WAIT_S)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from replicator.capture import edges
 from replicator.capture.engine import GroupEngine
-from replicator.capture.refusals import Refusals
+from replicator.capture.hardship import NOTABLE_S, PEER, Hardship
 from replicator.capture.state import PRIMARY, Edge
 from replicator.capture.waiters import Waiters
 from replicator.core.errors import MediumError, Refused
@@ -28,13 +28,14 @@ class PeerWaits:
         bell: Doorbell,
         events: Callable[..., None],
         refuse_when_closing: Callable[[], None],
-        refusals: Refusals,
+        hardship: Hardship,
     ) -> None:
-        """bell: rung when a peer has answered. refuse_when_closing: raises when the target stops."""
+        """bell: rung when a peer has answered. refuse_when_closing: raises when the target stops. hardship: is told of
+        what waits for long, or fails."""
         self._engine = engine
         self._events = events
-        self._refusals = refusals
         self._refuse_when_closing = refuse_when_closing
+        self._hardship = hardship
         self._waiters = Waiters(engine.page, bell)
         self.wake_all = self._waiters.wake_all
         """Makes everybody ask now whether he should give up."""
@@ -57,8 +58,10 @@ class PeerWaits:
             if not edge.sync_on:
                 return True
             self._refuse_when_closing()
-            policy = engine.state.policy
-            verdict = on_unanswered(policy.on_loss, time.monotonic() - began, policy.loss_timeout_s)
+            policy, now = engine.state.policy, time.monotonic()
+            verdict = on_unanswered(policy.on_loss, now - began, policy.loss_timeout_s)
+            if verdict is Verdict.WAIT and now - began >= NOTABLE_S / 2:
+                self._hardship.waits(PEER, edge.peer, now)
             if verdict is Verdict.DEGRADE:
                 if edges.degrade(engine, edge):
                     self._events(
@@ -67,10 +70,12 @@ class PeerWaits:
                 self.wake_all()
                 return True
             if verdict is Verdict.FAIL or engine.failed:
-                why = f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s"
                 if not engine.failed:
-                    self._refusals.tell(why)
-                raise MediumError(why, "restore the link, or choose on_loss=degrade to go on alone")
+                    self._hardship.fails(PEER, edge.peer, now)
+                raise MediumError(
+                    f"the peer of group {engine.state.name} has not answered for {policy.loss_timeout_s:g} s",
+                    "restore the link, or choose on_loss=degrade to go on alone",
+                )
             return False
 
         what = EDGE_DURABLE_SEQ if durable else EDGE_RECEIVED_SEQ

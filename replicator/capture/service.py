@@ -36,10 +36,10 @@ from replicator.capture.damage import DamagedJournal
 from replicator.capture.engine import GroupEngine
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.guardedreads import GuardedReads
+from replicator.capture.hardship import ROOM, Hardship
 from replicator.capture.parking import NoRoom, Parked
 from replicator.capture.peerwaits import PeerWaits
 from replicator.capture.recordlog import DamagedRecord, records_from
-from replicator.capture.refusals import Refusals
 from replicator.capture.relayloss import RelayWatch
 from replicator.capture.retention import Threshold, Trend
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, UNTRACKED
@@ -50,6 +50,7 @@ from replicator.core.records import BadRecord, Kind
 from replicator.journal.files import Buffer
 from replicator.journal.page import (
     APPLIED_OFF,
+    EDGE_RECEIVED_SEQ,
     HEAD_OFF,
     HEAD_SEQ,
     INCARNATION,
@@ -57,6 +58,7 @@ from replicator.journal.page import (
     TAIL_OFF,
     TARGET_ASLEEP,
     Doorbell,
+    edge_slot,
 )
 
 T = TypeVar("T")
@@ -108,8 +110,8 @@ class GroupService:
         engine.announce = self._ring_edge
         self._events = events
         self._u64 = engine.page.u64
-        refusals = Refusals(lambda: engine.state.name, events)
-        self.peers = PeerWaits(engine, own_bell, events, self._refuse_when_closing, refusals)
+        self._hardship = Hardship(partial(events, group=engine.state.name), self._still_hard)
+        self.peers = PeerWaits(engine, own_bell, events, self._refuse_when_closing, self._hardship)
         self.reads = GuardedReads(engine, self.peers.wait)
         self._answered = engine.unanswered.entries.pop
         self._stop = threading.Event()
@@ -140,7 +142,7 @@ class GroupService:
             self._drain,
             self.peers.wake_all,
             self._ring_all,
-            refusals,
+            self._hardship,
         )
         self._damaged = DamagedJournal(engine, events, lambda: self.checkpoint(whole=True), self._look_anew)
 
@@ -148,6 +150,16 @@ class GroupService:
         self._role_changed.set()
         self.peers.wake_all()
         self._ring_all()
+
+    def _still_hard(self, what: str, peer: str) -> bool:
+        """Whether a host write would wait or fail again for want of room, or of the peer's answer."""
+        engine, u64 = self.engine, self._u64
+        if engine.state.role != PRIMARY or engine.state.mode != JOURNAL or engine.failed:
+            return False
+        if what == ROOM:
+            return not engine.journal.room_for(min(LARGEST_WRITE_BYTES, engine.journal.capacity // 16))
+        edge = engine.state.edge_of(peer)
+        return edge is not None and edge.sync_on and u64[edge_slot(edge.slot, EDGE_RECEIVED_SEQ)] < u64[HEAD_SEQ]
 
     def _ring_edge(self, slot: int) -> None:
         bell = self._bells.get(slot)
@@ -355,6 +367,7 @@ class GroupService:
                 for path in ringchange.release_files(engine):
                     self._events("journal-released", group=engine.state.name, path=path)
                 self._damaged.look(now)
+                self._hardship.look(now)
                 if engine.journal_lost:
                     self._full.go_over()
                 if engine.unsettled and engine.state.role == PRIMARY and not engine.parked_for:
@@ -381,7 +394,7 @@ class GroupService:
         self._keeper_saw = head
         engine = self.engine
         waits = self._hold_until or engine.parked_for or engine.journal_lost or self._damaged.pending
-        busy = head != before or waits or self._u64[SYNC_ON]
+        busy = head != before or waits or self._u64[SYNC_ON] or self._hardship.told
         self._still_rounds = 0 if busy else self._still_rounds + 1
         return KEEPER_S if self._still_rounds < QUIET_ROUNDS else QUIET_KEEPER_S
 
@@ -482,7 +495,8 @@ class GroupService:
         status = self.engine.status(edge)
         status["behind"] = self._behind(status["peer"]["received"])
         for one in status["edges"]:
-            one["behind"] = self._behind(one["received"])
+            one["behind"] = None if one["upstream"] else self._behind(one["received"])
+        status["writers"] = self._hardship.facts(time.monotonic())
         status["journal"] |= retention.journal_view(self.engine, self._trend)
         return status
 

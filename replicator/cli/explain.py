@@ -23,11 +23,12 @@ _PLACES = {
     "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
     "full": "writes of hosts wait as long as the policy says, and fail then, or fail at once",
-    "where": "away (the reason is shown) or too slow", "hurry": "bring the peer back, or see what slows it down",
     "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
     "holds": "whether they hold all that was answered is said", "without": "give the group a new one, as is said",
     "force": " [--force]", "refused": "the node that would feed this one is refused by another, as is said",
     "refused_on": "  (on that node)", "plan": "farstripe takeover GROUP --plan",
+    "primaries": "another node, which is named,",
+    "at": "the secondary", "standing": "", "slow": "what becomes of them the policy says",
     "damaged": "which is named", "whole": "before it",
     "instead": "; a copy can also take over, and what it would lack is said",
 }  # fmt: skip
@@ -120,7 +121,8 @@ def _pool_troubles(here: Node) -> list[dict[str, Any]] | None:
 
 
 def _words() -> str:
-    return ", ".join([*sorted(TERMS), *(row.word for row in states.TABLE)])
+    conditions = (one.label for one in states.CONDITIONS)
+    return ", ".join([*sorted(TERMS), *(row.word for row in states.TABLE), *conditions])
 
 
 def _group_text(one: dict[str, Any]) -> str:
@@ -135,6 +137,9 @@ def _edge_text(one: dict[str, Any], which: str) -> str:
     lines = [f"group {one['name']}{which}: {one['word']} ({one['role'] or 'role unknown'})"]
     lines += [f"  why:      {one['why']}", f"  means:    {one['means']}", f"  do next:  {one['then']}"]
     lines += [f"            {command}" for command in one["commands"]]
+    for told in one["conditions"]:
+        lines += [f"  besides:  {told['text']}", f"  do next:  {told['then']}"]
+        lines += [f"            {command}" for command in told["commands"]]
     lines += [f"  {line}" for line in asof.retained_lines(one)]
     if one["paired"]:
         lines.append(f"  would be lost with the primary: {lost_text(one['rpo'])}")
@@ -149,6 +154,11 @@ def explain_word(word: str) -> dict[str, Any] | None:
             text = " ".join(f"{part[0].upper()}{part[1:]}." for part in told)
             commands = [command.format(**_PLACES) for command in row.commands]
             return _entry(row.word, "state of a pair", text, commands)
+    for one in states.CONDITIONS:
+        if one.label == word.upper():
+            text = f"{one.text}. What to do: {one.then}.".format(**_PLACES)
+            advice = [command.format(**_PLACES) for command in one.commands]
+            return _entry(one.label, "condition of a pair", f"{text[0].upper()}{text[1:]}", advice)
     if term := TERMS.get(word.lower()):
         return _entry(word.lower(), "word", term.text, list(term.commands))
     for step in decisions.TABLE:

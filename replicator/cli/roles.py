@@ -62,7 +62,8 @@ def takeover(here: Node, group: str, plan_only: bool, force: bool, yes: bool, as
         emit(as_json, plan, _plan_text(plan))
         return
     if plan["allowed"]:
-        confirm(f"{lost_text(plan['lost'])} Take over group {group}?", yes, as_json)
+        beware = "" if plan["label"] == "clean" else f"Beware: {plan['message']}. "
+        confirm(f"{beware}{lost_text(plan['lost'])} Take over group {group}?", yes, as_json)
     done = here.replicator("takeover", group=group, force=force, wait_s=180)
     lost = done.get("lost") or plan["lost"]
     emit(as_json, done, f"this node is primary of group {group} now. {lost_text(lost)}")
@@ -71,7 +72,8 @@ def takeover(here: Node, group: str, plan_only: bool, force: bool, yes: bool, as
 def _plan_text(plan: dict[str, Any]) -> str:
     if plan["allowed"]:
         others = "".join(f"\n  {one['peer']}: {one['means']}" for one in plan.get("others") or ())
-        return f"takeover: possible ({plan['label']}). {lost_text(plan['lost'])}{others}"
+        beware = "" if plan["label"] == "clean" else f"\nbeware: {plan['message']}"
+        return f"takeover: possible ({plan['label']}). {lost_text(plan['lost'])}{others}{beware}"
     way_out = f"\nway out: {plan['way_out']}" if plan["way_out"] else ""
     return f"takeover: refused ({plan['label']}): {plan['message']}{way_out}"
 

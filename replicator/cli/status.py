@@ -45,11 +45,15 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
     pairs = [edge for one in groups for edge in one["edges"] or [one]]
     table(False, None, COLUMNS, [_row(one) for one in pairs], none)
     for one in pairs:
-        if one["level"] in ("bad", "warn"):
-            peer = f" ({one['peer']['name']})" if one["peer"] else ""
+        if one["level"] not in ("bad", "warn"):
+            continue
+        peer = f" ({one['peer']['name']})" if one["peer"] else ""
+        if one["commands"]:
             click.echo(f"\n{one['name']}{peer}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")
-            for command in one["commands"]:
-                click.echo(f"    {command}")
+            click.echo("".join(f"    {command}\n" for command in one["commands"]), nl=False)
+        for told in one["conditions"]:
+            click.echo(f"\n{one['name']}{peer}: {told['text']}.\n  What to do: {told['then']}.")
+            click.echo("".join(f"    {command}\n" for command in told["commands"]), nl=False)
     for one in groups:
         for line in asof.retained_lines(one):
             click.echo(f"{one['name']}: {line}")
@@ -112,8 +116,7 @@ def _remark(one: dict[str, Any]) -> str:
         remarks.append("BEYOND ITS BUDGET: " + "; ".join(one["budget"]["reasons"]))
     if one["held"]:
         remarks.append("writes held")
-    if one["stands_at"]:
-        remarks.append("STANDS AT A MARKER")
+    remarks += [label.replace("-", " ") for label in (told["label"] for told in one["conditions"])]
     if one["copy_left_bytes"]:
         remarks.append(f"{format_size(one['copy_left_bytes'])} left to copy")
     if one["failed"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from replicator.cli.access import Node
 from replicator.core.errors import DaemonNotRunning, FarstripeError, NotFound, TimedOut
-from replicator.core.rpo import rpo
+from replicator.core.rpo import of_group, rpo
 from replicator.core.status import describe, edge_status
 
 Facts = dict[str, Any]
@@ -79,12 +79,17 @@ _WORST_FIRST = ("bad", "warn", "busy", "ok")
 
 def whole_view(status: Facts | None, pairs: list[Facts], replicator: bool) -> Facts:
     """Return what is known of one group: as group_view for its worst pair, with `edges`, one such entry for each pair,
-    and `losses`: what the loss of this node, and of each peer, means."""
+    and `losses`: what the loss of this node, and of each peer, means.
+
+    Of several pairs `rpo` is that of the copy which lacks most, and `rpo_best` what would be lost with the primary now.
+    """
     edges = [group_view(edge_status(status, pair["peer"]), pair, replicator) for pair in pairs]
     whole = group_view(status, None, replicator)
     worst = min(edges, key=lambda one: _WORST_FIRST.index(one["level"]), default=whole)
     losses: list[Facts] = next((pair["losses"] for pair in pairs if pair.get("losses")), [])
-    return {**worst, "edges": edges, "losses": losses}
+    told = [(bool(pair.get("feeds_us")), one["rpo"]) for pair, one in zip(pairs, edges, strict=True) if one["rpo"]]
+    most, least = of_group(told)
+    return {**worst, "rpo": most, "rpo_best": least, "edges": edges, "losses": losses}
 
 
 def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Facts:
@@ -108,6 +113,8 @@ def group_view(status: Facts | None, pair: Facts | None, replicator: bool) -> Fa
         "degraded": known.get("degraded"),
         "held": known.get("held"),
         "stands_at": (known.get("limit_seq") or None) if known.get("role") == "secondary" else None,
+        "peer_stands_at": (pair or {}).get("stands_at") if known.get("role") == "primary" else None,
+        "writers": known.get("writers"),
         "paired": paired,
         "peer": _peer(pair),
         "rpo": rpo(known, pair) if paired and known else None,

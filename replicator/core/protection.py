@@ -1,8 +1,9 @@
 """What is lost, and what still protects, when one node of a group's tree is lost: one labelled table.
 
 Asked of one node, from what it knows of its own edges. So it speaks of that node, of the one that feeds it, and of
-those it feeds, and not of nodes further off. Nothing is claimed that is not known: an edge without a link counts as it
-was when it was last heard of, and says so.
+those it feeds, and of nodes further down as these have last told. Nothing is claimed that is not known: an edge without
+a link counts as it was when it was last heard of, and says so; a copy of which nothing was heard is unknown, and neither
+there nor lost.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ class EdgeFacts(NamedTuple):
     in_sync: bool  # every write waits for it
     lag: int | None  # records the fed end lacks, None when not known
     others: tuple[str, ...] = ()  # names of the others that the peer feeds
+    further: tuple[tuple[str, int | None], ...] = ()  # nodes below the peer that hold a complete copy, as last heard,
+    # with the records each lacks
+    current: bool = True  # `lag` is what it lacks now, and no limit from below
+    unknown: bool = False  # nobody has heard whether the fed end holds a complete copy; then `complete` is false
+    kept: int = 0  # the record of the consistent image that the fed end keeps while it is copied to, 0 for none
 
 
 class Loss(NamedTuple):
@@ -34,7 +40,8 @@ class Loss(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The first row whose `when` holds counts. Texts may use {best}, {lag}, {also}, {waiting}, {below}, {under}."""
+    """The first row whose `when` holds counts. Texts may use {best}, {lag}, {also}, {waiting}, {below}, {under},
+    {further}, {kept}, {unheard}."""
 
     label: str
     when: Callable[[_Case], bool]
@@ -55,6 +62,12 @@ class _Case(NamedTuple):
         whole = [e for e in self.below if e.complete]
         return sorted(whole, key=lambda e: (not e.in_sync, not e.linked, e.lag is None, e.lag or 0, e.peer))
 
+    @property
+    def further(self) -> list[tuple[str, int | None]]:
+        """Copies below what this node feeds, and below the lost node: they stay, but get nothing from here."""
+        edges = [*self.below, *([self.lost] if self.lost is not None and not self.lost.feeds else [])]
+        return [copy for e in edges for copy in e.further]
+
 
 TABLE: tuple[Row, ...] = (
     # The primary is lost: this node, or the peer that feeds this one.
@@ -69,6 +82,24 @@ TABLE: tuple[Row, ...] = (
         lambda c: c.lost is None and c.role == "primary" and bool(c.complete),
         "warn",
         "lost is what has not arrived: take over on {best}, {lag}{waiting}",
+    ),
+    Row(
+        "primary-further",
+        lambda c: c.lost is None and c.role == "primary" and bool(c.further),
+        "warn",
+        "lost is what has not arrived further down: {further}{waiting}",
+    ),
+    Row(
+        "primary-kept",
+        lambda c: c.lost is None and c.role == "primary" and any(e.kept for e in c.below),
+        "bad",
+        "lost is everything since an older image: {kept}",
+    ),
+    Row(
+        "primary-unknown",
+        lambda c: c.lost is None and c.role == "primary" and any(e.unknown for e in c.below),
+        "bad",
+        "unknown: it was not heard whether a complete copy is on {unheard}",
     ),
     Row(
         "primary-only",
@@ -121,9 +152,21 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "copy-lost-relay",
+        lambda c: c.role == "primary" and bool(c.further),
+        "bad",
+        "copies further down stay, without new records until it is back: {further}; what is written meanwhile exists once",
+    ),
+    Row(
+        "copy-lost-above-unknown",
         lambda c: c.role == "primary" and c.lost is not None and bool(c.lost.others),
         "bad",
-        "{under}: no records until it is back, their images stay; what is written meanwhile exists once",
+        "no other copy here; {under}: no records until it is back, and whether a complete image is there was not heard",
+    ),
+    Row(
+        "copy-lost-rest-unknown",
+        lambda c: c.role == "primary" and any(e.unknown for e in c.below),
+        "bad",
+        "unknown: it was not heard whether a complete copy is on {unheard}",
     ),
     Row(
         "copy-lost-last",
@@ -146,7 +189,14 @@ def losses(node: str, role: str, state: str, edges: Sequence[EdgeFacts]) -> list
     below = [e for e in edges if not e.feeds]
     cases = [(node, _Case(role, state, None, below, above))]
     cases += [(e.peer, _Case(role, state, e, [x for x in below if x is not e], above)) for e in edges]
-    return [_judge(name, node, case) for name, case in cases]
+    found = [_judge(name, node, case) for name, case in cases]
+    holds = [node, *(e.peer for e in below if e.complete)] if role == "primary" or state == "ok" else []
+    for name in dict.fromkeys(name for e in below for name, _ in e.further):
+        left = [*holds, *(other for e in below for other, _ in e.further if other != name)]
+        found.append(
+            Loss(name, "copy-further-lost", "warn", f"one copy less; {_names(left)} still hold the data", left)
+        )
+    return found
 
 
 def _judge(name: str, here: str, case: _Case) -> Loss:
@@ -161,8 +211,11 @@ def _judge(name: str, here: str, case: _Case) -> Loss:
         waiting=f"; no records for {_names(others)} until this node is back" if others else "",
         below=_names([e.peer for e in case.below]),
         under=_names(list(case.lost.others)) if case.lost is not None else "",
+        further=_names([f"{node} ({_records(lag)}, as last heard)" for node, lag in case.further]),
+        kept=_names([f"{e.peer} keeps the one after record {e.kept}" for e in case.below if e.kept]),
+        unheard=_names([e.peer for e in case.below if e.unknown]),
     )
-    left = [e.peer for e in case.complete]
+    left = [e.peer for e in case.complete] + ([name for name, _ in case.further] if case.role == "primary" else [])
     if case.lost is not None and (case.role == "primary" or case.state == "ok"):
         left.insert(0, here)
     if case.above is not None and case.above is not case.lost:
@@ -173,7 +226,12 @@ def _judge(name: str, here: str, case: _Case) -> Loss:
 def _lag(edge: EdgeFacts | None) -> str:
     if edge is None or edge.lag is None:
         return "an unknown number of records behind"
-    return f"{edge.lag} records behind" + ("" if edge.linked else " when it was last heard of, and what came since")
+    now = edge.linked and edge.current
+    return _records(edge.lag) + ("" if now else " when it was last heard of, and what came since")
+
+
+def _records(lag: int | None) -> str:
+    return "an unknown number of records behind" if lag is None else f"{lag} records behind"
 
 
 def _also(case: _Case) -> str:

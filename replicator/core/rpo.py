@@ -1,8 +1,9 @@
 """What would be lost with the primary, as numbers (the recovery point), and a budget for it.
 
 Two views meet here. A primary compares its journal with what a peer has acknowledged: exact while they talk, a limit
-from above when they do not. A secondary knows what it holds and what it last heard: while nothing comes, the primary
-has gone on, so its numbers are limits from below. What cannot be known stays None.
+from above when they do not. A secondary knows what it holds and what it last heard (lastword.py): exact as of then
+while that is no older than the beacons' pace, also where it cannot take in what lies here; else the primary has gone
+on, and its numbers are limits from below. What cannot be known stays None.
 
 A budget says how much may be lost. Watch turns a series of numbers into two events, exceeded and met again, with
 hysteresis so that a number near the limit does not fill the log. Pure: times are seconds of a monotonic clock and come
@@ -22,6 +23,11 @@ FLOWING = ("source", "sync-source", "holding", "draining", "target")
 """Sessions in which the two sides tell each other their positions all the time; a link alone is not enough."""
 CALM_FRACTION = 0.8
 """An exceeded budget counts as met again below this part of it."""
+WORD_S = 5.0
+"""The primary's last word counts as its present one for so long: beacons go out every second or two."""
+REST_WORD_S = 65.0
+"""The same where nothing changes and the peer's process is heard: then this link may beat every half minute, and so may
+the one above."""
 UNKNOWN_GRACE_S = 30.0
 """A number that stays unknown for longer exceeds every budget: nobody may rely on what nobody can say."""
 
@@ -32,8 +38,10 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     status: group.status, of this edge where a group has several, {} when the target does not answer; pair: the
     replicator's view of the edge.
     bound: "exact"; "at most" (a primary whose peer does not tell: it may have more than it could say); "at least" (a
-    secondary that hears nothing, or has no room to: the primary has gone on); "no copy" (nothing consistent exists there); "unknown".
-    as_of_s: seconds since the contact that this rests on; 0.0 while records flow, None when there was none.
+    secondary that hears nothing, or cannot take in what came: the primary has gone on); "no copy" (nothing consistent
+    exists there); "unknown".
+    as_of_s: seconds since the contact that this rests on, as heard here; 0.0 where records flow out, None when there
+    was none.
     """
     facts = (pair or {}).get("facts") or {}
     linked = bool(facts.get("linked")) and facts.get("session") in FLOWING
@@ -48,7 +56,9 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
         return result
     if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
         return {**result, "bound": "no copy"}
-    if linked and not waits_for_room(status):
+    if linked and facts["session"] == "target":
+        result |= fed(status, facts)
+    elif linked:
         writes = pair.get("lag")
         nothing = writes == 0
         result |= {
@@ -68,10 +78,24 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     return result
 
 
-def waits_for_room(status: Facts) -> bool:
-    """Whether this copy's journal is full, so that nothing more is taken from the node that feeds it, not even how far
-    that is."""
-    return any(one.get("upstream") and one.get("wants") for one in status.get("edges") or ())
+def fed(status: Facts, facts: Facts) -> Facts:
+    """What a secondary can say over a link on which records flow, or wait to be taken: as `rpo`, {as_of_s} alone when
+    that is nothing. Records that it has and cannot apply are missing as well."""
+    word = facts.get("word")
+    if not word:
+        return {"as_of_s": facts.get("contact_age_s")}
+    age_s = word["age_s"] if word["newer"] or facts.get("peer_role") == "primary" else None
+    patience_s = REST_WORD_S if facts.get("backed") else WORD_S
+    useless = int(status.get("pos") or 0) - usable_pos(status)
+    exact = age_s is not None and age_s <= patience_s and word["whole"] and not word["more"] and not useless
+    behind_s = facts.get("behind_s")
+    return {
+        "writes": word["writes"] + useless,
+        "bytes": word["bytes"],
+        "seconds": 0.0 if exact and not word["writes"] else None if behind_s is None else round(behind_s, 3),
+        "bound": "exact" if exact else "at least",
+        "as_of_s": facts.get("contact_age_s") if age_s is None else age_s,
+    }
 
 
 def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
@@ -91,6 +115,26 @@ def _unlinked_primary(status: Facts, facts: Facts) -> Facts:
         "seconds": 0.0 if not writes else behind.get("seconds", facts.get("contact_age_s")),
         "bound": "at most",
     }
+
+
+_WORST_FIRST = ("no copy", "unknown", "at least", "at most", "exact")
+
+
+def of_group(edges: list[tuple[bool, Facts]]) -> tuple[Facts | None, Facts | None]:
+    """Return (worst, best) of what the edges of a group say, each (it feeds us, rpo); None without edges.
+
+    worst: of the copy that lacks most. best: what would be lost with the primary now: on a copy, what the edge says
+    that feeds it; else what the copy lacks that lacks least.
+    """
+    found = sorted((lost for _, lost in edges), key=_badness)
+    feeding = next((lost for feeds_us, lost in edges if feeds_us), None)
+    return (found[-1], feeding or found[0]) if found else (None, None)
+
+
+def _badness(lost: Facts) -> tuple[bool, bool, int, int]:
+    """Sorts what a copy lacks, the least first; of the same number that which is known better."""
+    known = lost["writes"] is not None
+    return lost["bound"] == "no copy", not known, lost["writes"] or 0, -_WORST_FIRST.index(lost["bound"])
 
 
 class Budget(NamedTuple):

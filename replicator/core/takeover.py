@@ -97,12 +97,29 @@ TABLE: tuple[Row, ...] = (
         "use 'farstripe switchover', or --force if the primary must be abandoned",
     ),
     Row(
+        "primary-elsewhere",
+        lambda s, f: bool(f.get("primaries")),
+        True,
+        "{primaries} is primary of the group now and answers: a takeover here makes two primaries (split brain), and "
+        "{lost}",
+        "see there with 'farstripe status'; use 'farstripe switchover', or pair this node with it, or --force if that "
+        "primary must be abandoned",
+    ),
+    Row(
         "source-alive",
         lambda s, f: bool(f.get("linked")) and f.get("peer_role") == "secondary" and _fed_elsewhere(f),
         True,
         "the node that feeds this one is alive and fed by another: a takeover parts this node from that tree, and "
         "{lost}",
         "take over on the node next to the lost primary, or use --force",
+    ),
+    Row(
+        "primary-unknown",
+        lambda s, f: not f.get("linked") and (f.get("peer_role") == "secondary" or _fed_elsewhere(f)),
+        False,
+        "the node that fed this one was a copy itself, and nobody who answers here is primary: make sure that the "
+        "primary is lost, or this makes two (split brain); {lost}",
+        "",
     ),
     Row("clean", lambda s, f: True, False, "{lost}", ""),
 )
@@ -111,11 +128,13 @@ TABLE: tuple[Row, ...] = (
 def plan_takeover(status: dict[str, Any], facts: dict[str, Any], *, force: bool) -> Plan:
     """Judge a takeover on the node with this group.status and these Session.facts. `force`: the operator insists.
 
-    A true `goes_back` in the facts says that it goes back to an image: then what a crash left of that is no hindrance.
+    `primaries` in the facts: names of other nodes that say they are primary of the group, asked just now. A true
+    `goes_back` says that it goes back to an image: then what a crash left of that is no hindrance.
     """
     for row in TABLE:
         if row.when(status, facts):
-            message = row.message.format(lost=lost_text(status, facts), **_reasons(status))
+            primaries = " and ".join(facts.get("primaries") or ())
+            message = row.message.format(lost=lost_text(status, facts), primaries=primaries, **_reasons(status))
             allowed = row.force is False or (row.force is True and force)
             way_out = row.way_out.replace("{group}", str(status.get("name") or "GROUP"))
             return Plan(row.label, allowed, message, "" if allowed else way_out + _kept_text(status))

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from replicator.core import rpo
 from replicator.core.errors import FarstripeError, Refused
 from replicator.daemon import pairview
 
@@ -132,6 +133,9 @@ def group_families(groups: list[Facts]) -> Iterable[Metric]:
     used = _gauge("journal_used_bytes", "Bytes of the journal that hold records still wanted.", one_group)
     room = _gauge("journal_size_bytes", "Bytes the journal has.", one_group)
     degraded = _gauge("group_degraded", "Whether a synchronous group goes on without a peer.", one_group)
+    waits = _gauge("group_writers_wait", "Whether host writes have waited for some time for room or a peer.", one_group)
+    fails = _gauge("group_writes_fail", "Whether host writes fail for want of room or of a peer.", one_group)
+    refused = _counter("group_failed_writes", "Host writes that failed so since the target began.", one_group)
     failed = _gauge("group_failed", "Whether the group takes no requests because a disk failed.", one_group)
     for one in groups:
         name = [str(one["name"])]
@@ -143,22 +147,36 @@ def group_families(groups: list[Facts]) -> Iterable[Metric]:
             room.add_metric(name, journal["capacity"])
         degraded.add_metric(name, int(bool(one.get("degraded"))))
         failed.add_metric(name, int(bool(one.get("failed"))))
-    yield from (role, records, used, room, degraded, failed)
+        if writers := one.get("writers"):
+            waits.add_metric(name, int(writers["waits"]))
+            fails.add_metric(name, int(writers["fails"]))
+            refused.add_metric(name, writers["failed"])
+    yield from (role, records, used, room, degraded, failed, waits, fails, refused)
 
 
 def pair_families(views: list[Facts]) -> Iterable[Metric]:
     """Pairs, from pairview: the state as a word, the recovery point, what was moved."""
     state = _gauge("pair_state", "1 for the word that describes the pair; level: ok, busy, warn, bad.",
                    (*EDGE, "state", "level"))  # fmt: skip
+    besides = _gauge("pair_condition", "1 for each condition of the pair that status names.",
+                     (*EDGE, "condition", "level"))  # fmt: skip
     connected = _gauge("pair_connected", "Whether there is a link to the peer.", EDGE)
     writes = _gauge("rpo_writes", "Writes that would be lost with the primary.", (*EDGE, "bound"))
     size = _gauge("rpo_bytes", "Bytes of journal that would be lost with the primary.", (*EDGE, "bound"))
     seconds = _gauge("rpo_seconds", "Seconds of writes that would be lost with the primary.", (*EDGE, "bound"))
+    group = ("group", "bound")
+    of_group = [
+        _gauge("group_rpo_writes", "Writes that would be lost with the primary now: the best copy.", group),
+        _gauge("group_rpo_bytes", "Bytes of journal that would be lost so.", group),
+        _gauge("group_rpo_seconds", "Seconds of writes that would be lost so.", group),
+    ]
     exceeded = _gauge("rpo_budget_exceeded", "Whether more would be lost than the pair's budget allows.", EDGE)
     left = _gauge("copy_left_bytes", "Bytes still to be copied until the copy is consistent.", EDGE)
     for view in views:
         edge = [str(view["name"]), str(view["peer_name"])]
         state.add_metric([*edge, str(view["word"]), str(view["level"])], 1)
+        for one in view["conditions"]:
+            besides.add_metric([*edge, str(one["label"]), str(one["level"])], 1)
         connected.add_metric(edge, int(view["connected"]))
         lost = view["rpo"]
         for family, unit in ((writes, "writes"), (size, "bytes"), (seconds, "seconds")):
@@ -168,4 +186,9 @@ def pair_families(views: list[Facts]) -> Iterable[Metric]:
             exceeded.add_metric(edge, int(view["budget"]["exceeded"]))
         if view["todo_bytes"] is not None:
             left.add_metric(edge, view["todo_bytes"])
-    yield from (state, connected, writes, size, seconds, exceeded, left)
+    for name in dict.fromkeys(str(view["name"]) for view in views):
+        _, best = rpo.of_group([(bool(v["feeds_us"]), v["rpo"]) for v in views if str(v["name"]) == name])
+        for family, unit in zip(of_group, ("writes", "bytes", "seconds"), strict=True):
+            if best is not None and best[unit] is not None:
+                family.add_metric([name, str(best["bound"])], best[unit])
+    yield from (state, besides, connected, writes, size, seconds, *of_group, exceeded, left)

@@ -4,12 +4,14 @@
     pair.adopt {group, name, volumes, journal_bytes, policy, transfer, overwrite} -> {}  become the secondary of a pair
     pair.forget {group, undo?}             -> {note}  the pair is over; undo: it never was
     pair.peek {group}                      -> {target, role, state, upstream, pos, last_write_time_ns, unsent_bytes}
+    group.role {group}                     -> {target, role}  of a group, by its uuid, pair or not
     pair.knock {group}                     -> {}  the caller has started and wants the data path
     pair.switchover {group, deadline_s?}   -> {primary}
     pair.extend_copy {group, copy_id, masks, hops} -> {seq, epoch}  see tree.py
     pair.check_volume {group, volume, size, hops} -> {away}  see ops_volume.py
 
-A peer may only touch groups it is paired with, and adopt what is nobody's.
+A peer may only touch groups it is paired with, and adopt what is nobody's. It may ask of any group whose uuid it knows
+which role it has here, so that nobody becomes primary beside another who is.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ def handlers(node: Node) -> dict[str, RemoteHandler]:
         "pair.adopt": lambda peer, args: adopt(node, peer, args),
         "pair.forget": end,
         "pair.peek": lambda peer, args: peek(node, _pair_with(node, peer, str(args["group"]))),
+        "group.role": lambda peer, args: role(node, str(args["group"])),
         "pair.knock": knock,
         "pair.switchover": switchover,
         "pair.extend_copy": extend_copy,
@@ -142,6 +145,15 @@ def _refuse_data(node: Node, names: list[str]) -> None:
                 f"volume {volume['name']} exists on {node.config.name} and holds data, which pairing would overwrite",
                 "repeat with --overwrite, or rename or delete it there",
             )
+
+
+def role(node: Node, group: str) -> dict[str, Any]:
+    """Say which role a group has here, None when it is not here or nobody knows, and whether it is served."""
+    try:
+        status = node.target("group.status", PEEK_TARGET_S, group=group)
+    except FarstripeError:
+        return {"target": False, "role": None}
+    return {"target": not status.get("failed"), "role": status.get("role")}
 
 
 def peek(node: Node, pair: PairConfig) -> dict[str, Any]:

@@ -6,7 +6,8 @@
                                              primary
     takeover.plan {group, force?}            -> {allowed, label, message, way_out, lost, peer, others}  what it would do
 
-A takeover is judged by the node that feeds this one. `others` says what becomes of the other nodes that are known here:
+A takeover is judged by the node that feeds this one, and by what each other peer says that can be reached: one of them
+may have become primary. `others` says what becomes of the other nodes that are known here:
 [{peer, means}].
 
 `lost` is {records, bytes, seconds, certain, alive}: what the primary had and this node lacks, None where nobody knows;
@@ -15,6 +16,7 @@ A takeover is judged by the node that feeds this one. `others` says what becomes
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from replicator.control import Handler, number
@@ -23,6 +25,7 @@ from replicator.core.takeover import Plan, plan_takeover
 from replicator.daemon import pairview
 from replicator.daemon.node import Node
 from replicator.daemon.pairstore import PairConfig
+from replicator.daemon.peers import Peer
 
 PEEK_S = 1.0
 """How long a peer that may be dead is asked. Short: a takeover is urgent, and a living peer answers in milliseconds."""
@@ -99,6 +102,7 @@ class _Judged:
         self.peek = peek_at_peer(node, pair)
         facts = node.pairs.facts(pair)
         self.lost = lost(self.status, facts, self.peek)
+        facts["primaries"] = primaries(node, uuid, but=pair.peer)
         facts["linked"] = self.peek["reachable"] and self.peek["target"]
         facts["peer_role"] = self.peek.get("role") or facts.get("peer_role")
         facts["peer_upstream"] = self.peek.get("upstream") or facts.get("peer_upstream")
@@ -129,6 +133,27 @@ def takeover(node: Node, args: dict[str, Any]) -> dict[str, Any]:
     result = node.pairs.loop(judged.pair).command("takeover", TAKEOVER_S, force=True, status=judged.status, **where)
     told = {"label": judged.plan.label, "message": judged.plan.message, "lost": judged.lost, "others": judged.others}
     return result | told
+
+
+def primaries(node: Node, group: str, but: str) -> list[str]:
+    """Ask every peer at once, but one, whether it is primary of the group; returns the names of those that say so.
+
+    Peers need no pair with this node for that. Whoever does not answer in PEEK_S, or is of an older version, is left
+    out. group: its uuid.
+    """
+
+    def says_so(peer: Peer) -> bool:
+        try:
+            found: dict[str, Any] = node.call(peer, "group.role", PEEK_S, group=group)
+        except FarstripeError:
+            return False
+        return bool(found.get("target")) and found.get("role") == "primary"
+
+    peers = [peer for peer in node.peers.all() if peer.node_id != but]
+    if not peers:
+        return []
+    with ThreadPoolExecutor(len(peers), thread_name_prefix="role") as pool:
+        return [peer.name for peer, yes in zip(peers, pool.map(says_so, peers), strict=True) if yes]
 
 
 def peek_at_peer(node: Node, pair: PairConfig) -> dict[str, Any]:

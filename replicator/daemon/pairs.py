@@ -203,10 +203,13 @@ class Pairs:
             others = {
                 key[1]: r.loop for key, r in self._running.items() if key[0] == pair.group and key[1] != pair.peer
             }
-        told: dict[str, Any] = {
-            "names": {peer: self.name_of(peer) for peer in others} | {self._node_id: self._node_name}
-        }
+        copies = {node: seq for loop in others.values() for node, seq in loop.copies.items()}
+        known = {node: self.name_of(node) for node in {*others, *copies}}
+        told: dict[str, Any] = {"names": known | {self._node_id: self._node_name}, "copies": copies}
         for peer, loop in others.items():
+            for node, name in loop.names.items():
+                if node != name:
+                    self._names[node] = name
             if refused := loop.refused:
                 told["refused"] = {"peer": peer, "label": refused[0], "cause": refused[1]}
         return told

@@ -1,7 +1,7 @@
 """What is said of a pair: the target's facts, the session's facts, and the word made of both.
 
 group, name, peer (node id), peer_name
-word, level, why, means, then, commands      replicator.core.status
+word, level, why, means, then, commands, conditions      replicator.core.status
 role, state, mode, connected, split, session
 feeds_us      the peer feeds this node, else this node feeds it (or would)
 losses        what the loss of this node, and of each of its peers, would mean: replicator.core.protection
@@ -87,6 +87,10 @@ def losses(node: Node, edges: list[dict[str, Any]]) -> list[dict[str, Any]]:
             in_sync=_in_sync(one),
             lag=_known_lag(one, status),
             others=tuple(node.pairs.name_of(peer) for peer in (one["facts"].get("peer_feeds") or ())),
+            further=_further(node, one, status),
+            current=not one["feeds_us"] or one["rpo"]["bound"] == "exact",
+            unknown=not one["feeds_us"] and not _complete(one, status) and _unheard(one),
+            kept=0 if one["feeds_us"] or _complete(one, status) else int(one["facts"].get("peer_kept") or 0),
         )
         for one in edges
     ]
@@ -98,13 +102,39 @@ def _complete(one: dict[str, Any], status: dict[str, Any]) -> bool:
     """The copy at the fed end of the edge is consistent, as far as this node knows."""
     if one["feeds_us"]:
         return bool(status["state"] == "ok")
-    return bool(one["status"] and not one["status"].get("copying") and one["facts"].get("was_complete"))
+    if not one["status"] or one["status"].get("copying"):
+        return False
+    facts = one["facts"]
+    agrees = (facts.get("decision") or {}).get("action") != "refuse" and facts.get("peer_role") == "secondary"
+    return bool(facts.get("was_complete") or (facts.get("peer_copy") == "ok" and agrees))
+
+
+def _unheard(one: dict[str, Any]) -> bool:
+    """It is not known whether the copy is consistent: nothing was heard, or a copy is planned and may not have begun."""
+    facts = one["facts"]
+    if one["status"] and one["status"].get("copying"):
+        return facts.get("peer_state") != "copy-target" and facts.get("peer_copy") not in ("fresh", "resync")
+    return not facts.get("peer_copy")
+
+
+def _further(node: Node, one: dict[str, Any], status: dict[str, Any]) -> tuple[tuple[str, int | None], ...]:
+    """Copies below a peer that this node feeds, as it last told, with the records that each lacks."""
+    if one["feeds_us"]:
+        return ()
+    copies, pos = one["facts"].get("peer_copies") or {}, int(status["pos"])
+    return tuple((node.pairs.name_of(peer), max(0, pos - seq) if seq else None) for peer, seq in copies.items())
 
 
 def _in_sync(one: dict[str, Any]) -> bool:
-    if one["feeds_us"]:
-        return bool(one["facts"].get("peer_state") == "sync-source" and one["word"] == "PAIR")
-    return bool(one["word"] == "SYNC")
+    """Every write waits for the fed end. Of the primary that is known as of its last word only: one that has not been
+    heard for as long as it waits for an answer may have gone on alone."""
+    if not one["feeds_us"]:
+        return bool(one["word"] == "SYNC")
+    policy, age_s = one["policy"] or {}, one["rpo"]["as_of_s"]
+    patience_s = float(policy.get("loss_timeout_s") or 0.0)
+    alone = policy.get("on_loss") != "stall" and bool(patience_s) and (age_s is None or age_s >= patience_s)
+    heard = one["facts"].get("peer_state") == "sync-source" and one["rpo"]["bound"] == "exact"
+    return bool(heard and one["word"] == "PAIR" and not alone)
 
 
 def _known_lag(one: dict[str, Any], status: dict[str, Any]) -> int | None:
@@ -145,18 +175,18 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "session": facts.get("session"),
         "connected": bool(facts.get("linked")),
         "split": bool(facts.get("split_wanted", pair.split)),
-        "lag": words.lag_records(known, facts),
+        **_lag(known, facts),
         "lag_applied": _lag_applied(known, facts),
-        "lag_bytes": _lag_bytes(known, facts),
-        "lag_s": _lag_s(known, facts),
-        "stands_at": _stands_at(known, facts),
+        "stands_at": words.stands_at(known, facts) or None,
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
         "facts": facts,
         "status": status,
     }
-    view["rpo"] = rpo.rpo(known, view)
+    view["rpo"] = lost = rpo.rpo(known, view)
+    if facts.get("session") == "target":
+        view |= {"lag": lost["writes"], "lag_bytes": lost["bytes"], "lag_s": lost["seconds"]}
     view["budget"] = _budget(node, pair)
     return view
 
@@ -187,11 +217,6 @@ def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
     return {**pair.settings.to_map(), **found, "ratio": round(plain / wire, 3) if wire else None}
 
 
-def _stands_at(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
-    own = status.get("limit_seq") if status.get("role") == "secondary" and not words.feeds(status, facts) else 0
-    return own or facts.get("peer_stands") or None
-
-
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
@@ -202,23 +227,11 @@ def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     return max(0, int(facts.get("peer_pos") or 0) - int(status.get("applied", 0)))
 
 
-def _lag_bytes(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
-    """At most so many bytes of journal are missing on the secondary."""
-    if status.get("behind"):
-        return int(status["behind"]["bytes"])
-    beat = facts.get("peer_beat")
-    return int(beat["unsent_bytes"]) if beat and status.get("role") == "secondary" else None
-
-
-def _lag_s(status: dict[str, Any], facts: dict[str, Any]) -> float | None:
-    """On a primary: what is missing there was written in the last so many seconds. On a secondary: what
-    is missing here was written in the last so many seconds, by the primary's clock; 0 while nothing is missing."""
-    if status.get("behind"):
-        return round(float(status["behind"]["seconds"]), 3)
-    if status.get("role") != "secondary" or facts.get("session") not in ("target", "copy-target"):
-        return None
-    return 0.0 if not _lag_applied(status, facts) else _rounded(facts.get("behind_s"))
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
+def _lag(status: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """How far the peer that this node feeds is behind; on the node that is fed only what HELLO and heartbeats said."""
+    lag, behind, missing = words.lag_records(status, facts), status.get("behind"), facts.get("missing")
+    if lag is None or not missing or facts.get("session") not in rpo.FLOWING:
+        size = int(behind["bytes"]) if behind else None
+    else:
+        lag, size = missing["writes"], missing["bytes"]
+    return {"lag": lag, "lag_bytes": size, "lag_s": round(float(behind["seconds"]), 3) if behind else None}

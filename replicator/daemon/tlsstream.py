@@ -76,6 +76,11 @@ class TlsStream:
         self._sock.setblocking(False)
         self._raw = memoryview(bytearray(PIECE_BYTES))
 
+    def wait_for_reader(self) -> None:
+        """Take the kernel's time limit off: it counts a peer that answers, but does not read, as lost."""
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+
     # -- out ------------------------------------------------------------------------------------------------------
 
     @property

@@ -17,7 +17,7 @@ from replicator.capture import copier, copies, damage, edges, engine, follower, 
 from replicator.capture.bitmaps import TODO, Bitmaps, BlockMap
 from replicator.capture.state import RESYNC, SECONDARY, Edge
 from replicator.capture.unanswered import Unanswered
-from replicator.core import events, handshake, records, session
+from replicator.core import events, handshake, lastword, records, session
 from replicator.core.epochs import Comparison, Relation
 from replicator.core.session import base
 from replicator.core.transitions import State
@@ -713,6 +713,45 @@ def _() -> list[Patch]:
 )
 def _() -> list[Patch]:
     return [(base, "tree_durable", lambda status: int(status.get("durable", 0)))]
+
+
+@bug(
+    "silence-taken-for-nothing",
+    "a copy that hears nothing over a link that stands, as when its journal is full, counts what it heard last as the "
+    "present",
+    mode="async",
+    faults=(),
+    stands=True,
+    write_gap_s=0.01,
+    on_full="stall",
+)
+def _() -> list[Patch]:
+    right = lastword.LastWord.facts
+
+    def fresh(self: lastword.LastWord, held_seq: int, held_off: int, arrived: tuple[int, int], now: float) -> Any:
+        return right(self, held_seq, held_off, (0, 0), now) | {"age_s": 0.0, "newer": True}
+
+    return [(lastword.LastWord, "facts", fresh)]
+
+
+@bug(
+    "word-as-old-as-its-arrival",
+    "a word that lay behind records, or was passed on late, counts from when it was read",
+    kind="tree",
+    mode="async",
+    faults=("cut", "silence"),
+    on_full="stall",
+    write_gap_s=0.03,
+    fault_gap_s=0.3,
+)
+def _() -> list[Patch]:
+    right = lastword.LastWord.heard
+
+    def heard(self: Any, beat: Any, held_seq: int, held_off: int, now: float) -> None:
+        self._apart_s = None
+        right(self, beat, held_seq, held_off, now)
+
+    return [(lastword.LastWord, "heard", heard)]
 
 
 ANSWERED_ALONE = ("cut", "down", "silence", "slow", "resync")

@@ -82,9 +82,9 @@ def _noun(name: str, noun: click.Context) -> list[str]:
 def _verbs(verbs: dict[str, click.Context]) -> list[str]:
     states = [
         line
-        for row in status.TABLE
-        if (known := explain_word(row.word))
-        for line in roff.item(roff.bold(row.word), known["text"])
+        for word in (*(row.word for row in status.TABLE), *(one.label for one in status.CONDITIONS))
+        if (known := explain_word(word))
+        for line in roff.item(roff.bold(word), known["text"])
     ]
     return [
         *_name([VERBS, *(f"farstripe-{name}" for name in verbs)], "commands that stand by themselves"),

@@ -35,7 +35,10 @@ NOTES: dict[str, tuple[Item, ...]] = {
         ("FARSTRIPE_DEBUG", "When it is set and not empty, a defect of ours (exit code 1) shows its traceback."),
         ("FARSTRIPE_PARITY", "Of the target: `numpy` computes parity without the ISA-L library."),
     ),
-    "states": ("The words that `farstripe status` shows for a group, as `farstripe explain` tells them.",),
+    "states": (
+        "The words that `farstripe status` shows for a group, as `farstripe explain` tells them; after them the conditions "
+        "that it may show besides, as remarks.",
+    ),
     "node": (
         "On a host with systemd the units farstripe-target.service and farstripe-replicator.service run the two "
         "processes, farstripe-attach@VOLUME.service keeps a volume attached, and farstripe-scrub.timer scrubs the pool "

@@ -246,6 +246,7 @@ class SessionBase:
             "tree_durable": tree_durable(self.status),
             "feeds": [edge["peer"] for edge in _below(self.status) if edge["peer"] != self.peer],
             "stands": int(self.status.get("limit_seq") or 0) if self.status.get("role") == "secondary" else 0,
+            "kept": int((self.status.get("kept_image") or {}).get("seq") or 0),
             **self.beside,
         }
 

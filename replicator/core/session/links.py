@@ -113,6 +113,7 @@ class Links(SessionBase):
 
 _REPORTED = {
     "seq": int, "durable": int, "tree_durable": int, "role": str, "state": str, "feeds": list, "stands": int,
+    "full_s": int, "kept": int, "copies": dict,
     "names": dict, "refused": dict,
 }  # fmt: skip
 _OF_THE_LINK = ("t", "quiet", "instance")

@@ -97,6 +97,7 @@ class Operating(SessionBase):
             "peer": self.peer,
             "linked": bool(self.link),
             "rests": self._rests,
+            "backed": self._backed,
             "link_reason": self.link_reason,
             "contact_age_s": round(now - self.last_contact, 3) if self.last_contact else None,
             "split_wanted": self.split_wanted,
@@ -111,15 +112,29 @@ class Operating(SessionBase):
             "peer_state": self.peer_report.get("state", ""),
             "peer_feeds": list(self.peer_report.get("feeds") or ()),
             "peer_stands": int(self.peer_report.get("stands") or 0) if self.link else 0,
-            "peer_refused": _texts(self.peer_report.get("refused")) if self.link else {},
-            "peer_names": _texts(self.peer_report.get("names")),
+            "peer_full_s": int(self.peer_report.get("full_s") or 0) if self.link else 0,
+            "peer_refused": texts(self.peer_report.get("refused")) if self.link else {},
+            "peer_names": texts(self.peer_report.get("names")),
             "was_complete": self.was_complete,
+            "peer_copy": self.theirs.state if self.theirs else "",
+            "peer_kept": int(self.peer_report.get("kept") or 0),
+            "peer_copies": numbers(self.peer_report.get("copies")),
             "peer_pos": max(int(self.peer_report.get("seq") or 0), self.theirs.pos if self.theirs else 0),
             "acked": {"received": self.acked[0], "durable": self.acked[1], "applied": self.acked[2]},
             "discard": self.discard,
         }  # fmt: skip
 
 
-def _texts(told: Any) -> dict[str, str]:
+def texts(told: Any) -> dict[str, str]:
     """A map of texts that a peer told, or did not."""
     return {str(key)[:64]: str(value)[:512] for key, value in (told or {}).items()}
+
+
+MOST_TOLD = 64
+
+
+def numbers(told: Any) -> dict[str, int]:
+    """A map of numbers from 0 up that a peer told, or did not; what is no such number is left out, and so is what is
+    beyond MOST_TOLD."""
+    pairs = list((told or {}).items())[:MOST_TOLD]
+    return {str(key)[:64]: n for key, n in pairs if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63}

@@ -51,6 +51,7 @@ class Bundle:
         self.first = first
         self.name = name
         self.lanes = [Lane(0, first)]
+        self._patient = False
         self._last = 0
         self._next_open = 0.0
         self._opening = 0
@@ -60,8 +61,16 @@ class Bundle:
         if not self.name or conn.bundle != self.name:
             return False
         self.lanes.append(Lane(len(self.lanes), conn))
+        if self._patient:
+            conn.be_patient()
         self._opening = max(0, self._opening - 1)
         return True
+
+    def be_patient(self) -> None:
+        """Records go out: a peer that takes none for long is no reason to end a connection; see Connection."""
+        self._patient = True
+        for lane in self.lanes:
+            lane.conn.be_patient()
 
     def lane(self, fd: int) -> Lane | None:
         """The lane with this descriptor, None when it is none of ours."""

@@ -49,6 +49,13 @@ class Connection:
         """The descriptor to poll."""
         return self._stream.fileno()
 
+    def be_patient(self) -> None:
+        """Do not let the kernel end the connection because the peer reads nothing for long: its journal is full.
+
+        A peer that is dead is noticed by its heartbeats, which it goes on sending.
+        """
+        self._stream.wait_for_reader()
+
     # -- out ------------------------------------------------------------------------------------------------------
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 from replicator.core.batching import FLYING_S, GATHER_BYTES, Crowd, gather_s
 from replicator.core.errors import IntegrityError, ProtocolError
+from replicator.core.lastword import LastWord
 from replicator.core.rpo import RemoteClock
 from replicator.core.session import QUIET_SLACK_S
 from replicator.core.transfer import Transfer
@@ -87,6 +88,7 @@ class Flow:
         """Another link carries the heartbeat."""
         self.peer_beat: tuple[int, int] | None = None
         self._remote = RemoteClock()
+        self._word = LastWord()
         self._seen: list[int] = []
         self._quiet_from = 0.0
         self._next_stir_look = 0.0
@@ -95,6 +97,8 @@ class Flow:
         self.gain = Gain()
         """Of everything shipped since this process began."""
         self._drops = 0
+        self._room_at: float | None = None
+        """When a run was found to wait for room; None while none does."""
 
     # -- begin and end --------------------------------------------------------------------------------------------
 
@@ -104,6 +108,7 @@ class Flow:
         Raises Stopped, also when the journal was started over since: its records are of another history.
         """
         files = self._begin(bundle, settings)
+        bundle.be_patient()
         if incarnation not in (0, files.incarnation):
             raise Stopped("journal", "the journal was started over since the copy was offered")
         self.shipper = Shipper(files, bundle, from_seq, settings, self.gain)
@@ -114,6 +119,8 @@ class Flow:
         files = self._begin(bundle, Transfer())
         self._say(EDGE_ASLEEP, 0)  # the follower's progress is looked at lazily, it need not ring
         self.receiver = Receiver(files, expect_seq, min_epoch)
+        self.peer_beat, self._remote = None, RemoteClock()  # another peer's, perhaps
+        self._word = self._word.of(min_epoch)
         self._next_lazy = 0.0
 
     def _begin(self, bundle: Bundle, settings: Transfer) -> GroupFiles:
@@ -203,6 +210,8 @@ class Flow:
             self._next_rate = now + RATE_S
             here = time.localtime()
             shipper.bucket.set_rate(self.settings.rate(self._rules, here.tm_wday, here.tm_hour * 60 + here.tm_min), now)
+        if now >= self._next_beat + BEAT_S and not bundle.first.unsent:
+            self._send_beat(shipper, bundle, now)  # with a backlog there is always something unsent afterwards
         waited_for = u64[SYNC_ON] >> files.slot & 1
         before = shipper.seq
         for _ in range(FRAMES_A_ROUND * len(bundle.lanes)):
@@ -227,10 +236,14 @@ class Flow:
             self._gathers, self._gather_until = True, now + pause_s
         shipper.shrink()
         if self._beat_is_due(now) and not bundle.first.unsent:
-            pace_s = u64[BEACON_PACE_MS] / 1000 or BEAT_S
-            lazy_s = REST_S if self.rests else QUIET_BEAT_S
-            self._next_beat = now + (lazy_s if pace_s >= BEAT_S and self.quiet(now) else pace_s)
-            bundle.send(shipper.beat())
+            self._send_beat(shipper, bundle, now)
+
+    def _send_beat(self, shipper: Shipper, bundle: Bundle, now: float) -> None:
+        assert self.files is not None
+        pace_s = self.files.u64[BEACON_PACE_MS] / 1000 or BEAT_S
+        lazy_s = REST_S if self.rests else QUIET_BEAT_S
+        self._next_beat = now + (lazy_s if pace_s >= BEAT_S and self.quiet(now) else pace_s)
+        bundle.send(shipper.beat())
 
     def _answer(self, receiver: Receiver, bundle: Bundle, now: float) -> bool:
         if receiver.misses and receiver.gap_lasts(bundle.bytes_in - self._other_bytes, now):
@@ -272,9 +285,10 @@ class Flow:
                 self.receiver.grants.need(*wire.DOUBLE.unpack(body))
             return None
         if kind == wire.BEAT:
-            head_seq, unsent_bytes, seq, time_ns, sent_seq = wire.BEAT_BODY.unpack(body)
+            head_seq, unsent_bytes, seq, time_ns, sent_seq = beat = wire.BEAT_BODY.unpack(body)
             self.peer_beat = head_seq, unsent_bytes
-            if self.receiver is not None:
+            if self.receiver is not None and self.files is not None:
+                self._word.heard(beat, self.receiver.expect - 1, self.files.u64[HEAD_OFF], now)
                 self.receiver.note_beacon(seq, time_ns)
                 self.receiver.sent_seq = sent_seq
                 if time_ns:
@@ -300,6 +314,33 @@ class Flow:
             self._remote.holds(self.receiver.expect - 1, self.files.u64[ARRIVED_TIME])
         return self._remote.behind_s(now)
 
+    def positions(self, now: float) -> dict[str, Any]:
+        """What is known of how far the fed side is behind.
+
+        word: LastWord.facts, on the fed side; missing: {writes, bytes} that the peer lacks, on the side that ships;
+        else None. behind_s: see `behind_s`. told_seq: the last record that a peer which feeds, or fed, us said there
+        is, 0 for none. unsent_bytes: of journal, while we ship. peer_beat: what it said of that last, if it did.
+        """
+        shipper, files, beat = self.shipper, self.files, self.peer_beat
+        writes, size = shipper.missing() if shipper is not None else (0, 0)
+        return {
+            "behind_s": self.behind_s(now),
+            "word": self._heard(now),
+            "missing": {"writes": writes, "bytes": size} if shipper is not None else None,
+            "full_s": round(self.full_s(now), 1),
+            "told_seq": self._word.head_seq,
+            "unsent_bytes": max(0, files.u64[HEAD_OFF] - shipper.off) if shipper is not None and files else None,
+            "peer_beat": {"head_seq": beat[0], "unsent_bytes": beat[1]} if beat is not None else None,
+        }
+
+    def _heard(self, now: float) -> dict[str, Any] | None:
+        receiver, files, bundle = self.receiver, self.files, self._bundle
+        if receiver is None or files is None or bundle is None:
+            return None
+        waiting = [lane.waiting for lane in bundle.lanes if lane.waiting is not None]
+        arrived = max((first for _, first, _ in waiting), default=0), sum(len(body) for _, _, body in waiting)
+        return self._word.facts(receiver.expect - 1, files.u64[HEAD_OFF], arrived, now)
+
     def heard_of_tree(self, durable: object) -> None:
         """Take in up to where the peer's whole tree holds the journal, from a heartbeat."""
         if self.shipper is not None and isinstance(durable, int) and durable >= 0:
@@ -318,6 +359,14 @@ class Flow:
         shipper.acked(received, durable, applied, now)
         files.wake_target()
         return received, durable, applied
+
+    def full_s(self, now: float) -> float:
+        """Seconds for which the journal here has had no room for the run whose turn it is; 0.0 where it has."""
+        if not self.blocked:
+            self._room_at = None
+        elif self._room_at is None:
+            self._room_at = now
+        return 0.0 if self._room_at is None else now - self._room_at
 
     @property
     def blocked(self) -> bool:

@@ -44,6 +44,7 @@ from replicator.core.events import (
     Tick,
 )
 from replicator.core.session import QUIET_SLACK_S, NotExpected, Session
+from replicator.core.session.operating import numbers, texts
 from replicator.core.transfer import Transfer, from_map
 from replicator.core.transitions import State
 from replicator.daemon.link import wire
@@ -184,6 +185,23 @@ class PairLoop:
         if self._session.state is not State.REFUSED or decision is None:
             return None
         return decision.label, decision.cause
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """Of the peer that we feed, and the nodes below it: those that hold a complete copy, as last heard, with the last
+        record each is known to have."""
+        session, report = self._session, self._session.peer_report
+        if session.status.get("upstream") == session.peer:
+            return {}
+        found = numbers(report.get("copies"))
+        if session.was_complete:
+            found[session.peer] = max(session.acked[0], int(report.get("seq") or 0))
+        return found
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the peer calls other nodes."""
+        return texts(self._session.peer_report.get("names"))
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
@@ -476,14 +494,8 @@ class PairLoop:
         facts["bytes_in"], facts["bytes_out"] = (bundle.bytes_in, bundle.bytes_out) if bundle else (0, 0)
         facts["transfer"] = flow.facts()
         facts["records"] = flow.records
-        facts["unsent_bytes"] = None
-        if flow.shipper is not None and flow.files is not None:
-            facts["unsent_bytes"] = int.from_bytes(flow.shipper.beat()[24:32], "little")
-        facts["behind_s"] = flow.behind_s(now)
-        facts["peer_beat"] = None
-        if flow.peer_beat is not None:
-            head_seq, unsent_bytes = flow.peer_beat
-            facts["peer_beat"] = {"head_seq": head_seq, "unsent_bytes": unsent_bytes}
+        facts |= flow.positions(now)
+        facts["peer_pos"] = max(facts.get("peer_pos", 0), facts["told_seq"])
         return facts
 
     def _feed(self, event: Event, now: float) -> None:
@@ -585,8 +597,10 @@ class PairLoop:
             self._box.answer(effect)
 
     def _named(self, frame: dict[str, Any]) -> dict[str, Any]:
-        """A heartbeat says from which process it comes."""
-        return {**frame, "instance": self._around.pulse.instance} if frame.get("t") == "ping" else frame
+        """A heartbeat says from which process it comes, and how long the journal has had no room here, in seconds."""
+        if frame.get("t") != "ping":
+            return frame
+        return {**frame, "instance": self._around.pulse.instance, "full_s": int(self._flow.full_s(time.monotonic()))}
 
     def _drop_link(self, *, gently: bool) -> None:
         bundle, self._bundle = self._bundle, None

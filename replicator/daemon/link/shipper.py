@@ -31,7 +31,7 @@ from replicator.daemon.link.bundle import Bundle, Lane
 from replicator.daemon.link.connection import Lost
 from replicator.daemon.link.groupfiles import GroupFiles
 from replicator.daemon.link.packing import Gain, Packer
-from replicator.journal.beacons import NOTHING, look
+from replicator.journal.beacons import look
 from replicator.journal.page import (
     BEACON_GEN,
     EDGE_APPLIED_SEQ,
@@ -248,6 +248,14 @@ class Shipper:
                 u64[self._durable_off] = end
             u64[self._durable] = durable
 
+    def missing(self) -> tuple[int, int]:
+        """Records, and bytes of journal, that the peer has not said it has: counted from one place, so they belong
+        together. After a very long backlog, at most so many bytes."""
+        u64, received = self._u64, self._u64[self._received]
+        off = next((end for seq, end in reversed(self._marks) if seq <= received), u64[self._durable_off])
+        writes = max(0, u64[HEAD_SEQ] - received)
+        return writes, max(0, u64[HEAD_OFF] - off) if writes else 0
+
     def heard_of_tree(self, durable: int) -> None:
         """The peer and all nodes below it hold the records durably up to this seq, as the peer says."""
         u64 = self._u64
@@ -256,12 +264,11 @@ class Shipper:
     def beat(self) -> bytes:
         """Return the BEAT frame that states how far behind the peer is, seen from here.
 
-        A beacon goes along once every record it speaks of was sent; until then the records tell their times themselves.
+        A beacon goes along also before all the records it speaks of were sent: so the peer knows how old what it hears
+        is. It says nothing of its copy until it has them.
         """
         u64 = self._u64
         beacon = look(u64, BEACON_GEN)
-        if beacon.seq >= self.seq:
-            beacon = NOTHING
         return wire.beat(u64[HEAD_SEQ], max(0, u64[HEAD_OFF] - self.off), *beacon, self.seq - 1)
 
 

@@ -57,6 +57,9 @@ class SimConnection:
         """Whether the window is closed."""
         return self.in_flight_bytes > WINDOW_BYTES
 
+    def be_patient(self) -> None:
+        """There is no kernel that could lose patience."""
+
     def fileno(self) -> int:
         """There is nothing to poll."""
         return -1

@@ -8,6 +8,7 @@ between two events, or in the middle of one, just before some write to the disk.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ class Node:
         self.applied_high = 0
         self.armed = ""
         self.broken = False
+        self._heads: list[tuple[float, int, int]] = []
+        """When it was primary at which position: (time, epoch, seq)."""
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -252,6 +255,7 @@ class Node:
                 request.outcome = "died"
             self.target = None
         if kind == "power":
+            self._heads.clear()  # some of it may be gone
             self.world.power_lost(self)
             self.disk.crash()
             for _, m in sorted(self.maps.items()):
@@ -324,6 +328,18 @@ class Node:
             self.truth.power_left[epoch] = left + self.leftover
             self.leftover = []
         self._epochs = hist
+
+    def note_head(self) -> None:
+        """The running target is primary, and may be further than it was."""
+        assert self.target is not None
+        engine = self.target.engine
+        if not self._heads or self._heads[-1][1:] != (engine.epoch, engine.pos):
+            self._heads.append((self.clock.now, engine.epoch, engine.pos))
+
+    def head_at(self, time_s: float) -> tuple[int, int]:
+        """(epoch, seq) at which it was primary then, (0, 0) when it was not."""
+        at = bisect_right(self._heads, (time_s, 1 << 64, 0))
+        return self._heads[at - 1][1:] if at else (0, 0)
 
     def hist(self) -> Hist:
         """The history of the running target."""

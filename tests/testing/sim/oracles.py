@@ -8,8 +8,10 @@ promises   what a host was told is on both sides is there when the other side ta
 reads      what a read tells a host, every synchronous peer has; see reads.py
 one        no two primaries write one history, and no node is fed by two
 honest     nobody claims more than is true: a session that says its copy is complete has one, a primary answers alone
-           only when the state on disk says so
-thrifty    what was copied once is copied by difference, until power or a disk was lost; but not a former primary that the
+           only when the state on disk says so; and what a node says that another lacks, as of some moment, exactly, is
+           never less than it lacked then
+thrifty    what was copied once is copied by difference, until power or a disk was lost; but not a former primary that
+the
            operator gives up, which may have left the tree long before (see Options.thrifty)
 consent    a node gives up records it answered hosts for only when the operator named it
 """
@@ -160,6 +162,44 @@ def check_honest(node: Node) -> None:
         raise Violation(
             f"honest: the session of {node.name} calls its copy complete, the target {node.target.engine.state.copy}"
         )
+
+
+def check_claims(node: Node) -> None:
+    """What status would say of each edge of a node, against the positions there were."""
+    if node.target is None or node.replicator is None or node.target.engine.failed:
+        return
+    for edge in node.replicator.edges.values():
+        if edge.session.state not in (State.TARGET, State.SOURCE, State.SYNC_SOURCE):
+            continue
+        claim = edge.claim()
+        if claim["bound"] != "exact":
+            continue
+        fed, top = (edge.peer, node) if edge.flow.shipper is not None else (node, _primary_above(node))
+        if fed.target is None or top is None:
+            continue
+        epoch, head = top.head_at(node.clock.now - claim["as_of_s"] - TRAVEL_S)
+        held = Page(fed.page)[HEAD_SEQ]
+        if epoch == fed.target.engine.epoch and head - held > claim["writes"]:
+            raise Violation(
+                f"honest: {node.name} says that {fed.name} lacks exactly {claim['writes']} records as of "
+                f"{claim['as_of_s']:.2f} s ago, and it is at {held}, {top.name} was at {head} then"
+            )
+
+
+TRAVEL_S = 0.3
+"""The shortest time a beacon takes to come to a node, and to be read there: so much younger a word may seem."""
+
+
+def _primary_above(node: Node) -> Node | None:
+    """The running primary that a node follows, over others perhaps; None when there is none."""
+    for _ in range(len(node.world.nodes)):
+        if node.target is None or node.target.engine.state.role == PRIMARY:
+            return node if node.target is not None else None
+        above = node.world.by_id.get(node.target.engine.state.upstream)
+        if above is None:
+            return None
+        node = above
+    return None
 
 
 def check_one_primary(nodes: Sequence[Node]) -> None:

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from replicator.core import rpo
 from replicator.core.errors import FarstripeError, ProtocolError
 from replicator.core.events import (
     Acked,
@@ -120,6 +121,15 @@ class Edge:
     def _open_files(self) -> SimGroupFiles:
         slot = self.session.status["edge"]
         return SimGroupFiles(self.node.disk, self.node.page, self.node.boot, slot)
+
+    def claim(self) -> dict[str, Any]:
+        """What status says would be lost with the primary, as core.rpo gives it, from this edge."""
+        now, target = self.clock.now, self.node.target
+        assert target is not None
+        facts = {**self.session.facts(now), **self.flow.positions(now)}
+        missing, state = facts["missing"] or {}, target.engine.state
+        pair = {"facts": facts, "lag": missing.get("writes"), "lag_bytes": missing.get("bytes"), "lag_s": None}
+        return rpo.rpo({"role": state.role, "state": state.copy, "copying": False}, pair)
 
     # -- rounds ---------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from replicator.capture import copier, edges, follower, journalloss, retention, service, volumeset
+from replicator.capture.cutter import publish_beacon
 from replicator.capture.engine import GroupEngine
 from replicator.capture.parking import NoRoom, Parked
 from replicator.capture.rewind import rewind
@@ -162,6 +163,8 @@ class Target:
         broken = engine.failed_by_journal and engine.state.role == SECONDARY and not svc._damaged.pending
         if not (broken or engine.state.journal_error):
             self._broken_since = self.clock.now
+        if not engine.failed:
+            publish_beacon(engine)
         waited = self.clock.now - self._broken_since > journalloss.STOPS_S or not journalloss.receives(engine)
         if engine.failed and not (broken and waited and rng.random() < 0.5):
             self._clear_intents()
@@ -212,6 +215,10 @@ class Target:
 
     def _sync_tracking(self) -> set[str]:
         return set() if self.engine.sync_tracking() else {v["name"] for v in self.engine.state.volumes}
+
+    def stand(self, seconds: float) -> None:
+        """Apply and copy nothing for a while: somebody had it stand, or its disk is slow."""
+        self._idle_until = max(self._idle_until, self.clock.now + seconds)
 
     # -- hosts ----------------------------------------------------------------------------------------------------
 

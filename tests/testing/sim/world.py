@@ -38,6 +38,9 @@ from tests.testing.sim.truth import Hist, Truth, Violation
 GROUP = "cd" * 16
 BLOCK = 65536
 LIVENESS_S = 90.0
+CLAIMS_S = 0.1
+"""What nodes say of each other is looked at this often."""
+STAND_S = 3.0
 
 
 _WAYS = (
@@ -81,6 +84,8 @@ class Options:
     """No node leaves the tree for long: a former primary that is given up is copied to by difference, too."""
     lists: bool = False
     """Volumes join, leave and change their sizes."""
+    stands: bool = False
+    """Copies stand still for seconds, with journals that get full, and nothing is taken in."""
     reads: bool = False
     """Hosts read, too."""
 
@@ -174,7 +179,8 @@ class World:
         """How records are moved in this world; by the seed, so that it changes nothing else that is drawn."""
         self.rng = random.Random(seed)
         drawn = Options.draw_tree(self.rng) if kind == "tree" else Options.draw(self.rng)
-        self.options = options or replace(drawn, lists=seed % 3 == 0, reads=seed % 5 < 2)  # by the seed, as `transfer`
+        # By the seed, as `transfer` is.
+        self.options = options or replace(drawn, lists=seed % 3 == 0, reads=seed % 5 < 2, stands=seed % 5 == 0)
         o = self.options
         self.clock = Clock(verbose=verbose)
         self.readers = Readers(self, random.Random(f"reads {seed}"))
@@ -235,6 +241,9 @@ class World:
             self._set_up()
             self.clock.after_event = self._look
             self.clock.after(0.0, self._host)
+            self.clock.after(CLAIMS_S, self._ask_all)
+            if self.options.stands:
+                self.clock.after(STAND_S, self._stand, random.Random(f"stands {self.seed}"))
             Nemesis(self, self.nemesis_rng).begin()
             if self.options.lists:
                 ListNemesis(self, random.Random(f"lists {self.seed}")).begin()
@@ -308,6 +317,16 @@ class World:
         if request.outcome in ("ok", "ok-alone") and request.kind not in ("flush", "read") and request.seq > 0:
             node.answered_alone.append((request.epoch, request.seq))
 
+    def _stand(self, rng: random.Random) -> None:
+        """A copy stands still for a while."""
+        node = rng.choice(self.nodes)
+        if self.calm:
+            return
+        if node.target is not None and node.target.engine.state.role == SECONDARY:
+            node.note("stands")
+            node.target.stand(STAND_S)
+        self.clock.after(STAND_S * rng.random(), self._stand, rng)
+
     # -- oracles --------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
@@ -338,11 +357,18 @@ class World:
                     self.complete.add(node.name)
                 oracles.check_prefix(node)
             oracles.check_honest(node)
+            if state.role == PRIMARY:
+                node.note_head()
         if changed:
             oracles.check_one_primary(self.nodes)
         for one, other in self.edges:
             if changed & {one.name, other.name}:
                 oracles.check_tracked(one, other)
+
+    def _ask_all(self) -> None:
+        self.clock.after(CLAIMS_S, self._ask_all)
+        for node in self.nodes:
+            oracles.check_claims(node)
 
     def power_lost(self, node: Node) -> None:
         """A node is about to lose power: promises that only its page cache kept are void."""
@@ -477,7 +503,8 @@ class World:
             edge.node.run("replicator", lambda: edge.command(op, **args))
 
     def take_over(self, node: Node, *, force: bool, marker: int | None = None) -> None:
-        """An operator's takeover on a node: the edge over which it is fed has to let go. marker: so many records back."""
+        """An operator's takeover on a node: the edge over which it is fed has to let go. marker: so many records
+        back."""
         if node.replicator is None:
             return
         edge = node.replicator.feeding or next(iter(node.replicator.edges.values()), None)

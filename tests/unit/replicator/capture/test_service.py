@@ -128,7 +128,7 @@ def test_a_durable_policy_a_fua_write_and_a_flush_wait_for_the_peers_disk(served
     ):
         with pytest.raises(MediumError, match="has not answered"):
             ask()
-    assert served.names().count("writes-refused") == 1, "not for every write"
+    assert served.names().count("writes-fail") == 1, "not for every write"
     served.a.set_policy({"ack": "durable"})
     with pytest.raises(MediumError):
         served.a.write(0, 0, b"\1" * 4096)

@@ -189,7 +189,7 @@ def test_where_the_policy_gives_nobody_up_one_absent_peer_stops_writers_and_is_n
         for turn in range(3):
             fan.service.write(0, 0, bytes([turn]) * (64 << 10))
     assert (time.monotonic() - began >= 0.2) is waits
-    assert fan.names().count("writes-refused") == 1
+    assert fan.names().count("writes-fail") == 1
     blocking = {one["peer"]: one["blocks_writers"] for one in fan.service.status()["edges"]}
     assert blocking == {b.node_id: False, c.node_id: True} and fan.service.status()["blocks_writers"]
     fan.service.set_link(c.node_id, True)

@@ -225,6 +225,7 @@ def test_an_unknown_word_lists_the_known_ones(node: FakeNode) -> None:
 
 EVERY_WORD = [
     *(row.word for row in states.TABLE),
+    *(row.label for row in states.CONDITIONS),
     *(row.label for row in decisions.TABLE),
     *(row.label for row in takeover.TABLE),
     *TERMS,

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from replicator.core.errors import BadInput
-from replicator.core.rpo import UNKNOWN_GRACE_S, Budget, RemoteClock, Watch, budget_from, rpo
-from replicator.core.status import lag_records
+from replicator.core.rpo import UNKNOWN_GRACE_S, Budget, RemoteClock, Watch, budget_from, of_group, rpo
 
 
 def lost(
@@ -44,14 +43,53 @@ def test_a_secondary_without_link_only_knows_a_limit_from_below() -> None:
     assert (found["writes"], found["seconds"], found["bound"]) == (20, 9.0, "at least")
 
 
-def test_nor_does_one_that_has_no_room_to_take_more() -> None:
-    facts = {"linked": True, "session": "target", "peer_pos": 120, "contact_age_s": 9.0}
-    status = {"role": "secondary", "state": "ok", "pos": 120, "edges": [{"upstream": True, "wants": 4096}]}
-    found = rpo(status, {"facts": facts, "lag": 0, "lag_bytes": 0, "lag_s": 0.0})
-    assert (found["writes"], found["bytes"], found["seconds"], found["bound"]) == (0, None, 9.0, "at least")
-    assert found["as_of_s"] == 9.0 and lag_records(status, facts) is None
-    status["edges"] = [{"upstream": False, "wants": 4096}, {"upstream": True, "wants": 0}]
-    assert rpo(status, {"facts": facts, "lag": 0})["bound"] == "exact" and lag_records(status, facts) == 0
+def fed(**word: Any) -> dict[str, Any]:
+    """What a secondary says over a link over which records flow."""
+    told = {"writes": 0, "bytes": 0, "whole": True, "more": False, "age_s": 0.5, "newer": True} | word
+    facts = {"linked": True, "session": "target", "contact_age_s": 0.1, "word": told, "behind_s": 7.0, "peer_pos": 9}
+    return rpo({"role": "secondary", "state": "ok", "pos": 9}, {"feeds_us": True, "lag": 0, "facts": facts})
+
+
+def test_a_secondary_is_exact_as_of_a_fresh_word_of_the_primary() -> None:
+    assert fed() == {"writes": 0, "bytes": 0, "seconds": 0.0, "bound": "exact", "as_of_s": 0.5}
+    found = fed(writes=3, bytes=300)
+    assert (found["writes"], found["bytes"], found["seconds"], found["bound"]) == (3, 300, 7.0, "exact")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [{"newer": False}, {"age_s": 6.0}, {"age_s": None}, {"more": True, "writes": 1}, {"whole": False, "writes": 2}],
+)
+def test_a_secondary_that_hears_nothing_new_or_cannot_take_it_knows_a_limit_from_below(word: dict[str, Any]) -> None:
+    found = fed(**word)
+    assert found["bound"] == "at least" and found["seconds"] == 7.0
+
+
+def test_before_the_first_word_over_a_link_nothing_is_known() -> None:
+    facts = {"linked": True, "session": "target", "contact_age_s": 0.1, "word": None, "behind_s": None, "peer_pos": 9}
+    found = rpo({"role": "secondary", "state": "ok", "pos": 9}, {"feeds_us": True, "lag": 0, "facts": facts})
+    assert found["bound"] == "unknown"
+
+
+def test_a_group_at_rest_may_wait_half_a_minute_for_the_next_word() -> None:
+    facts = {"linked": True, "session": "target", "backed": True, "behind_s": 7.0, "peer_role": "primary"}
+    facts["word"] = {"writes": 0, "bytes": 0, "whole": True, "more": False, "age_s": 29.0, "newer": False}
+    found = rpo({"role": "secondary", "state": "ok", "pos": 9}, {"feeds_us": True, "facts": facts})
+    assert (found["bound"], found["as_of_s"]) == ("exact", 29.0)
+
+
+def test_of_several_copies_the_worst_and_the_best_are_told_apart() -> None:
+    near, far, none, hidden = (
+        lost(2),
+        lost(800, bound="at most"),
+        lost(None, bound="no copy"),
+        lost(None, bound="unknown"),
+    )
+    assert of_group([(False, far), (False, near)]) == (far, near)
+    assert of_group([(False, near), (False, none), (False, hidden)]) == (none, near)
+    assert of_group([(False, hidden), (False, far)]) == (hidden, far)
+    assert of_group([(False, near), (True, far)]) == (far, far), "a copy loses what it lacks itself"
+    assert of_group([]) == (None, None)
 
 
 def test_nothing_is_known_without_a_replicator() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.status import TABLE, describe, lag_records
+from replicator.core.status import CONDITIONS, TABLE, describe, edge_status, lag_records
 from replicator.core.takeover import plan_takeover
 from replicator.core.transitions import State
 
@@ -48,7 +48,7 @@ def refused(label: str) -> dict[str, Any]:
         ("ORPHANED", STATUS, {**FACTS, "session": "down", "linked": False, "turned_away": "no-pair"}),
         ("ESTRANGED", STATUS, {**FACTS, "session": "dialling", "linked": False, "turned_away": "stranger"}),
         ("JOURNAL-FULL", {**STATUS, "blocks_writers": True}, {**FACTS, "session": "down", "linked": False}),
-        ("JOURNAL-FULL", {**STATUS, "blocks_writers": True}, FACTS),
+        ("PAIR", {**STATUS, "blocks_writers": True}, FACTS),
         ("SWITCHING", STATUS, {**FACTS, "session": "draining"}),
         ("SPLIT", STATUS, {**FACTS, "session": "waiting", "split_wanted": True}),
         (
@@ -164,21 +164,6 @@ def test_who_keeps_the_journal_full_is_named_and_what_writers_do(policy: dict, t
     assert text in shown["means"] and "what B lacks" in shown["why"] and "cable" in shown["why"]
 
 
-@pytest.mark.parametrize(
-    ("policy", "text"),
-    [
-        ({"on_full": "fail"}, "writes of hosts fail"),
-        ({"on_full": "stall", "full_timeout_s": 2.5}, "wait until the peer makes room"),
-        ({"on_full": "bitmap", "full_timeout_s": 2.5, "on_loss": "degrade"}, "wait 2.5 s for room, then differences"),
-    ],
-)
-def test_a_peer_that_is_there_and_too_slow_is_named_too(policy: dict, text: str):
-    status = {**STATUS, "policy": {"mode": "async", **policy}, "blocks_writers": True}
-    shown = describe(status, {**FACTS, "peer_name": "B"})
-    assert shown["word"] == "JOURNAL-FULL" and shown["level"] == "bad" and text in shown["means"]
-    assert "B is slower than the writers" in shown["why"] and "slows B down" in shown["then"]
-
-
 def test_a_peer_that_was_not_asked_for_its_position_is_not_taken_to_have_nothing():
     told = {**FACTS, "linked": True, "acked": {"received": 0}}
     assert lag_records({**STATUS, "role": "primary", "pos": 40}, {**told, "session": "refused"}) is None
@@ -242,3 +227,60 @@ def test_a_copy_that_hears_nothing_is_told_what_a_takeover_would_cost():
     for status in (STATUS, {**copy, "upstream": "cd"}, {**copy, "state": "diverged"}):
         assert "take over" not in describe(status, alone)["then"]
         assert "" not in describe(status, alone)["commands"]
+
+
+def test_of_a_group_with_several_pairs_each_is_told_how_far_its_peer_is_behind() -> None:
+    edge = {"slot": 0, "mode": "async", "linked": True, "received": 7, "durable": 7, "applied": 7, "upstream": False}
+    behind = {"writes": 13, "bytes": 1300, "seconds": 2.0}
+    edges = [{**edge, "peer": "b", "behind": None}, {**edge, "peer": "c", "slot": 1, "behind": behind}]
+    whole = {**STATUS, "edges": edges, "behind": None, "peer": {"received": 5}}
+    found = edge_status(whole, "c")
+    assert found is not None and found["behind"] == behind and found["peer"]["received"] == 7
+
+
+WRITERS = {"waits": False, "fails": False, "what": "room", "peer": FACTS["peer"], "since_s": 9.0, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("label", "level", "status", "facts"),
+    [
+        ("WRITERS-WAIT-FULL", "bad", {"writers": {**WRITERS, "waits": True}}, {}),
+        ("WRITES-FAIL-FULL", "bad", {"writers": {**WRITERS, "fails": True}}, {}),
+        ("WRITERS-WAIT-UNANSWERED", "bad", {"writers": {**WRITERS, "what": "peer", "waits": True}}, {}),
+        ("WRITES-FAIL-UNANSWERED", "bad", {"writers": {**WRITERS, "what": "peer", "fails": True}}, {}),
+        ("STANDS-AT-MARKER", "busy", {}, {"peer_stands": 12}),
+        ("STANDS-AT-MARKER", "busy", {"role": "secondary", "limit_seq": 12}, {"session": "target"}),
+        ("COPY-JOURNAL-FULL", "warn", {}, {"peer_full_s": 3}),
+        ("COPY-JOURNAL-FULL", "warn", {"role": "secondary"}, {"session": "target", "full_s": 2.5}),
+    ],
+)
+def test_what_is_said_besides_the_word(label: str, level: str, status: dict, facts: dict):
+    found = describe({**STATUS, **status}, {**FACTS, **facts})
+    assert found["word"] == "PAIR" and found["level"] == level
+    assert [one["label"] for one in found["conditions"]] == [label]
+    assert "{" not in str([one["text"] + one["then"] for one in found["conditions"]])
+
+
+def test_every_condition_has_a_story_above():
+    mark = test_what_is_said_besides_the_word.pytestmark[0]
+    assert {case[0] for case in mark.args[1]} == {row.label for row in CONDITIONS}
+
+
+def test_nothing_is_said_besides_of_a_pair_that_is_well_and_of_another_pairs_trouble():
+    assert describe(STATUS, {**FACTS, "full_s": 0.0, "peer_full_s": 1})["conditions"] == []
+    other = {**STATUS, "writers": {**WRITERS, "waits": True, "peer": "cc" * 16}}
+    assert describe(other, FACTS)["level"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "sync_on", "text"),
+    [
+        ({"on_full": "bitmap", "full_timeout_s": 30.0}, False, "30 s at most, then the peer is given up"),
+        ({"on_full": "bitmap", "full_timeout_s": 30.0, "on_loss": "stall"}, True, "30 s at most, then it fails"),
+        ({"on_full": "stall", "full_timeout_s": 30.0}, False, "however long it takes"),
+        ({"on_full": "fail", "full_timeout_s": 30.0}, False, "they fail"),
+    ],
+)
+def test_what_writers_wait_for_while_a_connected_peer_is_too_slow(policy: dict, sync_on: bool, text: str):
+    status = {**STATUS, "writers": {**WRITERS, "waits": True}, "policy": policy, "sync_on": sync_on}
+    assert text in describe(status, FACTS)["conditions"][0]["text"]

@@ -194,3 +194,20 @@ def test_nobody_above_is_said_so(three: Three) -> None:
     node = b.replicator.node
     with pytest.raises(PeerError, match="no node feeds this one"):
         tree.extend_copy(b.run, node.contexts, node.peers, UUID, {"copy_id": "c1", "masks": None})
+
+
+def test_a_takeover_asks_every_peer_also_one_without_a_pair_whether_it_is_primary(three: Three) -> None:
+    a, b, c = three
+    a.target.add_group(UUID, "app")
+    a.call("pair.create", group="app", peer="gamma")
+    complete(c, a)
+    assert until(lambda: c.call("pair.show", group="app")["connected"])
+    b.target.add_group(UUID, "app")  # what a switchover has made of it: primary, and no pair with gamma
+    a.target.groups[UUID]["role"] = "secondary"
+    a.stop()
+    plan = c.call("takeover.plan", group="app")
+    assert (plan["label"], plan["allowed"]) == ("primary-elsewhere", False)
+    with pytest.raises(Refused, match="beta is primary of the group now and answers"):
+        c.call("takeover", group="app")
+    b.target.groups[UUID]["failed"] = "its disk"
+    assert c.call("takeover.plan", group="app")["allowed"], "one that serves nobody is no reason to wait"
