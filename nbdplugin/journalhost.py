@@ -13,7 +13,8 @@ from typing import Any
 
 from nbdplugin import arguments
 from replicator.capture import journalloss, ringchange
-from replicator.capture.engine import GroupEngine, JournalLost
+from replicator.capture.engine import GroupEngine
+from replicator.capture.parking import JournalLost
 from replicator.core.errors import AlreadyExists, BadInput, MediumError, NotFound
 from replicator.journal import volumes
 from replicator.journal.files import PlainFile

@@ -11,7 +11,8 @@ it relied on may be gone too. Then the source forgets the copy's id and the hand
 from __future__ import annotations
 
 from replicator.capture.bitmaps import BLOCK_BYTES
-from replicator.capture.engine import GroupEngine, NoRoom
+from replicator.capture.engine import GroupEngine
+from replicator.capture.parking import NoRoom
 from replicator.capture.state import JOURNAL, PRIMARY
 from replicator.core.records import Kind
 from replicator.journal.page import (

@@ -16,7 +16,8 @@ the damaged place is done without.
 
 A peer in sync that must have everything (on_loss=stall) is waited for all the same until the copy to it begins. A
 journal that cannot be read, or in which record after record is found damaged, is no place for what hosts flush: a
-primary gives it up, as after an error of its medium (journalloss.py). How many there were is durable, and in the status.
+primary gives it up, as after an error of its medium (journalloss.py). How many there were is durable, and in what
+status says.
 
 What it cannot do: tell damage at the end of the chain from the end itself after a power loss.
 """

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from replicator.capture import volumeset
 from replicator.capture.damage import find
 from replicator.capture.edges import kept_from
-from replicator.capture.engine import HIST_ENTRIES, GroupEngine
+from replicator.capture.engine import GroupEngine
 from replicator.capture.limits import lift, limited, pending, permitted, still_waits
+from replicator.capture.sequence import HIST_ENTRIES
 from replicator.capture.state import JOURNAL, NEVER, OK, RESYNC, SECONDARY, GroupState
 from replicator.core.epochs import counter_of, tag_of
 from replicator.core.errors import IntegrityError

@@ -51,12 +51,13 @@ from replicator.journal.page import (
 
 if TYPE_CHECKING:
     from replicator.capture.engine import GroupEngine
+    from replicator.capture.groupbase import GroupBase
 
 STOPS_S = 1.0
 """A replicator stops receiving so long after the group has failed, at the latest."""
 
 
-def may_go_over(engine: GroupEngine) -> bool:
+def may_go_over(engine: GroupBase) -> bool:
     """Say whether the group may count differences instead of journaling."""
     state = engine.state
     return (

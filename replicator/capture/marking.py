@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replicator.capture import roles
-from replicator.capture.engine import NoRoom
 from replicator.capture.markerbook import MADE, Entry, MarkerBook
+from replicator.capture.parking import NoRoom
 from replicator.capture.service import GroupService
 from replicator.capture.state import JOURNAL, PRIMARY
 from replicator.core.errors import Refused

@@ -46,12 +46,15 @@ from typing import Any
 from replicator.capture import volumeset
 from replicator.capture.bitmaps import Bitmaps, BlockMap, MapFile, NoMap
 from replicator.capture.clock import WriteClock
-from replicator.capture.engine import SEQ_RESERVE, GroupEngine, NoRoom, Volume
+from replicator.capture.engine import GroupEngine
 from replicator.capture.follower import apply_all, checkpoint, redo_all
+from replicator.capture.groupbase import Volume
 from replicator.capture.journalloss import of_one_epoch
+from replicator.capture.parking import NoRoom
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.ringchange import drop_orphans
 from replicator.capture.roles import ensure_epoch_record, finish_attach
+from replicator.capture.sequence import SEQ_RESERVE
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,

@@ -19,9 +19,10 @@ from typing import Any
 
 from replicator.capture import edges, journalloss, volumeset
 from replicator.capture.copies import check_maps
-from replicator.capture.engine import SEQ_RESERVE, GroupEngine
+from replicator.capture.engine import GroupEngine
 from replicator.capture.follower import apply_through, checkpoint, settle
 from replicator.capture.limits import cut, lift
+from replicator.capture.sequence import SEQ_RESERVE
 from replicator.capture.state import (
     BITMAP,
     DIVERGED,

@@ -33,10 +33,11 @@ from replicator.capture import (
 )
 from replicator.capture.backlog import Backlog
 from replicator.capture.damage import DamagedJournal
-from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.engine import GroupEngine
 from replicator.capture.fulljournal import FullJournal
 from replicator.capture.guardedreads import GuardedReads
 from replicator.capture.hardship import ROOM, Hardship
+from replicator.capture.parking import NoRoom, Parked
 from replicator.capture.peerwaits import PeerWaits
 from replicator.capture.recordlog import DamagedRecord, records_from
 from replicator.capture.relayloss import RelayWatch

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from replicator.capture.arrivals import JournalArrivals
-from replicator.capture.engine import GroupEngine, NoRoom
+from replicator.capture.engine import GroupEngine
 from replicator.capture.limits import answered_beyond, pending
 from replicator.capture.numbers import Numbers
+from replicator.capture.parking import NoRoom
 from replicator.capture.service import GroupService
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY
 from replicator.core.cuts import (

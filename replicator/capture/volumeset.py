@@ -40,7 +40,8 @@ from replicator.core.errors import BadInput, IntegrityError, Refused
 from replicator.core.records import Header, Kind
 
 if TYPE_CHECKING:
-    from replicator.capture.engine import GroupEngine, Volume
+    from replicator.capture.engine import GroupEngine
+    from replicator.capture.groupbase import Volume
 
 Listed = dict[str, Any]
 """{index, name, uuid, size, born}. uuid: this node's; born: the epoch it was added in, 0 or missing: from the start."""

@@ -25,7 +25,7 @@ def group() -> None:
 @click.argument("name")
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=names.volumes)
 @click.option("--journal", "journal_bytes", type=SizeType(4096), default="256M", show_default=True,
-              help="Room for writes on their way to the peer.")  # fmt: skip
+              help="Room for writes on their way to the peer; 16M or more.")  # fmt: skip
 @click.option(
     "--journal-path", type=click.Path(), help="File or device for the journal, instead of one in the state directory."
 )

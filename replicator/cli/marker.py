@@ -188,7 +188,8 @@ def schedule(
 ) -> None:  # fmt: skip
     """Make markers NAME-TIME again and again. This node makes them, and goes on after a restart.
 
-    An image is deleted when enough newer ones are complete in every place, never before.
+    An image is deleted when enough newer ones are complete in every place, never before. To change a schedule end it
+    with `marker unschedule`, and make it anew.
     """
     here.replicator(
         "marker.schedule", name=name, interval_s=interval_s, keep=keep, groups=groups, deadline_s=deadline_s,

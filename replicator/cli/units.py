@@ -38,7 +38,7 @@ class SizeType(_IntType):
             below = size - size % self.multiple_of
             raise BadInput(
                 f"a size of {size} bytes is not a multiple of {self.multiple_of}",
-                f"the nearest are {below} and {below + self.multiple_of}",
+                f"the nearest {f'are {below} and' if below else 'is'} {below + self.multiple_of}",
             )
         if size > MOST_BYTES:
             raise BadInput(f"a size of {size} bytes is above the most of {format_size(MOST_BYTES)}", "ask for less")

@@ -9,7 +9,10 @@ Writes are held at storage, or by the hosts themselves (hosthold.py); then the n
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import signal
 import subprocess
 import threading
 import time
@@ -77,7 +80,11 @@ class Markers:
         """
         if any(one["name"] == name and one["state"] != DEAD for one in self.store.all()):
             raise AlreadyExists(f"there is a marker {name} already", "choose another name")
-        members = self.resolve(groups)
+        try:
+            members = self.resolve(groups)
+        except (PeerError, TimedOut) as exc:
+            what = f"marker {name} was not made, and nothing was held: {exc.message}"
+            raise PeerError(what, exc.way_out or "see that the node can be reached: farstripe peer list") from exc
         hosts = linked(self.store.hosts(), list(members)) if hold == HOSTS else {}
         n = self.store.next_number(int(one["highest"]) for one in members)
         listed = [{"group": one["name"], "seq": 0, **{key: one[key] for key in PLACED}} for one in members]
@@ -446,16 +453,24 @@ def is_complete(record: Record, copies: list[dict[str, Any]]) -> bool:
 
 
 def run_hook(command: str, marker: str, timeout_s: float = HOOK_S) -> None:
-    """Run a command of the operator's by the shell, with FARSTRIPE_MARKER set. Raises Refused when it fails."""
+    """Run a command of the operator's by the shell, with FARSTRIPE_MARKER set. Raises Refused when it fails.
+
+    One that takes too long is killed with all it has started: what it may do later, such as freezing a filesystem,
+    would come behind the command that is to undo it.
+    """
     if not command:
         return
-    try:
-        done = subprocess.run(
-            ["/bin/sh", "-c", command], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "FARSTRIPE_MARKER": marker},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as exc:
-        raise Refused(f"the hook {command!r} did not end within {timeout_s:g} s", "make it faster") from exc
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-300:]
-        raise Refused(f"the hook {command!r} ended with {done.returncode}{said and ': '}{said}", "see why it fails")
+    with subprocess.Popen(
+        ["/bin/sh", "-c", command], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "FARSTRIPE_MARKER": marker},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as hook:  # fmt: skip
+        try:
+            out, err = hook.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as exc:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(hook.pid, signal.SIGKILL)
+            way_out = "make it faster; what it did may have to be undone"
+            raise Refused(f"the hook {command!r} did not end within {timeout_s:g} s, and was killed", way_out) from exc
+    if hook.returncode:
+        said = (err or out).strip()[-300:]
+        raise Refused(f"the hook {command!r} ended with {hook.returncode}{said and ': '}{said}", "see why it fails")

@@ -60,7 +60,10 @@ class MarkerStore:
         """The record of a marker. Raises NotFound."""
         with self._lock:
             if name not in self._records:
-                raise NotFound(f"no marker {name!r} was made by this node", "farstripe marker list")
+                raise NotFound(
+                    f"no marker {name!r} was made by this node",
+                    "ask on the node that made it; what copies here have: farstripe marker list",
+                )
             return dict(self._records[name])
 
     def begin(self, name: str, n: int, **more: Any) -> Record:
@@ -103,8 +106,15 @@ class MarkerStore:
             return {name: dict(one) for name, one in self._schedules.items()}
 
     def schedule(self, name: str, what: Record | None) -> None:
-        """Store a schedule, or end it with None. Raises NotFound when there is none to end."""
+        """Store a schedule, or end it with None. Raises NotFound when there is none to end, AlreadyExists when there is
+        another one of that name: somebody may rely on it."""
         with self._lock:
+            if what is not None and self._schedules.get(name, what) != what:
+                groups = ",".join(map(str, self._schedules[name].get("groups", ())))
+                raise AlreadyExists(
+                    f"there is a schedule {name} already, of {groups}",
+                    f"choose another name, or end that one first: farstripe marker unschedule {name}",
+                )
             if what is None and name not in self._schedules:
                 raise NotFound(f"no schedule {name!r}", "farstripe marker list")
             changed = {key: one for key, one in self._schedules.items() if key != name}

@@ -46,7 +46,9 @@ def ask(sock: TlsStream, frame: dict[str, Any], name: str) -> Any:
             raise
         reply = read_frame(sock)
     except TimeoutError as exc:
-        raise TimedOut(f"{name} did not answer in time") from exc
+        raise TimedOut(
+            f"{name} did not answer in time", "see there whether both processes answer: farstripe node status"
+        ) from exc
     except ssl.SSLError as exc:
         if "ALERT" in (exc.reason or ""):
             raise AuthError(

@@ -64,7 +64,7 @@ class Contexts:
         except OSError as exc:
             raw.close()
             raise PeerError(
-                f"no TLS with {peer.address} port {peer.port}: {exc}", "is a farstripe replicator there?"
+                f"no TLS with {peer.name} at {peer.address} port {peer.port}: {exc}", "is a farstripe replicator there?"
             ) from exc
         if fingerprint_of(stream.peer_certificate) != peer.fingerprint:
             stream.close()

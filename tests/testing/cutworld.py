@@ -36,8 +36,8 @@ from nbdplugin.markerhost import MarkerHost
 from replicator.capture import follower, roles
 from replicator.capture.clock import RESERVE_FILE_BYTES, WriteClock
 from replicator.capture.cutter import publish_beacon
-from replicator.capture.engine import NoRoom, Parked
 from replicator.capture.marking import Marking
+from replicator.capture.parking import NoRoom, Parked
 from replicator.capture.sets import COUNTER, ORDERS, SetHost
 from replicator.capture.state import PRIMARY, SECONDARY
 from replicator.core.cycles import Cycle
@@ -619,8 +619,33 @@ class CutWorld:
             return int(host.cycles.decide("set", 0)["cycle"])
         return int(known["decided_cycle"])
 
+    def see_a_marker_through(self) -> None:
+        """A marker is made and comes to all copies, which go on to different places behind it."""
+        for group in GROUPS:
+            self.linked[group] = True
+        self.begin_marker()
+        for _ in range(80):
+            self.pass_time(0.002)
+            self.post()
+        for _ in range(3):
+            for group in GROUPS:
+                self.ship(group, 10_000)
+                self.beacon(group)
+                self.hear(group)
+            self.nodes["S1"].sets.tick()
+            self.cycle()
+            for group in GROUPS:
+                follower.apply_all(self.pairs[group].b.engine)
+        for _ in range(self.rng.randint(0, 12)):
+            self.converse()
+            group = self.rng.choice(GROUPS)
+            self.ship(group, self.rng.randint(1, 6))
+            self.apply(group, 2000)
+
     def take_over_marker(self) -> None:
         """All primaries are gone: the copies go back to the newest marker that all can give."""
+        if self.rng.random() < 0.7:
+            self.see_a_marker_through()
         numbers = offered(self.images())
         if not numbers:
             return

@@ -59,7 +59,7 @@ NOTES: dict[str, tuple[Item, ...]] = {
     ),
     "marker": (
         "Commands given with --before and --after are run by the shell of the coordinating node, as the user that the "
-        "replicator runs as, with FARSTRIPE_MARKER in their environment, and may take 30 seconds. To mark what a "
+        "replicator runs as, with FARSTRIPE_MARKER in their environment, and are killed after 30 seconds. To mark what a "
         "filesystem has flushed, freeze it before and thaw it after.",
         "With --hold hosts every host that was linked by `marker host add` and writes to one of the groups is asked to stop "
         "its writes. The command of a host is run by the shell of the coordinating node, for all hosts at once, with "

@@ -21,7 +21,7 @@ from replicator.core.events import (
 )
 from replicator.core.session.base import COMMAND_S, HANDED_S, SWITCHOVER_S, Step
 from replicator.core.session.links import Links
-from replicator.core.transitions import State
+from replicator.core.transitions import SWITCHING, State
 
 
 class Switching(Links):
@@ -38,13 +38,16 @@ class Switching(Links):
         ]
 
     def _switchover_refused(self, event: Command, now: float) -> Step:
-        if self.state in (State.TARGET, State.COPY_TARGET) or self.status.get("role") == "secondary":
+        if self.state in SWITCHING:
+            error = Refused("roles are being exchanged already, by another command", "see 'farstripe status'")
+        elif self.state in (State.TARGET, State.COPY_TARGET) or self.status.get("role") == "secondary":
             error = Refused("this node is a secondary", "run the switchover on the primary node")
         elif self.state is State.COPY_SOURCE:
             error = Refused("the copy on the peer is not complete", "wait for it with 'farstripe pair wait'")
         else:
+            why = f"session {self.state.value}" + ("" if self.link else f": {self.link_reason}")
             error = Refused(
-                f"no running pair to switch over (session {self.state.value}: {self.link_reason})",
+                f"no running pair to switch over ({why})",
                 "see 'farstripe explain'; a takeover on the peer is the way when this side is lost",
             )
         return self.state, [Answer(event.id, error=to_map(error))]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from replicator.capture import copier, edges, follower, journalloss, retention, service, volumeset
 from replicator.capture.cutter import publish_beacon
-from replicator.capture.engine import GroupEngine, NoRoom, Parked
+from replicator.capture.engine import GroupEngine
+from replicator.capture.parking import NoRoom, Parked
 from replicator.capture.rewind import rewind
 from replicator.capture.state import JOURNAL, OK, PRIMARY, SECONDARY, Edge
 from replicator.capture.volumeset import passes_over

@@ -8,7 +8,8 @@ import pytest
 
 from replicator.capture import edges, follower, roles
 from replicator.capture.bitmaps import BLOCK_BYTES, TODO
-from replicator.capture.engine import RESERVE_BYTES, JournalLost, NoRoom, Parked
+from replicator.capture.groupbase import RESERVE_BYTES
+from replicator.capture.parking import JournalLost, NoRoom, Parked
 from replicator.capture.state import PRIMARY, SECONDARY
 from replicator.core.errors import MediumError, Refused
 from replicator.core.records import FLAG_FUA, HEADER_BYTES, Kind

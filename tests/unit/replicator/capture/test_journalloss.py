@@ -11,7 +11,7 @@ import pytest
 
 from nbdplugin import journalhost
 from replicator.capture import copies, edges, follower, journalloss, roles
-from replicator.capture.engine import JournalLost, Parked
+from replicator.capture.parking import JournalLost, Parked
 from replicator.capture.service import GroupService
 from replicator.capture.state import BITMAP, OK, RESYNC
 from replicator.core.errors import MediumError, Refused

@@ -10,9 +10,9 @@ import pytest
 
 from nbdplugin.markerhost import MarkerHost, image_name
 from replicator.capture import follower, limits, roles
-from replicator.capture.engine import Parked
 from replicator.capture.markerbook import BOOK_FILE_BYTES, MADE, TAKEN, TAKING, Entry, MarkerBook
 from replicator.capture.marking import Marking, state_host_time
+from replicator.capture.parking import Parked
 from replicator.capture.state import OK, PRIMARY
 from replicator.core.errors import NotFound, Refused
 from replicator.core.markers import Marker

@@ -12,7 +12,7 @@ import pytest
 
 from replicator.capture.clock import WriteClock
 from replicator.capture.cutter import SET_BEACON_S, Cutter
-from replicator.capture.engine import JournalLost
+from replicator.capture.parking import JournalLost
 from replicator.core.errors import MediumError
 from replicator.journal.page import BEACON_PACE_MS, INCARNATION
 from tests.testing.pairharness import REPLICATOR_ASLEEP, Pair, Side, running_pair

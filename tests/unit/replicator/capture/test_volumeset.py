@@ -8,7 +8,7 @@ import pytest
 
 from replicator.capture import copies, follower, journalloss, roles
 from replicator.capture.bitmaps import TODO
-from replicator.capture.engine import JournalLost
+from replicator.capture.parking import JournalLost
 from replicator.capture.preimages.recorder import PreImages
 from replicator.capture.preimages.window import Window
 from replicator.capture.state import RESYNC

@@ -65,3 +65,10 @@ def test_sizes_for_people(size: int | None, text: str) -> None:
 )  # fmt: skip
 def test_durations_for_people(seconds: float | None, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "way_out"), [("1K", "the nearest is 4096"), ("5K", "the nearest are 4096 and 8192")])
+def test_a_size_that_does_not_fit_is_answered_by_those_that_do(size: str, way_out: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        SizeType(4096).convert(size, None, None)
+    assert caught.value.way_out == way_out

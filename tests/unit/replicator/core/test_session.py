@@ -371,6 +371,15 @@ def test_switchover_drains_demotes_durably_and_only_then_hands_over():
     assert couple.a.persisted == {"handover": ""}
 
 
+def test_a_second_switchover_is_told_of_the_first():
+    couple = Couple()
+    couple.connect()
+    couple.give(couple.a, Command(7, "switchover"))
+    couple.give(couple.a, Command(8, "switchover"))
+    assert couple.states()[0] is State.DRAINING
+    assert [a.id for a in couple.a.answers] == [8] and "exchanged already" in couple.a.answers[0].error["message"]
+
+
 def test_a_switchover_cut_after_the_demotion_is_finished_by_the_handshake():
     couple = Couple()
     couple.connect()

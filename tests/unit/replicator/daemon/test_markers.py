@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from replicator.core.errors import AlreadyExists, NotFound, Refused, TimedOut
+from replicator.core.errors import AlreadyExists, NotFound, PeerError, Refused, TimedOut
 from replicator.daemon.markers import Markers, is_complete, run_hook
 from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Images, Scheduler, at_once
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
@@ -95,6 +95,15 @@ def test_a_marker_is_made_although_the_hook_after_it_fails_and_the_error_says_so
     assert MarkerStore(tmp_path, 5).find("m")["state"] == MADE
     with pytest.raises(AlreadyExists):
         markers.create("m", ["g"])
+
+
+def test_a_node_that_cannot_be_asked_is_one_kind_of_error_and_nothing_was_held(tmp_path: Path) -> None:
+    node = OneNode()
+    node.fails = "group.status"
+    markers = coordinator(tmp_path, node)
+    with pytest.raises(PeerError, match="marker m was not made, and nothing was held: on A: a+ is silent") as caught:
+        markers.create("m", ["g"])
+    assert "peer list" in caught.value.way_out and markers.store.all() == []
 
 
 def test_a_marker_is_durable_before_the_hook_after_it_runs(tmp_path: Path) -> None:
@@ -241,6 +250,24 @@ def test_a_hook_knows_the_marker_and_its_failure_or_slowness_is_an_error(tmp_pat
         run_hook("echo no >&2; exit 3", "m")
     with pytest.raises(Refused, match="did not end"):
         run_hook("sleep 5", "m", timeout_s=0.1)
+
+
+def test_a_hook_that_is_too_slow_does_nothing_afterwards(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="was killed"):
+        run_hook(f"(sleep 0.4; touch {tmp_path}/frozen) & sleep 5; true", "m", timeout_s=0.1)
+    time.sleep(0.8)
+    assert not (tmp_path / "frozen").exists()
+
+
+def test_a_schedule_is_not_replaced_by_another_one_of_its_name(tmp_path: Path) -> None:
+    store = coordinator(tmp_path, OneNode()).store
+    store.schedule("s", {"groups": ["g", "h@B"], "interval_s": 1.0})
+    store.schedule("s", {"groups": ["g", "h@B"], "interval_s": 1.0})
+    with pytest.raises(AlreadyExists, match="already, of g,h@B"):
+        store.schedule("s", {"groups": ["g"], "interval_s": 1.0})
+    assert store.schedules()["s"]["groups"] == ["g", "h@B"]
+    store.schedule("s", None)
+    store.schedule("s", {"groups": ["g"], "interval_s": 1.0})
 
 
 @pytest.mark.parametrize(("offset_s", "too_far"), [(0.0, False), (0.9, False), (1.5, True), (-3.0, True)])
