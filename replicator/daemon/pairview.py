@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from replicator.core import protection, rpo
+from replicator.core import conditions, protection, rpo
 from replicator.core import status as words
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.protection import EdgeFacts
@@ -182,7 +182,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "split": bool(facts.get("split_wanted", pair.split)),
         **_lag(known, facts),
         "lag_applied": _lag_applied(known, facts),
-        "stands_at": words.stands_at(known, facts) or None,
+        "stands_at": conditions.stands_at(known, facts) or None,
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
@@ -225,7 +225,7 @@ def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
-    if words.feeds(status, facts):
+    if conditions.feeds(status, facts):
         if not words.told(facts):
             return None
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("applied", 0)))
