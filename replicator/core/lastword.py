@@ -11,7 +11,8 @@ taken in are a sign of more, whatever was said.
 How old the word is, the beacon tells: a BEAT may have lain in a buffer behind records for as long as they were not
 taken. The clocks of two nodes are not compared. The beacon that came soonest after its time shows how they differ, by
 the time it travelled at most; a later one that comes later than that has waited for so long. So an age is too small by
-the shortest travel, and never by more. The primary's first one is new: it goes before all records. A node in the middle
+the shortest travel, and never by more; a beacon that a node in the middle passes on waits there for the next BEAT,
+which counts as travel: a second or two. The primary's first one is new: it goes before all records. A node in the middle
 may pass on what it heard long ago, a beacon or two; of it nothing is known before NEWER of them have come, each newer
 than the one before.
 
