@@ -18,7 +18,7 @@ durable, GroupService says. The replicator may name its peer also where that mak
     group.copy_until {peer, copy_id, seq, epoch}         -> {copying}; on the node that pinned, before the peer attaches
     group.resume_copy {}
     group.attach {peer, p, c, epoch, hist, masks, copy_id, full, synced_after?, synced_epoch?, volumes?,
-                  rewound?}
+                  rewound?, last_write?}
     group.add_volume {group, volume}, group.remove_volume {group, volume}     on the primary; see listchange.py
     group.check_volume {group, volume, size}                                  could it be made here?
     group.hold {deadline_s}, group.release {}, group.demote {diverged?, upto?}
@@ -55,7 +55,7 @@ def handlers(target: Target) -> dict[str, Handler]:
                 "synced_epoch": _position(args, "synced_epoch") or 0,
             }
             lists = {"volumes": args.get("volumes"), "rewound": args.get("rewound")}
-            return service.attach(_peer(args), **lists, **until, **step)
+            return service.attach(_peer(args), last_write=_position(args, "last_write"), **lists, **until, **step)
 
     def create(args: dict[str, Any]) -> dict[str, Any]:
         journal_path = arguments.path(args, "journal_path") if args.get("journal_path") else None

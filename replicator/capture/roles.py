@@ -163,6 +163,7 @@ def attach(
     synced_epoch: int = 0,
     volumes: list[dict[str, Any]] | None = None,
     rewound: list[list[Any]] | None = None,
+    last_write: int | None = None,
 ) -> dict[str, Any]:
     """Become the target of a copy from the peer of `edge`: what was received and not applied is dropped, the next
     record is p + 1.
@@ -170,6 +171,7 @@ def attach(
     synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of
     this epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group
     has no longer leaves it here. None: those that it has. rewound: what was given up in this history, see GroupState.
+    last_write: no host write up to p has a higher seq than this; p when None. The copy brings them without their records.
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
     the journal was given up for the peers that this node feeds.
     """
@@ -193,6 +195,7 @@ def attach(
         if volumes is not None and volumeset.offered(engine) != (listed := volumeset.check_offer(volumes)):
             prepared = volumeset.prepare(engine, listed)
         result = _attach(engine, edge, c if by_difference else None, masks, step, prepared)
+        engine.last_host_seq = p if last_write is None else min(p, last_write)
         if prepared is not None:
             volumeset.settle(engine)
         return result

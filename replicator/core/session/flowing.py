@@ -105,7 +105,9 @@ class Flowing(Greeting):
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
             raise ProtocolError(f"the peer's attach is malformed: {exc}") from exc
         self._copy = copy
-        return State.ADOPTING, [self._ask("group.attach", **copy)]
+        theirs = self.theirs
+        last_write = theirs.last_write if theirs is not None and theirs.pos == copy["p"] else None  # it goes by p then
+        return State.ADOPTING, [self._ask("group.attach", last_write=last_write, **copy)]
 
     def _adopted(self, event: Reply, now: float) -> Step:
         offer = self._copy

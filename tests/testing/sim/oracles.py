@@ -359,5 +359,4 @@ def check_read(target: Target, request: Request) -> None:
                 f"reads: a host of {target.node.name} was told of write {request.met}, the synchronous peer of edge "
                 f"{edge.slot} was never known to be beyond {at}"
             )
-        if request.seq:  # it waited; what it met else was promised, or answered alone, before
-            target.promise_met(edge, request.epoch, request.met, durable)
+        target.promise_met(edge, request.epoch, request.met, durable)

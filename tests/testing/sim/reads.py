@@ -5,8 +5,8 @@ and waiting is that of a write (Target). What was really there to be seen is kno
 that entered the journal, with its range.
 
 Oracle `reads` (oracles.check_read): whenever a read is answered and an edge is synchronous, the peer has said that it
-holds the newest host write the read has met. So hosts know of nothing that the peer could lack. Where a read waited for
-that, it is a promise from then on, whatever became of the write.
+holds the newest host write the read has met. So hosts know of nothing that the peer could lack, and each such write is
+a promise from then on.
 """
 
 from __future__ import annotations

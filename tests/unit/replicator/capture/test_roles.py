@@ -348,3 +348,21 @@ def test_a_demoted_group_that_waits_for_a_copy_lists_its_own_changes(pair: Pair)
     assert decision.lost_records == 2
     assert pair.a.engine.state.copy == OK
     assert not pair.a.engine.bitmaps.maps[0].count(TODO)
+
+
+def test_a_copy_knows_of_the_host_writes_that_it_brought_without_their_records(pair: Pair) -> None:
+    """Else another history would take it for one that holds nothing of hosts, and overwrite it unasked."""
+    pair.a.write(0, 1)
+    roles.overflow(pair.a.engine)
+    pair.a.write(0, 2)
+    last = pair.a.engine.status()["last_write"]
+    assert pair.sync_up().label == "diff-journal-lost"
+    assert last <= pair.b.engine.status()["last_write"] <= pair.b.page[HEAD_SEQ]
+
+
+def test_what_the_source_says_of_its_last_host_write_bounds_that_of_the_copy(pair: Pair) -> None:
+    step = (100, None, 9 << 24, [[9 << 24, 90]], {}, "copy", True)
+    roles.attach(pair.b.engine, pair.b.edge(pair.a), *step, last_write=95)
+    assert pair.b.engine.status()["last_write"] == 95
+    roles.attach(pair.b.engine, pair.b.edge(pair.a), *step)
+    assert pair.b.engine.status()["last_write"] == 100

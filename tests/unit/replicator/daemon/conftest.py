@@ -82,6 +82,8 @@ class StubTarget:
         return handle
 
     def _put_set(self, args: dict[str, Any]) -> dict[str, Any]:
+        if any(one["name"] == args["name"] and one["rev"] >= args["rev"] for one in self.sets):
+            return {"stored": False}
         groups = [{"uuid": uuid} for uuid in args["groups"]]
         self.sets = [{"decided_ns": 0, "standing": "source", **args, "groups": groups}]
         return {"stored": True}
