@@ -106,7 +106,7 @@ CONDITIONS: tuple[Condition, ...] = (
         ("farstripe marker resume --groups {group}", "farstripe explain {group}  (on {at})"),
     ),
     Condition(
-        "STANDS-AT-MARKER",
+        "STANDS-AT-A-MARKER",
         "busy",
         lambda s, f: bool(stands_at(s, f)),
         "the copy on {at} stands at a marker{standing}: what comes after it is kept in its journal and not applied",

@@ -12,9 +12,9 @@ How old the word is, the beacon tells: a BEAT may have lain in a buffer behind r
 taken. The clocks of two nodes are not compared. The beacon that came soonest after its time shows how they differ, by
 the time it travelled at most; a later one that comes later than that has waited for so long. So an age is too small by
 the shortest travel, and never by more; a beacon that a node in the middle passes on waits there for the next BEAT,
-which counts as travel: a second or two. The primary's first one is new: it goes before all records. A node in the middle
-may pass on what it heard long ago, a beacon or two; of it nothing is known before NEWER of them have come, each newer
-than the one before.
+which counts as travel: a second or two. The primary's first one is new: it goes before all records. A node in the
+middle may pass on what it heard long ago, a beacon or two; of it nothing is known before NEWER of them have come, each
+newer than the one before.
 
 Bytes are exact where all that was sent before the BEAT was here when it came (one connection); else some of it is on
 its way, nobody has counted it, and what is known is a limit from below.

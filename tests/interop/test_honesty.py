@@ -63,7 +63,7 @@ def test_a_copy_that_stands_at_a_marker_with_a_full_journal_does_not_claim_to_ha
         time.sleep(1.0)
     assert kinds(a).count("pair.disconnected") == disconnected, "flow control holds, nothing else"
     for node in (a, b):
-        assert conditions(node) == ["COPY-JOURNAL-FULL", "STANDS-AT-MARKER"]
+        assert conditions(node) == ["COPY-JOURNAL-FULL", "STANDS-AT-A-MARKER"]
         assert "farstripe marker resume --groups" in node.farstripe("explain", GROUP)
     assert "COPY JOURNAL FULL" in a.farstripe("status", GROUP)
     assert 'condition="COPY-JOURNAL-FULL",group="app",level="warn",peer="B"' in a.farstripe("metrics")
