@@ -154,7 +154,7 @@ class Nemesis:
 
     def _do_rot(self, node: Node, rng: random.Random) -> None:
         """Asked for by name only, and without power loss: a bit flips in the journal's file, within a record that is
-        kept. What a copy had promised by its journal may be void, and so may the bitmaps that counted on that."""
+        kept. What a copy had promised by its journal may be void."""
         journal, page = "journal", node.page
         if node.target is None or node.target.engine.state.journal_error or journal not in node.disk.names():
             return
@@ -162,7 +162,6 @@ class Nemesis:
         if tail < head:
             at = rng.randrange(max(tail, head - 40_000) if rng.random() < 0.7 else tail, head)
             capacity = node.target.engine.journal.capacity
-            self._world.spoiled = True
             node.disk.corrupt(journal, DATA_START + at % capacity)
             self._world.clock.note(f"rot at {at} of {tail} to {head} of {node.name}")
 
