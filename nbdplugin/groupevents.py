@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from replicator.core.epochs import epoch_text
+
 _SENTENCES = {
     "journal-overflow": "the journal is full: from now on only block numbers are kept, the peer needs a resync",
     "journal-lost": "{reason}; from now on only block numbers are kept, until the journal is replaced",
@@ -45,6 +47,8 @@ def describe_event(what: str, detail: dict[str, Any]) -> tuple[str, str]:
         left = f"{left_s:.0f} s" if left_s is not None and left_s < 120 else f"{(left_s or 0) / 60:.0f} min"
         when = "" if left_s is None else f"; it is full in {left} at this rate"
         detail = {**detail, "when": when}
+    if isinstance(detail.get("epoch"), int):
+        detail = {**detail, "epoch": epoch_text(detail["epoch"])}
     if want := _WANTS.get(str(detail.get("want"))):
         detail = {**detail, "want": want.format_map(_Known(detail))}
     if what == "journal-damaged":

@@ -12,6 +12,7 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.instants import parse_instant
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_duration, format_size
+from replicator.core.epochs import epoch_text
 
 PATIENCE_S = 24 * 3600
 """A view of much that was overwritten takes long; the target ends it when it stops."""
@@ -44,7 +45,8 @@ def snapshot(here: Node, group: str, when: str, suffix: str | None, writable: bo
     images = ", ".join(one["name"] for one in done["images"])
     written = f", written {done['time']}" if done["time"] else ""
     doubt = "" if done["certain"] else "; it is the newest here, and what the primary wrote then may not have arrived"
-    emit(as_json, done, f"{images}: group {group} after record {done['seq']} of epoch {done['epoch']}{written}{doubt}")
+    where = f"after record {done['seq']} in epoch {epoch_text(done['epoch'])}"
+    emit(as_json, done, f"{images}: group {group} {where}{written}{doubt}")
 
 
 @click.command()

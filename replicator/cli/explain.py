@@ -15,7 +15,7 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import emit, json_option
 from replicator.cli.status import loss_lines, lost_text
 from replicator.cli.terms import TERMS
-from replicator.core import decisions, takeover
+from replicator.core import conditions, decisions, takeover
 from replicator.core import status as states
 from replicator.core.errors import BadInput, FarstripeError, NotFound
 
@@ -121,8 +121,8 @@ def _pool_troubles(here: Node) -> list[dict[str, Any]] | None:
 
 
 def _words() -> str:
-    conditions = (one.label for one in states.CONDITIONS)
-    return ", ".join([*sorted(TERMS), *(row.word for row in states.TABLE), *conditions])
+    labels = (one.label for one in conditions.CONDITIONS)
+    return ", ".join([*sorted(TERMS), *(row.word for row in states.TABLE), *labels])
 
 
 def _group_text(one: dict[str, Any]) -> str:
@@ -154,7 +154,7 @@ def explain_word(word: str) -> dict[str, Any] | None:
             text = " ".join(f"{part[0].upper()}{part[1:]}." for part in told)
             commands = [command.format(**_PLACES) for command in row.commands]
             return _entry(row.word, "state of a pair", text, commands)
-    for one in states.CONDITIONS:
+    for one in conditions.CONDITIONS:
         if one.label == word.upper():
             text = f"{one.text}. What to do: {one.then}.".format(**_PLACES)
             advice = [command.format(**_PLACES) for command in one.commands]

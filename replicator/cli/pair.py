@@ -12,6 +12,7 @@ from replicator.cli.access import Node, pass_node
 from replicator.cli.output import confirm, emit, json_option, table, yes_option
 from replicator.cli.units import SecondsType, SizeType, format_size
 from replicator.core import rpo
+from replicator.core.epochs import epoch_text
 from replicator.core.errors import Refused, TimedOut
 from replicator.core.status import TABLE
 
@@ -182,10 +183,10 @@ def _acked(facts: dict[str, Any], what: str) -> int | None:
 
 
 def _history(hist: list[list[int]] | None) -> str | None:
-    """Epochs with the record each began at; the counter of an epoch is its upper 40 bits, the node's tag the rest."""
+    """Epochs with the record each began at."""
     if not hist:
         return None if hist is None else "empty"
-    return ", ".join(f"epoch {epoch >> 24} of {epoch & 0xFFFFFF:06x} from {base}" for epoch, base in hist[-4:])
+    return ", ".join(f"epoch {epoch_text(epoch)} from {base}" for epoch, base in hist[-4:])
 
 
 @pair.command()

@@ -93,7 +93,8 @@ def lost_text(rpo: dict[str, Any] | None) -> str:
     if rpo is None or rpo["bound"] == "unknown":
         return UNKNOWN
     if rpo["bound"] == "no copy":
-        return "everything: the copy is not complete"
+        kept = f", and keeps an image after record {rpo['kept']}" if rpo.get("kept") else ""
+        return f"everything: the copy is not complete{kept}"
     if rpo["bound"] in ("exact", "at most") and rpo["writes"] == 0:
         return "nothing"
     prefix = "" if rpo["bound"] == "exact" else f"{rpo['bound']} "

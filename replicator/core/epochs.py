@@ -83,6 +83,11 @@ def tag_of(epoch: int) -> int:
     return epoch & TAG_MASK
 
 
+def epoch_text(epoch: int) -> str:
+    """An epoch for people: its counter, and the first six digits of the node that opened it."""
+    return f"{counter_of(epoch)} of {tag_of(epoch):06x}"
+
+
 def node_tag(node_id: str) -> int:
     """Return the 24-bit tag of a node id (32 hex digits): its first six digits."""
     return int(node_id[:6], 16)

@@ -11,9 +11,10 @@ taken in are a sign of more, whatever was said.
 How old the word is, the beacon tells: a BEAT may have lain in a buffer behind records for as long as they were not
 taken. The clocks of two nodes are not compared. The beacon that came soonest after its time shows how they differ, by
 the time it travelled at most; a later one that comes later than that has waited for so long. So an age is too small by
-the shortest travel, and never by more. A node in the middle may pass on a beacon that is old: only when a newer one
-has come after it is anything known of how the clocks differ. The primary's first one is new: it goes before all
-records.
+the shortest travel, and never by more; a beacon that a node in the middle passes on waits there for the next BEAT,
+which counts as travel: a second or two. The primary's first one is new: it goes before all records. A node in the middle
+may pass on what it heard long ago, a beacon or two; of it nothing is known before NEWER of them have come, each newer
+than the one before.
 
 Bytes are exact where all that was sent before the BEAT was here when it came (one connection); else some of it is on
 its way, nobody has counted it, and what is known is a limit from below.
@@ -28,6 +29,7 @@ from typing import Any
 from replicator.core.records import HEADER_BYTES
 
 Facts = dict[str, Any]
+NEWER = 3
 
 
 class LastWord:
@@ -42,13 +44,14 @@ class LastWord:
         self._beacon_ns = 0
         self._apart_s: float | None = None
         """Our clock less the primary's, and the shortest travel of a beacon."""
-        self._first_ns = 0
+        self._newer = -1
+        """So many beacons were newer than the one before."""
 
     def of(self, epoch: int) -> LastWord:
         """Begin anew for another link. While nobody else has become primary, its clock is still known."""
         fresh = LastWord(epoch)
         if epoch == self.epoch:
-            fresh._apart_s, fresh._first_ns = self._apart_s, self._first_ns
+            fresh._apart_s, fresh._newer = self._apart_s, self._newer
         return fresh
 
     def heard(self, beat: tuple[int, int, int, int, int], held_seq: int, held_off: int, now: float) -> None:
@@ -59,8 +62,8 @@ class LastWord:
         if time_ns:
             apart_s = now - time_ns / 1e9
             self._apart_s = apart_s if self._apart_s is None else min(self._apart_s, apart_s)
+            self._newer += time_ns > self._beacon_ns
             self._beacon_ns = max(self._beacon_ns, time_ns)
-            self._first_ns = self._first_ns or time_ns
 
     @property
     def head_seq(self) -> int:
@@ -92,5 +95,5 @@ class LastWord:
             "whole": not writes or (self._held[0] >= self._sent_seq and self._head_seq >= arrived_seq),
             "more": arrived_seq > held_seq,
             "age_s": None if age_s is None else round(age_s, 3),
-            "newer": self._beacon_ns > self._first_ns,
+            "newer": self._newer >= NEWER,
         }

@@ -2,8 +2,8 @@
 
 Asked of one node, from what it knows of its own edges. So it speaks of that node, of the one that feeds it, and of
 those it feeds, and of nodes further down as these have last told. Nothing is claimed that is not known: an edge without
-a link counts as it was when it was last heard of, and says so; a copy of which nothing was heard is unknown, and neither
-there nor lost.
+a link counts as it was when it was last heard of, and says so; a copy of which nothing was heard is unknown, and
+neither there nor lost.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ TABLE: tuple[Row, ...] = (
         "copy-lost-relay",
         lambda c: c.role == "primary" and bool(c.further),
         "bad",
-        "copies further down stay, without new records until it is back: {further}; what is written meanwhile exists once",
+        "copies further down stay, without new records until it is back: {further}; what is written meanwhile exists "
+        "once",
     ),
     Row(
         "copy-lost-above-unknown",

@@ -33,7 +33,8 @@ UNKNOWN_GRACE_S = 30.0
 
 
 def rpo(status: Facts, pair: Facts | None) -> Facts:
-    """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}.
+    """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}; with "no copy" also
+    {kept}: the record of the consistent image that is kept there meanwhile, 0 where none is known.
 
     status: group.status, of this edge where a group has several, {} when the target does not answer; pair: the
     replicator's view of the edge.
@@ -55,7 +56,8 @@ def rpo(status: Facts, pair: Facts | None) -> Facts:
     if "role" not in status or pair is None or not facts:  # a group that could not be opened has no role
         return result
     if status.get("copying") or status.get("state") in ("fresh", "resync") or facts.get("session") == "copy-source":
-        return {**result, "bound": "no copy"}
+        kept = (status.get("kept_image") or {}).get("seq") or facts.get("peer_kept")
+        return {**result, "bound": "no copy", "kept": int(kept or 0)}
     if linked and facts["session"] == "target":
         result |= fed(status, facts)
     elif linked:

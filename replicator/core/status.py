@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from replicator.core import conditions
+from replicator.core.conditions import feeds
 from replicator.core.rpo import FLOWING, fed
 from replicator.core.takeover import lost_text, usable_pos
 
@@ -396,125 +398,13 @@ TABLE: tuple[Word, ...] = (
 )
 
 
-class Condition(NamedTuple):
-    """What is to be said besides the word; several may hold. Texts as those of Word, and {at}, {standing}, {slow}."""
-
-    label: str
-    level: str
-    when: Callable[[Facts, Facts], bool]
-    text: str
-    then: str
-    commands: tuple[str, ...] = ()
-
-
-FULL_S = 2.0
-"""A journal that has been full for a moment is back-pressure; one that stays so for longer is told."""
-
-
-def stands_at(status: Facts, facts: Facts) -> int:
-    """The record of the marker at which the copy of this edge stands, 0 where it does not."""
-    own = status.get("limit_seq") if status.get("role") == "secondary" and not feeds(status, facts) else 0
-    return int(own or facts.get("peer_stands") or 0)
-
-
-def _copy_is_full(status: Facts, facts: Facts) -> bool:
-    """The fed side of the edge has taken no record in for some time, for want of room in its journal."""
-    full_s = facts.get("full_s") if facts.get("session") == "target" else facts.get("peer_full_s")
-    return bool(facts.get("linked")) and float(full_s or 0.0) >= FULL_S
-
-
-def _writers(what: str, how: str) -> Callable[[Facts, Facts], bool]:
-    def when(status: Facts, facts: Facts) -> bool:
-        writers = status.get("writers") or {}
-        mine = not writers.get("peer") or writers["peer"] == facts.get("peer") or not facts.get("peer")
-        return bool(mine and writers.get(how) and writers.get("what") == what)
-
-    return when
-
-
-CONDITIONS: tuple[Condition, ...] = (
-    Condition(
-        "WRITES-FAIL-FULL",
-        "bad",
-        _writers("room", "fails"),
-        "writes of hosts fail: the journal is full with what {peer} lacks",
-        "find out why {peer} takes nothing, or not enough; a file more gives the journal room for a while. With "
-        "on_full=bitmap, where on_loss=stall does not forbid it, {peer} is given up instead and follows by difference",
-        (
-            "farstripe explain {group}  (on {peer})",
-            "farstripe group policy {group}",
-            "farstripe group journal add {group} FILE",
-        ),
-    ),
-    Condition(
-        "WRITES-FAIL-UNANSWERED",
-        "bad",
-        _writers("peer", "fails"),
-        "writes of hosts fail: {peer} does not answer, and on_loss=stall lets none go on without it",
-        "repair the link or the peer, or let writes go on here alone",
-        ("farstripe events", "farstripe group policy {group} --on-loss degrade"),
-    ),
-    Condition(
-        "WRITERS-WAIT-FULL",
-        "bad",
-        _writers("room", "waits"),
-        "writes of hosts wait: the journal is full with what {peer} lacks; {slow}",
-        "find out why {peer} takes nothing, or not enough; a file more gives the journal room for a while",
-        (
-            "farstripe explain {group}  (on {peer})",
-            "farstripe group policy {group}",
-            "farstripe group journal add {group} FILE",
-        ),
-    ),
-    Condition(
-        "WRITERS-WAIT-UNANSWERED",
-        "bad",
-        _writers("peer", "waits"),
-        "writes of hosts wait for the answer of {peer}: {waits}",
-        "repair the link or the peer, or change the policy",
-        ("farstripe events", "farstripe group policy {group}"),
-    ),
-    Condition(
-        "COPY-JOURNAL-FULL",
-        "warn",
-        _copy_is_full,
-        "the journal of the copy on {at} is full, and nothing more is taken in there{standing}; what is written "
-        "meanwhile stays in the journal of the node that feeds it, until that is full too",
-        "have the copy go on, if it stands at a marker; else see what keeps {at} from applying",
-        ("farstripe marker resume --groups {group}", "farstripe explain {group}  (on {at})"),
-    ),
-    Condition(
-        "STANDS-AT-MARKER",
-        "busy",
-        lambda s, f: bool(stands_at(s, f)),
-        "the copy on {at} stands at a marker{standing}: what comes after it is kept in its journal and not applied",
-        "have it go on when the instant has served its purpose, before that journal is full",
-        ("farstripe marker resume --groups {group}",),
-    ),
-)
 _LEVELS = ("ok", "busy", "warn", "bad")
-
-
-def conditions(status: Facts, facts: Facts) -> list[dict[str, Any]]:
-    """Return what is to be said besides the word: [{label, level, text, then, commands}]; plain values."""
-    texts = _texts(status, facts)
-    return [
-        {
-            "label": one.label,
-            "level": one.level,
-            "text": one.text.format(**texts),
-            "then": one.then.format(**texts),
-            "commands": [command.format(**texts) for command in one.commands],
-        }
-        for one in CONDITIONS
-        if one.when(status, facts)
-    ]
 
 
 def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
     """Return {"word", "level", "why", "means", "then", "commands", "operator", "conditions"} of a pair; plain values.
 
-    level: the worst of the word's and of the conditions', see `conditions`.
+    level: the worst of the word's and of the conditions'. conditions: [{label, level, text, then, commands}].
 
     status: group.status of this node's target, None when it does not answer.
     facts: Session.facts with "turned_away" (NO_PAIR, STRANGER or "") and names added, None when there is no session.
@@ -522,7 +412,16 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
     s, f = status or {}, facts or {}
     row = next(row for row in TABLE if row.when(s, f))
     texts = _texts(s, f)
-    besides = conditions(s, f)
+    besides = [
+        {
+            "label": one.label,
+            "level": one.level,
+            "text": one.text.format(**texts),
+            "then": one.then.format(**texts),
+            "commands": [command.format(**texts) for command in one.commands],
+        }
+        for one in conditions.held(s, f)
+    ]
     return {
         "word": row.word,
         "level": max([row.level, *(one["level"] for one in besides)], key=_LEVELS.index),
@@ -549,11 +448,6 @@ def edge_status(status: dict[str, Any] | None, peer: str) -> dict[str, Any] | No
     policy = {**status["policy"], "mode": edge["mode"]}
     return {**status, **of_edge, "edge": edge["slot"], "link_up": edge["linked"], "peer": positions, "policy": policy,
             "behind": edge.get("behind")}  # fmt: skip
-
-
-def feeds(status: Facts, facts: Facts) -> bool:
-    """Whether this node is the one of the two that feeds the other: a primary always, a secondary where it ships."""
-    return status.get("role") == "primary" or facts.get("session") in ("source", "sync-source", "copy-source")
 
 
 def told(facts: Facts) -> bool:
@@ -593,8 +487,7 @@ def _texts(status: Facts, facts: Facts) -> dict[str, str]:
         "whole": str(int(status.get("damaged_at") or 1) - 1),
         "waits": _waits(status.get("policy") or {}),
         "full": _full(status.get("policy") or {}),
-        "slow": _slow(status.get("policy") or {}, alone=not status.get("sync_on")),
-        **_standing(status, facts),
+        **conditions.texts(status, facts),
         "cause": str(decision.get("cause") or "no cause known"),
         "lost": str(decision.get("lost_records", "an unknown number of")),
         "follow": str(facts.get("follow_name") or decision.get("follow") or "the other node"),
@@ -654,26 +547,6 @@ def _waits(policy: Facts) -> str:
         return "writers wait for it, however long it takes"
     ends = "go on here alone, which is then shown" if policy.get("on_loss") == "degrade" else "fail"
     return f"a write waits {policy['loss_timeout_s']:g} s for it; then writes {ends}"
-
-
-def _standing(status: Facts, facts: Facts) -> dict[str, str]:
-    """Where the copy of this edge is, and at which record it stands, if it does."""
-    seq = stands_at(status, facts)
-    peer = str(facts.get("peer_name") or facts.get("peer") or "the peer")
-    at = "this node" if facts.get("session") == "target" or not feeds(status, facts) else peer
-    return {"at": at, "standing": f" (it stands at a marker, record {seq})" if seq else ""}
-
-
-def _slow(policy: Facts, *, alone: bool) -> str:
-    """What becomes of host writes that find no room while the peer that keeps the journal full is connected."""
-    timeout_s, on_full = policy.get("full_timeout_s"), policy.get("on_full")
-    if on_full == "fail":
-        return "they fail"
-    if on_full == "stall" or not timeout_s:
-        return "each waits until there is some, however long it takes"
-    gives_up = alone or policy.get("on_loss") != "stall"
-    ends = "the peer is given up, and follows by difference" if gives_up else "it fails"
-    return f"each waits {timeout_s:g} s at most, then {ends}"
 
 
 def _full(policy: Facts) -> str:

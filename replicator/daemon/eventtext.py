@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from replicator.core.epochs import epoch_text
+
 _TEXTS: dict[str, tuple[str, str]] = {
     "link-up": ("pair.connected", "connected to {peer}"),
     "link-down": ("pair.disconnected", "no link to {peer}: {reason}"),
@@ -37,5 +39,7 @@ class _Lenient(dict[str, Any]):
 
 def describe(name: str, detail: dict[str, Any]) -> tuple[str, str]:
     """Return (kind, text) for an event; a name nobody knows is shown as it is."""
+    if isinstance(detail.get("epoch"), int):
+        detail = {**detail, "epoch": epoch_text(detail["epoch"])}
     kind, text = _TEXTS.get(name, (f"pair.{name}", name))
     return kind, text.format_map(_Lenient(detail))

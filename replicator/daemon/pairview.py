@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from replicator.core import protection, rpo
+from replicator.core import conditions, protection, rpo
 from replicator.core import status as words
 from replicator.core.errors import FarstripeError, MediumError
 from replicator.core.protection import EdgeFacts
@@ -110,11 +110,13 @@ def _complete(one: dict[str, Any], status: dict[str, Any]) -> bool:
 
 
 def _unheard(one: dict[str, Any]) -> bool:
-    """It is not known whether the copy is consistent: nothing was heard, or a copy is planned and may not have begun."""
-    facts = one["facts"]
-    if one["status"] and one["status"].get("copying"):
-        return facts.get("peer_state") != "copy-target" and facts.get("peer_copy") not in ("fresh", "resync")
-    return not facts.get("peer_copy")
+    """It is not known whether the copy is consistent: nothing was heard, or not how a copy that was begun has ended."""
+    facts, status = one["facts"], one["status"] or {}
+    incomplete = facts.get("peer_copy") in ("fresh", "resync")
+    if status.get("copying"):
+        return facts.get("peer_state") != "copy-target" and not incomplete
+    ended = bool(status.get("synced_seq")) and not one["connected"]  # all was sent, and perhaps it has come
+    return not facts.get("peer_copy") or (incomplete and ended)
 
 
 def _further(node: Node, one: dict[str, Any], status: dict[str, Any]) -> tuple[tuple[str, int | None], ...]:
@@ -154,7 +156,10 @@ def after_takeover(node: Node, pair: PairConfig, facts: dict[str, Any]) -> list[
     found += [{"peer": node.pairs.name_of(peer), "means": waits} for peer in facts.get("peer_feeds") or ()]
     above = str(facts.get("peer_upstream") or "")
     if facts.get("peer_role") == "secondary" and above not in ("", node.config.node_id):
-        alive = f"it fed {name} when that was last heard of: see first whether it is alive, for then both sides are written to"
+        alive = (
+            f"it fed {name} when that was last heard of: see first whether it is alive, for then both sides are "
+            "written to"
+        )
         found.append({"peer": node.pairs.name_of(above), "means": alive})
     return found
 
@@ -177,7 +182,7 @@ def _described(node: Node, pair: PairConfig, status: dict[str, Any] | None) -> d
         "split": bool(facts.get("split_wanted", pair.split)),
         **_lag(known, facts),
         "lag_applied": _lag_applied(known, facts),
-        "stands_at": words.stands_at(known, facts) or None,
+        "stands_at": conditions.stands_at(known, facts) or None,
         "todo_bytes": known.get("todo_bytes"),
         "transfer": transfer(pair, facts),
         "policy": known.get("policy"),
@@ -220,7 +225,7 @@ def transfer(pair: PairConfig, facts: dict[str, Any]) -> dict[str, Any]:
 def _lag_applied(status: dict[str, Any], facts: dict[str, Any]) -> int | None:
     if not facts.get("linked") or not status:
         return None
-    if words.feeds(status, facts):
+    if conditions.feeds(status, facts):
         if not words.told(facts):
             return None
         return max(0, int(status.get("pos", 0)) - int((facts.get("acked") or {}).get("applied", 0)))

@@ -59,7 +59,8 @@ class RpoWatch:
                 self._note(view, verdict)
 
     def _note(self, view: dict[str, Any], verdict: Verdict) -> None:
-        where = f"{view['name']}: the copy on {view['peer_name']}"
+        on = self._node.config.name if view["feeds_us"] else view["peer_name"]
+        where = f"{view['name']}: the copy on {on}"
         if verdict.exceeded:
             kind, text = "rpo.exceeded", f"{where} is beyond its budget: {'; '.join(verdict.reasons)}"
         else:

@@ -736,13 +736,15 @@ def _() -> list[Patch]:
 
 @bug(
     "word-as-old-as-its-arrival",
-    "a word that lay behind records, or was passed on late, counts from when it was read",
+    "a word that a relay passes on, without hearing the primary any more, counts from when it was read",
     kind="tree",
-    mode="async",
-    faults=("cut", "silence"),
+    parents=(0, 1),
+    edge_modes=("async", "async"),
+    faults=("silence",),
     on_full="stall",
     write_gap_s=0.03,
-    fault_gap_s=0.3,
+    fault_gap_s=0.8,
+    duration_s=12.0,
 )
 def _() -> list[Patch]:
     right = lastword.LastWord.heard

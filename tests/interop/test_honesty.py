@@ -45,17 +45,12 @@ def target_kinds(node: Node) -> list[str]:
     return [event["kind"] for event in node.json("events")]
 
 
-def received_since(node: Node, seq: int) -> int:
-    """Records, here of 1 MiB each, that have come in since."""
-    return int(node.group()["pos"]) - seq
-
-
 def test_a_copy_that_stands_at_a_marker_with_a_full_journal_does_not_claim_to_have_everything(pair: Pair) -> None:
     a, b = pair.primary, pair.secondary
     a.farstripe("group", "journal", "add", GROUP, a.dir / "more", "--size", "64M")
     a.farstripe("marker", "create", "here", "--groups", GROUP, "--suspend")
     wait_until(lambda: b.json("status", GROUP)["groups"][0]["stands_at"], "it stands", 20)
-    stood, disconnected = b.group()["pos"], kinds(a).count("pair.disconnected")
+    disconnected = kinds(a).count("pair.disconnected")
     handle = a.writer("data")
     for n in range(40):
         handle.pwrite(bytes([n + 1]) * MIB, n * MIB)
@@ -74,7 +69,7 @@ def test_a_copy_that_stands_at_a_marker_with_a_full_journal_does_not_claim_to_ha
     assert 'condition="COPY-JOURNAL-FULL",group="app",level="warn",peer="B"' in a.farstripe("metrics")
     told = rpo(a)
     assert (told["writes"], told["bound"]) == (behind, "exact")
-    assert told["bytes"] >> 20 == 40 - received_since(b, stood), "bytes and writes are counted from one position"
+    assert 0 <= told["writes"] - told["bytes"] / MIB < 3, "of one position; two or three are no writes of hosts"
     b.farstripe("marker", "resume", "--groups", GROUP)
     wait_until(lambda: (rpo(b)["writes"], rpo(b)["bound"]) == (0, "exact"), lambda: str(rpo(b)), 30)
     pair.wait_in_sync()
@@ -156,6 +151,28 @@ def test_of_two_copies_each_has_its_numbers_and_the_best_is_what_would_be_lost()
         assert 'farstripe_group_rpo_writes{bound="exact",group="app"} 0.0' in text
         shown = a.json("pair", "show", GROUP, "C")["rpo"]
         assert shown["bound"] == "exact" and shown["bytes"] > 0 and shown["seconds"] > 0
+
+
+def test_while_differences_are_counted_or_copied_the_older_image_of_the_copy_is_no_nothing(pair: Pair) -> None:
+    a, b = pair.primary, pair.secondary
+    a.farstripe("pair", "wait", GROUP)  # until A has heard that the copy is complete
+    b.kill()
+    handle = a.writer("data")
+    for n in range(24):
+        handle.pwrite(bytes([n + 1]) * MIB, n * MIB)
+    wait_until(lambda: a.group()["mode"] == "bitmap", "it counts differences", 30)
+    assert (losses(a)["A"]["label"], losses(a)["A"]["left"]) == ("primary-behind", ["B"])
+    a.kill("replicator")
+    a.start()
+    assert losses(a)["A"]["label"] == "primary-unknown", "nothing was heard since"
+    a.farstripe("pair", "set", GROUP, "--limit", "1M")
+    b.start()
+    wait_until(lambda: losses(a)["A"]["label"] == "primary-kept", lambda: str(losses(a)), 30)
+    assert "B keeps the one after record" in losses(a)["A"]["means"]
+    assert "and keeps an image after record" in a.farstripe("status", GROUP)
+    a.farstripe("pair", "set", GROUP, "--limit", "unlimited")
+    pair.wait_in_sync()
+    wait_until(lambda: losses(a)["A"]["label"] == "primary-behind", lambda: str(losses(a)), 20)
 
 
 def losses(node: Node) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from replicator.cli.manual import roff
 from replicator.cli.manual.examples import EXAMPLES, Example
 from replicator.cli.manual.pages import FILES, INTRODUCTION, NOTES, Item
 from replicator.cli.terms import TERMS
-from replicator.core import errors, status
+from replicator.core import conditions, errors, status
 
 VERBS = "farstripe-verbs"
 
@@ -82,7 +82,7 @@ def _noun(name: str, noun: click.Context) -> list[str]:
 def _verbs(verbs: dict[str, click.Context]) -> list[str]:
     states = [
         line
-        for word in (*(row.word for row in status.TABLE), *(one.label for one in status.CONDITIONS))
+        for word in (*(row.word for row in status.TABLE), *(one.label for one in conditions.CONDITIONS))
         if (known := explain_word(word))
         for line in roff.item(roff.bold(word), known["text"])
     ]

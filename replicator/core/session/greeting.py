@@ -21,7 +21,6 @@ from replicator.core.events import (
     StartShipping,
 )
 from replicator.core.handshake import Action, Decision
-from replicator.core.hello import Hello
 from replicator.core.session.base import SessionBase, Step
 from replicator.core.transitions import State
 
@@ -36,7 +35,7 @@ class Greeting(SessionBase):
         return f"this node's group has no journal: {why}" if why else ""
 
     def _keep_hello(self, event: FrameIn, now: float) -> Step:
-        self.theirs = self._checked_hello(event)
+        self._take_hello(event)
         return self.state, []
 
     def _say_hello(self, event: Reply, now: float) -> Step:
@@ -63,7 +62,7 @@ class Greeting(SessionBase):
         return self._decide(effects, now)
 
     def _judge(self, event: FrameIn, now: float) -> Step:
-        self.theirs = self._checked_hello(event)
+        self._take_hello(event)
         return self._decide([], now)
 
     def _decide(self, effects: list[Effect], now: float) -> Step:
@@ -78,11 +77,12 @@ class Greeting(SessionBase):
         effects.append(Send({"t": "verdict", **self.decision.verdict()}))
         return State.VERDICT, effects
 
-    def _checked_hello(self, event: FrameIn) -> Hello:
+    def _take_hello(self, event: FrameIn) -> None:
         theirs = hello.from_frame(event.frame)
         if theirs.node != self.peer:
             raise ProtocolError(f"the peer calls itself node {theirs.node}, expected {self.peer}")
-        return theirs
+        self.theirs = theirs
+        self.peer_report = {**self.peer_report, "role": theirs.role}  # what it was over the link before is over
 
     def _act(self, event: FrameIn, now: float) -> Step:
         """Both sides have spoken: begin what the verdict says."""

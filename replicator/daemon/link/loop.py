@@ -188,8 +188,8 @@ class PairLoop:
 
     @property
     def copies(self) -> dict[str, int]:
-        """Of the peer that we feed, and the nodes below it: those that hold a complete copy, as last heard, with the last
-        record each is known to have."""
+        """Of the peer that we feed, and the nodes below it: those that hold a complete copy, as last heard, with the
+        last record each is known to have."""
         session, report = self._session, self._session.peer_report
         if session.status.get("upstream") == session.peer:
             return {}

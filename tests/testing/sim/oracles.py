@@ -174,10 +174,11 @@ def check_claims(node: Node) -> None:
         claim = edge.claim()
         if claim["bound"] != "exact":
             continue
-        fed, top = (edge.peer, node) if edge.flow.shipper is not None else (node, _primary_above(node))
+        fed, (top, hops) = (edge.peer, (node, 0)) if edge.flow.shipper is not None else (node, _primary_above(node))
         if fed.target is None or top is None:
             continue
-        epoch, head = top.head_at(node.clock.now - claim["as_of_s"] - TRAVEL_S)
+        unseen_s = TRAVEL_S + WAITS_S * max(0, hops - 1)
+        epoch, head = top.head_at(node.clock.now - claim["as_of_s"] - unseen_s)
         held = Page(fed.page)[HEAD_SEQ]
         if epoch == fed.target.engine.epoch and head - held > claim["writes"]:
             raise Violation(
@@ -186,20 +187,22 @@ def check_claims(node: Node) -> None:
             )
 
 
-TRAVEL_S = 0.3
-"""The shortest time a beacon takes to come to a node, and to be read there: so much younger a word may seem."""
+TRAVEL_S = 0.7
+"""The longest "shortest time" that a beacon takes from its time on to the reader: a word may seem so much younger."""
+WAITS_S = 2.3
+"""The same for each node in the middle, where it waits for the next BEAT besides."""
 
 
-def _primary_above(node: Node) -> Node | None:
-    """The running primary that a node follows, over others perhaps; None when there is none."""
-    for _ in range(len(node.world.nodes)):
+def _primary_above(node: Node) -> tuple[Node | None, int]:
+    """The running primary that a node follows, None when there is none, and how many links away it is."""
+    for hops in range(len(node.world.nodes)):
         if node.target is None or node.target.engine.state.role == PRIMARY:
-            return node if node.target is not None else None
+            return (node if node.target is not None else None), hops
         above = node.world.by_id.get(node.target.engine.state.upstream)
         if above is None:
-            return None
+            return None, 0
         node = above
-    return None
+    return None, 0
 
 
 def check_one_primary(nodes: Sequence[Node]) -> None:

@@ -85,7 +85,7 @@ def test_a_view_is_asked_for_and_told_exactly(node: FakeNode) -> None:
     done = node.run("snapshot", "g", "--at", "9", "--name", "x", "--writable")
     assert (done.code, done.err) == (0, "")
     assert node.target.asked("group.view") == {"group": "g", "seq": 9, "suffix": "x", "writable": True}
-    assert "a-at-9: group g after record 9 of epoch 1, written 1970-01-01T00:00:00.000000005Z" in done.out
+    assert "a-at-9: group g after record 9 in epoch 0 of 000001, written 1970-01-01T00:00:00.000000005Z" in done.out
     assert node.run("snapshot", "g", "--at", "-5min", "--json").json == VIEW
     node.target.answers["group.view"] = {**VIEW, "certain": False}
     assert "may not have arrived" in node.run("snapshot", "g", "--at", "-5min").out

@@ -15,7 +15,7 @@ from replicator.cli.explain import explain_word
 from replicator.cli.main import cli
 from replicator.cli.status import lost_text
 from replicator.cli.terms import TERMS
-from replicator.core import decisions, takeover
+from replicator.core import conditions, decisions, takeover
 from replicator.core import status as states
 from tests.unit.replicator.cli.conftest import FakeNode
 from tests.unit.replicator.cli.test_pairs import pair_view
@@ -225,7 +225,7 @@ def test_an_unknown_word_lists_the_known_ones(node: FakeNode) -> None:
 
 EVERY_WORD = [
     *(row.word for row in states.TABLE),
-    *(row.label for row in states.CONDITIONS),
+    *(row.label for row in conditions.CONDITIONS),
     *(row.label for row in decisions.TABLE),
     *(row.label for row in takeover.TABLE),
     *TERMS,

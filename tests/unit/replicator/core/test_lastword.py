@@ -65,3 +65,10 @@ def test_bytes_under_way_on_another_connection_are_not_counted_as_none() -> None
     word.heard(beat(20, unsent=0, sent=20), held_seq=12, held_off=1000, now=5.0)
     found = word.facts(12, 1000, NONE, 5.0)
     assert (found["writes"], found["whole"], found["bytes"]) == (8, False, 8 * HEADER_BYTES)
+
+
+def test_what_a_node_in_the_middle_passes_on_at_first_may_be_old() -> None:
+    word = LastWord()
+    for seconds, newer in ((0, False), (1, False), (1, False), (2, False), (3, True)):
+        word.heard(beat(10, at_s=seconds), 10, 1000, 5.0 + seconds)
+        assert word.facts(10, 1000, NONE, 5.0 + seconds)["newer"] is newer

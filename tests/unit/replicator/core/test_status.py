@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from replicator.core.status import CONDITIONS, TABLE, describe, edge_status, lag_records
+from replicator.core.conditions import CONDITIONS
+from replicator.core.status import TABLE, describe, edge_status, lag_records
 from replicator.core.takeover import plan_takeover
 from replicator.core.transitions import State
 
