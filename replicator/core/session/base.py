@@ -263,12 +263,16 @@ class SessionBase:
 
 
 def tree_durable(status: dict[str, Any]) -> int:
-    """Return the seq up to which this node and all below it hold the journal durably, by this node's group.status.
+    """Return the seq up to which this node and all below it hold the journal durably and have applied it.
 
-    The primary drops a history bitmap only when the whole tree holds its successor. 0 while an edge is not linked.
+    status: this node's group.status.
+
+    The primary drops a history bitmap only when the whole tree holds its successor, and stands behind its beginning: a
+    copy that loses its journal goes back to what it has applied. 0 while an edge is not linked.
     """
     linked = [int(edge["tree_durable"]) if edge["linked"] else 0 for edge in _below(status)]
-    return min([int(status.get("durable", 0)), *linked])
+    durable = int(status.get("durable", 0))
+    return min([durable, int(status.get("applied", durable)), *linked])
 
 
 def _below(status: dict[str, Any]) -> list[dict[str, Any]]:

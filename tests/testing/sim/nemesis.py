@@ -153,16 +153,17 @@ class Nemesis:
         w.clock.after(0.1 + rng.expovariate(2.0), w.start, node)
 
     def _do_rot(self, node: Node, rng: random.Random) -> None:
-        """Asked for by name only, and without power loss: a bit flips in the journal's file, within a record that is
-        kept. What a copy had promised by its journal may be void, and so may the bitmaps that counted on that."""
-        journal, page = "journal", node.page
+        """Asked for by name only, without power loss, and without deaths in the middle of a write, which redo would
+        complete: a bit flips in the journal's file, within a record that is kept. What a copy had promised by its journal
+        may be void."""
+        journal = "journal"
         if node.target is None or node.target.engine.state.journal_error or journal not in node.disk.names():
             return
+        page = node.target.engine.page
         tail, head = page[TAIL_OFF], page[HEAD_OFF]
         if tail < head:
             at = rng.randrange(max(tail, head - 40_000) if rng.random() < 0.7 else tail, head)
             capacity = node.target.engine.journal.capacity
-            self._world.spoiled = True
             node.disk.corrupt(journal, DATA_START + at % capacity)
             self._world.clock.note(f"rot at {at} of {tail} to {head} of {node.name}")
 

@@ -173,7 +173,7 @@ class Target:
             engine.unanswered.purge(engine)
             if engine.failed:
                 self._replace_journal()
-            elif engine.journal_lost:
+            elif engine.journal_lost and engine.state.mode == JOURNAL:
                 svc._full.go_over()
                 self.node.listed_anew()
             elif engine.state.journal_error and waited and rng.random() < 0.2:

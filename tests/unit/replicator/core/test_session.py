@@ -790,6 +790,7 @@ def test_a_node_reports_what_all_below_it_hold():
         return {"peer": "cc" * 16, "upstream": False, "linked": True, "tree_durable": durable, **more}
 
     assert tree_durable({"durable": 9}) == 9
+    assert tree_durable({"durable": 9, "applied": 4}) == 4, "it goes back to there should its journal be lost"
     assert tree_durable({"durable": 9, "edges": [edge(7), edge(8)]}) == 7
     assert tree_durable({"durable": 9, "edges": [edge(7, linked=False)]}) == 0
     assert tree_durable({"durable": 9, "edges": [edge(0, upstream=True), edge(12)]}) == 9
