@@ -7,6 +7,7 @@ between two events, or in the middle of one, just before some write to the disk.
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable
@@ -93,6 +94,8 @@ class Node:
         self.armed = ""
         self.broken = False
         self._heads: list[tuple[float, int, int]] = []
+        self.lost_some_s = -math.inf
+        """When it last lost records that others know it had."""
         """When it was primary at which position: (time, epoch, seq)."""
 
     def note(self, text: str) -> None:

@@ -177,6 +177,8 @@ def check_claims(node: Node) -> None:
         fed, (top, hops) = (edge.peer, (node, 0)) if edge.flow.shipper is not None else (node, _primary_above(node))
         if fed.target is None or top is None:
             continue
+        if fed is not node and node.clock.now - fed.lost_some_s < TRAVEL_S:
+            continue  # what it lost nobody else has heard of
         unseen_s = TRAVEL_S + WAITS_S * max(0, hops - 1)
         epoch, head = top.head_at(node.clock.now - claim["as_of_s"] - unseen_s)
         held = Page(fed.page)[HEAD_SEQ]

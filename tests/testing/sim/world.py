@@ -374,10 +374,12 @@ class World:
         """A node is about to lose power: promises that only its page cache kept are void."""
         self.spoiled = True
         self._power[node.name] = True
+        node.lost_some_s = node.clock.now
 
     def gave_up_received(self, node: Node) -> None:
         """A copy got a new journal: what it had received and not applied it has promised in vain (SAFETY.md)."""
         assert node.target is not None
+        node.lost_some_s = node.clock.now
         hist, pos = node.hist(), node.target.engine.pos
         promises = self.truth.promises
         self.truth.promises = [
