@@ -145,13 +145,15 @@ class DamagedJournal:
         if suspect is not None:
             self.reported(suspect, self._next_of_holders(suspect))
         if engine.damaged is None or engine.state.role != SECONDARY:
-            engine.damaged = self._since = self._stopped_at = None
+            self._go_on()
+            engine.damaged = self._since = None
         elif self._stopped_at is not None:
-            if now - self._stopped_at >= STOPS_S or not receives(engine):
-                self._since = self._stopped_at = None
+            if not engine.stopped:
+                self._since = self._stopped_at = None  # it has failed for good meanwhile
+            elif now - self._stopped_at >= STOPS_S or not receives(engine):
+                self._since = None
                 self._end_before()
-                with engine.opened:
-                    engine.go_on()
+                self._go_on()
                 engine.sync_journal()
                 self._wake()
         elif engine.failed or not receives(engine):
@@ -163,6 +165,12 @@ class DamagedJournal:
             if engine.damaged is not None:
                 self._stopped_at = now
                 engine.stop_receiving(engine.damaged.why)
+
+    def _go_on(self) -> None:
+        if self._stopped_at is not None:
+            self._stopped_at = None
+            with self._engine.opened:
+                self._engine.go_on()
 
     def _do_without(self, found: Damage) -> None:
         """The volumes hold the record: nobody needs it here, and peers that lack it are copied to."""
@@ -237,6 +245,8 @@ class DamagedJournal:
         engine, page = self._engine, self._engine.page
         pos = found.seq - 1
         with engine.checkpoint_lock, engine.lock:
+            if engine.failed and not engine.stopped:
+                raise engine._refusal()
             applied, dropped = page[APPLIED_SEQ], engine.pos - pos
             exact = of_one_epoch(engine.state, page, applied)
             engine.sync_pool()

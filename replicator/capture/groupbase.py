@@ -102,6 +102,8 @@ class GroupBase:
         self.failed = ""
         self.failed_by_journal = False
         """The group failed for its journal alone: a new one mends that."""
+        self.stopped = False
+        """It failed for a moment only: see stop_receiving."""
         self.apply_error = ""
         self.wants_room = False
         """The pool is full, and so nothing is applied: see apply_error."""
@@ -227,11 +229,10 @@ class GroupBase:
         (roles.overflow), else it fails. Nothing is appended or synced any more, and the replicator stops: of its syncs,
         too, the next one could succeed without having written what this one dropped.
         """
-        if self.failed:
+        if self.failed and not self.stopped:
             return self._refusal()
         if not journalloss.may_go_over(self):
-            self.failed_by_journal = True
-            self._seal(reason)
+            self._seal(reason, by_journal=True)
             return self._refusal()
         if not self.journal_lost:
             self.journal_lost = reason
@@ -242,14 +243,15 @@ class GroupBase:
             self.commit(sealed=True)
         return JournalLost(f"the journal of group {self.state.name} has failed: {reason}", "wait: the group goes on")
 
-    def _seal(self, reason: str, *, write_down: bool = True) -> None:
+    def _seal(self, reason: str, *, write_down: bool = True, by_journal: bool = False) -> None:
         """`fail` for a caller that holds the group lock: parked writers find out when they look again.
 
+        by_journal: the journal alone failed. What stopped it for a moment counts no more then.
         That it failed is written down if it can be: after a failed sync the kernel takes pages for clean that never
         reached the disk, and the next process must not rely on its own first sync (see recovery.py).
         """
-        if not self.failed:
-            self.failed = reason
+        if not self.failed or self.stopped:
+            self.failed, self.failed_by_journal, self.stopped = reason, by_journal, False
             self._u64[INCARNATION] += 1
             self.ring_replicators()
             try:
@@ -260,15 +262,19 @@ class GroupBase:
         self.refresh()
 
     def stop_receiving(self, reason: str) -> None:
-        """Stop a secondary for a moment: its replicators notice, and nothing is received until `go_on`."""
+        """Stop a secondary for a moment: its replicators notice, and nothing is received until `go_on`.
+
+        Does nothing when it has failed: that is for good, and so is what fails meanwhile.
+        """
         with self.opened:
-            self.failed_by_journal = True
-            self._seal(reason, write_down=False)
+            if not self.failed:
+                self._seal(reason, write_down=False, by_journal=True)
+                self.stopped = True
 
     def go_on(self) -> None:
-        """End `stop_receiving`, if nothing else has failed meanwhile. The caller holds the group lock."""
-        if self.failed_by_journal:
-            self.failed, self.failed_by_journal = "", False
+        """End `stop_receiving`, if nothing has failed meanwhile. The caller holds the group lock."""
+        if self.stopped:
+            self.failed, self.failed_by_journal, self.stopped = "", False, False
         self.refresh()
 
     def save(self) -> None:

@@ -105,7 +105,7 @@ def _replace(engine: GroupEngine, file: RandomFile, index: int, ring_bytes: int)
         engine.journal.renew(file, index, ring_bytes, pos, engine.epoch)
         engine.failed = engine.journal_lost = engine.apply_error = ""
         engine.wants_room, engine.damaged = False, None
-        engine.failed_by_journal = False
+        engine.failed_by_journal = engine.stopped = False
         engine.resized()
         if state.role == SECONDARY:
             publish(page.u64, ARRIVED_GEN, 0, 0)

@@ -15,8 +15,8 @@ clean whose write-back failed, so a later sync would succeed without having writ
 
 Of a journal that can be read, and in which records are damaged, those before the redo point are passed over. Those
 behind it a primary does without after a kill: the pool holds all that was answered, so differences are counted until
-the peers were copied to, and the journal is used again. After a power loss the chain ends at damage as at any torn
-record.
+the peers were copied to, and the journal is used again; but not where nothing may exist without a peer in sync: then it
+is a journal that cannot be read. After a power loss the chain ends at damage as at any torn record.
 
 A primary whose journal cannot be read is not opened: it may be a disk that is not mounted, and what was flushed before
 a power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for good.
@@ -69,6 +69,7 @@ from replicator.capture.state import (
     StateFile,
 )
 from replicator.core.errors import IntegrityError
+from replicator.core.losspolicy import may_go_alone
 from replicator.journal.files import RandomFile
 from replicator.journal.page import (
     APPLIED_OFF,
@@ -165,7 +166,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
             if state.sealed:
                 journal.rewrite()
         elif state.mode == JOURNAL and not state.journal_error and state.attaching is None:
-            journal.recover(trusted_head[:2] if trusted else None)
+            before = max((epoch for epoch, base in state.hist if base + 1 < journal.super.redo_seq), default=0)
+            journal.recover(trusted_head[:2] if trusted else None, redo_epoch=before)
             if state.role == PRIMARY and state.sealed and not power_lost:
                 journal.rewrite()
     except (IntegrityError, OSError) as exc:
@@ -174,7 +176,8 @@ def open_engine(parts: Parts, unclean: Iterable[tuple[int, int, int]], *, give_u
             if state.attaching is not None and not give_up_journal:
                 raise _unreadable(parts, state, why, trusted=trusted) from exc
             return _open_damaged(parts, state, state_file, why, trusted=trusted)
-        if state.mode == JOURNAL and isinstance(exc, Torn) and trusted and not state.sealed:
+        alone = may_go_alone(state.sync_on, state.policy.on_loss)
+        if state.mode == JOURNAL and isinstance(exc, Torn) and trusted and not state.sealed and alone:
             state.damaged += 1
             engine = _open_without_journal(parts, state, state_file, "", trusted_head[2], marked)
             engine.damaged_at_start = f"{why}; the volumes hold them, the peers follow by difference"

@@ -527,7 +527,9 @@ def _view(engine: GroupEngine, look_close: bool = False) -> GroupView:
     upstream = state.upstream if state.role == SECONDARY else ""
     applied, domain = engine.applied_time_ns or engine.opened_at_ns, tag_of(engine.page[EPOCH])
     upto = min(engine.applied_in_part, engine.limit_seq or engine.applied_in_part)  # nothing beyond a suspension
-    in_part = state.role == SECONDARY and engine.page[APPLIED_SEQ] < upto
+    # A position that a killed replicator stated ahead of its records comes by none of them.
+    more = engine.page[APPLIED_OFF] < engine.page[HEAD_OFF]
+    in_part = state.role == SECONDARY and more and engine.page[APPLIED_SEQ] < upto
     return GroupView(state.name, state.role, upstream, state.copy == OK, arrived, applied, domain, in_part)
 
 

@@ -144,10 +144,11 @@ class Journal:
         for index in old.keys() - files.keys():
             old[index].close()
 
-    def recover(self, trusted_head: tuple[int, int] | None, *, keep_head: bool = False) -> None:
+    def recover(self, trusted_head: tuple[int, int] | None, *, keep_head: bool = False, redo_epoch: int = 0) -> None:
         """Find the head and publish it, with tail and redo point.
 
         trusted_head: (offset, epoch) from a page of this boot, or None to walk the chain from the tail.
+        redo_epoch: no record from the redo point on is of an older epoch; older ones that lie there are of a dead history.
         keep_head: publish the rest only; another process appends, and may do so at this moment.
         A trusted head behind a torn or missing record is Torn: the medium lost bytes it had taken. What
         it lost before the redo point nobody needs but peers: then the journal begins there, durably, and `passed_over`
@@ -158,7 +159,7 @@ class Journal:
         off, seq, epoch = walk(self.read, sup.tail_off, sup.tail_seq, sup.min_epoch, stop)
         if off < sup.redo_off and not keep_head:
             self.passed_over = seq + 1, sup.redo_seq
-            off, seq, epoch = walk(self.read, sup.redo_off, sup.redo_seq, epoch, stop)
+            off, seq, epoch = walk(self.read, sup.redo_off, sup.redo_seq, max(epoch, redo_epoch), stop)
             sup = sup._replace(tail_off=sup.redo_off, tail_seq=sup.redo_seq)
         if trusted_head is not None and off < trusted_head[0]:
             raise Torn(

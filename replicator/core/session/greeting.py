@@ -69,7 +69,8 @@ class Greeting(SessionBase):
         """Judge both HELLOs. A primary without a journal goes on only to learn that another one has taken its place."""
         assert self.mine is not None and self.theirs is not None
         decision = handshake.decide(self.mine, self.theirs)
-        replaced = decision.action is Action.STEP_DOWN and self.theirs.role == "primary"
+        newer = self.theirs.role == "primary" or decision.label == "outdated-primary"
+        replaced = newer and decision.action is Action.STEP_DOWN
         if self._no_journal and not replaced:
             state, more = self._go_down(now, self._no_journal, close=True, soon=False)
             return state, effects + more

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from replicator.capture import damage, edges, follower, roles
+from replicator.capture import damage, edges, follower, recovery, roles
 from replicator.capture.service import GroupService
 from replicator.capture.state import BITMAP, JOURNAL, OK, RESYNC
 from replicator.core.errors import IntegrityError
@@ -19,6 +19,7 @@ from replicator.journal.page import (
     DURABLE_SEQ,
     EDGE_DURABLE_OFF,
     EDGE_LINK,
+    EPOCH,
     HEAD_OFF,
     HEAD_SEQ,
     LINK_DOWN,
@@ -285,6 +286,42 @@ def test_a_killed_primary_whose_volumes_hold_everything_opens_and_counts_differe
     assert decision.label == "diff-journal-lost" and state.mode == JOURNAL
     pair.a.power_cut("drop")
     pair.a.start()
+
+
+def test_a_killed_primary_that_may_not_go_on_alone_does_not_open_by_itself(pair: Pair) -> None:
+    [edge] = pair.a.engine.state.edges
+    edge.mode, pair.a.engine.state.policy.on_loss = "sync", "stall"
+    edges.set_sync(pair.a.engine, edge, True)
+    rot(pair.a, behind(pair)[2])
+    pair.a.kill()
+    with pytest.raises(recovery.JournalUnreadable) as found:
+        pair.a.start()
+    assert found.value.intact, "the operator need not give anything up"
+
+
+def test_what_a_former_epoch_left_at_the_redo_point_is_no_record(pair: Pair) -> None:
+    """Records behind one that power loss took lie where those of the next epoch will, with the same numbers."""
+    a = pair.a
+    follower.checkpoint(a.engine)
+    before = a.write(0, 1)
+    a.engine.flush()
+    lost = a.engine.zero(0, 65536, 4096, True)  # as long as the record of an epoch
+    for fill in (3, 5, 6, 7):
+        a.write(20480, fill)
+    at = DATA_START + a.engine.journal.find(lost) % a.engine.journal.capacity
+    a.power_cut("keep")
+    a.disk._find("journal").data[at : at + 64] = bytes(64)
+    a.start()
+    assert a.engine.pos == before
+    a.write(20480, 99)
+    a.engine.flush()
+    follower.checkpoint(a.engine)
+    assert a.engine.journal.super.redo_seq == lost + 2 and a.page[TAIL_SEQ] <= before
+    rot(a, before)
+    a.power_cut("drop")
+    a.start()
+    assert a.image()[0][20480] == 99, "redo took a dead history for the present one"
+    assert a.engine.pos == lost + 1 and a.page[EPOCH] == a.engine.epoch
 
 
 # -- a copy that has not applied the record -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from replicator.capture.sets import SetHost
 from replicator.capture.state import OK, RESYNC
 from replicator.core.errors import Refused
 from replicator.journal.beacons import publish
-from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN
+from replicator.journal.page import APPLIED_SEQ, ARRIVED_GEN, HEAD_SEQ
 from tests.testing.pairharness import Pair, running_pair
 
 
@@ -74,6 +74,23 @@ def test_the_first_test_bites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sets, "answered_beyond", lambda engine, bound_ns: 0)
     with pytest.raises(BaseException, match="DID NOT RAISE"):
         test_what_was_answered_is_not_given_up_unasked(tmp_path)
+
+
+def test_a_position_that_a_killed_replicator_stated_ahead_of_its_records_is_not_waited_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, {"log": "async", "data": "async"})
+    log, data = bench.pairs["log"], bench.pairs["data"]
+    data.b.engine.commit(copy=RESYNC)
+    bench.host.tick()
+    data.b.engine.commit(copy=OK)
+    log.b.page[HEAD_SEQ] += 3  # the first of the stores that publish a run
+    log.b.kill()
+    bench.services[f"{1:032x}"].engine = log.b.start()
+    follower.apply_all(log.b.engine)
+    latest_ns = max(pair.a.engine.clock.last for pair in bench.pairs.values())
+    for pair in bench.pairs.values():
+        publish(pair.b.page.u64, ARRIVED_GEN, pair.b.engine.pos, latest_ns)
+    bench.host.tick()
+    assert bench.host.listing()[0]["standing"] == "whole", bench.host.listing()[0]
 
 
 def test_a_copy_that_lost_power_while_the_set_was_no_cut_is_stopped_nowhere_before_what_its_pool_may_hold(

@@ -445,6 +445,17 @@ def test_a_primary_without_a_journal_learns_that_it_was_replaced_and_nothing_els
     assert couple.states()[0] is State.DOWN, "a secondary without a journal has nothing to say"
 
 
+def test_a_primary_without_a_journal_learns_of_it_also_from_a_copy_of_the_one_that_took_over():
+    couple = Couple()
+    couple.connect()
+    couple.cut()
+    a, b = couple.a.target.status, couple.b.target.status
+    a.update(mode="bitmap", journal={"first_seq": 1, "head_seq": 10, "error": "it is gone"})
+    b.update(hist=[*a["hist"], [a["hist"][-1][0] + (1 << 24), a["pos"]]], pos=a["pos"] + 1, upstream="c" * 32)
+    couple.tick(2.0)
+    assert a["role"] == "secondary", "it serves hosts though its time is over"
+
+
 def test_takeover_of_an_inconsistent_copy_is_refused_even_by_force():
     couple = Couple()
     couple.b.target.status["state"] = "resync"
