@@ -28,7 +28,8 @@ _PLACES = {
     "force": " [--force]", "refused": "the node that would feed this one is refused by another, as is said",
     "refused_on": "  (on that node)", "plan": "farstripe takeover GROUP --plan",
     "primaries": "another node, which is named,",
-    "at": "the secondary", "standing": "", "slow": "what becomes of them the policy says",
+    "at": "the secondary", "on_at": "  (on the secondary)", "standing": "",
+    "slow": "what becomes of them the policy says",
     "damaged": "which is named", "whole": "before it",
     "instead": "; a copy can also take over, and what it would lack is said",
 }  # fmt: skip

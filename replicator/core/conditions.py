@@ -19,7 +19,7 @@ def feeds(status: Facts, facts: Facts) -> bool:
 
 class Condition(NamedTuple):
     """What is to be said besides the word; several may hold. Texts may use {group}, {peer}, {waits} of
-    status.Word, and {at}, {standing}, {slow}."""
+    status.Word, and {at}, {on_at}, {standing}, {slow}."""
 
     label: str
     level: str
@@ -37,6 +37,13 @@ def stands_at(status: Facts, facts: Facts) -> int:
     """The record of the marker at which the copy of this edge stands, 0 where it does not."""
     own = status.get("limit_seq") if status.get("role") == "secondary" and not feeds(status, facts) else 0
     return int(own or facts.get("peer_stands") or 0)
+
+
+def _stands_besides(status: Facts, facts: Facts) -> bool:
+    """The copy stands, and the word does not say so already."""
+    label = str((facts.get("decision") or {}).get("label") or "")
+    told = facts.get("session") == "waiting" and label.startswith("stands-")
+    return bool(stands_at(status, facts)) and not told
 
 
 def _copy_is_full(status: Facts, facts: Facts) -> bool:
@@ -103,15 +110,15 @@ CONDITIONS: tuple[Condition, ...] = (
         "the journal of the copy on {at} is full, and nothing more is taken in there{standing}; what is written "
         "meanwhile stays in the journal of the node that feeds it, until that is full too",
         "have the copy go on, if it stands at a marker; else see what keeps {at} from applying",
-        ("farstripe marker resume --groups {group}", "farstripe explain {group}  (on {at})"),
+        ("farstripe marker resume --groups {group}{on_at}", "farstripe explain {group}{on_at}"),
     ),
     Condition(
         "STANDS-AT-A-MARKER",
         "busy",
-        lambda s, f: bool(stands_at(s, f)),
+        _stands_besides,
         "the copy on {at} stands at a marker{standing}: what comes after it is kept in its journal and not applied",
         "have it go on when the instant has served its purpose, before that journal is full",
-        ("farstripe marker resume --groups {group}",),
+        ("farstripe marker resume --groups {group}{on_at}",),
     ),
 )
 
@@ -122,17 +129,21 @@ def held(status: Facts, facts: Facts) -> list[Condition]:
 
 
 def texts(status: Facts, facts: Facts) -> dict[str, str]:
-    """What conditions say besides what status.describe knows: {at, standing, slow}."""
+    """What conditions say besides what status.describe knows: {at, on_at, standing, slow}."""
     slow = _slow(status.get("policy") or {}, alone=not status.get("sync_on"))
     return {**_standing(status, facts), "slow": slow}
 
 
 def _standing(status: Facts, facts: Facts) -> dict[str, str]:
-    """Where the copy of this edge is, and at which record it stands, if it does."""
+    """Where the copy of this edge is, where its commands are to be given, and at which record it stands, if it does."""
     seq = stands_at(status, facts)
     peer = str(facts.get("peer_name") or facts.get("peer") or "the peer")
-    at = "this node" if facts.get("session") == "target" or not feeds(status, facts) else peer
-    return {"at": at, "standing": f" (it stands at a marker, record {seq})" if seq else ""}
+    here = facts.get("session") == "target" or not feeds(status, facts)
+    return {
+        "at": "this node" if here else peer,
+        "on_at": "" if here else f"  (on {peer})",
+        "standing": f" (it stands at a marker, record {seq})" if seq else "",
+    }
 
 
 def _slow(policy: Facts, *, alone: bool) -> str:

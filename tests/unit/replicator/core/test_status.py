@@ -267,6 +267,20 @@ def test_every_condition_has_a_story_above():
     assert {case[0] for case in mark.args[1]} == {row.label for row in CONDITIONS}
 
 
+def test_a_copy_that_stands_is_resumed_where_it_is():
+    full = {"peer_stands": 12, "peer_full_s": 3, "peer_name": "B"}
+    there = describe(STATUS, {**FACTS, **full})["conditions"]
+    assert all(one["commands"][0] == "farstripe marker resume --groups g  (on B)" for one in there) and len(there) == 2
+    here = describe({**STATUS, "role": "secondary", "limit_seq": 12}, {**FACTS, "session": "target", "full_s": 3})
+    assert {one["commands"][0] for one in here["conditions"]} == {"farstripe marker resume --groups g"}
+
+
+def test_that_a_copy_stands_is_said_once():
+    waits = {**FACTS, "session": "waiting", "peer_stands": 12, "decision": {"label": "stands-behind", "cause": "x"}}
+    found = describe(STATUS, waits)
+    assert (found["word"], found["conditions"]) == ("STANDS", [])
+
+
 def test_nothing_is_said_besides_of_a_pair_that_is_well_and_of_another_pairs_trouble():
     assert describe(STATUS, {**FACTS, "full_s": 0.0, "peer_full_s": 1})["conditions"] == []
     other = {**STATUS, "writers": {**WRITERS, "waits": True, "peer": "cc" * 16}}
