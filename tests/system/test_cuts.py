@@ -295,7 +295,7 @@ def test_a_marker_made_by_the_node_of_a_copy_reaches_that_copy_too(two: tuple[No
     b.farstripe("marker", "wait", "m")
     copies = b.json("marker", "show", "m")["copies"]
     assert {(one["node"], one["group"]) for one in copies} == {(x, y) for x in "AB" for y in ("log", "data")}
-    assert "STANDS AT MARKER" in b.farstripe("status")
+    assert "STANDS AT A MARKER" in b.farstripe("status")
     assert "marker resume --groups log" in b.farstripe("explain", "log")
     b.farstripe("marker", "resume", "m")
     assert "STANDS" not in b.farstripe("status")

@@ -281,4 +281,4 @@ def test_a_copy_that_stands_at_a_marker_says_so_once_and_how_it_goes_on(node: Fa
         out = node.run(*command).out
         assert out.count("farstripe marker resume --groups app") == 1
         assert out.count("record 42") == 1
-    assert "STANDS AT MARKER" in node.run("status").out
+    assert "STANDS AT A MARKER" in node.run("status").out
