@@ -17,6 +17,10 @@ def feeds(status: Facts, facts: Facts) -> bool:
     return status.get("role") == "primary" or facts.get("session") in ("source", "sync-source", "copy-source")
 
 
+SHIPS = ("source", "sync-source", "holding", "draining", "copy-source")
+"""Sessions in which the target counts the peer as connected: what it has shipped makes room in the journal."""
+
+
 class Condition(NamedTuple):
     """What is to be said besides the word; several may hold. Texts may use {group}, {peer}, {waits} of
     status.Word, and {at}, {on_at}, {standing}, {slow}."""
@@ -27,6 +31,8 @@ class Condition(NamedTuple):
     text: str
     then: str
     commands: tuple[str, ...] = ()
+    said_by: str = ""
+    """The word that says it already."""
 
 
 FULL_S = 2.0
@@ -37,13 +43,6 @@ def stands_at(status: Facts, facts: Facts) -> int:
     """The record of the marker at which the copy of this edge stands, 0 where it does not."""
     own = status.get("limit_seq") if status.get("role") == "secondary" and not feeds(status, facts) else 0
     return int(own or facts.get("peer_stands") or 0)
-
-
-def _stands_besides(status: Facts, facts: Facts) -> bool:
-    """The copy stands, and the word does not say so already."""
-    label = str((facts.get("decision") or {}).get("label") or "")
-    told = facts.get("session") == "waiting" and label.startswith("stands-")
-    return bool(stands_at(status, facts)) and not told
 
 
 def _copy_is_full(status: Facts, facts: Facts) -> bool:
@@ -94,6 +93,7 @@ CONDITIONS: tuple[Condition, ...] = (
             "farstripe group policy {group}",
             "farstripe group journal add {group} FILE",
         ),
+        said_by="JOURNAL-FULL",
     ),
     Condition(
         "WRITERS-WAIT-UNANSWERED",
@@ -102,6 +102,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "writes of hosts wait for the answer of {peer}: {waits}",
         "repair the link or the peer, or change the policy",
         ("farstripe events", "farstripe group policy {group}"),
+        said_by="STALLED",
     ),
     Condition(
         "COPY-JOURNAL-FULL",
@@ -115,22 +116,24 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         "STANDS-AT-A-MARKER",
         "busy",
-        _stands_besides,
+        lambda s, f: bool(stands_at(s, f)),
         "the copy on {at} stands at a marker{standing}: what comes after it is kept in its journal and not applied",
         "have it go on when the instant has served its purpose, before that journal is full",
         ("farstripe marker resume --groups {group}{on_at}",),
+        said_by="STANDS",
     ),
 )
 
 
-def held(status: Facts, facts: Facts) -> list[Condition]:
-    """Return the conditions that hold for a pair. Arguments as those of status.describe, and no None."""
-    return [one for one in CONDITIONS if one.when(status, facts)]
+def held(status: Facts, facts: Facts, word: str) -> list[Condition]:
+    """Return the conditions that hold for a pair and are not said by its word. Other arguments as those of
+    status.describe, and no None."""
+    return [one for one in CONDITIONS if one.said_by != word and one.when(status, facts)]
 
 
 def texts(status: Facts, facts: Facts) -> dict[str, str]:
     """What conditions say besides what status.describe knows: {at, on_at, standing, slow}."""
-    slow = _slow(status.get("policy") or {}, alone=not status.get("sync_on"))
+    slow = _slow(status.get("policy") or {}, alone=not status.get("sync_on"), connected=facts.get("session") in SHIPS)
     return {**_standing(status, facts), "slow": slow}
 
 
@@ -146,13 +149,13 @@ def _standing(status: Facts, facts: Facts) -> dict[str, str]:
     }
 
 
-def _slow(policy: Facts, *, alone: bool) -> str:
-    """What becomes of host writes that find no room while the peer that keeps the journal full is connected."""
+def _slow(policy: Facts, *, alone: bool, connected: bool) -> str:
+    """What becomes of host writes that find no room, for a peer that keeps the journal full: losspolicy.FULL."""
     timeout_s, on_full = policy.get("full_timeout_s"), policy.get("on_full")
     if on_full == "fail":
         return "they fail"
-    if on_full == "stall" or not timeout_s:
+    if not timeout_s or (on_full == "stall" and connected):
         return "each waits until there is some, however long it takes"
-    gives_up = alone or policy.get("on_loss") != "stall"
+    gives_up = on_full != "stall" and (alone or policy.get("on_loss") != "stall")
     ends = "the peer is given up, and follows by difference" if gives_up else "it fails"
     return f"each waits {timeout_s:g} s at most, then {ends}"
