@@ -31,7 +31,7 @@ _SENTENCES = {
 
 _WANTS = {
     "room": "for want of room in the journal, which is full with what node {peer} lacks",
-    "peer": "for the answer of node {peer}, without which the policy lets no write go on",
+    "peer": "for the answer of node {peer}",
 }
 
 

@@ -87,11 +87,6 @@ def retention(
 def retained_lines(one: dict[str, Any]) -> list[str]:
     """What status and explain say of the instants that a group of view.collect shows, or can show."""
     lines = []
-    if one["stands_at"]:
-        lines.append(
-            f"stands at the marker that is record {one['stands_at']}; what comes after it is kept in the journal and "
-            f"not applied until: farstripe marker resume --groups {one['name']}"
-        )
     if kept := one["kept_image"]:
         written = f" ({kept['time']})" if kept["time"] else ""
         listed = ", ".join(kept["names"])

@@ -23,13 +23,14 @@ _PLACES = {
     "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
     "full": "writes of hosts wait as long as the policy says, and fail then, or fail at once",
-    "cause": "the cause is shown", "lost": "own", "follow": "that node", "failed": "which is named",
+    "cause": "the cause is shown", "lost": "N", "follow": "that node", "failed": "which is named",
     "holds": "whether they hold all that was answered is said", "without": "give the group a new one, as is said",
     "force": " [--force]", "refused": "the node that would feed this one is refused by another, as is said",
     "refused_on": "  (on that node)", "plan": "farstripe takeover GROUP --plan",
     "primaries": "another node, which is named,",
-    "at": "the secondary", "standing": "", "slow": "what becomes of them the policy says",
-    "damaged": "which is named", "whole": "before it",
+    "at": "the secondary", "on_at": "  (on the secondary)", "standing": "",
+    "slow": "what becomes of them the policy says",
+    "damaged": "N", "whole": "N-1",
     "instead": "; a copy can also take over, and what it would lack is said",
 }  # fmt: skip
 

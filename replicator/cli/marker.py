@@ -170,7 +170,15 @@ def resume(here: Node, name: str | None, groups: list[str] | None, as_json: bool
         raise click.UsageError("give the marker's NAME, or --groups")
     args: dict[str, Any] = {"name": name} if name else {"groups": groups}
     done = here.replicator("marker.resume", wait_s=60, **args)
-    emit(as_json, done, "the copies follow again")
+    emit(as_json, done, _resumed_text(done["copies"]))
+
+
+def _resumed_text(copies: list[Any]) -> str:
+    """What marker.resume did: maps of nodes when asked by a marker's name, else names of groups whose copies stood."""
+    away = sorted({str(one["node"]) for one in copies if isinstance(one, dict) and one["state"] == "unreachable"})
+    if away:
+        return f"copies follow again, but {', '.join(away)} could not be asked: give the command again later"
+    return "the copies follow again" if copies else "no copy here stood at a marker; give the command where one does"
 
 
 @marker.command()

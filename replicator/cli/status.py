@@ -45,10 +45,8 @@ def status(here: Node, group: str | None, as_json: bool) -> None:
     pairs = [edge for one in groups for edge in one["edges"] or [one]]
     table(False, None, COLUMNS, [_row(one) for one in pairs], none)
     for one in pairs:
-        if one["level"] not in ("bad", "warn"):
-            continue
         peer = f" ({one['peer']['name']})" if one["peer"] else ""
-        if one["commands"]:
+        if one["commands"] and one["level"] in ("bad", "warn"):
             click.echo(f"\n{one['name']}{peer}: {one['why']}; {one['means']}.\n  What to do: {one['then']}.")
             click.echo("".join(f"    {command}\n" for command in one["commands"]), nl=False)
         for told in one["conditions"]:

@@ -17,9 +17,13 @@ def feeds(status: Facts, facts: Facts) -> bool:
     return status.get("role") == "primary" or facts.get("session") in ("source", "sync-source", "copy-source")
 
 
+SHIPS = ("source", "sync-source", "holding", "draining", "copy-source")
+"""Sessions in which the target counts the peer as connected: what it has shipped makes room in the journal."""
+
+
 class Condition(NamedTuple):
     """What is to be said besides the word; several may hold. Texts may use {group}, {peer}, {waits} of
-    status.Word, and {at}, {standing}, {slow}."""
+    status.Word, and {at}, {on_at}, {standing}, {slow}."""
 
     label: str
     level: str
@@ -27,6 +31,8 @@ class Condition(NamedTuple):
     text: str
     then: str
     commands: tuple[str, ...] = ()
+    said_by: str = ""
+    """The word that says it already."""
 
 
 FULL_S = 2.0
@@ -87,6 +93,7 @@ CONDITIONS: tuple[Condition, ...] = (
             "farstripe group policy {group}",
             "farstripe group journal add {group} FILE",
         ),
+        said_by="JOURNAL-FULL",
     ),
     Condition(
         "WRITERS-WAIT-UNANSWERED",
@@ -95,6 +102,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "writes of hosts wait for the answer of {peer}: {waits}",
         "repair the link or the peer, or change the policy",
         ("farstripe events", "farstripe group policy {group}"),
+        said_by="STALLED",
     ),
     Condition(
         "COPY-JOURNAL-FULL",
@@ -103,7 +111,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "the journal of the copy on {at} is full, and nothing more is taken in there{standing}; what is written "
         "meanwhile stays in the journal of the node that feeds it, until that is full too",
         "have the copy go on, if it stands at a marker; else see what keeps {at} from applying",
-        ("farstripe marker resume --groups {group}", "farstripe explain {group}  (on {at})"),
+        ("farstripe marker resume --groups {group}{on_at}", "farstripe explain {group}{on_at}"),
     ),
     Condition(
         "STANDS-AT-A-MARKER",
@@ -111,37 +119,43 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda s, f: bool(stands_at(s, f)),
         "the copy on {at} stands at a marker{standing}: what comes after it is kept in its journal and not applied",
         "have it go on when the instant has served its purpose, before that journal is full",
-        ("farstripe marker resume --groups {group}",),
+        ("farstripe marker resume --groups {group}{on_at}",),
+        said_by="STANDS",
     ),
 )
 
 
-def held(status: Facts, facts: Facts) -> list[Condition]:
-    """Return the conditions that hold for a pair. Arguments as those of status.describe, and no None."""
-    return [one for one in CONDITIONS if one.when(status, facts)]
+def held(status: Facts, facts: Facts, word: str) -> list[Condition]:
+    """Return the conditions that hold for a pair and are not said by its word. Other arguments as those of
+    status.describe, and no None."""
+    return [one for one in CONDITIONS if one.said_by != word and one.when(status, facts)]
 
 
 def texts(status: Facts, facts: Facts) -> dict[str, str]:
-    """What conditions say besides what status.describe knows: {at, standing, slow}."""
-    slow = _slow(status.get("policy") or {}, alone=not status.get("sync_on"))
+    """What conditions say besides what status.describe knows: {at, on_at, standing, slow}."""
+    slow = _slow(status.get("policy") or {}, alone=not status.get("sync_on"), connected=facts.get("session") in SHIPS)
     return {**_standing(status, facts), "slow": slow}
 
 
 def _standing(status: Facts, facts: Facts) -> dict[str, str]:
-    """Where the copy of this edge is, and at which record it stands, if it does."""
+    """Where the copy of this edge is, where its commands are to be given, and at which record it stands, if it does."""
     seq = stands_at(status, facts)
     peer = str(facts.get("peer_name") or facts.get("peer") or "the peer")
-    at = "this node" if facts.get("session") == "target" or not feeds(status, facts) else peer
-    return {"at": at, "standing": f" (it stands at a marker, record {seq})" if seq else ""}
+    here = facts.get("session") == "target" or not feeds(status, facts)
+    return {
+        "at": "this node" if here else peer,
+        "on_at": "" if here else f"  (on {peer})",
+        "standing": f" (it stands at a marker, record {seq})" if seq else "",
+    }
 
 
-def _slow(policy: Facts, *, alone: bool) -> str:
-    """What becomes of host writes that find no room while the peer that keeps the journal full is connected."""
+def _slow(policy: Facts, *, alone: bool, connected: bool) -> str:
+    """What becomes of host writes that find no room, for a peer that keeps the journal full: losspolicy.FULL."""
     timeout_s, on_full = policy.get("full_timeout_s"), policy.get("on_full")
     if on_full == "fail":
         return "they fail"
-    if on_full == "stall" or not timeout_s:
+    if not timeout_s or (on_full == "stall" and connected):
         return "each waits until there is some, however long it takes"
-    gives_up = alone or policy.get("on_loss") != "stall"
+    gives_up = on_full != "stall" and (alone or policy.get("on_loss") != "stall")
     ends = "the peer is given up, and follows by difference" if gives_up else "it fails"
     return f"each waits {timeout_s:g} s at most, then {ends}"

@@ -13,7 +13,8 @@ What a peer may have done by way of a node is bounded, whatever it says:
 
 * upwards only, and only for groups of which this node has a copy: whom the primary feeds is known to it
 * with numbers of its own only. The first node on the way knows the coordinator by its certificate, and a number has its
-  coordinator's tag, so nobody's marker can be marked, released or deleted by way of others but one's own
+  coordinator's tag, so nobody's marker can be marked, released or deleted by way of others but one's own. A node that
+  has a copy and passes an ask on is believed whom it does that for
 * nothing but what OPS lists
 
 Source: seed 001, sections 4.12 ([0097], [0100]) and 8 (H1-26); a copy does not make markers itself ([0101]), since then

@@ -229,7 +229,7 @@ TABLE: tuple[Word, ...] = (
     Word(
         "JOURNAL-FULL",
         "bad",
-        lambda s, f: bool(s.get("blocks_writers")) and f.get("session") not in FLOWING,
+        lambda s, f: bool(s.get("blocks_writers")) and f.get("session") not in conditions.SHIPS,
         "the journal is full with what {peer} lacks, and {peer} is away ({reason})",
         "{full}, also where other peers are connected; nothing that was answered is lost",
         "bring {peer} back. Or give it up, so that it follows by difference later: with on_full=bitmap, where "
@@ -420,7 +420,7 @@ def describe(status: Facts | None, facts: Facts | None) -> dict[str, Any]:
             "then": one.then.format(**texts),
             "commands": [command.format(**texts) for command in one.commands],
         }
-        for one in conditions.held(s, f)
+        for one in conditions.held(s, f, row.word)
     ]
     return {
         "word": row.word,

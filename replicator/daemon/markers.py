@@ -22,7 +22,7 @@ from typing import Any
 
 from replicator.core.errors import AlreadyExists, BadInput, FarstripeError, NotFound, PeerError, Refused, TimedOut
 from replicator.core.markers import Answer, Ask, Attempt, Finished, Tick
-from replicator.core.markerway import RECEIPT
+from replicator.core.markerway import RECEIPT, shorter_s
 from replicator.daemon.hosthold import HostHolds, linked
 from replicator.daemon.markerstore import DEAD, DELETED, MADE, MAKING, MarkerStore, Record
 from replicator.daemon.markerway import MarkerWay
@@ -263,23 +263,38 @@ class Markers:
     ) -> list[dict[str, Any]]:
         """Do `op` ("look", "forget", "resume") for marker `n` here and on every node that gets `groups` from here.
 
-        left_s: how long each of them may take, at most ASK_TREE_S.
+        left_s: how long whoever asks waits. The nodes below are asked at once, and each has less time than this one, so
+        one that is silent is named by the node that feeds it.
         Returns one entry a node and group: {node, group, uuid, role, state, why}; state "unreachable" for a whole node.
         """
-        here = self._own(op, n, groups)
-        for peer_id, uuids in self._below(groups, asked_by).items():
-            peer = self._node.peers.get(peer_id)
-            try:
-                if peer is None:
-                    raise NotFound(f"node {peer_id} is no peer any more")
-                timeout_s = max(0.1, min(ASK_TREE_S, left_s))
-                here += self._node.call(peer, "marker.where", timeout_s, do=op, n=n, groups=uuids)
-            except FarstripeError as exc:
-                name = peer.name if peer else peer_id
-                here.append(
-                    {"node": name, "group": "", "role": "secondary", "state": "unreachable", "why": exc.message}
-                )
-        return here
+        timeout_s = max(0.1, min(ASK_TREE_S, shorter_s(left_s, 0.0)))
+        found: list[dict[str, Any]] = []
+
+        def ask(peer_id: str, uuids: list[str]) -> None:
+            found.extend(self._ask_below(peer_id, timeout_s, op, n, uuids))
+
+        below = self._below(groups, asked_by)
+        threads = [threading.Thread(target=ask, args=one, name="markers-tree", daemon=True) for one in below.items()]
+        for thread in threads:
+            thread.start()
+        try:
+            here = self._own(op, n, groups)
+        finally:
+            for thread in threads:
+                thread.join()
+        return here + found
+
+    def _ask_below(self, peer_id: str, timeout_s: float, op: str, n: int, groups: list[str]) -> list[dict[str, Any]]:
+        """`where` at a peer that gets groups from here."""
+        peer = self._node.peers.get(peer_id)
+        try:
+            if peer is None:
+                raise NotFound(f"node {peer_id} is no peer any more")
+            more = {"do": op, "n": n, "groups": groups, "left_s": timeout_s}
+            return list(self._node.call(peer, "marker.where", timeout_s, **more))
+        except FarstripeError as exc:
+            name = peer.name if peer else peer_id
+            return [{"node": name, "group": "", "role": "secondary", "state": "unreachable", "why": exc.message}]
 
     def _own(self, op: str, n: int, groups: list[str]) -> list[dict[str, Any]]:
         node = self._node

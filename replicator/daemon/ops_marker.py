@@ -29,7 +29,7 @@ from replicator.control import Handler, number
 from replicator.core.errors import BadInput, FarstripeError, NotFound, Refused, from_map, to_map
 from replicator.core.markers import offered
 from replicator.daemon import ops_role
-from replicator.daemon.markers import DEADLINE_S, HOLDS, STORAGE, Markers
+from replicator.daemon.markers import ASK_TREE_S, DEADLINE_S, HOLDS, STORAGE, Markers
 from replicator.daemon.markerway import UP
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
@@ -137,7 +137,8 @@ def remote_handlers(node: Node, markers: Markers) -> dict[str, Any]:
         if op not in ("look", "forget", "resume"):
             raise BadInput(f"{op!r} is nothing to do with a marker")
         asked_by = "" if args.get("whole") else peer.node_id
-        return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], asked_by)
+        left_s = min(ASK_TREE_S, number(args, "left_s", ASK_TREE_S))  # older versions do not say
+        return markers.where(op, int(args["n"]), [str(uuid) for uuid in args["groups"]], asked_by, left_s)
 
     return {
         "marker.locate": lambda peer, args: markers.way.locate(str(args["group"])),

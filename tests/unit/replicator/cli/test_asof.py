@@ -107,15 +107,10 @@ def test_retention_is_shown_set_and_ended(node: FakeNode) -> None:
 
 def test_status_tells_of_the_window_and_of_a_kept_image() -> None:
     kept = {"seq": 7, "epoch": 1, "time_ns": 5, "time": END["time"], "names": ["a-before-resync"]}
-    first, second = retained_lines({"name": "g", "retention": WINDOW, "kept_image": kept, "stands_at": None})
+    first, second = retained_lines({"name": "g", "retention": WINDOW, "kept_image": kept})
     assert "record 7 (1970-01-01" in first and "a-before-resync" in first
     assert "farstripe snapshot g --at" in second and "(seq 12)" in second
     failed = {**WINDOW, "failed": "EIO"}
-    [line] = retained_lines({"name": "g", "retention": failed, "kept_image": None, "stands_at": None})
+    [line] = retained_lines({"name": "g", "retention": failed, "kept_image": None})
     assert "no longer kept: EIO" in line
-    assert retained_lines({"name": "g", "retention": None, "kept_image": None, "stands_at": None}) == []
-
-
-def test_status_tells_that_a_copy_stands_at_a_marker_and_how_it_goes_on() -> None:
-    [line] = retained_lines({"name": "g", "retention": None, "kept_image": None, "stands_at": 42})
-    assert "record 42" in line and "farstripe marker resume --groups g" in line
+    assert retained_lines({"name": "g", "retention": None, "kept_image": None}) == []

@@ -283,3 +283,13 @@ def test_one_process_is_enough_for_events_and_none_is_not(node: FakeNode) -> Non
     assert len(node.run("events", "--json").json) == 1
     node.target.stop()
     assert node.run("events").code == 7
+
+
+def test_resume_says_what_was_resumed(node: FakeNode) -> None:
+    answers = node.replicator.answers
+    answers["marker.resume"] = {"copies": []}
+    assert "no copy here stood at a marker" in node.run("marker", "resume", "--groups", "app").out
+    answers["marker.resume"] = {"copies": ["app"]}
+    assert node.run("marker", "resume", "--groups", "app").out == "the copies follow again\n"
+    answers["marker.resume"] = {"copies": [{"node": "B", "state": "unreachable"}, {"node": "A", "state": "made"}]}
+    assert "B could not be asked" in node.run("marker", "resume", "monday").out

@@ -272,3 +272,13 @@ def test_every_command_that_a_text_advises_exists() -> None:
                     wrong.append(f"{where}: farstripe {words}")
                 break
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_copy_that_stands_at_a_marker_says_so_once_and_how_it_goes_on(node: FakeNode) -> None:
+    node.target.answers["group.list"] = [group_status(role="secondary", limit_seq=42)]
+    node.replicator.answers["status"] = with_pair(facts=facts("target", True), feeds_us=True)
+    for command in (("status",), ("explain", "app")):
+        out = node.run(*command).out
+        assert out.count("farstripe marker resume --groups app") == 1
+        assert out.count("record 42") == 1
+    assert "STANDS AT A MARKER" in node.run("status").out

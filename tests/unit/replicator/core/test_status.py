@@ -267,6 +267,42 @@ def test_every_condition_has_a_story_above():
     assert {case[0] for case in mark.args[1]} == {row.label for row in CONDITIONS}
 
 
+def test_a_copy_that_stands_is_resumed_where_it_is():
+    full = {"peer_stands": 12, "peer_full_s": 3, "peer_name": "B"}
+    there = describe(STATUS, {**FACTS, **full})["conditions"]
+    assert all(one["commands"][0] == "farstripe marker resume --groups g  (on B)" for one in there) and len(there) == 2
+    here = describe({**STATUS, "role": "secondary", "limit_seq": 12}, {**FACTS, "session": "target", "full_s": 3})
+    assert {one["commands"][0] for one in here["conditions"]} == {"farstripe marker resume --groups g"}
+
+
+DOWN = {**FACTS, "session": "down", "linked": False, "link_reason": "x"}
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "facts"),
+    [
+        ("STANDS", {}, {**FACTS, "session": "waiting", "peer_stands": 12, "decision": {"label": "stands-parted"}}),
+        ("STALLED", {**SYNC, "sync_on": True, "writers": {**WRITERS, "what": "peer", "waits": True}}, DOWN),
+        ("JOURNAL-FULL", {"blocks_writers": True, "writers": {**WRITERS, "waits": True}}, DOWN),
+    ],
+)
+def test_what_the_word_says_is_not_said_again(word: str, status: dict, facts: dict):
+    found = describe({**STATUS, **status}, facts)
+    assert (found["word"], found["conditions"]) == (word, [])
+
+
+def test_a_copy_that_keeps_the_journal_full_is_not_called_away():
+    full = {**STATUS, "blocks_writers": True, "writers": {**WRITERS, "waits": True}}
+    found = describe(full, {**FACTS, "session": "copy-source"})
+    assert found["word"] == "COPY" and [one["label"] for one in found["conditions"]] == ["WRITERS-WAIT-FULL"]
+
+
+def test_what_writers_wait_for_is_said_by_the_policy_for_a_peer_that_is_away_also_while_nobody_ships():
+    policy = {"on_full": "stall", "full_timeout_s": 30.0}
+    status = {**STATUS, "writers": {**WRITERS, "waits": True}, "policy": policy}
+    assert "30 s at most, then it fails" in describe(status, None)["conditions"][0]["text"]
+
+
 def test_nothing_is_said_besides_of_a_pair_that_is_well_and_of_another_pairs_trouble():
     assert describe(STATUS, {**FACTS, "full_s": 0.0, "peer_full_s": 1})["conditions"] == []
     other = {**STATUS, "writers": {**WRITERS, "waits": True, "peer": "cc" * 16}}

@@ -6,6 +6,7 @@ Real nodes: tests/system/test_ordered.py.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,6 +302,26 @@ def test_what_became_of_a_marker_is_asked_the_same_way_and_it_is_settled_so(chai
     chain.cut = set()
     markers.tidy()
     assert [chain.ops(name)[-1] for name in "ABC"] == ["marker.forget"] * 3 and markers.store.all() == []
+
+
+def test_nodes_down_the_tree_are_asked_at_once_and_each_has_less_time(tmp_path: Path) -> None:
+    up = {("log", "B"): "A", ("log", "C"): "A", ("log", "E"): "B"}
+    world = World(tmp_path, {"log": "A"}, up, "AB AC BE")
+    both = threading.Barrier(2)
+
+    def meets(answer: Any) -> Any:
+        return lambda peer, args: (both.wait(20), answer(peer, args))[1]
+
+    for name in "BC":
+        remote = world.nodes[name].remote
+        remote["marker.where"] = meets(remote["marker.where"])
+    copies = world.markers("A").where("look", 4 << 24, ["log-uuid"])
+    assert sorted(one["node"] for one in copies) == ["A", "B", "C", "E"]
+    assert len(world.given_s) == 3 and min(world.given_s) < sorted(world.given_s)[1] - 0.05 and max(world.given_s) < 10
+    world.cut = {"E"}
+    assert {one["node"]: one["state"] for one in world.markers("A").where("look", 4 << 24, ["log-uuid"])}["E"] == (
+        "unreachable"
+    )
 
 
 def test_a_node_does_nothing_by_way_of_another_but_ask_about_its_own_markers(chain: World) -> None:
