@@ -112,7 +112,7 @@ class DamagedJournal:
         self._events = events
         self._checkpoint = checkpoint
         self._wake = wake
-        self._counted = -1
+        self._counted = self._looked_at = -1
         self._since: float | None = None
         self._stopped_at: float | None = None
 
@@ -141,9 +141,10 @@ class DamagedJournal:
         """Go on with what is pending. now: monotonic seconds. Raises MediumError."""
         engine = self._engine
         suspect, engine.suspect = engine.suspect, None
-        if suspect is not None:
+        if suspect is not None and suspect != self._looked_at:
             sup = engine.journal.super  # what its peers say of the place are two words that need not be of one record
-            self.reported(sup.tail_off, sup.tail_seq, suspect - sup.tail_off + LOOK_BYTES)
+            if self.reported(sup.tail_off, sup.tail_seq, suspect - sup.tail_off + LOOK_BYTES):
+                self._looked_at = suspect  # a peer that holds the record may keep the tail there for long
         if engine.damaged is None or engine.state.role != SECONDARY:
             self._go_on()
             engine.damaged = self._since = None

@@ -31,7 +31,7 @@ from replicator.journal.page import (
 )
 from replicator.journal.ring import DATA_START
 from tests.testing.fakedisk import PowerCut
-from tests.testing.pairharness import PEER_APPLIED_SEQ, Pair, Side, running_pair
+from tests.testing.pairharness import Pair, Side, running_pair
 from tests.testing.treeharness import CHAIN, FAN, running_tree
 from tests.unit.replicator.capture.test_journalloss import renew
 
@@ -185,24 +185,6 @@ def test_a_checkpoint_that_finds_no_record_where_a_peer_stands(pair: Pair, tmp_p
     assert events[0][1]["seq"] == seqs[2] and pair.a.engine.state.edges[0].dropped
     assert pair.a.page[TAIL_OFF] == pair.a.page[HEAD_OFF]
     pair.sync_up()
-
-
-def test_a_checkpoint_that_finds_no_record_where_a_peer_has_applied_names_the_right_one(
-    pair: Pair, tmp_path: Path
-) -> None:
-    service, events = serve(pair.a, tmp_path)
-    engine = pair.a.engine
-    engine.state.policy.retain = "applied"
-    seqs = behind(pair)
-    pair.ship(pair.a, pair.b)
-    pair.b.engine.sync_journal()
-    pair.acknowledge(pair.a, pair.b)  # it holds all of them, and has applied two
-    pair.a.page[PEER_APPLIED_SEQ] = seqs[1]
-    engine.marks.note(seqs[1], engine.journal.find(seqs[2]))
-    rot(pair.a, seqs[2], 8)
-    service.checkpoint()
-    service._damaged.look(0.0)
-    assert [told["seq"] for _, told in events] == [seqs[2]]
 
 
 def test_peers_that_hold_the_record_are_sent_on_in_order(tmp_path: Path) -> None:
