@@ -269,4 +269,4 @@ def extents(h: Handle, count: int, offset: int, flags: int) -> list[tuple[int, i
 
 
 routes.watched_codes.update(f.__code__ for f in (pwrite, flush, trim, zero))
-routes.reading_codes.update(f.__code__ for f in (pread,))
+routes.reading_codes.update(f.__code__ for f in (pread, extents))

@@ -143,9 +143,9 @@ class VolumeRoute:
     def _set_reader(self) -> None:
         guard = self._guard
         self._reader = self._bare if guard is None else guard.around_read(self._bare)
-        self.extents = self.volume.extents if guard is None else guard.around_extents(self.volume.extents)
         if self._parked is None:
             self.read = self._reader
+            self.extents = self.volume.extents if guard is None else guard.around_extents(self.volume.extents)
 
     def guard_reads(self, guard: ReadGuard | None, timeout_s: float = 30.0) -> None:
         """Put `guard` around reads, None for nothing, and return when no read is under way that began without it.
@@ -162,10 +162,15 @@ class VolumeRoute:
                 gate.wait()
                 return self._reader(buf, off)
 
+            def told(off: int, length: int) -> Any:
+                gate.wait()
+                return self.extents(off, length)
+
             try:
                 if guard is not None and self._parked is None:
-                    self.read = read
-                    self._wait_until_idle(frozenset({read.__code__}), time.monotonic() + timeout_s, reading_codes)
+                    self.read, self.extents = read, told
+                    parked = frozenset({read.__code__, told.__code__})
+                    self._wait_until_idle(parked, time.monotonic() + timeout_s, reading_codes)
             except TimedOut:
                 self._guard = before
                 raise
@@ -206,7 +211,7 @@ class VolumeRoute:
             raise Refused("the target is stopping", "connect again when it has restarted", errno=errno.ESHUTDOWN)
 
         self._parking_codes = frozenset({wait_and_refuse.__code__})
-        self.read = wait_and_refuse
+        self.read = self.extents = wait_and_refuse
         self._install(Slots(*[wait_and_refuse] * 5))
 
     def refuse_parked(self) -> None:
@@ -301,7 +306,7 @@ class VolumeRoute:
 watched_codes: set[CodeType] = set()
 """Code of the plugin callbacks that call slots; nbdplugin.plugin registers them. Each names its handle `h`."""
 reading_codes: set[CodeType] = set()
-"""Likewise of those that read."""
+"""Likewise of those that read, or say where there is something to read."""
 
 
 def pool_slots(volume: Volume, sync: Callable[[], object]) -> Slots:

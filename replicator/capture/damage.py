@@ -40,7 +40,6 @@ from replicator.journal.page import (
     APPLIED_SEQ,
     ARRIVED_GEN,
     EDGE_DURABLE_OFF,
-    EDGE_DURABLE_SEQ,
     EDGE_RECEIVED_SEQ,
     HEAD_OFF,
     INCARNATION,
@@ -113,7 +112,7 @@ class DamagedJournal:
         self._events = events
         self._checkpoint = checkpoint
         self._wake = wake
-        self._counted = -1
+        self._counted = self._looked_at = -1
         self._since: float | None = None
         self._stopped_at: float | None = None
 
@@ -122,14 +121,14 @@ class DamagedJournal:
         """Whether `look` has something to do, or to wait for."""
         return self._engine.damaged is not None or self._engine.suspect is not None
 
-    def reported(self, off: int, seq: int) -> bool:
+    def reported(self, off: int, seq: int, look_bytes: int = LOOK_BYTES) -> bool:
         """Somebody could not use what lies at `off`, where record `seq` begins, or some way behind.
 
         Returns whether there is damage. Durable: that peers which cannot get the record have to be copied to."""
         engine, u64 = self._engine, self._engine.page.u64
         if not u64[TAIL_OFF] <= off < u64[HEAD_OFF] or engine.failed or engine.state.mode != JOURNAL:
             return False
-        found = find(engine, off, seq, LOOK_BYTES)
+        found = find(engine, off, seq, look_bytes)
         if found is None:
             return False
         if engine.state.role == SECONDARY and found.off >= u64[APPLIED_OFF]:
@@ -142,8 +141,10 @@ class DamagedJournal:
         """Go on with what is pending. now: monotonic seconds. Raises MediumError."""
         engine = self._engine
         suspect, engine.suspect = engine.suspect, None
-        if suspect is not None:
-            self.reported(suspect, self._next_of_holders(suspect))
+        if suspect is not None and suspect != self._looked_at:
+            sup = engine.journal.super  # what its peers say of the place are two words that need not be of one record
+            if self.reported(sup.tail_off, sup.tail_seq, suspect - sup.tail_off + LOOK_BYTES):
+                self._looked_at = suspect  # a peer that holds the record may keep the tail there for long
         if engine.damaged is None or engine.state.role != SECONDARY:
             self._go_on()
             engine.damaged = self._since = None
@@ -200,12 +201,6 @@ class DamagedJournal:
             return slot in self._engine.linked and u64[edge_slot(slot, EDGE_RECEIVED_SEQ)] >= found.seq
 
         return [e for e in self._engine.state.downstream if not e.dropped and not has_it(e)]
-
-    def _next_of_holders(self, off: int) -> int:
-        """The seq of the record at `off`, up to which some peer holds the journal."""
-        u64, downstream = self._engine.page.u64, self._engine.state.downstream
-        held = [e.slot for e in downstream if u64[edge_slot(e.slot, EDGE_DURABLE_OFF)] == off]
-        return max((u64[edge_slot(slot, EDGE_DURABLE_SEQ)] for slot in held), default=0) + 1
 
     def _count(self, found: Damage, peers: list[str]) -> None:
         """Durable: that one more record was found damaged. The caller holds the group lock."""

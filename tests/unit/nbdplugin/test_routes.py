@@ -365,6 +365,41 @@ def test_reads_that_began_unguarded_have_ended_when_the_guard_counts(monkeypatch
     assert reads.settled == [(0, 0, 2)], "the old one ended unguarded, the new one did not begin before"
 
 
+def _extents(h: Connection, off: int, length: int) -> object:
+    """Stands in for the plugin's extents callback."""
+    return h.route.extents(off, length)
+
+
+def test_who_asks_where_zeroes_are_is_guarded_like_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "reading_codes", {_extents.__code__})
+    volume, reads = MemoryVolume(), Reads()
+    reads.unanswered[1] = "a write"
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(off: int, length: int) -> list[tuple[int, bool]]:
+        entered.set()
+        go_on.wait(5)
+        return [(length, True)]
+
+    volume.extents = slow  # type: ignore[method-assign]
+    route = _route(volume)
+    threads = [threading.Thread(target=_extents, args=(Connection(route), 0, 8))]
+    threads[0].start()
+    assert entered.wait(5)
+    threads.append(threading.Thread(target=route.guard_reads, args=(ReadGuard(reads, 0),)))
+    threads[1].start()
+    time.sleep(0.02)
+    threads.append(threading.Thread(target=_extents, args=(Connection(route), 0, 16)))
+    threads[2].start()
+    time.sleep(0.02)
+    assert threads[1].is_alive() and not reads.settled
+    go_on.set()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert reads.settled == [(0, 0, 16)]
+
+
 def test_a_read_that_waits_for_a_peer_keeps_nothing_from_being_switched_or_guarded_and_parking_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
