@@ -33,7 +33,7 @@ from replicator.capture.parking import NoRoom
 from replicator.capture.service import GroupService
 from replicator.capture.state import JOURNAL, PRIMARY
 from replicator.core.errors import Refused
-from replicator.core.markers import Marker, host_time_payload
+from replicator.core.markers import COUNTER_SHIFT, MAX_COUNTER, Marker, host_time_payload
 from replicator.core.records import Kind
 
 PARKED = "marker"
@@ -85,6 +85,8 @@ class Marking:
         Asking again while it stands changes nothing. Raises Refused, with nothing held, when a group cannot be marked
         or the number is not new here.
         """
+        if n >> COUNTER_SHIFT > MAX_COUNTER:
+            raise Refused(f"{n} is no number of a marker", f"its counter is above {MAX_COUNTER}")
         with self._lock:
             hold = _Hold(n, list(groups), self._clock() + lease_s, secrets.token_hex(8), park)
             standing = self._standing(hold)

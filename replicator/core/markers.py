@@ -35,6 +35,10 @@ COUNTER_SHIFT = 24
 """A marker's number is counter << 24 | tag of the coordinating node: no two nodes make the same one."""
 
 
+MAX_COUNTER = 1 << 36
+"""No node has counted so far; a number above is refused, so that nobody can use up the numbers of a group."""
+
+
 def make_number(counter: int, tag: int) -> int:
     """Return the number of the coordinator's `counter`-th attempt."""
     return counter << COUNTER_SHIFT | tag

@@ -57,9 +57,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove(path: Path) -> None:
-    """Remove `path`; nothing happens when it is not there. Durable: its absence."""
+    """Remove `path`; nothing happens when it is not there. Durable: its absence. Raises MediumError."""
     try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    sync_directory(path.parent)
+        path.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    except OSError as exc:
+        raise MediumError(f"{path} cannot be removed: {exc.strerror or exc}", "repair its disk") from exc

@@ -15,9 +15,11 @@ from typing import Any
 from replicator.core.errors import NotFound, PeerError, Refused, TimedOut
 from replicator.daemon.node import Node
 from replicator.daemon.peers import Peer
+from replicator.daemon.rpc import is_unknown
 from replicator.daemon.tree import MAX_HOPS
 
 ASK_S = 10.0
+OP = "set.reads_numbers"
 
 
 def remote_handlers(node: Node) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def remote_handlers(node: Node) -> dict[str, Any]:
         old, away = _ask_below(node, str(args["group"]), peer.node_id, hops + 1)
         return {"old": old, "away": away}
 
-    return {"set.reads_numbers": reads}
+    return {OP: reads}
 
 
 def check_below(node: Node, groups: list[str]) -> list[str]:
@@ -55,8 +57,10 @@ def check_peer(node: Node, peer: Peer, group: str) -> None:
     if not any(one["order"] == "counter" and group in {its["uuid"] for its in one["groups"]} for one in sets):
         return
     try:
-        node.call(peer, "set.reads_numbers", ASK_S, group=group, hops=0)
+        node.call(peer, OP, ASK_S, group=group, hops=0)
     except NotFound as exc:
+        if not is_unknown(exc, OP):
+            raise
         raise _too_old({peer.name}) from exc
 
 
@@ -71,11 +75,11 @@ def _ask_below(node: Node, group: str, asker: str, hops: int) -> tuple[list[str]
             away.append(pair.peer)
             continue
         try:
-            asked = node.call(peer, "set.reads_numbers", ASK_S, group=group, hops=hops)
+            asked = node.call(peer, OP, ASK_S, group=group, hops=hops)
             old += asked["old"]
             away += asked["away"]
-        except NotFound:
-            old.append(peer.name)
+        except NotFound as exc:
+            (old if is_unknown(exc, OP) else away).append(peer.name)
         except (PeerError, TimedOut):
             away.append(peer.name)
     return old, away

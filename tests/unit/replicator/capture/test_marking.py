@@ -172,6 +172,12 @@ def test_a_mark_that_is_asked_again_is_answered_the_same_and_made_once(bench: Be
         bench.marking.mark(Marker(2, "m2", "c", 1), token)
 
 
+def test_nobody_can_use_up_the_numbers_of_a_group(bench: Bench) -> None:
+    with pytest.raises(Refused, match="is no number of a marker"):
+        bench.marking.hold(1 << 62, bench.booked(), 1.0)
+    bench.mark(1 << 59)
+
+
 def test_one_number_by_two_ways_holds_and_marks_each_group_once(tmp_path: Path) -> None:
     """Two relays pass on the same instruction, each for the group that it gets from here (H1-26)."""
     log, data = Bench(tmp_path / "log"), Bench(tmp_path / "data")
