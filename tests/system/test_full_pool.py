@@ -111,7 +111,7 @@ def test_images_give_way_to_what_is_received_and_come_back_when_there_is_room(pa
         disks = [b.dir / f"more{n}" for n in range(2)]
         b.farstripe("pool", "add-group", "second=raid0", *disks, "--make-files", MEMBER_BYTES)
         wait_until(lambda: applied(b)[0] > stood + 50, b.logs)
-        assert not load.error and load.longest_s < 5.0, f"{load.error}: a write took {load.longest_s:.1f} s"
+        assert not load.error and load.longest_s < 8.0, f"{load.error}: a write took {load.longest_s:.1f} s"
         assert {a.group(volume)["mode"] for volume in VOLUMES} == {"journal"}, "the primary gave its journal up"
         b.farstripe("volume", "delete", "pinned", "--yes")
         wait_until(lambda: b.ask("replicator", "set.images", name="shop")["here"], lambda: b.farstripe("set", "list"))

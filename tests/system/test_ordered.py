@@ -179,8 +179,8 @@ def test_a_coordinator_killed_between_hold_and_mark_frees_hosts_everywhere_and_l
     finally:
         c.resume("replicator")
     wait_until(lambda: not parked(a, "log"), "A still holds", 20)
-    assert time.monotonic() - held < LEASE_S + 1.0
-    wait_until(lambda: not parked(c, "data"), "C still holds", LEASE_S + 1.0)
+    assert time.monotonic() - held < LEASE_S + 3.0
+    wait_until(lambda: not parked(c, "data"), "C still holds", LEASE_S + 3.0)
     goes_on(load)
     assert pending.wait(30) != 0
     b.start()
@@ -203,7 +203,7 @@ def test_any_node_makes_markers_by_command_and_by_the_path_of_the_data(
         for name in (f"path{n}", f"word{n}"):
             node.farstripe("marker", "wait", name)
             assert judge((b, f"log.{name}"), (b, f"data.{name}")) > 0
-    assert load.longest_s < LEASE_S + 0.5, "hosts were held longer than the deadline"
+    assert load.longest_s < LEASE_S + 1.5, "hosts were held longer than the deadline"
 
 
 def test_a_cycle_of_markers_goes_on_under_load_and_is_told_by_polling(
@@ -233,7 +233,7 @@ def test_a_cycle_of_markers_goes_on_under_load_and_is_told_by_polling(
         done = judge((b, f"log.{name}"), (b, f"data.{name}"))
         assert done >= at
         at = done
-    assert load.longest_s < LEASE_S + 0.5
+    assert load.longest_s < LEASE_S + 1.5
 
 
 def test_a_schedule_whose_copies_are_silent_waits_before_its_images_fill_them_and_goes_on_later(
