@@ -55,7 +55,7 @@ class PoolHost:
 
     @contextlib.contextmanager
     def changing_soon(self, timeout_s: float) -> Iterator[None]:
-        """Hold `changing`, or raise Refused after `timeout_s`: its holder may be waiting for the follower that calls."""
+        """Hold `changing`, or raise Refused after `timeout_s`: its holder may wait for the follower that calls."""
         if not self.changing.acquire(timeout=timeout_s):
             raise Refused("the pool is being changed", "it is tried again")
         try:
@@ -434,7 +434,7 @@ class PoolHost:
         return report
 
     def close(self, kept: Collection[str] = ()) -> None:
-        """Close the pool. Durable: everything, and that it is clean, unless there are marks to be `kept` (Pool.close)."""
+        """Close the pool. Durable: everything, and that it is clean, unless marks are to be `kept` (Pool.close)."""
         if self.pool is not None:
             self.pool.close(kept)
 

@@ -163,8 +163,10 @@ class OpenPool:
         return self._space.allocators
 
     def _marks_of(self, names: Collection[str]) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-        """The (RAID group, region) in which areas of these volumes are, and their touched blocks. Call under the ledger's
-        lock."""
+        """The (RAID group, region) in which areas of these volumes are, and their touched blocks.
+
+        Call under the ledger's lock.
+        """
         volumes = [volume.info for name, volume in self._volumes.items() if name in names]
         state = self._ledger.state
         places = {place for info in volumes for _, place in info.areas.items()}

@@ -122,8 +122,8 @@ def _finish(engine: GroupEngine) -> None:
 def rotate_bitmaps(engine: GroupEngine) -> None:
     """Open a new history bitmap in the sequence when the newest is well filled; drop the old ones once both sides can.
 
-    Rule of the drop (J2): every site holds the new bitmap durably and has applied it, and no copy is incomplete anywhere. Nodes below a
-    peer drop theirs when the record comes to them.
+    Rule of the drop (J2): every site holds the new bitmap durably and has applied it, and no copy is incomplete
+    anywhere. Nodes below a peer drop theirs when the record comes to them.
     """
     state = engine.state
     starts = list(state.bitmaps.values())

@@ -119,8 +119,8 @@ class GroupBase:
         """Slots of edges for whose sake the journal had no room for a host write, with the tail's offset then: writers
         wait or fail while it is there."""
         self.applied_in_part = 0
-        """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count as
-        applied: a former life was applying them, or the pool refused one half way. 0 once other records have taken
+        """Of a secondary: records up to this seq may be in the pool, in part or in gaps, also where they do not count
+        as applied: a former life was applying them, or the pool refused one half way. 0 once other records have taken
         their numbers."""
         self.parked_for = ""  # "" | "hold" | "full" | "journal" | "volumes"
         self.marks = Marks()

@@ -19,8 +19,9 @@ the peers were copied to, and the journal is used again; but not where nothing m
 is a journal that cannot be read. After a power loss the chain ends at damage as at any torn record.
 
 A primary whose journal cannot be read is not opened: it may be a disk that is not mounted, and what was flushed before
-a power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for good.
-Then differences are counted, durably, before anything else happens (_open_without_journal). What the pool holds is
+a power loss may be in the journal alone. Whoever opens it with `give_up_journal` says that the journal is gone for
+good. Then differences are counted, durably, before anything else happens (_open_without_journal).
+What the pool holds is
 
     all that was answered   if it was killed in this boot, or stopped in order: every answered write had reached the
                             pool. The bitmaps know all of it, so peers follow by difference

@@ -171,7 +171,8 @@ def attach(
     synced_after: only a SYNCED record later than this completes the copy; p when None. synced_epoch: and only one of
     this epoch; 0 when the peer is primary. volumes: the group's at p; what this node has not is made, what the group
     has no longer leaves it here. None: those that it has. rewound: what was given up in this history, see GroupState.
-    last_write: no host write up to p has a higher seq than this; p when None. The copy brings them without their records.
+    last_write: no host write up to p has a higher seq than this; p when None. The copy brings them without their
+    records.
     Durable on return: that this copy is inconsistent until SYNCED, the mask in every bitmap, the new position, and that
     the journal was given up for the peers that this node feeds.
     """

@@ -1,7 +1,7 @@
 """SequencedGroup: gives every change of a group its place in the one order, and begins epochs.
 
-A number, a write time, the bits of every live bitmap and the record in the journal are one step under the group lock, so
-there is never a number without a record, nor a record whose bits are not set. An error of the journal in that step
+A number, a write time, the bits of every live bitmap and the record in the journal are one step under the group lock,
+so there is never a number without a record, nor a record whose bits are not set. An error of the journal in that step
 leaves no trace of the change.
 
 What it does not do: touch volumes (engine.py).

@@ -474,7 +474,7 @@ class SetHost:
 
 
 def _refuse_to_give_up(name: str, services: list[GroupService], bound_ns: int) -> None:
-    """Raise Refused when a takeover at the bound gives up writes that hosts of synchronous groups were told are here."""
+    """Raise Refused when a takeover at the bound gives up writes that synchronous groups' hosts were told are here."""
     beyond = {s.engine.state.name: n for s in services if (n := answered_beyond(s.engine, bound_ns))}
     if beyond:
         what = ", ".join(f"{n} of group {group}" for group, n in beyond.items())
@@ -482,7 +482,8 @@ def _refuse_to_give_up(name: str, services: list[GroupService], bound_ns: int) -
             f"at the common instant of set {name} writes would be given up whose hosts were told that they are stored: "
             f"{what}",
             f"farstripe set takeover {name} --keep: every group keeps all it has received, and they fit together "
-            f"unless one had degraded; farstripe set takeover {name} --give-up: the common instant, without those writes",
+            f"unless one had degraded; farstripe set takeover {name} --give-up: the common instant, without those "
+            "writes",
         )
 
 

@@ -22,7 +22,8 @@ PATIENCE_S = 24 * 3600
 @click.argument("group", shell_complete=names.groups)
 @click.option("--at", "when", required=True, metavar="INSTANT",
               help="A time (2026-05-17T12:34:56Z; in local time: \"2026-05-17 14:34:56\", 14:34; -90s, -5min, -2h), "
-              "a marker (its name, or marker:7), a record (4711 or seq:4711), or now: the newest record here.")  # fmt: skip
+              "a marker (its name, or marker:7), a record (4711 or seq:4711), or now: the newest record "
+              "here.")  # fmt: skip
 @click.option("--name", "suffix", metavar="NAME", help="Call the images VOLUME-NAME; else they are VOLUME-at-SEQ.")
 @click.option("--writable", is_flag=True, help="Make clones that can be written to, instead of snapshots.")
 @json_option

@@ -99,8 +99,8 @@ def cycle(here: Node, name: str, every_s: float | None, keep: int, off: bool, as
 
     Every copy stands still at the instant until its image exists, which takes a moment, and records are received
     meanwhile. Images are snapshots, VOLUME.NAME-NUMBER: they can be read and cloned, and 'set takeover --cycle' goes
-    back to one. While little room is left in a pool none is taken there, and only the newest is kept; when a copy stands
-    still because the pool is full, that one is given up too.
+    back to one. While little room is left in a pool none is taken there, and only the newest is kept; when a copy
+    stands still because the pool is full, that one is given up too.
     """
     if bool(every_s) == off:
         raise click.UsageError("give --every SECONDS, or --off")

@@ -20,7 +20,8 @@ from replicator.core import status as states
 from replicator.core.errors import BadInput, FarstripeError, NotFound
 
 _PLACES = {
-    "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some", "reason": "the reason is shown",
+    "group": "GROUP", "pair": "GROUP PEER", "peer": "the peer", "lag": "some", "todo": "some",
+    "reason": "the reason is shown",
     "waits": "writers wait as long as the policy says, and then fail or go on here alone",
     "full": "writes of hosts wait as long as the policy says, and fail then, or fail at once",
     "cause": "the cause is shown", "lost": "N", "follow": "that node", "failed": "which is named",

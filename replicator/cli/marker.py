@@ -230,8 +230,13 @@ def host() -> None:
 @host.command("add")
 @click.argument("name")
 @click.option("--run", "command", required=True, metavar="COMMAND", help="What has the host hold; run by the shell.")
-@click.option("--groups", type=_Groups(), metavar="GROUP[@NODE],...", shell_complete=names.groups,
-              help="The groups that the host writes to; left out: all.")
+@click.option(
+    "--groups",
+    type=_Groups(),
+    metavar="GROUP[@NODE],...",
+    shell_complete=names.groups,
+    help="The groups that the host writes to; left out: all.",
+)
 @json_option
 @pass_node
 def add_host(here: Node, name: str, command: str, groups: list[str] | None, as_json: bool) -> None:

@@ -82,7 +82,8 @@ def create(
     emit(
         as_json,
         made,
-        f"group {group} is paired with {peer}{f' ({mode})' if mode else ''}; wait for the first copy: farstripe pair wait {group} {peer} --progress",
+        f"group {group} is paired with {peer}{f' ({mode})' if mode else ''}; wait for the first copy: "
+        f"farstripe pair wait {group} {peer} --progress",
     )
 
 

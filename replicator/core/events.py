@@ -37,11 +37,11 @@ Control frames are msgpack maps with the key "t":
                               wants
     ping       both           seq (own position), role, state (of the session), tree_durable (up to here the journal is
                               durable and applied on this node and on all below it), feeds (node ids of the other
-                              nodes that the sender feeds), stands (seq of the marker that its copy stands at, else 0), kept (seq of
-                              the image that it keeps during a copy, else 0); may be missing: names {node id: name},
-                              copies {node id: seq} (below the sender, those that hold a complete copy, as last heard),
-                              refused {peer, label, cause} of another pair; in a ping: instance (the process), full_s
-                              (seconds for which its journal has had no room)
+                              nodes that the sender feeds), stands (seq of the marker that its copy stands at, else
+                              0), kept (seq of the image that it keeps during a copy, else 0); may be missing: names
+                              {node id: name}, copies {node id: seq} (below the sender, those that hold a complete
+                              copy, as last heard), refused {peer, label, cause} of another pair; in a ping: instance
+                              (the process), full_s (seconds for which its journal has had no room)
     pong       both           the same
 """
 

@@ -33,8 +33,9 @@ UNKNOWN_GRACE_S = 30.0
 
 
 def rpo(status: Facts, pair: Facts | None) -> Facts:
-    """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}; with "no copy" also
-    {kept}: the record of the consistent image that is kept there meanwhile, 0 where none is known.
+    """Return what would be lost if the primary vanished now: {writes, bytes, seconds, bound, as_of_s}.
+
+    With "no copy" also {kept}: the record of the consistent image that is kept there meanwhile, 0 where none is known.
 
     status: group.status, of this edge where a group has several, {} when the target does not answer; pair: the
     replicator's view of the edge.

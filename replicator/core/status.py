@@ -91,9 +91,10 @@ TABLE: tuple[Word, ...] = (
         "bad",
         lambda s, f: bool(s.get("damaged_at")) and s.get("role") == "secondary",
         "record {damaged} in the journal of this node is damaged and cannot be applied ({reason})",
-        "the copy stands at record {whole}, its last consistent instant; what was received after that is of no use here",
-        "wait: as soon as {peer} is connected it sends again what is wanted, or the difference. If {peer} is lost: give the "
-        "group a new journal, which gives up what cannot be applied, and take over",
+        "the copy stands at record {whole}, its last consistent instant; what was received after that is of no use "
+        "here",
+        "wait: as soon as {peer} is connected it sends again what is wanted, or the difference. If {peer} is lost: "
+        "give the group a new journal, which gives up what cannot be applied, and take over",
         ("farstripe pair wait {pair}", "farstripe group journal replace {group}  (if {peer} is lost)"),
     ),
     Word(
@@ -134,8 +135,8 @@ TABLE: tuple[Word, ...] = (
         _in("stopped"),
         "the journal of this node failed: {reason}",
         "nothing is shipped or received over this pair; hosts of a primary are served",
-        "try again, for an error that has passed; else put the journal on another medium (on a primary: add a file, take "
-        "the bad one out; on a copy: replace it)",
+        "try again, for an error that has passed; else put the journal on another medium (on a primary: add a file, "
+        "take the bad one out; on a copy: replace it)",
         ("farstripe pair resync {pair}", "farstripe group journal show {group}"),
         operator=True,
     ),

@@ -71,9 +71,10 @@ TABLE: tuple[Row, ...] = (
         "damaged",
         lambda s, f: bool(s.get("damaged_at")),
         None,
-        "records were received here from {damaged} on that cannot be applied: that one is damaged in this node's journal",
-        "connect the node that feeds this one, which sends them again; if it is lost, give them up with 'farstripe group "
-        "journal replace {group}', and take over then",
+        "records were received here from {damaged} on that cannot be applied: that one is damaged in this node's "
+        "journal",
+        "connect the node that feeds this one, which sends them again; if it is lost, give them up with 'farstripe "
+        "group journal replace {group}', and take over then",
     ),
     Row(
         "failed",

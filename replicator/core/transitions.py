@@ -75,8 +75,8 @@ class Input(enum.Enum):
 S, I = State, Input  # noqa: E741  # the table reads better with one letter
 
 LINKED = (
-    S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.PLANNING, S.EXTENDING, S.OFFERED, S.MAPPING, S.AWAITING, S.ADOPTING, S.COPY_SOURCE,
-    S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET, S.WAITING, S.REFUSED,
+    S.ASKING, S.HELLO, S.VERDICT, S.COLLECTING, S.PLANNING, S.EXTENDING, S.OFFERED, S.MAPPING, S.AWAITING, S.ADOPTING,
+    S.COPY_SOURCE, S.COPY_TARGET, S.SOURCE, S.SYNC_SOURCE, S.TARGET, S.WAITING, S.REFUSED,
 )  # fmt: skip
 """States with a link and nothing irrevocable in progress: the link may go, or the operator may change his mind."""
 

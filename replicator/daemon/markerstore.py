@@ -123,7 +123,6 @@ class MarkerStore:
             write_json(self._folder / "schedules.json", changed)
             self._schedules = changed
 
-
     # -- hosts ----------------------------------------------------------------------------------------------------
 
     def hosts(self) -> dict[str, Record]:

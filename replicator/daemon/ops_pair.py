@@ -1,7 +1,8 @@
 """Control operations on pairs.
 
     pair.create {group, peer, mode?, ack?, on_loss?, loss_timeout_s?, on_full?, full_timeout_s?, retain?,
-                 warn_percent?, overwrite?, journal_bytes?, connections?, transfer?, window?, compress?, limit?, schedule?}
+                 warn_percent?, overwrite?, journal_bytes?, connections?, transfer?, window?, compress?, limit?,
+                 schedule?}
                                                  -> pair; this node has the data (as primary, or as a complete copy of
                                                  which the peer gets another one), the peer gets the copy
     pair.list {}                                 -> [pair]

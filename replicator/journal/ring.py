@@ -88,7 +88,8 @@ class Journal:
         self._layout_gen = sup.layout_gen
         self._run_lo = self._run_hi = self._run_shift = 0  # logical offsets that lie in one file, and by how much off
         self._pwritev = files[anchor_of(layouts)].pwritev
-        self._read_run = (layouts, 0, 0, 0, files[anchor_of(layouts)].preadinto)  # likewise; one tuple, for threads read
+        # Likewise; one tuple, for threads read.
+        self._read_run = (layouts, 0, 0, 0, files[anchor_of(layouts)].preadinto)
 
     @classmethod
     def create(cls, source: RandomFile | JournalFiles, page: Page, group: bytes, capacity: int) -> Journal:
@@ -148,7 +149,8 @@ class Journal:
         """Find the head and publish it, with tail and redo point.
 
         trusted_head: (offset, epoch) from a page of this boot, or None to walk the chain from the tail.
-        redo_epoch: no record from the redo point on is of an older epoch; older ones that lie there are of a dead history.
+        redo_epoch: no record from the redo point on is of an older epoch; older ones that lie there are of a dead
+        history.
         keep_head: publish the rest only; another process appends, and may do so at this moment.
         A trusted head behind a torn or missing record is Torn: the medium lost bytes it had taken. What
         it lost before the redo point nobody needs but peers: then the journal begins there, durably, and `passed_over`

@@ -41,9 +41,9 @@ class ShortWrites:
         self._rest_until = 0.0
 
     def pwritev(self, bufs: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
-        """Write the buffers back to back at `offset`; returns how many bytes are missing, 0 unless the write fell short.
+        """Write the buffers back to back at `offset`; returns how many bytes are missing.
 
-        Raises OSError.
+        That is 0 unless the write fell short. Raises OSError.
         """
         size = sum(map(len, bufs))
         begin = time.monotonic()

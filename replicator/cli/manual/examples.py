@@ -26,8 +26,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "beta# farstripe set takeover all",
             ),
             "The list shows as of when both copies are consistent and for which group the other one waits. The "
-            "takeover "
-            "makes beta primary of both at the same instant.",
+            "takeover makes beta primary of both at the same instant.",
         ),
         Example(
             "An image of both groups each minute, to read on the copy, and to go back to.",
@@ -36,8 +35,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "beta# farstripe set images all",
                 "beta# farstripe set takeover all --cycle",
             ),
-            "Each image is a snapshot of every volume, such as data.all-17, all of one instant. The takeover goes back to "
-            "the newest; without --cycle it would go on to the latest instant that both copies reach.",
+            "Each image is a snapshot of every volume, such as data.all-17, all of one instant. The takeover goes back "
+            "to the newest; without --cycle it would go on to the latest instant that both copies reach.",
         ),
     ),
     "marker": (
@@ -62,18 +61,19 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 "alpha# farstripe marker host test web1",
                 "alpha# farstripe marker create tuesday --groups shop,books@gamma --hold hosts --deadline 10",
             ),
-            "Both filesystems are frozen at the same moment, for ten seconds at most. Should one not be, or thaw before the "
-            "marker is in both groups, or anything else write to them, no marker is made. The script is copied to the hosts "
-            "from scripts/farstripe-freeze.",
+            "Both filesystems are frozen at the same moment, for ten seconds at most. Should one not be, or thaw "
+            "before the marker is in both groups, or anything else write to them, no marker is made. The script is "
+            "copied to the hosts from scripts/farstripe-freeze.",
         ),
         Example(
-            "The same from a node that knows neither primary: delta has a copy of shop from beta, and gamma is its peer.",
+            "The same from a node that knows neither primary: delta has a copy of shop from beta, and gamma is its "
+            "peer.",
             (
                 "delta# farstripe marker create tuesday --groups shop,books@gamma --received",
                 "delta# farstripe marker wait tuesday",
             ),
-            "delta asks beta, and beta asks alpha, which is primary of shop. If gamma only has a copy of books, it asks on "
-            "likewise. The first command ends when the primaries and the nodes that they feed have the marker.",
+            "delta asks beta, and beta asks alpha, which is primary of shop. If gamma only has a copy of books, it "
+            "asks on likewise. The first command ends when the primaries and the nodes that they feed have the marker.",
         ),
         Example(
             "An image every minute, and the loss of both primaries.",

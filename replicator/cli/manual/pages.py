@@ -36,8 +36,8 @@ NOTES: dict[str, tuple[Item, ...]] = {
         ("FARSTRIPE_PARITY", "Of the target: `numpy` computes parity without the ISA-L library."),
     ),
     "states": (
-        "The words that `farstripe status` shows for a group, as `farstripe explain` tells them; after them the conditions "
-        "that it may show besides, as remarks.",
+        "The words that `farstripe status` shows for a group, as `farstripe explain` tells them; after them the "
+        "conditions that it may show besides, as remarks.",
     ),
     "node": (
         "On a host with systemd the units farstripe-target.service and farstripe-replicator.service run the two "
@@ -49,28 +49,27 @@ NOTES: dict[str, tuple[Item, ...]] = {
         "from until either side is overwritten.",
     ),
     "set": (
-        "Write times of one node rise in the order in which its writes depend on each other; those of two nodes "
-        "cannot be "
-        "compared. So a set lives on one primary node, and markers serve across nodes.",
-        "With --order counter every record carries its number in the set, which `group journal log` shows. After a crash "
-        "of the primary there may be numbers that no record has; each group is told so by a record of its own, and "
-        "copies pass over them once they have it from every group. All nodes of the groups have to run a version that "
-        "knows numbers.",
+        "Write times of one node rise in the order in which its writes depend on each other; those of two nodes cannot "
+        "be compared. So a set lives on one primary node, and markers serve across nodes.",
+        "With --order counter every record carries its number in the set, which `group journal log` shows. After a "
+        "crash of the primary there may be numbers that no record has; each group is told so by a record of its own, "
+        "and copies pass over them once they have it from every group. All nodes of the groups have to run a version "
+        "that knows numbers.",
     ),
     "marker": (
         "Commands given with --before and --after are run by the shell of the coordinating node, as the user that the "
-        "replicator runs as, with FARSTRIPE_MARKER in their environment, and are killed after 30 seconds. To mark what a "
-        "filesystem has flushed, freeze it before and thaw it after.",
-        "With --hold hosts every host that was linked by `marker host add` and writes to one of the groups is asked to stop "
-        "its writes. The command of a host is run by the shell of the coordinating node, for all hosts at once, with "
-        "FARSTRIPE_MARKER and FARSTRIPE_HOLD_S, the seconds of --deadline, in its environment. It prints a line `held` when "
-        "writes have stopped, reads a line `release`, and prints `released` and ends with 0 if they were stopped all the "
-        "time. The deadline counts from the first host that holds. A marker is refused when one host does not confirm, when "
-        "anything is written to the groups between the last confirmation and the marker, and when one host does not confirm "
-        "at the end; all hosts are released in any case. For a client of a database the command may be a session that locks "
-        "its tables.",
-        "A schedule makes at most eight markers more than it keeps while copies are behind or away; then it waits until "
-        "older ones are complete and deleted, and `marker list` says so.",
+        "replicator runs as, with FARSTRIPE_MARKER in their environment, and are killed after 30 seconds. To mark what "
+        "a filesystem has flushed, freeze it before and thaw it after.",
+        "With --hold hosts every host that was linked by `marker host add` and writes to one of the groups is asked to "
+        "stop its writes. The command of a host is run by the shell of the coordinating node, for all hosts at once, "
+        "with FARSTRIPE_MARKER and FARSTRIPE_HOLD_S, the seconds of --deadline, in its environment. It prints a line "
+        "`held` when writes have stopped, reads a line `release`, and prints `released` and ends with 0 if they were "
+        "stopped all the time. The deadline counts from the first host that holds. A marker is refused when one host "
+        "does not confirm, when anything is written to the groups between the last confirmation and the marker, and "
+        "when one host does not confirm at the end; all hosts are released in any case. For a client of a database the "
+        "command may be a session that locks its tables.",
+        "A schedule makes at most eight markers more than it keeps while copies are behind or away; then it waits "
+        "until older ones are complete and deleted, and `marker list` says so.",
         "Snapshots of a marker are named VOLUME.MARKER and are volumes like others: they can be read, and cloned.",
     ),
     "pair": (

@@ -45,8 +45,8 @@ nothing."""
 REST_PING_S = 30.0
 """The same on a link that rests: another one to the same process carries the heartbeat."""
 REST_DEAD_S = 75.0
-"""A quiet link is closed when nothing came over it for so long, though the peer's process is heard over another one. When
-it is not heard there any more, the link asks by itself, and is closed DEAD_S later."""
+"""A quiet link is closed when nothing came over it for so long, though the peer's process is heard over another one.
+When it is not heard there any more, the link asks by itself, and is closed DEAD_S later."""
 QUIET_SLACK_S = 1.0
 """Whoever is awake in the quiet does at once what is due within this time, so that both sides wake together."""
 RETRY_REFUSED_S = 20.0

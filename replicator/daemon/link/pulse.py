@@ -7,9 +7,9 @@ connections. A link that is not quiet any more stops resting at once, and beats 
 
 What is heard over one link counts for another only if both end in the same process: each process has a number, which
 its heartbeats tell, so a peer that has restarted does not keep connections of its former life alive here. Each side
-has a carrier of its own, and they need not be the same link. When the peer's process falls silent, or the carrier's link
-ends, the links that rest are stirred: they look how long ago the process was heard, and ask it, or one of them carries
-on.
+has a carrier of its own, and they need not be the same link. When the peer's process falls silent, or the carrier's
+link ends, the links that rest are stirred: they look how long ago the process was heard, and ask it, or one of them
+carries on.
 """
 
 from __future__ import annotations
