@@ -11,8 +11,7 @@ honest     nobody claims more than is true: a session that says its copy is comp
            only when the state on disk says so; and what a node says that another lacks, as of some moment, exactly, is
            never less than it lacked then
 thrifty    what was copied once is copied by difference, until power or a disk was lost; but not a former primary that
-the
-           operator gives up, which may have left the tree long before (see Options.thrifty)
+           the operator gives up, which may have left the tree long before (see Options.thrifty)
 consent    a node gives up records it answered hosts for only when the operator named it
 """
 
