@@ -144,6 +144,6 @@ def test_the_bug_is_found(bug: Callable[[], Patches], workload: str) -> None:
         planted.enter_context(patch.object(test_preimage_crash, "SEEDS", 6))  # what hardly shows needs some more
         for owner, name, wrong in bug():
             planted.enter_context(patch.object(owner, name, wrong))
-        with pytest.raises(AssertionError, match="^before |the view at"):
+        with pytest.raises(AssertionError, match=r"^before |the view at"):
             WORKLOADS[workload][0](Explorer(workload))
             pytest.fail("not found")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 import pytest
@@ -38,7 +38,7 @@ def test_a_hello_is_understood_whole_or_refused() -> None:
 class Recorded(Session):
     """Keeps itself as it was before each frame, and the frame."""
 
-    samples: list[tuple[bytes, FrameIn, float]] = []
+    samples: ClassVar[list[tuple[bytes, FrameIn, float]]] = []
 
     def handle(self, event: Event, now: float) -> list[Any]:
         if isinstance(event, FrameIn):

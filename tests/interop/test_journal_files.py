@@ -75,7 +75,7 @@ def test_a_full_journal_goes_on_when_a_file_is_added(target: TargetProcess) -> N
     handle = target.connect("v")
     wrote = 0
     with pytest.raises(Exception, match="pwrite"):
-        for wrote in range(60):  # noqa: B007
+        for wrote in range(60):
             handle.pwrite(b"z" * MIB, wrote * MIB)
     target.call("group.add_journal", group="g", path=str(target.base / "extra"), size=32 * MIB)
     for i in range(20):

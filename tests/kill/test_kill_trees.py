@@ -37,7 +37,7 @@ class Chain:
         """From the primary down."""
         self.load: StampedLoad | None = None
 
-    # -- victims: each kills, brings back, and returns when the chain can be expected to recover by itself --------------
+    # -- victims: each kills, brings back, and returns when the chain can be expected to recover by itself -------------
 
     def one_process(self) -> None:
         node = self.rng.choice(self.row)

@@ -70,7 +70,8 @@ def _one_aloud(seed: int, kind: str, verbose: bool) -> int:
         if not verbose:
             print("\n".join(world.clock.lines))
         print(
-            f"seed {seed}: {type(exc).__name__}: {exc}\n    repeat with: {command(seed, kind)} (--log for the whole trace)"
+            f"seed {seed}: {type(exc).__name__}: {exc}\n"
+            f"    repeat with: {command(seed, kind)} (--log for the whole trace)"
         )
         return 1
     print(report)

@@ -1,4 +1,4 @@
-"""Faults of a network × ways to move records × what a pair is doing, on two living nodes.
+"""Faults of a network, by ways to move records, by what a pair is doing, on two living nodes.
 
 The nodes live through all scenarios of this file. Each one runs a stamped load, has the network misbehave, heals it and
 then holds both images against what hosts were promised: nothing acknowledged is missing anywhere, both are equal.

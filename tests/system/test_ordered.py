@@ -86,7 +86,7 @@ def test_a_clock_that_steps_by_an_hour_neither_stalls_writes_nor_spoils_their_or
             assert seen == sorted(set(seen)), "write times fell"
         assert times["log"][-1] > (time.time() + HOUR_S / 2) * 1e9, "they did not go on above the hour that was ahead"
         b.farstripe("set", "takeover", "shop", "--yes")
-        assert 0 < judge((b, "log"), (b, "data"))
+        assert judge((b, "log"), (b, "data")) > 0
         after = Database(b.writer("log"), b.writer("data"))
         goes_on(after)
         after.stop()
@@ -398,8 +398,8 @@ def _all_applied(node: Node, volume: str) -> bool:
 @pytest.fixture(scope="module")
 def apart() -> Iterator[dict[str, Node]]:
     """C is primary of log, D of data. log goes C -> A -> B -> E, data D -> B -> A -> E; the first hop is synchronous. X
-    has no copy and is a peer of A alone. C also has the group more, copied to A. Only nodes with a line between them here
-    know each other."""
+    has no copy and is a peer of A alone. C also has the group more, copied to A. Only nodes with a line between them
+    here know each other."""
     with contextlib.ExitStack() as stack:
         node = {name: with_pool(stack.enter_context(Node(name, replication_port=free_port()))) for name in "ABCDEX"}
         for one, other in ("CA", "DB", "AB", "BE", "AE", "XA"):

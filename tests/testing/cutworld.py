@@ -256,7 +256,10 @@ class CutWorld:
     # -- hosts and lines --------------------------------------------------------------------------------------------
 
     def write(self, to: int | None = None, who: int | None = None, *, kills: bool = False) -> None:
-        """A host (`who`, or any) writes to a group (`to`, or any), knowing what it knows; kills: its node dies of it."""
+        """A host (`who`, or any) writes to a group (`to`, or any), knowing what it knows.
+
+        kills: its node dies of it.
+        """
         who = self.rng.randrange(len(self.know)) if who is None else who
         group = self.rng.choice(GROUPS) if to is None else to
         if who in self.holding:

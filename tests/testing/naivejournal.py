@@ -10,7 +10,10 @@ from typing import Any
 
 from crc32c import crc32c
 
-FIELDS = "magic version file_index generation group capacity tail_off tail_seq redo_off redo_seq min_epoch crc".split()
+FIELDS = [
+    "magic", "version", "file_index", "generation", "group", "capacity", "tail_off", "tail_seq", "redo_off", "redo_seq",
+    "min_epoch", "crc",
+]  # fmt: skip
 
 
 def superblock(raw: bytes) -> dict[str, Any] | None:

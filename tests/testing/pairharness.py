@@ -305,8 +305,8 @@ class Pair:
         self.copies += 1
         offer = copies.begin_copy(lead.engine, lead.edge(follow), c, bitmaps, f"copy{self.copies}")
         roles.attach(
-            follow.engine, follow.edge(lead), offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"], f"copy{self.copies}",
-            offer["full"], volumes=offer["volumes"], rewound=offer["rewound"],
+            follow.engine, follow.edge(lead), offer["p"], decision.c, offer["epoch"], offer["hist"], offer["masks"],
+            f"copy{self.copies}", offer["full"], volumes=offer["volumes"], rewound=offer["rewound"],
         )  # fmt: skip
 
     def sync_up(self, discard: str = "") -> Decision:

@@ -154,8 +154,8 @@ class Nemesis:
 
     def _do_rot(self, node: Node, rng: random.Random) -> None:
         """Asked for by name only, without power loss, and without deaths in the middle of a write, which redo would
-        complete: a bit flips in the journal's file, within a record that is kept. What a copy had promised by its journal
-        may be void."""
+        complete: a bit flips in the journal's file, within a record that is kept. What a copy had promised by its
+        journal may be void."""
         journal = "journal"
         if node.target is None or node.target.engine.state.journal_error or journal not in node.disk.names():
             return

@@ -296,9 +296,12 @@ class Edge:
             return
         self._obey(effects)
         for effect in effects:
-            if isinstance(effect, Log) and effect.name == "pair-state":
-                if effect.detail["is"] in PART_TAKEN or effect.detail["was"] in PART_LEFT:
-                    self._tell_siblings()
+            if (
+                isinstance(effect, Log)
+                and effect.name == "pair-state"
+                and (effect.detail["is"] in PART_TAKEN or effect.detail["was"] in PART_LEFT)
+            ):
+                self._tell_siblings()
 
     def _tell_siblings(self) -> None:
         """This node's part in the tree has changed; see replicator.daemon.pairs."""

@@ -30,8 +30,8 @@ class Change(NamedTuple):
     length: int
     data: bytes | None
     listing: str = ""
-    """VOLUME_ADD, RESIZE (both to `length` bytes) or VOLUME_REMOVE, when it changes which volumes there are; RESTORED (to
-    `data`) when a change is taken back that was said and did not come about."""
+    """VOLUME_ADD, RESIZE (both to `length` bytes) or VOLUME_REMOVE, when it changes which volumes there are; RESTORED
+    (to `data`) when a change is taken back that was said and did not come about."""
 
 
 def change_of_record(header: Header, payload: bytes | None) -> Change:

@@ -1,4 +1,4 @@
-"""What the simulator's change of policy takes back: the promises that went over the pairs it concerns, and no others."""
+"""What the simulator's change of policy takes back: the promises that went over the pairs it concerns, no others."""
 
 from __future__ import annotations
 

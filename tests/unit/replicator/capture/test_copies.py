@@ -140,7 +140,8 @@ def test_a_synced_record_from_before_the_blocks_were_listed_ends_nothing(chain: 
     until = copies.extend_copy(a.engine, "x", None)
     assert copies.copy_until(b.engine, edge, "x", until["seq"], until["epoch"]) == {"copying": True}
     roles.attach(
-        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True, until["seq"], until["epoch"]
+        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True,
+        until["seq"], until["epoch"],
     )  # fmt: skip
     edges.set_link(b.engine, edge, True)
     chain.lines["c"]._marks = chain.lines["c"]._now()
@@ -277,7 +278,8 @@ def test_a_copy_is_not_ended_by_a_primary_that_never_got_to_the_place_where_its_
     until = copies.extend_copy(a.engine, "x", None)
     copies.copy_until(b.engine, edge, "x", until["seq"], until["epoch"])
     roles.attach(
-        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True, until["seq"], until["epoch"]
+        c.engine, c.edge(b), offer["p"], None, offer["epoch"], offer["hist"], {}, "x", True,
+        until["seq"], until["epoch"],
     )  # fmt: skip
     roles.promote(d.engine)
     line = Line(tree, d, b)

@@ -121,7 +121,8 @@ def test_reading_ahead_finds_times_and_numbers_of_small_and_large_records(pair: 
     assert len({one.domain for one in found}) == 1
     pair.a.write(0, 4)
     pair.ship(pair.a, pair.b)
-    assert (one := ahead.peek()) is not None and one.number == 8 and ahead.valid
+    one = ahead.peek()
+    assert one is not None and one.number == 8 and ahead.valid
     pair.b.page[INCARNATION] += 1
     assert not ahead.valid
 

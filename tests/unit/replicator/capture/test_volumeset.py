@@ -191,8 +191,13 @@ def test_a_copy_under_way_and_the_list_do_not_disturb_each_other(pair: ListPair)
 
 @pytest.mark.parametrize(
     ("kind", "name", "size"),
-    [(Kind.RESIZE, "v1", 192 << 10), (Kind.RESIZE, "v1", 64 << 10), (Kind.VOLUME_ADD, "x", 64 << 10), (Kind.VOLUME_REMOVE, "v0", 0)],
-)  # fmt: skip
+    [
+        (Kind.RESIZE, "v1", 192 << 10),
+        (Kind.RESIZE, "v1", 64 << 10),
+        (Kind.VOLUME_ADD, "x", 64 << 10),
+        (Kind.VOLUME_REMOVE, "v0", 0),
+    ],
+)
 @pytest.mark.parametrize("takes_over", [False, True])
 def test_a_change_whose_record_could_not_be_synced_and_that_the_copy_has_made_does_not_part_them(
     pair: ListPair, kind: Kind, name: str, size: int, takes_over: bool

@@ -356,8 +356,10 @@ def _random_side(rng: random.Random, node: str) -> Hello:
         journal=rng.choice((None, (rng.randint(1, pos + 1), pos))),
         starts=tuple(rng.sample(range(1, 9), rng.randint(0, 2))),
         unclean=rng.random() < 0.2, copy_id=rng.choice(("", "x")), split=rng.random() < 0.1,
-        discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)), handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
-        torn=rng.choice((None, 0, 4, 9)), stands=rng.choice((None, 0, 5)), rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
+        discard=rng.choice(("", "", A, B)), discard_epoch=rng.choice((0, E1A, E2B)),
+        handover=rng.choice(("", "", A, B)), upstream=rng.choice(("", A, B, C)),
+        torn=rng.choice((None, 0, 4, 9)), stands=rng.choice((None, 0, 5)),
+        rewound=rng.choice((None, (), BACK, (Rewound(E2A, 4, ((E2B, 6),), 9),))),
     )  # fmt: skip
 
 

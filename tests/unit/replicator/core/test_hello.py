@@ -46,7 +46,8 @@ def test_another_version_is_understood_as_far_as_the_version():
 GARBAGE = [
     ("node", "short"), ("node", "z" * 32), ("group", 5), ("role", "king"), ("state", None), ("pos", -1), ("pos", "9"),
     ("pos", True), ("pos", 1 << 64), ("hist", [[E1]]), ("hist", [[E1, 0], [E1, 3]]), ("hist", 7), ("hist", [[E1, 10]]),
-    ("volumes", [[0]]), ("volumes", [[0, 4096]]), ("listed", -1), ("changed", None), ("journal", [1]), ("journal", 3), ("starts", ["x"]), ("version", "one"),
+    ("volumes", [[0]]), ("volumes", [[0, 4096]]), ("listed", -1), ("changed", None), ("journal", [1]),
+    ("journal", 3), ("starts", ["x"]), ("version", "one"),
     ("floor", None), ("synced", -1), ("rewound", 3), ("rewound", [[1, 2, 3]]), ("rewound", [[1, 2, [[E1]], 3]]),
     ("rewound", [[E1, 0, [], -1]]), ("rewound", [[E1, 0, [[E1, 3], [E1, 0]], 1]]), ("rewound", [[E1, 0, [], 1]] * 17),
 ]  # fmt: skip

@@ -50,8 +50,8 @@ class StubTarget:
             "uuid": uuid, "name": name, "role": role, "state": "ok" if role == "primary" else "fresh",
             "mode": "journal",
             "pos": 0, "durable": 0, "applied": 0, "floor": 0, "hist": [], "bitmaps": {}, "policy": {"mode": "async"},
-            "journal": {"capacity": 1 << 20, "first_seq": 1, "head_seq": 0}, "copying": False, "edge": 0, "upstream": "", "edges": [],
-            "volumes": [{"index": 0, "name": "v0", "size": 1 << 20}], **more,
+            "journal": {"capacity": 1 << 20, "first_seq": 1, "head_seq": 0}, "copying": False, "edge": 0,
+            "upstream": "", "edges": [], "volumes": [{"index": 0, "name": "v0", "size": 1 << 20}], **more,
         }  # fmt: skip
         return self.groups[uuid]
 

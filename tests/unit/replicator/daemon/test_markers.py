@@ -101,7 +101,7 @@ def test_a_node_that_cannot_be_asked_is_one_kind_of_error_and_nothing_was_held(t
     node = OneNode()
     node.fails = "group.status"
     markers = coordinator(tmp_path, node)
-    with pytest.raises(PeerError, match="marker m was not made, and nothing was held: on A: a+ is silent") as caught:
+    with pytest.raises(PeerError, match=r"marker m was not made, and nothing was held: on A: a+ is silent") as caught:
         markers.create("m", ["g"])
     assert "peer list" in caught.value.way_out and markers.store.all() == []
 

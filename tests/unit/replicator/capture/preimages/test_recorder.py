@@ -130,7 +130,8 @@ def test_a_time_means_the_last_record_not_later(pair: Pair) -> None:
     assert instants.at_time(b.window, two.time_ns - 1, applied).instant == one
     assert instants.at_time(b.window, two.time_ns + 10**12, applied).instant == two
     assert instants.at_time(b.window, two.time_ns, one.seq).instant == one, "what was not applied is not there yet"
-    place, before = instants.at_time(b.window, two.time_ns + 5, applied), instants.at_time(b.window, one.time_ns, applied)
+    place = instants.at_time(b.window, two.time_ns + 5, applied)
+    before = instants.at_time(b.window, one.time_ns, applied)
     assert instants.is_final(before, one.time_ns, applied, NOTHING)
     assert not instants.is_final(place, two.time_ns + 5, applied, NOTHING)
     assert not instants.is_final(place, two.time_ns + 5, applied, Beacon(applied, two.time_ns + 4))
