@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.testing.database import Database, free_port, join, judge, replicate, standing, with_pool
+from tests.testing.database import SLOTS, Database, free_port, join, judge, replicate, standing, with_pool
 from tests.testing.nodes import Node, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -84,7 +84,7 @@ def test_the_far_end_goes_back_to_its_image_and_the_others_follow_it(chain: Chai
     seen = gone_back(c)
     assert seen <= load.committed and roles(c) == {"primary"}
     after = Database(c.writer("log"), c.writer("data"))
-    wait_until(lambda: after.committed > 50, "no load")
+    wait_until(lambda: after.committed > 2 * SLOTS, "no load")
     after.stop()
     b.start()  # it holds nothing but what C had, and gave up
     wait_equal(c, b)
@@ -106,7 +106,7 @@ def test_the_middle_goes_back_to_its_image_and_the_far_end_follows_unasked(chain
     wait_equal(b, c)
     assert judge((c, "log"), (c, "data")) == seen
     after = Database(b.writer("log"), b.writer("data"))
-    wait_until(lambda: after.committed > 50, "no load")
+    wait_until(lambda: after.committed > 2 * SLOTS, "no load")
     newest = images(c)[0]["n"] if images(c) else 0
     wait_until(lambda: images(c) and images(c)[0]["n"] > newest, lambda: c.ask("replicator", "set.list"))
     after.stop()
