@@ -38,6 +38,7 @@ from replicator.core.markers import parse_payload
 from replicator.core.records import Header
 from replicator.eventlog import EventLog
 from replicator.journal.files import PlainFile
+from replicator.journal.page import APPLIED_SEQ
 
 MAX_NAME = 63
 
@@ -79,8 +80,8 @@ class MarkerHost:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def listing(self, groups: Sequence[GroupService]) -> list[dict[str, Any]]:
-        """Every group's entries: {group, uuid, role, copy, suspended, highest, entries}. Numbers above `highest` are
-        new."""
+        """Every group's entries: {group, uuid, role, copy, suspended, applied, highest, entries}. Numbers above
+        `highest` are new; `applied` is a seq."""
         return [
             {
                 "group": service.engine.state.name,
@@ -88,6 +89,7 @@ class MarkerHost:
                 "role": service.engine.state.role,
                 "copy": service.engine.state.copy,
                 "suspended": service.engine.limit_seq,
+                "applied": service.engine.page[APPLIED_SEQ],
                 "highest": self.marking.highest(service.engine.state.uuid, book),
                 "entries": book.entries(),
             }

@@ -314,6 +314,7 @@ class Markers:
                 "node": node.config.name, "group": book["group"], "uuid": book["uuid"], "role": book["role"],
                 "state": entry.get("state", "awaited"), "why": entry.get("why", ""),
                 "stands": bool(entry) and book["suspended"] == entry["seq"], "snapshots": entry.get("snapshots", {}),
+                "applied": book.get("applied", 0),
             })  # fmt: skip
         return found
 
@@ -351,7 +352,7 @@ class Markers:
     def show(self, name: str) -> Record:
         """A marker's record with `copies` and `complete`."""
         record = self.store.find(name)
-        copies = self.copies("look", record)
+        copies = [passed_over(record, one) for one in self.copies("look", record)]
         return {**record, "copies": copies, "complete": record["state"] == MADE and is_complete(record, copies)}
 
     def wait(self, name: str, timeout_s: float) -> Record:
@@ -458,6 +459,14 @@ def places(record: Record) -> dict[str, Place]:
 
 def _has(copy: Mapping[str, Any]) -> bool:
     return copy["state"] in ("taken", "noted", "made")
+
+
+def passed_over(record: Record, copy: dict[str, Any]) -> dict[str, Any]:
+    """What a node says of a marker, where it awaits one that it will never get: it was copied to beyond its place."""
+    seq = next((one["seq"] for one in record["groups"] if one["uuid"] == copy.get("uuid")), 0)
+    if copy["state"] != "awaited" or copy["role"] != "secondary" or not 0 < seq <= copy.get("applied", 0):
+        return copy
+    return {**copy, "state": "missed", "why": "it was copied to by difference, beyond the marker's place"}
 
 
 def is_complete(record: Record, copies: list[dict[str, Any]]) -> bool:

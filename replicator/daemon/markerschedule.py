@@ -18,7 +18,8 @@ from replicator.daemon.markers import STORAGE, Markers
 from replicator.daemon.markerstore import Record
 
 MOST_AHEAD = 8
-"""So many markers of a schedule may be there beyond those that it keeps: not complete yet, or not deleted yet."""
+"""So many markers of a schedule may be there beyond those that it keeps: not complete yet, or not deleted yet. When they
+are so many, those that never will be complete go, the oldest first: no newer one could take their place."""
 NOTE_S = 600.0
 """So often is the same failure of a schedule an event."""
 AT_ONCE = 4
@@ -36,6 +37,8 @@ class Images:
 
     def __init__(self, markers: Markers) -> None:
         self._markers = markers
+        self._hopeless: set[int] = set()
+        """Numbers of markers that never will be complete: a copy has passed over them."""
         self._complete_until: dict[int, float] = {}
         """Numbers of markers that were complete when last asked for -> when to ask again, by the monotonic clock."""
 
@@ -56,10 +59,14 @@ class Images:
                 break
         newest = max(retire(complete, keep), default=0)
         gone = [one for one in mine if one["n"] <= newest]
+        too_many = len(mine) - len(gone) - (keep + MOST_AHEAD) + 1
+        hopeless = [one for one in mine if one["n"] in self._hopeless and one["n"] > newest]
+        gone += hopeless[: max(0, too_many)]
         for at in range(0, len(gone), AT_ONCE):
             at_once(lambda one: self._markers.delete(one["name"]), gone[at : at + AT_ONCE])
         for one in gone:
             self._complete_until.pop(one["n"], None)
+            self._hopeless.discard(one["n"])
 
     def _complete(self, record: Record) -> bool | None:
         """Whether a marker is complete; None when a node is away that would know."""
@@ -69,6 +76,8 @@ class Images:
         shown = self._markers.show(record["name"])
         if any(copy["state"] == "unreachable" for copy in shown["copies"]):
             return None
+        if any(copy["state"] == "missed" for copy in shown["copies"]):
+            self._hopeless.add(n)
         if shown["complete"]:
             self._complete_until[n] = now + COMPLETE_S
         return bool(shown["complete"])

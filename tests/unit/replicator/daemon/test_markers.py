@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from replicator.core.errors import AlreadyExists, NotFound, PeerError, Refused, TimedOut
-from replicator.daemon.markers import Markers, is_complete, run_hook
+from replicator.daemon.markers import Markers, is_complete, passed_over, run_hook
 from replicator.daemon.markerschedule import MOST_AHEAD, RETIRE_S, Images, Scheduler, at_once
 from replicator.daemon.markerstore import DEAD, MADE, MarkerStore
 from replicator.daemon.skew import measure
@@ -137,6 +137,7 @@ class Asked:
     def __init__(self, folder: Path, complete: list[int], away: list[int]) -> None:
         self.markers = coordinator(folder, OneNode())
         self.complete, self.away = complete, away
+        self.missed: list[int] = []
         self.shown: list[int] = []
         self.images = Images(self.markers)
         self.markers.show = self.show  # type: ignore[method-assign]
@@ -149,7 +150,8 @@ class Asked:
     def show(self, name: str) -> dict[str, Any]:
         n = int(name[1:])
         self.shown.append(n)
-        state = "unreachable" if n in self.away else "taken" if n in self.complete else "awaited"
+        known = {**dict.fromkeys(self.missed, "missed"), **dict.fromkeys(self.complete, "taken")}
+        state = "unreachable" if n in self.away else known.get(n, "awaited")
         return {"complete": state == "taken", "copies": [{"state": state}]}
 
     def left(self) -> list[int]:
@@ -176,6 +178,29 @@ def test_a_schedule_deletes_nothing_and_does_not_ask_for_all_while_a_node_is_awa
         asked.made(n)
     asked.images.retire("s", 1)
     assert asked.left() == [1, 2, 3, 4, 5] and 1 not in asked.shown
+
+
+def test_markers_that_a_copy_has_passed_over_do_not_stop_their_schedule(tmp_path: Path) -> None:
+    """A copy by difference went beyond the places of all that there may be: none will be complete, none replaced."""
+    asked = Asked(tmp_path, complete=[1], away=[])
+    asked.missed = [3, 4, 6]
+    for n in range(1, 1 + MOST_AHEAD):
+        asked.made(n)
+    asked.images.retire("s", 1)
+    assert asked.left() == list(range(1, 1 + MOST_AHEAD)), "there is room"
+    asked.made(1 + MOST_AHEAD)
+    asked.images.retire("s", 1)
+    assert asked.left() == [n for n in range(1, 2 + MOST_AHEAD) if n != 3], "the last complete one stays"
+
+
+def test_a_copy_that_is_beyond_a_marker_it_awaits_has_missed_it() -> None:
+    record = {"groups": [{"uuid": "1", "seq": 10}]}
+    copy = {"uuid": "1", "role": "secondary", "state": "awaited", "why": "", "applied": 9}
+    assert passed_over(record, copy)["state"] == "awaited"
+    assert passed_over(record, {**copy, "applied": 10})["state"] == "missed"
+    assert passed_over(record, {**copy, "applied": 10, "state": "taken"})["state"] == "taken"
+    old = {key: value for key, value in copy.items() if key != "applied"}
+    assert passed_over(record, old) == old
 
 
 def test_calls_that_are_made_at_once_wait_for_each_other_and_fail_together() -> None:
