@@ -69,7 +69,7 @@ def test_a_copy_that_stands_at_a_marker_with_a_full_journal_does_not_claim_to_ha
     assert 'condition="COPY-JOURNAL-FULL",group="app",level="warn",peer="B"' in a.farstripe("metrics")
     told = rpo(a)
     assert (told["writes"], told["bound"]) == (behind, "exact")
-    assert 0 <= told["writes"] - told["bytes"] / MIB < 3, "of one position; two or three are no writes of hosts"
+    assert -0.1 < told["writes"] - told["bytes"] / MIB < 3, "of one position; two or three are no writes of hosts"
     b.farstripe("marker", "resume", "--groups", GROUP)
     wait_until(lambda: (rpo(b)["writes"], rpo(b)["bound"]) == (0, "exact"), lambda: str(rpo(b)), 30)
     pair.wait_in_sync()
