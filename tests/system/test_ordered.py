@@ -384,7 +384,8 @@ def test_what_a_host_has_only_read_of_one_source_is_there_when_what_it_wrote_to_
     assert announced >= answered[0] and done >= follower.seen, "an answered write is missing"
     a.farstripe("takeover", "log", "--yes")
     b.farstripe("takeover", "data", "--yes")
-    assert (newest(a, "log"), newest(b, "data")) == (announced, done)
+    last = newest(a, "log"), newest(b, "data")  # what was still under way has come by now, too
+    assert announced <= last[0] and done <= last[1] <= last[0]
 
 
 def _all_applied(node: Node, volume: str) -> bool:
