@@ -18,8 +18,8 @@ from replicator.daemon.markers import STORAGE, Markers
 from replicator.daemon.markerstore import Record
 
 MOST_AHEAD = 8
-"""So many markers of a schedule may be there beyond those that it keeps: not complete yet, or not deleted yet. When they
-are so many, those that never will be complete go, the oldest first: no newer one could take their place."""
+"""So many markers of a schedule may be there beyond those that it keeps: not complete yet, or not deleted yet. When
+they are so many, those that never will be complete go, the oldest first: no newer one could take their place."""
 NOTE_S = 600.0
 """So often is the same failure of a schedule an event."""
 AT_ONCE = 4
